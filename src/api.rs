@@ -1,0 +1,113 @@
+//! The HTTP API: an axum router, served by the `api` Lambda behind API Gateway and by local mode alike.
+
+mod auth;
+mod body;
+mod error;
+mod telemetry;
+mod webhooks;
+
+use std::{any::Any, sync::Arc};
+
+use axum::{
+    Json, Router,
+    extract::Request,
+    http::StatusCode,
+    middleware,
+    response::{IntoResponse, Response},
+    routing::{delete, get},
+};
+use serde::Serialize;
+use tower_http::catch_panic::CatchPanicLayer;
+
+use crate::{
+    clock::Clock,
+    store::{Store, rate},
+    transport::Guard,
+};
+use error::Error;
+
+/// What the API's operations work with.
+#[derive(Clone)]
+pub struct Api {
+    /// The tables.
+    pub store: Store,
+    /// Checks the URLs that webhooks are created with.
+    pub guard: Guard,
+    /// The time.
+    pub clock: Clock,
+    /// How many webhooks an account may have.
+    pub webhooks_per_account: u32,
+    /// How many requests an account may make.
+    pub rate_limits: rate::Limits,
+}
+
+/// The router of the whole API. Whatever it answers has the envelope and an `X-Request-Id`.
+pub fn router(api: Api) -> Router {
+    with_middleware(
+        Router::new()
+            .route("/api/v1/webhooks", get(webhooks::list).post(webhooks::create))
+            .route("/api/v1/webhooks/{id}", delete(webhooks::remove))
+            .route("/healthz", get(healthz))
+            .with_state(Arc::new(api)),
+    )
+}
+
+/// Wraps a router's routes with what every answer must have.
+fn with_middleware(router: Router) -> Router {
+    router
+        .fallback(not_found)
+        .method_not_allowed_fallback(method_not_allowed)
+        .layer(CatchPanicLayer::custom(panicked))
+        .layer(middleware::from_fn(telemetry::request))
+}
+
+/// The envelope of a success.
+#[derive(Serialize)]
+struct Envelope<T> {
+    success: bool,
+    data: T,
+}
+
+/// Answers with `data` in the envelope.
+fn success<T: Serialize>(data: T) -> Json<Envelope<T>> {
+    Json(Envelope { success: true, data })
+}
+
+async fn healthz() -> Response {
+    success(serde_json::json!({ "status": "ok" })).into_response()
+}
+
+async fn not_found(request: Request) -> Error {
+    Error::NotFound(format!("No route {} {}", request.method(), request.uri().path()))
+}
+
+async fn method_not_allowed(request: Request) -> Error {
+    Error::MethodNotAllowed(format!("{} does not support {}", request.uri().path(), request.method()))
+}
+
+fn panicked(panic: Box<dyn Any + Send>) -> Response {
+    let text = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
+    Error::Internal(format!("panicked: {}", text.unwrap_or("no message"))).into_response()
+}
+
+/// A `Location` for what was created.
+fn created<T: Serialize>(location: String, data: T) -> Response {
+    (StatusCode::CREATED, [(http::header::LOCATION, location)], success(data)).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http_body_util::BodyExt;
+    use tower::ServiceExt;
+
+    #[tokio::test]
+    async fn a_panic_is_a_500_that_tells_nothing_of_its_cause() {
+        let router = with_middleware(Router::new().route("/boom", get(async || -> Response { panic!("the secret cause") })));
+        let response = router.oneshot(Request::get("/boom").body(axum::body::Body::empty()).unwrap()).await.unwrap();
+        assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
+        assert!(response.headers().contains_key("x-request-id"));
+        let body = response.into_body().collect().await.unwrap().to_bytes();
+        assert_eq!(body, r#"{"success":false,"error":{"code":"internal_error","message":"Internal error"}}"#);
+    }
+}

@@ -1,0 +1,87 @@
+//! A request's body: bounded, JSON, and every field accounted for.
+
+use axum::{
+    extract::{FromRequest, Request},
+    http::{HeaderMap, header::CONTENT_TYPE},
+};
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use hyper::body::Bytes;
+use serde::{Deserialize, Deserializer, de::DeserializeOwned, de::Error as _};
+
+use super::Error;
+
+/// The largest request body.
+const MAX_BODY: usize = 64 * 1024;
+
+/// A request's body as `T`, and the bytes it was read from.
+pub(super) struct JsonBody<T> {
+    pub value: T,
+    pub bytes: Bytes,
+}
+
+impl<T: DeserializeOwned, S: Sync> FromRequest<S> for JsonBody<T> {
+    type Rejection = Error;
+
+    async fn from_request(request: Request, _: &S) -> Result<Self, Error> {
+        let (parts, body) = request.into_parts();
+        let bytes = match Limited::new(body, MAX_BODY).collect().await {
+            Ok(collected) => collected.to_bytes(),
+            Err(error) if error.is::<LengthLimitError>() => return Err(Error::PayloadTooLarge),
+            Err(_) => return Err(Error::InvalidRequest("The body broke off".to_owned())),
+        };
+        if bytes.is_empty() {
+            return Err(Error::InvalidRequest("The body is empty, expected a JSON object".to_owned()));
+        }
+        if !is_json(&parts.headers) {
+            return Err(Error::UnsupportedMediaType);
+        }
+        let value = parse(&bytes)?;
+        Ok(Self { value, bytes })
+    }
+}
+
+/// Whether the body is declared as `application/json` or another type with the suffix `+json` (RFC 6839).
+fn is_json(headers: &HeaderMap) -> bool {
+    let declared = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let essence = declared.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+    essence == "application/json" || (essence.starts_with("application/") && essence.ends_with("+json"))
+}
+
+fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Error> {
+    let mut json = serde_json::Deserializer::from_slice(bytes);
+    let value = serde_path_to_error::deserialize(&mut json).map_err(|error| {
+        let path = error.path().to_string();
+        let cause = error.into_inner();
+        // A field's own error needs no place in the text: its name says where it is.
+        let reason = cause.to_string();
+        let place = format!(" at line {} column {}", cause.line(), cause.column());
+        match reason.strip_suffix(&place).filter(|_| cause.is_data()) {
+            Some(reason) if path == "." => Error::InvalidRequest(reason.to_owned()),
+            Some(reason) => Error::field(&path, reason),
+            None => Error::InvalidRequest(format!("The body is not valid JSON: {reason}")),
+        }
+    })?;
+    json.end().map_err(|error| Error::InvalidRequest(format!("The body is not valid JSON: {error}")))?;
+    Ok(value)
+}
+
+/// Reads a field that must be a string. What was given instead is not repeated: it may be a secret.
+pub(super) fn string<'de, D: Deserializer<'de>>(from: D) -> Result<String, D::Error> {
+    match serde_json::Value::deserialize(from)? {
+        serde_json::Value::String(text) => Ok(text),
+        _ => Err(D::Error::custom("expected a string")),
+    }
+}
+
+/// Reads a field that must be an array of strings.
+pub(super) fn strings<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<String>, D::Error> {
+    let text = |value| match value {
+        serde_json::Value::String(text) => Some(text),
+        _ => None,
+    };
+    let texts = match serde_json::Value::deserialize(from)? {
+        serde_json::Value::Array(values) => values.into_iter().map(text).collect(),
+        _ => None,
+    };
+    texts.ok_or_else(|| D::Error::custom("expected an array of strings"))
+}

@@ -1,0 +1,138 @@
+//! `/api/v1/webhooks`: the documented operations.
+
+use std::{sync::Arc, time::Duration};
+
+use axum::{
+    Json,
+    extract::{Path, State},
+    http::HeaderMap,
+    response::Response,
+};
+use serde::{Deserialize, Deserializer, Serialize, de::Error as _};
+use serde_json::json;
+use sha2::{Digest, Sha256};
+
+use super::{
+    Api, Envelope, Error,
+    auth::Authenticated,
+    body::{self, JsonBody},
+    created, success,
+};
+use crate::{
+    clock::Instant,
+    store::webhooks::{Created, Idempotency, NewWebhook},
+    webhook::{EndpointUrl, Events, Secret, Webhook, WebhookId},
+};
+
+/// How long an `Idempotency-Key` is remembered.
+const IDEMPOTENCY: Duration = Duration::from_secs(24 * 60 * 60);
+/// The longest `Idempotency-Key`.
+const MAX_IDEMPOTENCY_KEY: usize = 255;
+
+/// A webhook as it is shown: exactly the four documented fields.
+#[derive(Serialize)]
+pub(super) struct View {
+    id: u64,
+    url: String,
+    events: Vec<&'static str>,
+    status: &'static str,
+}
+
+impl From<&Webhook> for View {
+    fn from(webhook: &Webhook) -> Self {
+        Self {
+            id: webhook.id.get(),
+            url: webhook.url.as_str().to_owned(),
+            events: webhook.events.names().collect(),
+            status: webhook.status.name(),
+        }
+    }
+}
+
+/// What a webhook is created from.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Create {
+    #[serde(deserialize_with = "url")]
+    url: EndpointUrl,
+    #[serde(deserialize_with = "events")]
+    events: Events,
+    #[serde(default, deserialize_with = "secret")]
+    secret_key: Option<Secret>,
+}
+
+/// `GET /api/v1/webhooks`
+pub(super) async fn list(
+    State(api): State<Arc<Api>>,
+    Authenticated(account): Authenticated,
+) -> Result<Json<Envelope<Vec<View>>>, Error> {
+    let webhooks = api.store.webhooks(&account).await?;
+    Ok(success(webhooks.iter().map(View::from).collect()))
+}
+
+/// `POST /api/v1/webhooks`
+pub(super) async fn create(
+    State(api): State<Arc<Api>>,
+    Authenticated(account): Authenticated,
+    headers: HeaderMap,
+    JsonBody { value, bytes }: JsonBody<Create>,
+) -> Result<Response, Error> {
+    let now = api.clock.now();
+    let idempotency = idempotency(&headers, &bytes, now)?;
+    api.guard.check(&value.url).await.map_err(|reason| Error::field("url", reason))?;
+    let new = NewWebhook { url: value.url, events: value.events, secret: value.secret_key };
+    let limit = api.webhooks_per_account;
+    match api.store.create_webhook(&account, &new, limit, idempotency.as_ref(), now).await? {
+        Created::Webhook(webhook) => {
+            Ok(created(format!("/api/v1/webhooks/{}", webhook.id), View::from(&webhook)))
+        }
+        Created::LimitReached => {
+            Err(Error::Conflict(format!("The account has {limit} webhooks, which is its limit: delete one first")))
+        }
+        Created::KeyReused => {
+            Err(Error::Conflict("Idempotency-Key: was used with another body, expected a new key".to_owned()))
+        }
+    }
+}
+
+/// `DELETE /api/v1/webhooks/{id}`
+pub(super) async fn remove(
+    State(api): State<Arc<Api>>,
+    Authenticated(account): Authenticated,
+    Path(id): Path<String>,
+) -> Result<Json<Envelope<serde_json::Value>>, Error> {
+    let not_found = || Error::NotFound(format!("No webhook {}", id.chars().take(64).collect::<String>()));
+    let webhook = WebhookId::parse(&id).ok_or_else(not_found)?;
+    if !api.store.delete_webhook(&account, webhook).await? {
+        return Err(not_found());
+    }
+    Ok(success(json!({ "id": webhook.get() })))
+}
+
+/// The request's `Idempotency-Key`, with a fingerprint of its body.
+fn idempotency(headers: &HeaderMap, body: &[u8], now: Instant) -> Result<Option<Idempotency>, Error> {
+    let Some(value) = headers.get("idempotency-key") else { return Ok(None) };
+    let key = value.to_str().ok().filter(|key| (1..=MAX_IDEMPOTENCY_KEY).contains(&key.len()));
+    let key = key.ok_or_else(|| Error::field("Idempotency-Key", "expected 1 to 255 printable ASCII characters"))?;
+    let fingerprint = hex::encode(Sha256::digest(body));
+    Ok(Some(Idempotency { key: key.to_owned(), fingerprint, expires_at: now + IDEMPOTENCY }))
+}
+
+fn url<'de, D: Deserializer<'de>>(from: D) -> Result<EndpointUrl, D::Error> {
+    EndpointUrl::parse(&body::string(from)?).map_err(D::Error::custom)
+}
+
+fn events<'de, D: Deserializer<'de>>(from: D) -> Result<Events, D::Error> {
+    Events::parse(body::strings(from)?.iter().map(String::as_str)).map_err(D::Error::custom)
+}
+
+/// A secret, or `null` for none.
+fn secret<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Secret>, D::Error> {
+    match Option::<serde_json::Value>::deserialize(from)? {
+        None => Ok(None),
+        Some(value) => {
+            let text = body::string(value).map_err(D::Error::custom)?;
+            Secret::parse(text).map(Some).map_err(D::Error::custom)
+        }
+    }
+}

@@ -1,0 +1,20 @@
+//! AWS clients.
+
+use std::time::Duration;
+
+use aws_config::{BehaviorVersion, SdkConfig, timeout::TimeoutConfig};
+
+/// How long one try of a request to AWS may take; the SDK makes up to three.
+const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long a request may take in all.
+const OPERATION_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The ordinary configuration: region, credentials and endpoints from where every AWS SDK takes them, with bounded waits.
+pub async fn config() -> SdkConfig {
+    aws_config::defaults(BehaviorVersion::latest()).timeout_config(timeouts()).load().await
+}
+
+/// The bounds of every request to AWS.
+pub fn timeouts() -> TimeoutConfig {
+    TimeoutConfig::builder().operation_attempt_timeout(ATTEMPT_TIMEOUT).operation_timeout(OPERATION_TIMEOUT).build()
+}

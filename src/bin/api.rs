@@ -1,0 +1,25 @@
+//! The `api` Lambda: the HTTP API behind API Gateway.
+
+use nano_webhooks::{
+    api::{self, Api},
+    aws,
+    clock::Clock,
+    config::{Config, Defaults, variable},
+    store::Store,
+    telemetry::{self, Format},
+};
+
+#[tokio::main]
+async fn main() -> Result<(), lambda_http::Error> {
+    telemetry::init(Format::Json, "info")?;
+    let config = Config::read(variable, Defaults::DEPLOYED)?;
+    let client = aws_sdk_dynamodb::Client::new(&aws::config().await);
+    let router = api::router(Api {
+        guard: config.guard(),
+        clock: Clock::system(),
+        webhooks_per_account: config.webhooks_per_account,
+        rate_limits: config.rate_limits,
+        store: Store::new(client, config.tables),
+    });
+    lambda_http::run(router).await
+}

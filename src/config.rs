@@ -1,0 +1,212 @@
+//! Settings: the one reader of the environment. A missing or malformed setting stops the start with a line that names it.
+
+use std::{path::PathBuf, str::FromStr, time::Duration};
+
+use ipnet::IpNet;
+
+use crate::{
+    delivery::schedule::Schedule,
+    store::{Tables, rate},
+    transport::{client::{CaFileError, Client, Limits}, guard::{Guard, Policy}},
+};
+
+/// The settings that deployed functions and local mode share.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// `WEBHOOKS_TABLE` and `DELIVERIES_TABLE`.
+    pub tables: Tables,
+    /// `TARGETS`: `public` or `any`.
+    pub targets: Policy,
+    /// `ALLOW_CIDRS`: ranges permitted beside the public ones, separated by commas.
+    pub allow_cidrs: Vec<IpNet>,
+    /// `RETRY_SCHEDULE`: the waits between attempts, separated by commas.
+    pub retry_schedule: Schedule,
+    /// `RETENTION_DAYS`: how long settled deliveries are kept.
+    pub retention: Duration,
+    /// `WEBHOOKS_PER_ACCOUNT`.
+    pub webhooks_per_account: u32,
+    /// `RATE_LIMIT_PER_MINUTE` and `RATE_LIMIT_PER_DAY`.
+    pub rate_limits: rate::Limits,
+    /// `EXTRA_CA_FILE`: a PEM file with certificates that are trusted beside the public ones.
+    pub extra_ca_file: Option<PathBuf>,
+}
+
+/// What differs between a deployed function and local mode.
+#[derive(Clone, Copy, Debug)]
+pub struct Defaults {
+    /// The names of the tables, if there are any to assume.
+    pub tables: Option<(&'static str, &'static str)>,
+    /// The target policy.
+    pub targets: Policy,
+    /// The rate limits.
+    pub rate_limits: rate::Limits,
+}
+
+impl Defaults {
+    /// A deployed function: the template names the tables, only public targets are called, and requests are limited.
+    pub const DEPLOYED: Self = Self {
+        tables: None,
+        targets: Policy::Public,
+        rate_limits: rate::Limits { per_minute: Some(60), per_day: Some(10_000) },
+    };
+    /// A developer's machine.
+    pub const LOCAL: Self = Self {
+        tables: Some(("nano-webhooks", "nano-webhooks-deliveries")),
+        targets: Policy::Any,
+        rate_limits: rate::Limits { per_minute: None, per_day: None },
+    };
+    /// The name of the platform's jobs table in local mode.
+    pub const LOCAL_JOBS_TABLE: &'static str = "jobs";
+}
+
+/// A setting is missing or malformed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{name}: {reason}")]
+pub struct ConfigError {
+    name: String,
+    reason: String,
+}
+
+impl ConfigError {
+    /// The setting `name` is not as expected.
+    pub fn new(name: impl Into<String>, reason: impl ToString) -> Self {
+        Self { name: name.into(), reason: reason.to_string() }
+    }
+}
+
+impl From<CaFileError> for ConfigError {
+    fn from(error: CaFileError) -> Self {
+        Self::new("EXTRA_CA_FILE", error)
+    }
+}
+
+/// A variable of the environment, if it is set and not empty.
+///
+/// # Errors
+/// If it is not text.
+pub fn variable(name: &str) -> Result<Option<String>, ConfigError> {
+    #[expect(clippy::disallowed_methods, reason = "this is the one reader of the environment")]
+    match std::env::var(name) {
+        Ok(value) => Ok(Some(value).filter(|value| !value.is_empty())),
+        Err(std::env::VarError::NotPresent) => Ok(None),
+        Err(std::env::VarError::NotUnicode(_)) => Err(ConfigError::new(name, "expected text in UTF-8")),
+    }
+}
+
+impl Config {
+    /// Reads the settings with `get`, which is [`variable`] but in tests.
+    ///
+    /// # Errors
+    /// Names the first setting that is missing or malformed.
+    pub fn read(get: impl Fn(&str) -> Result<Option<String>, ConfigError>, defaults: Defaults) -> Result<Self, ConfigError> {
+        let table = |name: &str, default: Option<&str>| {
+            let value = get(name)?.or_else(|| default.map(str::to_owned));
+            value.ok_or_else(|| ConfigError::new(name, "missing, expected the name of a table"))
+        };
+        let limit = |name: &str, default| parsed(name, get(name)?, "expected a whole number, 1 or more").map(|n| n.or(default));
+        let cidrs = get("ALLOW_CIDRS")?.unwrap_or_default();
+        let cidrs = cidrs.split(',').map(str::trim).filter(|part| !part.is_empty()).map(|part| {
+            part.parse().map_err(|_| ConfigError::new("ALLOW_CIDRS", format!("expected CIDR ranges such as 10.1.0.0/16, separated by commas; `{part}` is not one")))
+        });
+        Ok(Self {
+            tables: Tables {
+                webhooks: table("WEBHOOKS_TABLE", defaults.tables.map(|(webhooks, _)| webhooks))?,
+                deliveries: table("DELIVERIES_TABLE", defaults.tables.map(|(_, deliveries)| deliveries))?,
+            },
+            targets: match get("TARGETS")? {
+                None => defaults.targets,
+                Some(text) => text.parse().map_err(|reason| ConfigError::new("TARGETS", reason))?,
+            },
+            allow_cidrs: cidrs.collect::<Result<_, _>>()?,
+            retry_schedule: match get("RETRY_SCHEDULE")? {
+                None => Schedule::default(),
+                Some(text) => text.parse().map_err(|reason| ConfigError::new("RETRY_SCHEDULE", reason))?,
+            },
+            retention: Duration::from_secs(
+                parsed::<Positive>("RETENTION_DAYS", get("RETENTION_DAYS")?, "expected a whole number of days, 1 or more")?
+                    .map_or(30, |days| u64::from(days.0))
+                    * 24 * 60 * 60,
+            ),
+            webhooks_per_account: limit("WEBHOOKS_PER_ACCOUNT", Some(Positive(50)))?.map_or(50, |n| n.0),
+            rate_limits: rate::Limits {
+                per_minute: limit("RATE_LIMIT_PER_MINUTE", defaults.rate_limits.per_minute.map(Positive))?.map(|n| n.0),
+                per_day: limit("RATE_LIMIT_PER_DAY", defaults.rate_limits.per_day.map(Positive))?.map(|n| n.0),
+            },
+            extra_ca_file: get("EXTRA_CA_FILE")?.map(PathBuf::from),
+        })
+    }
+
+    /// The target guard that these settings ask for.
+    pub fn guard(&self) -> Guard {
+        Guard::new(self.targets, self.allow_cidrs.clone())
+    }
+
+    /// An HTTP client behind that guard.
+    ///
+    /// # Errors
+    /// If `EXTRA_CA_FILE` cannot be read.
+    pub fn client(&self, limits: Limits) -> Result<Client, ConfigError> {
+        Ok(Client::new(self.guard(), limits, self.extra_ca_file.as_deref())?)
+    }
+}
+
+/// A number from 1.
+struct Positive(u32);
+
+impl FromStr for Positive {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        text.parse().ok().filter(|n| *n > 0).map(Self).ok_or(())
+    }
+}
+
+fn parsed<T: FromStr>(name: &str, value: Option<String>, expected: &str) -> Result<Option<T>, ConfigError> {
+    value
+        .map(|text| text.trim().parse().map_err(|_| ConfigError::new(name, format!("{expected}; `{text}` is not one"))))
+        .transpose()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(settings: &[(&str, &str)]) -> Result<Config, String> {
+        let all = [settings, &[("WEBHOOKS_TABLE", "w"), ("DELIVERIES_TABLE", "d")]].concat();
+        let get = |name: &str| Ok(all.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned()));
+        Config::read(get, Defaults::DEPLOYED).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn a_deployed_function_calls_public_targets_and_limits_requests_unless_told_otherwise() {
+        let config = read(&[]).unwrap();
+        assert_eq!(config.targets, Policy::Public);
+        assert_eq!(config.rate_limits, rate::Limits { per_minute: Some(60), per_day: Some(10_000) });
+        assert_eq!(config.webhooks_per_account, 50);
+        assert_eq!(config.retention, Duration::from_secs(30 * 86_400));
+        assert_eq!(config.retry_schedule, Schedule::default());
+    }
+
+    #[test]
+    fn a_malformed_setting_is_named() {
+        for (name, value) in [
+            ("TARGETS", "private"),
+            ("ALLOW_CIDRS", "10.0.0.0/8, office"),
+            ("RETRY_SCHEDULE", "soon"),
+            ("RETENTION_DAYS", "0"),
+            ("WEBHOOKS_PER_ACCOUNT", "many"),
+            ("RATE_LIMIT_PER_MINUTE", "-1"),
+            ("RATE_LIMIT_PER_DAY", "1.5"),
+        ] {
+            let error = read(&[(name, value)]).unwrap_err();
+            assert!(error.starts_with(&format!("{name}: ")), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_missing_table_is_named() {
+        let error = Config::read(|_| Ok(None), Defaults::DEPLOYED).unwrap_err().to_string();
+        assert_eq!(error, "WEBHOOKS_TABLE: missing, expected the name of a table");
+        assert_eq!(Config::read(|_| Ok(None), Defaults::LOCAL).unwrap().tables.webhooks, "nano-webhooks");
+    }
+}

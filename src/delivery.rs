@@ -1,0 +1,125 @@
+//! A delivery: one event on its way to one webhook. What is decided about it is decided here, without I/O.
+
+pub mod attempt;
+pub mod retry_after;
+pub mod schedule;
+
+use std::time::Duration;
+
+use crate::{
+    clock::Instant,
+    event::EventId,
+    webhook::{Account, EventType, WebhookId},
+};
+use attempt::{Attempt, Outcome};
+use schedule::Schedule;
+
+/// Where a delivery stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// Another attempt is due then.
+    Pending(Instant),
+    /// A 2xx was read.
+    Delivered,
+    /// The schedule is exhausted.
+    Failed,
+}
+
+impl State {
+    /// The name on the wire.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Pending(_) => "pending",
+            Self::Delivered => "delivered",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+/// What names a delivery.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Key {
+    /// Whose webhook it is.
+    pub account: Account,
+    /// The webhook.
+    pub webhook: WebhookId,
+    /// The event.
+    pub event: EventId,
+}
+
+/// One event on its way to one webhook.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Delivery {
+    /// What names it.
+    pub key: Key,
+    /// The type of the event.
+    pub event_type: EventType,
+    /// The job that ended.
+    pub task_id: String,
+    /// Where it goes, as the webhook had it.
+    pub url: String,
+    /// The bytes that are signed and sent, in every attempt.
+    pub body: String,
+    /// Where it stands.
+    pub state: State,
+    /// How many attempts were made.
+    pub attempt_count: u32,
+    /// The attempts, the oldest first.
+    pub attempts: Vec<Attempt>,
+    /// When the event was taken from the stream.
+    pub created_at: Instant,
+}
+
+/// Where a delivery stands after attempt `number` (1 for the first) ended at `now` with `outcome`. `jitter` is from 0 to 1.
+pub fn decide(schedule: &Schedule, number: u32, outcome: &Outcome, now: Instant, jitter: f64) -> State {
+    if outcome.failure.is_none() {
+        return State::Delivered;
+    }
+    match schedule.wait(number, jitter, asked_to_wait(outcome, now)) {
+        Some(wait) => State::Pending(now + wait),
+        None => State::Failed,
+    }
+}
+
+/// What the receiver's `Retry-After` asks for; it is heard on 429 and 5xx alone.
+fn asked_to_wait(outcome: &Outcome, now: Instant) -> Option<Duration> {
+    let heard = matches!(outcome.status_code, Some(429 | 500..=599));
+    let value = outcome.retry_after.as_deref().filter(|_| heard)?;
+    retry_after::parse(value, now)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use attempt::Failure;
+
+    #[test]
+    fn only_an_outcome_without_failure_is_delivered_and_the_last_failure_is_final() {
+        let schedule: Schedule = "10s,1h".parse().unwrap();
+        let now = Instant::from_millis(1_000_000);
+        let ok = Outcome { status_code: Some(204), failure: None, retry_after: Some("600".into()), excerpt: None };
+        let failed = |status, retry_after: Option<&str>| Outcome {
+            status_code: Some(status),
+            failure: Some(Failure::Status(status)),
+            retry_after: retry_after.map(str::to_owned),
+            excerpt: None,
+        };
+        let broken = Outcome { status_code: None, failure: Some(Failure::Timeout), retry_after: None, excerpt: None };
+        let due = |seconds: i64| State::Pending(Instant::from_millis(1_000_000 + seconds * 1000));
+        for (number, outcome, expected) in [
+            (1, &ok, State::Delivered),
+            (3, &ok, State::Delivered),
+            (1, &broken, due(10)),
+            (2, &broken, due(3600)),
+            (3, &broken, State::Failed),
+            (1, &failed(500, None), due(10)),
+            (1, &failed(503, Some("60")), due(60)),
+            (1, &failed(429, Some("60")), due(60)),
+            (1, &failed(404, Some("60")), due(10)),
+            (1, &failed(503, Some("soon")), due(10)),
+            (3, &failed(503, Some("60")), State::Failed),
+        ] {
+            assert_eq!(decide(&schedule, number, outcome, now, 0.5), expected, "{number} {outcome:?}");
+        }
+    }
+}

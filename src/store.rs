@@ -1,0 +1,113 @@
+//! The tables: every read and write of DynamoDB, concrete over the SDK's client.
+
+pub mod api_keys;
+pub mod deliveries;
+pub mod keys;
+pub mod poison;
+pub mod rate;
+pub mod tables;
+pub mod webhooks;
+
+use std::{collections::HashMap, error::Error as StdError, time::Duration};
+
+use aws_sdk_dynamodb::{
+    Client,
+    error::{DisplayErrorContext, ProvideErrorMetadata, SdkError},
+    types::AttributeValue,
+};
+use serde::{Deserialize, Serialize};
+
+/// An item as DynamoDB has it.
+pub type Item = HashMap<String, AttributeValue>;
+
+/// The names of the tables.
+#[derive(Clone, Debug)]
+pub struct Tables {
+    /// Accounts, keys, webhooks, limits, poison.
+    pub webhooks: String,
+    /// The delivery log and the due index.
+    pub deliveries: String,
+}
+
+/// The tables, and the client that reaches them.
+#[derive(Clone, Debug)]
+pub struct Store {
+    client: Client,
+    tables: Tables,
+}
+
+impl Store {
+    /// A store over these tables.
+    pub const fn new(client: Client, tables: Tables) -> Self {
+        Self { client, tables }
+    }
+}
+
+/// DynamoDB did not do what was asked. What it said is for the log, never for a caller.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Throttled, out of reach, or at fault: the same request may succeed later.
+    #[error("DynamoDB is throttled or out of reach: {0}")]
+    Unavailable(String),
+    /// Refused, or an item that cannot be understood: the same request would fail again.
+    #[error("DynamoDB request failed: {0}")]
+    Internal(String),
+}
+
+/// Shorthand for what the store returns.
+pub type Result<T> = std::result::Result<T, Error>;
+
+impl<E, R> From<SdkError<E, R>> for Error
+where
+    E: StdError + ProvideErrorMetadata + 'static,
+    R: std::fmt::Debug,
+{
+    fn from(error: SdkError<E, R>) -> Self {
+        let transient = match &error {
+            SdkError::TimeoutError(_) | SdkError::DispatchFailure(_) | SdkError::ResponseError(_) => true,
+            SdkError::ServiceError(service) => service.err().code().is_some_and(is_transient),
+            _ => false,
+        };
+        let text = DisplayErrorContext(error).to_string();
+        if transient { Self::Unavailable(text) } else { Self::Internal(text) }
+    }
+}
+
+/// Error codes that say "later", from the DynamoDB developer guide, "Error handling".
+fn is_transient(code: &str) -> bool {
+    matches!(
+        code,
+        "ProvisionedThroughputExceededException"
+            | "ThrottlingException"
+            | "ThrottlingError"
+            | "RequestLimitExceeded"
+            | "TransactionConflictException"
+            | "TransactionInProgressException"
+            | "InternalServerError"
+            | "InternalServerErrorException"
+            | "ServiceUnavailable"
+            | "ServiceUnavailableException"
+    )
+}
+
+/// Waits between tries of what DynamoDB left undone (unprocessed items, transaction conflicts): 20 ms doubling up to
+/// 320 ms, with full jitter.
+async fn back_off(tried: u32) {
+    let ceiling = Duration::from_millis(20) * 2_u32.pow(tried.min(4));
+    tokio::time::sleep(ceiling.mul_f64(crate::random::unit())).await;
+}
+
+/// A stored shape as an item.
+fn to_item(row: &impl Serialize) -> Result<Item> {
+    serde_dynamo::to_item(row).map_err(|error| Error::Internal(format!("a row could not be written: {error}")))
+}
+
+/// An item as a stored shape.
+fn from_item<'a, T: Deserialize<'a>>(item: Item) -> Result<T> {
+    serde_dynamo::from_item(item).map_err(|error| Error::Internal(format!("an item could not be read: {error}")))
+}
+
+/// An item that breaks a rule which every writer keeps.
+fn corrupt(what: &str) -> Error {
+    Error::Internal(format!("an item holds an invalid {what}"))
+}

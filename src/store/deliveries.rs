@@ -1,0 +1,228 @@
+//! Deliveries: checked for by one batched read, recorded by batched writes.
+
+use std::collections::{HashMap, HashSet};
+
+use aws_sdk_dynamodb::types::{AttributeValue, KeysAndAttributes, PutRequest, WriteRequest};
+use futures_util::{StreamExt, stream};
+use serde::{Deserialize, Serialize};
+
+use super::{
+    Error, Item, Result, Store, back_off, corrupt, from_item,
+    keys::{self, Primary},
+    to_item,
+};
+use crate::{
+    clock::{Deadline, Instant},
+    delivery::{
+        Delivery, Key, State,
+        attempt::{Attempt, FailureKind},
+    },
+    webhook::EventType,
+};
+
+/// The most keys that BatchGetItem takes.
+const BATCH_GET: usize = 100;
+/// The most items that BatchWriteItem takes.
+const BATCH_WRITE: usize = 25;
+/// How many batches are on their way at the same time.
+const CONCURRENT_BATCHES: usize = 8;
+
+#[derive(Serialize, Deserialize)]
+struct Row {
+    #[serde(rename = "PK")]
+    pk: String,
+    #[serde(rename = "SK")]
+    sk: String,
+    event: String,
+    task_id: String,
+    url: String,
+    body: String,
+    status: String,
+    attempt_count: u32,
+    attempts: Vec<Attempt>,
+    created_at: Instant,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    next_attempt_at: Option<Instant>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    last_failure: Option<FailureKind>,
+    /// Keys of the due index: only what is pending has them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    due_shard: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sweep_at: Option<Instant>,
+    /// Key of the state index: only what is pending or failed has it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    state_key: Option<String>,
+    /// Only what is settled expires.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    expires_at: Option<i64>,
+}
+
+impl Store {
+    /// Which of these deliveries exist already, from strongly consistent reads.
+    ///
+    /// # Errors
+    /// If DynamoDB does not answer for all of them before the deadline.
+    pub async fn existing(&self, keys: &[Key], deadline: Deadline) -> Result<HashSet<Key>> {
+        let mut found = HashSet::new();
+        let mut batches = stream::iter(keys.chunks(BATCH_GET))
+            .map(|batch| self.existing_batch(batch, deadline))
+            .buffer_unordered(CONCURRENT_BATCHES);
+        while let Some(batch) = batches.next().await {
+            found.extend(batch?);
+        }
+        Ok(found)
+    }
+
+    async fn existing_batch(&self, batch: &[Key], deadline: Deadline) -> Result<Vec<Key>> {
+        let table = &self.tables.deliveries;
+        let request = KeysAndAttributes::builder()
+            .set_keys(Some(batch.iter().map(|key| keys::delivery(key).into_item()).collect()))
+            .projection_expression("PK, SK")
+            .consistent_read(true)
+            .build()
+            .expect("every required part is set");
+        let mut open = HashMap::from([(table.clone(), request)]);
+        let mut found = Vec::new();
+        let mut tried = 0;
+        loop {
+            let mut answer = self.client.batch_get_item().set_request_items(Some(open)).send().await?;
+            let items = answer.responses.as_mut().and_then(|tables| tables.remove(table)).unwrap_or_default();
+            for item in items {
+                found.push(key_of(&item)?);
+            }
+            open = answer.unprocessed_keys.unwrap_or_default();
+            if open.is_empty() {
+                return Ok(found);
+            }
+            wait_for_unprocessed(tried, deadline).await?;
+            tried += 1;
+        }
+    }
+
+    /// Records deliveries, and says which could not be recorded before the deadline. Settled ones expire after `retention`.
+    pub async fn record(
+        &self,
+        deliveries: &[Delivery],
+        now: Instant,
+        retention: std::time::Duration,
+        deadline: Deadline,
+    ) -> Unrecorded {
+        let mut unrecorded = Unrecorded::default();
+        let mut batches = stream::iter(deliveries.chunks(BATCH_WRITE))
+            .map(|batch| async move { (batch, self.record_batch(batch, now + retention, deadline).await) })
+            .buffer_unordered(CONCURRENT_BATCHES);
+        while let Some((batch, result)) = batches.next().await {
+            if let Err(error) = result {
+                // What a failed batch did get written is written again by the retry of its records: existing() finds it.
+                unrecorded.keys.extend(batch.iter().map(|delivery| delivery.key.clone()));
+                unrecorded.error = Some(error);
+            }
+        }
+        unrecorded
+    }
+
+    async fn record_batch(&self, batch: &[Delivery], expires_at: Instant, deadline: Deadline) -> Result<()> {
+        let mut requests = Vec::with_capacity(batch.len());
+        for delivery in batch {
+            let item = to_item(&Row::of(delivery, expires_at))?;
+            let put = PutRequest::builder().set_item(Some(item)).build().expect("every required part is set");
+            requests.push(WriteRequest::builder().put_request(put).build());
+        }
+        let mut open = HashMap::from([(self.tables.deliveries.clone(), requests)]);
+        let mut tried = 0;
+        loop {
+            let answer = self.client.batch_write_item().set_request_items(Some(open)).send().await?;
+            open = answer.unprocessed_items.unwrap_or_default();
+            if open.is_empty() {
+                return Ok(());
+            }
+            wait_for_unprocessed(tried, deadline).await?;
+            tried += 1;
+        }
+    }
+
+    /// One delivery, strongly consistent.
+    ///
+    /// # Errors
+    /// If DynamoDB does not answer, or the item breaks the rules.
+    pub async fn delivery(&self, key: &Key) -> Result<Option<Delivery>> {
+        let get = self.client.get_item().table_name(&self.tables.deliveries).consistent_read(true);
+        let item = get.set_key(Some(keys::delivery(key).into_item())).send().await?.item;
+        item.map(|item| from_item::<Row>(item)?.into_delivery()).transpose()
+    }
+}
+
+/// What could not be recorded, and why.
+#[derive(Debug, Default)]
+pub struct Unrecorded {
+    /// The deliveries.
+    pub keys: HashSet<Key>,
+    /// One of the reasons; `None`: everything was recorded.
+    pub error: Option<Error>,
+}
+
+async fn wait_for_unprocessed(tried: u32, deadline: Deadline) -> Result<()> {
+    if deadline.remaining().is_zero() {
+        return Err(Error::Unavailable("items were left unprocessed until the deadline".to_owned()));
+    }
+    back_off(tried).await;
+    Ok(())
+}
+
+fn key_of(item: &Item) -> Result<Key> {
+    let part = |name| item.get(name).and_then(|value: &AttributeValue| value.as_s().ok()).cloned();
+    let primary = part(keys::PK).zip(part(keys::SK)).map(|(pk, sk)| Primary { pk, sk });
+    primary.and_then(|primary| keys::parse_delivery(&primary)).ok_or_else(|| corrupt("delivery key"))
+}
+
+impl Row {
+    fn of(delivery: &Delivery, expires_at: Instant) -> Self {
+        let Primary { pk, sk } = keys::delivery(&delivery.key);
+        let name = delivery.state.name();
+        let next_attempt_at = match delivery.state {
+            State::Pending(at) => Some(at),
+            State::Delivered | State::Failed => None,
+        };
+        let listed = !matches!(delivery.state, State::Delivered);
+        Self {
+            pk,
+            sk,
+            event: delivery.event_type.name().to_owned(),
+            task_id: delivery.task_id.clone(),
+            url: delivery.url.clone(),
+            body: delivery.body.clone(),
+            status: name.to_owned(),
+            attempt_count: delivery.attempt_count,
+            attempts: delivery.attempts.clone(),
+            created_at: delivery.created_at,
+            next_attempt_at,
+            last_failure: delivery.attempts.last().and_then(|attempt| attempt.failure),
+            due_shard: next_attempt_at.map(|_| keys::due_shard(&delivery.key.event)),
+            sweep_at: next_attempt_at,
+            state_key: listed.then(|| keys::deliveries_in_state(&delivery.key.account, delivery.key.webhook, name)),
+            expires_at: next_attempt_at.is_none().then(|| expires_at.seconds()),
+        }
+    }
+
+    fn into_delivery(self) -> Result<Delivery> {
+        let primary = Primary { pk: self.pk, sk: self.sk };
+        let state = match (self.status.as_str(), self.next_attempt_at) {
+            ("pending", Some(at)) => State::Pending(at),
+            ("delivered", _) => State::Delivered,
+            ("failed", _) => State::Failed,
+            _ => return Err(corrupt("delivery state")),
+        };
+        Ok(Delivery {
+            key: keys::parse_delivery(&primary).ok_or_else(|| corrupt("delivery key"))?,
+            event_type: EventType::parse(&self.event).ok_or_else(|| corrupt("event type"))?,
+            task_id: self.task_id,
+            url: self.url,
+            body: self.body,
+            state,
+            attempt_count: self.attempt_count,
+            attempts: self.attempts,
+            created_at: self.created_at,
+        })
+    }
+}

@@ -1,0 +1,167 @@
+//! Every key string of the tables, made and parsed here alone.
+
+use aws_sdk_dynamodb::types::AttributeValue;
+use sha2::{Digest, Sha256};
+
+use super::Item;
+use crate::{
+    clock::Instant,
+    delivery::Key,
+    event::EventId,
+    webhook::{Account, WebhookId},
+};
+
+/// The partition key's attribute in both tables.
+pub const PK: &str = "PK";
+/// The sort key's attribute in both tables.
+pub const SK: &str = "SK";
+
+/// What the sort keys of an account's webhooks begin with.
+pub const WEBHOOK_PREFIX: &str = "WEBHOOK#";
+/// What the sort keys of an account's API keys begin with.
+pub const API_KEY_PREFIX: &str = "KEY#";
+/// The sort key of items that are alone in their partition.
+const SINGLE: &str = "-";
+
+/// A primary key.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Primary {
+    /// Partition key.
+    pub pk: String,
+    /// Sort key.
+    pub sk: String,
+}
+
+impl Primary {
+    fn new(pk: String, sk: impl Into<String>) -> Self {
+        Self { pk, sk: sk.into() }
+    }
+
+    /// As the attributes of an item.
+    pub fn into_item(self) -> Item {
+        Item::from([(PK.to_owned(), AttributeValue::S(self.pk)), (SK.to_owned(), AttributeValue::S(self.sk))])
+    }
+}
+
+/// The partition of an account.
+pub fn account(account: &Account) -> String {
+    format!("ACCOUNT#{account}")
+}
+
+/// The item with an account's last webhook id and number of webhooks.
+pub fn meta(of: &Account) -> Primary {
+    Primary::new(account(of), "META")
+}
+
+/// A webhook; ids have ten digits, so that they sort by number.
+pub fn webhook(of: &Account, id: WebhookId) -> Primary {
+    Primary::new(account(of), format!("{WEBHOOK_PREFIX}{:010}", id.get()))
+}
+
+/// The webhook that a sort key names; `None` if it names something else.
+pub fn parse_webhook(sk: &str) -> Option<WebhookId> {
+    let digits = sk.strip_prefix(WEBHOOK_PREFIX)?;
+    WebhookId::new(digits.parse().ok()?).filter(|_| digits.len() == 10)
+}
+
+/// The counter of an account's requests on a day.
+pub fn rate(of: &Account, day: &str) -> Primary {
+    Primary::new(account(of), format!("RATE#{day}"))
+}
+
+/// An API key in its account's list; `prefix` is the part that may be shown.
+pub fn listed_api_key(of: &Account, prefix: &str) -> Primary {
+    Primary::new(account(of), format!("{API_KEY_PREFIX}{prefix}"))
+}
+
+/// An API key by the hash that a request gives.
+pub fn api_key(sha256: &[u8; 32]) -> Primary {
+    Primary::new(format!("KEY#{}", hex::encode(sha256)), SINGLE)
+}
+
+/// The record of an `Idempotency-Key`. The caller's key is hashed, so that it has a fixed length and cannot look like
+/// another account's.
+pub fn idempotency(of: &Account, key: &str) -> Primary {
+    Primary::new(format!("IDEMPOTENCY#{of}#{}", hex::encode(Sha256::digest(key))), SINGLE)
+}
+
+/// A record that could not be understood; one partition a day. `stream` and `sequence_number` name the record.
+pub fn poison(day: &str, stream: &str, sequence_number: &str) -> Primary {
+    Primary::new(format!("POISON#{day}"), format!("{sequence_number}#{stream}"))
+}
+
+/// The position of a reader of a stream's shard.
+pub fn stream_position(stream: &str, shard: &str) -> Primary {
+    Primary::new(format!("POSITION#{stream}"), shard)
+}
+
+/// The partition of a webhook's deliveries.
+pub fn deliveries(of: &Account, id: WebhookId) -> String {
+    format!("{of}#{id}")
+}
+
+/// A delivery.
+pub fn delivery(key: &Key) -> Primary {
+    Primary::new(deliveries(&key.account, key.webhook), key.event.as_str())
+}
+
+/// The delivery that a primary key names. An account's name may hold a `#`; a webhook's id cannot.
+pub fn parse_delivery(primary: &Primary) -> Option<Key> {
+    let (account, webhook) = primary.pk.rsplit_once('#')?;
+    Some(Key {
+        account: Account::parse(account).ok()?,
+        webhook: WebhookId::parse(webhook)?,
+        event: EventId::parse(&primary.sk)?,
+    })
+}
+
+/// The partition of the listing index: one webhook's deliveries in one state.
+pub fn deliveries_in_state(of: &Account, id: WebhookId, state: &str) -> String {
+    format!("{}#{state}", deliveries(of, id))
+}
+
+/// The partition of the due index that a delivery lies in.
+pub fn due_shard(event: &EventId) -> String {
+    format!("{:02}", Sha256::digest(event.as_str())[0] % DUE_SHARDS)
+}
+
+/// How many partitions the due index has, so that no single one takes all of its writes.
+pub const DUE_SHARDS: u8 = 16;
+
+/// The day of an instant in UTC, as keys have it: `2024-12-23`.
+pub fn day(at: Instant) -> String {
+    at.rfc3339()[..10].to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_delivery_is_found_again_from_its_key_even_if_the_account_holds_the_separator() {
+        for name in ["acme", "a#b", "a#1#2", "#"] {
+            let key = Key {
+                account: Account::parse(name).unwrap(),
+                webhook: WebhookId::new(12).unwrap(),
+                event: EventId::parse("evt_01JFS8TX800000000000000000").unwrap(),
+            };
+            assert_eq!(parse_delivery(&delivery(&key)), Some(key));
+        }
+    }
+
+    #[test]
+    fn webhooks_sort_by_number_and_their_companions_are_not_webhooks() {
+        let acme = Account::parse("acme").unwrap();
+        let sk = |n| webhook(&acme, WebhookId::new(n).unwrap()).sk;
+        assert!(sk(9) < sk(10) && sk(10) < sk(9_999_999_999));
+        assert_eq!(parse_webhook(&sk(10)), WebhookId::new(10));
+        assert_eq!(parse_webhook("WEBHOOK#0000000010#HEALTH"), None);
+        assert_eq!(parse_webhook("META"), None);
+    }
+
+    #[test]
+    fn no_account_can_reach_anothers_idempotency_record() {
+        let key = |account: &str, key| idempotency(&Account::parse(account).unwrap(), key);
+        assert_ne!(key("a", "b#c"), key("a#b", "c"));
+    }
+}

@@ -1,0 +1,360 @@
+//! Webhooks: listed by one query, created and deleted by one transaction each.
+
+use std::collections::HashMap;
+
+use aws_sdk_dynamodb::{
+    operation::transact_write_items::TransactWriteItemsError,
+    types::{
+        AttributeValue, CancellationReason, Delete, Put, ReturnValuesOnConditionCheckFailure, TransactWriteItem, Update,
+    },
+};
+use serde::{Deserialize, Serialize};
+
+use super::{
+    Error, Item, Result, Store, back_off, corrupt, from_item,
+    keys::{self, Primary},
+    to_item,
+};
+use crate::{
+    clock::Instant,
+    webhook::{Account, EndpointUrl, Events, Secret, Status, Webhook, WebhookId},
+};
+
+/// How often a transaction is tried again when others change the same account at the same time. Each round one of them
+/// gets through, so this bounds how many may compete.
+const MAX_TRIES: u32 = 100;
+
+/// What a webhook is created from.
+#[derive(Clone, Debug)]
+pub struct NewWebhook {
+    /// Where callbacks go.
+    pub url: EndpointUrl,
+    /// What it subscribes to.
+    pub events: Events,
+    /// What signs; without it callbacks are not signed.
+    pub secret: Option<Secret>,
+}
+
+/// A caller's `Idempotency-Key`: the same key with the same body gives the same webhook until it expires.
+#[derive(Clone, Debug)]
+pub struct Idempotency {
+    /// The caller's key.
+    pub key: String,
+    /// The hash of the request's body.
+    pub fingerprint: String,
+    /// When the key may be used anew.
+    pub expires_at: Instant,
+}
+
+/// What became of a request to create.
+#[derive(Clone, Debug)]
+pub enum Created {
+    /// The webhook, new or that of an earlier request with the same `Idempotency-Key` and body, as it was created.
+    Webhook(Webhook),
+    /// The account has as many webhooks as it may have.
+    LimitReached,
+    /// The `Idempotency-Key` was used with another body.
+    KeyReused,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Row {
+    #[serde(rename = "PK")]
+    pk: String,
+    #[serde(rename = "SK")]
+    sk: String,
+    #[serde(flatten)]
+    fields: Fields,
+    #[serde(default)]
+    secrets: Vec<String>,
+    created_at: Instant,
+    updated_at: Instant,
+}
+
+/// What a webhook and the record of its creation have in common.
+#[derive(Serialize, Deserialize)]
+struct Fields {
+    url: String,
+    events: Vec<String>,
+    status: String,
+}
+
+#[derive(Serialize, Deserialize)]
+struct IdempotencyRow {
+    #[serde(rename = "PK")]
+    pk: String,
+    #[serde(rename = "SK")]
+    sk: String,
+    fingerprint: String,
+    id: u64,
+    #[serde(flatten)]
+    fields: Fields,
+    expires_at: i64,
+}
+
+#[derive(Default, Deserialize)]
+struct Meta {
+    last_id: u64,
+    webhooks: u64,
+}
+
+impl Store {
+    /// All webhooks of an account in id order, from a strongly consistent query: one created a moment ago is among them.
+    ///
+    /// # Errors
+    /// If DynamoDB does not answer, or holds an item that breaks the rules.
+    pub async fn webhooks(&self, account: &Account) -> Result<Vec<Webhook>> {
+        let mut pages = self
+            .client
+            .query()
+            .table_name(&self.tables.webhooks)
+            .consistent_read(true)
+            .key_condition_expression("PK = :account AND begins_with(SK, :webhook)")
+            .expression_attribute_values(":account", AttributeValue::S(keys::account(account)))
+            .expression_attribute_values(":webhook", AttributeValue::S(keys::WEBHOOK_PREFIX.to_owned()))
+            .into_paginator()
+            .items()
+            .send();
+        let mut webhooks = Vec::new();
+        while let Some(item) = pages.next().await {
+            let item = item?;
+            let sk = item.get(keys::SK).and_then(|sk| sk.as_s().ok());
+            if let Some(id) = sk.and_then(|sk| keys::parse_webhook(sk)) {
+                webhooks.push(from_item::<Row>(item)?.into_webhook(id)?);
+            }
+        }
+        Ok(webhooks)
+    }
+
+    /// Creates a webhook: counter, limit, webhook and idempotency record in one transaction, so that two requests at the
+    /// same time neither share an id nor pass the limit.
+    ///
+    /// # Errors
+    /// If DynamoDB does not answer.
+    pub async fn create_webhook(
+        &self,
+        account: &Account,
+        new: &NewWebhook,
+        limit: u32,
+        idempotency: Option<&Idempotency>,
+        now: Instant,
+    ) -> Result<Created> {
+        if let Some(given) = idempotency
+            && let Some(record) = self.item(keys::idempotency(account, &given.key)).await?
+            && let Some(answer) = replay(record, given, now)?
+        {
+            return Ok(answer);
+        }
+        let mut meta = self.item(keys::meta(account)).await?;
+        for tried in 0..MAX_TRIES {
+            let Meta { last_id, webhooks } = meta.map(from_item).transpose()?.unwrap_or_default();
+            if webhooks >= u64::from(limit) {
+                return Ok(Created::LimitReached);
+            }
+            let webhook = Webhook {
+                id: WebhookId::new(last_id + 1).ok_or_else(|| corrupt("webhook counter"))?,
+                url: new.url.clone(),
+                events: new.events.clone(),
+                status: Status::Active,
+                secrets: new.secret.iter().cloned().collect(),
+            };
+            let transaction = self.creation(account, &webhook, last_id, limit, idempotency, now)?;
+            let sent = self.client.transact_write_items().set_transact_items(Some(transaction)).send().await;
+            let mut reasons = match sent {
+                Ok(_) => return Ok(Created::Webhook(webhook)),
+                Err(error) => cancelled(error)?.into_iter(),
+            };
+            // The reasons stand in the order of the transaction's parts: counter, webhook, idempotency record.
+            let counter = reasons.next();
+            if let (Some(given), Some(record)) = (idempotency, reasons.nth(1).and_then(|reason| reason.item))
+                && let Some(answer) = replay(record, given, now)?
+            {
+                return Ok(answer);
+            }
+            meta = match counter.and_then(|reason| reason.item) {
+                Some(current) => Some(current),
+                None => {
+                    back_off(tried).await;
+                    self.item(keys::meta(account)).await?
+                }
+            };
+        }
+        Err(Error::Unavailable("too many changes of one account at the same time".to_owned()))
+    }
+
+    fn creation(
+        &self,
+        account: &Account,
+        webhook: &Webhook,
+        last_id: u64,
+        limit: u32,
+        idempotency: Option<&Idempotency>,
+        now: Instant,
+    ) -> Result<Vec<TransactWriteItem>> {
+        let table = &self.tables.webhooks;
+        let counter = Update::builder()
+            .table_name(table)
+            .set_key(Some(keys::meta(account).into_item()))
+            .update_expression("SET last_id = :id ADD webhooks :one")
+            .condition_expression("attribute_not_exists(PK) OR (last_id = :last AND webhooks < :limit)")
+            .expression_attribute_values(":id", number(webhook.id.get()))
+            .expression_attribute_values(":last", number(last_id))
+            .expression_attribute_values(":one", number(1))
+            .expression_attribute_values(":limit", number(limit.into()))
+            .return_values_on_condition_check_failure(ReturnValuesOnConditionCheckFailure::AllOld)
+            .build()
+            .expect("every required part is set");
+        let Primary { pk, sk } = keys::webhook(account, webhook.id);
+        let row = Row {
+            pk,
+            sk,
+            fields: Fields::of(webhook),
+            secrets: webhook.secrets.iter().map(|secret| secret.expose().to_owned()).collect(),
+            created_at: now,
+            updated_at: now,
+        };
+        let row = Put::builder()
+            .table_name(table)
+            .set_item(Some(to_item(&row)?))
+            .condition_expression("attribute_not_exists(PK)")
+            .build()
+            .expect("every required part is set");
+        let mut parts = vec![
+            TransactWriteItem::builder().update(counter).build(),
+            TransactWriteItem::builder().put(row).build(),
+        ];
+        if let Some(given) = idempotency {
+            let Primary { pk, sk } = keys::idempotency(account, &given.key);
+            let record = IdempotencyRow {
+                pk,
+                sk,
+                fingerprint: given.fingerprint.clone(),
+                id: webhook.id.get(),
+                fields: Fields::of(webhook),
+                expires_at: given.expires_at.seconds(),
+            };
+            let record = Put::builder()
+                .table_name(table)
+                .set_item(Some(to_item(&record)?))
+                // TTL only cleans up, and late: an expired record counts as gone.
+                .condition_expression("attribute_not_exists(PK) OR expires_at <= :now")
+                .expression_attribute_values(":now", AttributeValue::N(now.seconds().to_string()))
+                .return_values_on_condition_check_failure(ReturnValuesOnConditionCheckFailure::AllOld)
+                .build()
+                .expect("every required part is set");
+            parts.push(TransactWriteItem::builder().put(record).build());
+        }
+        Ok(parts)
+    }
+
+    /// Deletes a webhook; `false` if the account has none with this id.
+    ///
+    /// # Errors
+    /// If DynamoDB does not answer.
+    pub async fn delete_webhook(&self, account: &Account, id: WebhookId) -> Result<bool> {
+        for tried in 0..MAX_TRIES {
+            let webhook = Delete::builder()
+                .table_name(&self.tables.webhooks)
+                .set_key(Some(keys::webhook(account, id).into_item()))
+                .condition_expression("attribute_exists(PK)")
+                .build()
+                .expect("every required part is set");
+            let counter = Update::builder()
+                .table_name(&self.tables.webhooks)
+                .set_key(Some(keys::meta(account).into_item()))
+                .update_expression("ADD webhooks :less")
+                .expression_attribute_values(":less", AttributeValue::N("-1".to_owned()))
+                .build()
+                .expect("every required part is set");
+            let sent = self
+                .client
+                .transact_write_items()
+                .transact_items(TransactWriteItem::builder().delete(webhook).build())
+                .transact_items(TransactWriteItem::builder().update(counter).build())
+                .send()
+                .await;
+            let reasons = match sent {
+                Ok(_) => return Ok(true),
+                Err(error) => cancelled(error)?,
+            };
+            if reasons.first().is_some_and(failed_condition) {
+                return Ok(false);
+            }
+            back_off(tried).await;
+        }
+        Err(Error::Unavailable("too many changes of one account at the same time".to_owned()))
+    }
+
+    /// One item, strongly consistent.
+    pub(super) async fn item(&self, key: Primary) -> Result<Option<Item>> {
+        let get = self.client.get_item().table_name(&self.tables.webhooks).consistent_read(true);
+        Ok(get.set_key(Some(key.into_item())).send().await?.item)
+    }
+}
+
+/// What an unexpired record of the same `Idempotency-Key` answers; `None` if the record has expired.
+fn replay(record: HashMap<String, AttributeValue>, given: &Idempotency, now: Instant) -> Result<Option<Created>> {
+    let record: IdempotencyRow = from_item(record)?;
+    if record.expires_at <= now.seconds() {
+        return Ok(None);
+    }
+    if record.fingerprint != given.fingerprint {
+        return Ok(Some(Created::KeyReused));
+    }
+    let id = WebhookId::new(record.id).ok_or_else(|| corrupt("webhook id"))?;
+    Ok(Some(Created::Webhook(record.fields.into_webhook(id, Vec::new())?)))
+}
+
+/// Why a transaction was cancelled, part by part; any other error is passed on.
+pub(super) fn cancelled<R: std::fmt::Debug>(
+    error: aws_sdk_dynamodb::error::SdkError<TransactWriteItemsError, R>,
+) -> Result<Vec<CancellationReason>> {
+    match error.as_service_error() {
+        Some(TransactWriteItemsError::TransactionCanceledException(cancelled))
+            if cancelled.cancellation_reasons().iter().all(is_expected) =>
+        {
+            Ok(cancelled.cancellation_reasons().to_vec())
+        }
+        _ => Err(error.into()),
+    }
+}
+
+/// A failed condition and a conflict are answers, and so is the silence of the parts that did not fail.
+fn is_expected(reason: &CancellationReason) -> bool {
+    matches!(reason.code(), None | Some("None" | "ConditionalCheckFailed" | "TransactionConflict"))
+}
+
+pub(super) fn failed_condition(reason: &CancellationReason) -> bool {
+    reason.code() == Some("ConditionalCheckFailed")
+}
+
+fn number(n: u64) -> AttributeValue {
+    AttributeValue::N(n.to_string())
+}
+
+impl Row {
+    fn into_webhook(self, id: WebhookId) -> Result<Webhook> {
+        let secrets = self.secrets.into_iter().map(Secret::parse).collect::<std::result::Result<_, _>>();
+        self.fields.into_webhook(id, secrets.map_err(|_| corrupt("secret"))?)
+    }
+}
+
+impl Fields {
+    fn of(webhook: &Webhook) -> Self {
+        Self {
+            url: webhook.url.as_str().to_owned(),
+            events: webhook.events.names().map(str::to_owned).collect(),
+            status: webhook.status.name().to_owned(),
+        }
+    }
+
+    fn into_webhook(self, id: WebhookId, secrets: Vec<Secret>) -> Result<Webhook> {
+        Ok(Webhook {
+            id,
+            url: EndpointUrl::parse(&self.url).map_err(|_| corrupt("url"))?,
+            events: Events::parse(self.events.iter().map(String::as_str)).map_err(|_| corrupt("events"))?,
+            status: Status::parse(&self.status).ok_or_else(|| corrupt("status"))?,
+            secrets,
+        })
+    }
+}

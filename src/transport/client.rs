@@ -1,0 +1,272 @@
+//! The HTTP client: one bounded exchange at a time over pooled connections, each made to an address that was checked.
+//!
+//! The guard sits in the connector, below every way an HTTP library has to reach a host, so that no literal, redirect or
+//! proxy setting can go around it. The client follows no redirect, reads no proxy from the environment and decompresses nothing.
+
+use std::{
+    error::Error as StdError,
+    future::Future,
+    net::SocketAddr,
+    path::Path,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use futures_util::{StreamExt, stream::FuturesUnordered};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, header::RETRY_AFTER};
+use http_body_util::{BodyExt, Full};
+use hyper::body::{Bytes, Incoming};
+use hyper_rustls::MaybeHttpsStream;
+use hyper_util::{
+    client::legacy,
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+};
+use rustls::{
+    ClientConfig, RootCertStore,
+    pki_types::{CertificateDer, ServerName, pem::PemObject},
+};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tower::Service;
+
+use super::guard::Guard;
+use crate::{
+    clock::Stopwatch,
+    delivery::attempt::{Attempt, Failure, Outcome, Request},
+    webhook::EndpointUrl,
+};
+
+/// How long an exchange may take.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Resolving the name, connecting and the TLS handshake.
+    pub connect: Duration,
+    /// The whole exchange, connecting and the answer's body included.
+    pub total: Duration,
+}
+
+impl Limits {
+    /// An attempt that is made straight from the stream.
+    pub const DIRECT: Self = Self { connect: Duration::from_millis(500), total: Duration::from_secs(1) };
+}
+
+/// How much of a response body is read.
+const MAX_RESPONSE: usize = 16 * 1024;
+/// How much of it is kept.
+const MAX_EXCERPT: usize = 1024;
+/// How much room a response head gets; a longer one is a `body` failure.
+const MAX_HEAD: usize = 64 * 1024;
+/// How many idle connections are kept to one endpoint.
+const MAX_IDLE_PER_HOST: usize = 32;
+/// How long an idle connection is kept: less than the common keep-alive of servers, so that few are found closed.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(20);
+/// When the next address is tried beside one that does not answer (RFC 8305, section 8, asks for 100 ms to 2 s).
+const NEXT_ADDRESS_AFTER: Duration = Duration::from_millis(150);
+
+/// Sends signed requests to endpoints.
+#[derive(Clone)]
+pub struct Client {
+    http: legacy::Client<Connector, Full<Bytes>>,
+    limits: Limits,
+}
+
+/// The trust store could not be built.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}: expected a file with PEM certificates")]
+pub struct CaFileError(String);
+
+impl Client {
+    /// A client behind `guard`, which trusts Mozilla's root certificates and those of `extra_ca`, a PEM file.
+    ///
+    /// # Errors
+    /// If the file cannot be read or holds no certificate.
+    pub fn new(guard: Guard, limits: Limits, extra_ca: Option<&Path>) -> Result<Self, CaFileError> {
+        let mut roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
+        if let Some(path) = extra_ca {
+            let unreadable = || CaFileError(path.display().to_string());
+            let certificates: Vec<_> = CertificateDer::pem_file_iter(path)
+                .map_err(|_| unreadable())?
+                .collect::<Result<_, _>>()
+                .map_err(|_| unreadable())?;
+            if roots.add_parsable_certificates(certificates).0 == 0 {
+                return Err(unreadable());
+            }
+        }
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let tls = ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .expect("the provider supports TLS 1.2 and 1.3")
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        let connector = Connector { guard, timeout: limits.connect, tls: TlsConnector::from(Arc::new(tls)) };
+        let http = legacy::Client::builder(TokioExecutor::new())
+            .pool_timer(TokioTimer::new())
+            .pool_idle_timeout(IDLE_TIMEOUT)
+            .pool_max_idle_per_host(MAX_IDLE_PER_HOST)
+            .http1_max_buf_size(MAX_HEAD)
+            .build(connector);
+        Ok(Self { http, limits })
+    }
+
+    /// Makes one attempt: posts `body` to `url`, within the client's limits and `at_most`.
+    pub async fn attempt(&self, url: &EndpointUrl, request: Request<'_>, body: &str, at_most: Duration) -> (Attempt, Outcome) {
+        let watch = Stopwatch::start();
+        let outcome = self.post(url, request.headers(), Bytes::copy_from_slice(body.as_bytes()), at_most).await;
+        (Attempt::new(&request, watch.elapsed(), &outcome), outcome)
+    }
+
+    async fn post(&self, url: &EndpointUrl, headers: Vec<(&'static str, String)>, body: Bytes, at_most: Duration) -> Outcome {
+        let mut outcome = Outcome { status_code: None, failure: None, retry_after: None, excerpt: None };
+        let mut request = http::Request::new(Full::new(body));
+        *request.method_mut() = Method::POST;
+        *request.uri_mut() = Uri::try_from(url.url().as_str()).expect("an endpoint URL was checked to be a URI");
+        *request.headers_mut() = headers
+            .into_iter()
+            .map(|(name, value)| {
+                let value = HeaderValue::try_from(value).expect("our headers are printable ASCII");
+                (HeaderName::from_static(name), value)
+            })
+            .collect();
+        let exchange = self.exchange(request, &mut outcome);
+        let failure = match tokio::time::timeout(self.limits.total.min(at_most), exchange).await {
+            Ok(result) => result.err(),
+            Err(_) => Some(Failure::Timeout),
+        };
+        outcome.failure = failure;
+        outcome
+    }
+
+    async fn exchange(&self, request: http::Request<Full<Bytes>>, outcome: &mut Outcome) -> Result<(), Failure> {
+        let response = self.http.request(request).await.map_err(|error| failure_of(&error))?;
+        let status = response.status().as_u16();
+        outcome.status_code = Some(status);
+        outcome.retry_after = text_of(response.headers(), &RETRY_AFTER);
+        read_body(response.into_body(), &mut outcome.excerpt).await?;
+        match status {
+            200..=299 => Ok(()),
+            300..=399 => Err(Failure::Redirect(status)),
+            _ => Err(Failure::Status(status)),
+        }
+    }
+}
+
+/// Reads the body up to [`MAX_RESPONSE`] and keeps its beginning; what lies beyond is left unread.
+async fn read_body(mut body: Incoming, excerpt: &mut Option<String>) -> Result<(), Failure> {
+    let mut read = 0;
+    let mut kept = Vec::new();
+    let result = loop {
+        match body.frame().await {
+            None => break Ok(()),
+            Some(Err(_)) => break Err(Failure::Body),
+            Some(Ok(frame)) => {
+                let data = frame.data_ref().map_or(&[][..], |data| data);
+                read += data.len();
+                kept.extend_from_slice(&data[..data.len().min(MAX_EXCERPT - kept.len())]);
+                if read >= MAX_RESPONSE {
+                    break Ok(());
+                }
+            }
+        }
+    };
+    if !kept.is_empty() {
+        *excerpt = Some(excerpt_of(&kept));
+    }
+    result
+}
+
+/// The text of the bytes, cut to [`MAX_EXCERPT`] again, since a replacement character is longer than what it replaces.
+fn excerpt_of(bytes: &[u8]) -> String {
+    let mut text = String::from_utf8_lossy(bytes).into_owned();
+    text.truncate(text.floor_char_boundary(MAX_EXCERPT));
+    text
+}
+
+fn text_of(headers: &HeaderMap, name: &HeaderName) -> Option<String> {
+    headers.get(name)?.to_str().ok().map(str::to_owned)
+}
+
+fn failure_of(error: &legacy::Error) -> Failure {
+    let mut source: Option<&(dyn StdError + 'static)> = error.source();
+    while let Some(cause) = source {
+        if let Some(ConnectError(failure)) = cause.downcast_ref() {
+            return failure.clone();
+        }
+        if let Some(http) = cause.downcast_ref::<hyper::Error>()
+            && (http.is_parse() || http.is_parse_too_large())
+        {
+            return Failure::Body;
+        }
+        source = cause.source();
+    }
+    Failure::Connect
+}
+
+/// A connection could not be made.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct ConnectError(Failure);
+
+/// Makes connections, and only to addresses that the guard let through.
+#[derive(Clone)]
+struct Connector {
+    guard: Guard,
+    timeout: Duration,
+    tls: TlsConnector,
+}
+
+type Connection = MaybeHttpsStream<TokioIo<TcpStream>>;
+
+impl Service<Uri> for Connector {
+    type Response = Connection;
+    type Error = ConnectError;
+    type Future = Pin<Box<dyn Future<Output = Result<Connection, ConnectError>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), ConnectError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, uri: Uri) -> Self::Future {
+        let this = self.clone();
+        Box::pin(async move {
+            let connection = tokio::time::timeout(this.timeout, this.connect(&uri)).await;
+            connection.unwrap_or(Err(Failure::Timeout)).map_err(ConnectError)
+        })
+    }
+}
+
+impl Connector {
+    async fn connect(&self, uri: &Uri) -> Result<Connection, Failure> {
+        // The pool hands on scheme and authority alone, which is all that is needed here.
+        let url = EndpointUrl::parse(&uri.to_string()).map_err(|_| Failure::Blocked("not a URL"))?;
+        let addresses = self.guard.resolve(&url).await?;
+        let tcp = connect_to_any(&addresses).await.ok_or(Failure::Connect)?;
+        // Without it small requests wait for acknowledgements (Nagle); a socket that refuses it still works.
+        let _ = tcp.set_nodelay(true);
+        if url.url().scheme() == "http" {
+            return Ok(MaybeHttpsStream::Http(TokioIo::new(tcp)));
+        }
+        let host = url.url().host_str().ok_or(Failure::Tls)?.trim_matches(['[', ']']).to_owned();
+        let name = ServerName::try_from(host).map_err(|_| Failure::Tls)?;
+        let tls = self.tls.connect(name, TokioIo::new(TokioIo::new(tcp))).await.map_err(|_| Failure::Tls)?;
+        Ok(MaybeHttpsStream::Https(TokioIo::new(tls)))
+    }
+}
+
+/// The first connection to one of the addresses: the next one is tried when one fails, or beside one that is slow.
+async fn connect_to_any(addresses: &[SocketAddr]) -> Option<TcpStream> {
+    let mut waiting = addresses.iter();
+    let mut trying = FuturesUnordered::new();
+    loop {
+        match waiting.next() {
+            Some(address) => trying.push(TcpStream::connect(address)),
+            None if trying.is_empty() => return None,
+            None => {}
+        }
+        let patience = if waiting.len() == 0 { Duration::MAX } else { NEXT_ADDRESS_AFTER };
+        if let Ok(Some(Ok(tcp))) = tokio::time::timeout(patience, trying.next()).await {
+            return Some(tcp);
+        }
+    }
+}
