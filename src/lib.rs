@@ -15,6 +15,7 @@
 pub mod api;
 pub mod api_key;
 pub mod aws;
+mod bounded;
 pub mod clock;
 pub mod config;
 pub mod delivery;

@@ -4,6 +4,8 @@ pub mod api_keys;
 pub mod deliveries;
 pub mod keys;
 pub mod poison;
+#[cfg(feature = "local")]
+pub mod positions;
 pub mod rate;
 pub mod tables;
 pub mod webhooks;

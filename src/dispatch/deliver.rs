@@ -2,10 +2,9 @@
 
 use std::collections::{HashMap, HashSet};
 
-use futures_util::{StreamExt, stream};
-
 use super::Dispatcher;
 use crate::{
+    bounded,
     clock::Deadline,
     delivery::{Delivery, Key, State, attempt::Request, decide},
     event::JobEvent,
@@ -56,11 +55,8 @@ impl Dispatcher {
             }
         }
         self.drop_existing(&mut due, &mut unfinished, deadline).await;
-        let deliveries: Vec<_> = stream::iter(&due)
-            .map(|due| self.first_attempt(due, deadline))
-            .buffer_unordered(CONCURRENT_ATTEMPTS)
-            .collect()
-            .await;
+        let attempts = due.iter().map(|due| self.first_attempt(due, deadline)).collect();
+        let deliveries = bounded::join(attempts, CONCURRENT_ATTEMPTS).await;
         let unrecorded = self.store.record(&deliveries, self.clock.now(), self.retention, deadline).await;
         if let Some(error) = unrecorded.error {
             tracing::error!(deliveries = unrecorded.keys.len(), %error, "deliveries were not recorded; their records will be read again");
@@ -72,17 +68,13 @@ impl Dispatcher {
     /// Each account's webhooks, by one query; `None` where it failed.
     async fn load_webhooks(&self, occurrences: &[Occurrence]) -> HashMap<Account, Option<Vec<Webhook>>> {
         let accounts: HashSet<_> = occurrences.iter().map(|occurrence| &occurrence.event.account).collect();
-        stream::iter(accounts)
-            .map(|account| async move {
-                let webhooks = self.store.webhooks(account).await;
-                let webhooks = webhooks.inspect_err(
-                    |error| tracing::error!(%account, %error, "webhooks were not loaded; the account's records will be read again"),
-                );
-                (account.clone(), webhooks.ok())
-            })
-            .buffer_unordered(CONCURRENT_LOADS)
-            .collect()
-            .await
+        let loads = accounts.into_iter().map(|account| async move {
+            let webhooks = self.store.webhooks(account).await.inspect_err(
+                |error| tracing::error!(%account, %error, "webhooks were not loaded; the account's records will be read again"),
+            );
+            (account.clone(), webhooks.ok())
+        });
+        bounded::join(loads.collect(), CONCURRENT_LOADS).await.into_iter().collect()
     }
 
     /// Drops what an earlier reading of the same records has recorded: a batch that is read twice is not sent twice.

@@ -3,7 +3,6 @@
 use std::collections::{HashMap, HashSet};
 
 use aws_sdk_dynamodb::types::{AttributeValue, KeysAndAttributes, PutRequest, WriteRequest};
-use futures_util::{StreamExt, stream};
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -12,6 +11,7 @@ use super::{
     to_item,
 };
 use crate::{
+    bounded,
     clock::{Deadline, Instant},
     delivery::{
         Delivery, Key, State,
@@ -64,14 +64,9 @@ impl Store {
     /// # Errors
     /// If DynamoDB does not answer for all of them before the deadline.
     pub async fn existing(&self, keys: &[Key], deadline: Deadline) -> Result<HashSet<Key>> {
-        let mut found = HashSet::new();
-        let mut batches = stream::iter(keys.chunks(BATCH_GET))
-            .map(|batch| self.existing_batch(batch, deadline))
-            .buffer_unordered(CONCURRENT_BATCHES);
-        while let Some(batch) = batches.next().await {
-            found.extend(batch?);
-        }
-        Ok(found)
+        let batches = keys.chunks(BATCH_GET).map(|batch| self.existing_batch(batch, deadline)).collect();
+        let found = bounded::join(batches, CONCURRENT_BATCHES).await.into_iter().collect::<Result<Vec<_>>>()?;
+        Ok(found.into_iter().flatten().collect())
     }
 
     async fn existing_batch(&self, batch: &[Key], deadline: Deadline) -> Result<Vec<Key>> {
@@ -109,12 +104,12 @@ impl Store {
         deadline: Deadline,
     ) -> Unrecorded {
         let mut unrecorded = Unrecorded::default();
-        let mut batches = stream::iter(deliveries.chunks(BATCH_WRITE))
-            .map(|batch| async move { (batch, self.record_batch(batch, now + retention, deadline).await) })
-            .buffer_unordered(CONCURRENT_BATCHES);
-        while let Some((batch, result)) = batches.next().await {
+        let batches = deliveries
+            .chunks(BATCH_WRITE)
+            .map(|batch| async move { (batch, self.record_batch(batch, now + retention, deadline).await) });
+        for (batch, result) in bounded::join(batches.collect(), CONCURRENT_BATCHES).await {
             if let Err(error) = result {
-                // What a failed batch did get written is written again by the retry of its records: existing() finds it.
+                // Some of the batch may be written; when its records are read again, existing() finds that.
                 unrecorded.keys.extend(batch.iter().map(|delivery| delivery.key.clone()));
                 unrecorded.error = Some(error);
             }

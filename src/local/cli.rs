@@ -1,0 +1,218 @@
+//! The command line.
+
+use std::{net::SocketAddr, path::PathBuf};
+
+use clap::{Args, Parser, Subcommand};
+use ipnet::IpNet;
+
+use super::{demo, listen, operate, serve};
+use crate::{
+    api_key::ApiKey,
+    delivery::schedule::Schedule,
+    telemetry::{self, Format},
+    transport::guard::Policy,
+};
+
+/// Why a command failed, in a line for the person who gave it.
+#[derive(Debug)]
+pub struct Failed(pub String);
+
+impl<E: std::error::Error> From<E> for Failed {
+    fn from(error: E) -> Self {
+        let mut text = error.to_string();
+        let mut source = error.source();
+        while let Some(cause) = source {
+            let cause_text = cause.to_string();
+            if !text.contains(&cause_text) {
+                text = format!("{text}: {cause_text}");
+            }
+            source = cause.source();
+        }
+        Self(text)
+    }
+}
+
+/// Outgoing webhooks on one machine: the API, an embedded DynamoDB, and the dispatcher.
+#[derive(Parser)]
+#[command(version, args_conflicts_with_subcommands = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    serve: ServeArgs,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Runs the whole service on this machine (the default)
+    Serve(ServeArgs),
+    /// Shows a job become a signed webhook, in seconds, and verifies it
+    Demo,
+    /// Runs a receiver to develop against, which verifies what it receives
+    Listen(ListenArgs),
+    /// Creates, lists and revokes API keys
+    #[command(subcommand)]
+    Keys(KeysCommand),
+    /// Writes a job that ended, as a worker would
+    #[command(subcommand)]
+    Job(JobCommand),
+}
+
+/// Options of `serve`.
+#[derive(Args, Clone)]
+pub struct ServeArgs {
+    /// Address of the HTTP API; port 0 picks a free one
+    #[arg(long, env = "LISTEN", default_value = "127.0.0.1:8080")]
+    pub listen: SocketAddr,
+    /// Address of the embedded DynamoDB; port 0 picks a free one
+    #[arg(long, env = "DYNAMODB_LISTEN", default_value = "127.0.0.1:8000")]
+    pub dynamodb_listen: SocketAddr,
+    /// Where the data is kept
+    #[arg(long, env = "DATA_DIR", default_value = ".nano-webhooks")]
+    pub data_dir: PathBuf,
+    /// Keep nothing on disk beyond the end of the process
+    #[arg(long, env = "IN_MEMORY")]
+    pub in_memory: bool,
+    /// Use the DynamoDB engine at this URL instead of the embedded one
+    #[arg(long, env = "DYNAMODB_ENDPOINT", value_name = "URL")]
+    pub dynamodb_endpoint: Option<String>,
+    /// Which targets may be called: any or public
+    #[arg(long, env = "TARGETS", default_value_t = Policy::Any)]
+    pub targets: Policy,
+    /// A range that may be called beside the public ones; may be repeated
+    #[arg(long = "allow-cidr", env = "ALLOW_CIDRS", value_name = "CIDR", value_delimiter = ',')]
+    pub allow_cidrs: Vec<IpNet>,
+    /// The waits between attempts, separated by commas
+    #[arg(long, env = "RETRY_SCHEDULE", default_value_t = Schedule::default())]
+    pub retry_schedule: Schedule,
+    /// Trust the certificates of this PEM file too
+    #[arg(long, env = "EXTRA_CA_FILE", value_name = "FILE")]
+    pub ca_file: Option<PathBuf>,
+    /// The API key of account `demo`; without it one is made, and kept in the data directory
+    #[arg(long, env = "API_KEY", hide_env_values = true, value_parser = api_key)]
+    pub api_key: Option<ApiKey>,
+    /// When ready, print one line of JSON on stdout
+    #[arg(long, env = "JSON")]
+    pub json: bool,
+}
+
+/// Options of `listen`.
+#[derive(Args, Clone)]
+pub struct ListenArgs {
+    /// Port to listen on; 0 picks a free one
+    #[arg(long, default_value_t = 9000)]
+    pub port: u16,
+    /// The webhook's secret, to verify signatures with
+    #[arg(long)]
+    pub secret: Option<String>,
+    /// The status to answer with
+    #[arg(long, value_name = "STATUS", default_value_t = 200, value_parser = clap::value_parser!(u16).range(200..=599))]
+    pub respond: u16,
+    /// How many seconds to wait before answering
+    #[arg(long, value_name = "SECONDS", default_value_t = 0.0, value_parser = seconds)]
+    pub delay: f64,
+}
+
+/// Which tables a command works on.
+#[derive(Args, Clone)]
+pub struct TablesArgs {
+    /// The DynamoDB engine; by default that of a local `serve`
+    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:8000", conflicts_with = "aws")]
+    pub dynamodb_endpoint: String,
+    /// The tables of the AWS account that the ordinary credentials belong to
+    #[arg(long)]
+    pub aws: bool,
+}
+
+/// Commands on API keys.
+#[derive(Subcommand, Clone)]
+pub enum KeysCommand {
+    /// Creates a key and shows it this once
+    Create {
+        /// Whose key it is
+        #[arg(long)]
+        account: String,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        tables: TablesArgs,
+    },
+    /// Lists an account's keys by the part that may be shown
+    List {
+        /// Whose keys
+        #[arg(long)]
+        account: String,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        tables: TablesArgs,
+    },
+    /// Revokes a key at once
+    Revoke {
+        /// Whose key it is
+        #[arg(long)]
+        account: String,
+        /// The key, or the part of it that `keys list` shows
+        key: String,
+        #[command(flatten)]
+        tables: TablesArgs,
+    },
+}
+
+/// Commands on jobs.
+#[derive(Subcommand, Clone)]
+pub enum JobCommand {
+    /// The job completed
+    Complete(JobArgs),
+    /// The job failed
+    Fail(JobArgs),
+}
+
+/// The job that ended.
+#[derive(Args, Clone)]
+pub struct JobArgs {
+    /// Who owns the job
+    #[arg(long, default_value = "demo")]
+    pub account: String,
+    /// The job; without it one is made up
+    #[arg(long)]
+    pub task_id: Option<String>,
+    /// image, video, or any other
+    #[arg(long = "type", default_value = "image")]
+    pub task_type: String,
+    /// The result: a JSON object
+    #[arg(long, value_name = "JSON", default_value = "{}")]
+    pub data: String,
+    /// Which tables to write to.
+    #[command(flatten)]
+    pub tables: TablesArgs,
+}
+
+fn api_key(text: &str) -> Result<ApiKey, String> {
+    ApiKey::parse(text).map_err(|error| format!("{error}; `nano-webhooks keys create` makes one"))
+}
+
+fn seconds(text: &str) -> Result<f64, &'static str> {
+    text.parse().ok().filter(|seconds| (0.0..=3600.0).contains(seconds)).ok_or("expected 0 to 3600 seconds")
+}
+
+/// Reads the command line and does what it says.
+///
+/// # Errors
+/// In a line for the person who gave the command.
+pub async fn run() -> Result<(), Failed> {
+    let cli = Cli::parse();
+    let command = cli.command.unwrap_or(Command::Serve(cli.serve));
+    let quiet = !matches!(command, Command::Serve(_));
+    telemetry::init(Format::Text, if quiet { "error" } else { "info" })?;
+    match command {
+        Command::Serve(args) => serve::run(args).await,
+        Command::Demo => demo::run().await,
+        Command::Listen(args) => listen::run(args).await,
+        Command::Keys(command) => operate::keys(command).await,
+        Command::Job(JobCommand::Complete(args)) => operate::job(args, crate::event::Outcome::Completed).await,
+        Command::Job(JobCommand::Fail(args)) => operate::job(args, crate::event::Outcome::Failed).await,
+    }
+}

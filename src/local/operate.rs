@@ -1,0 +1,135 @@
+//! `keys` and `job`: what operators and workers do, against local or real tables.
+
+use std::{collections::HashMap, io::Write};
+
+use aws_sdk_dynamodb::{Client, types::AttributeValue};
+use serde_json::{json, value::RawValue};
+
+use super::{
+    cli::{Failed, JobArgs, KeysCommand, TablesArgs},
+    dynamodb,
+};
+use crate::{
+    api_key::ApiKey,
+    aws,
+    clock::Clock,
+    config::{Config, Defaults, variable},
+    event::Outcome,
+    random,
+    store::Store,
+    webhook::Account,
+};
+
+/// Does a command on API keys.
+pub async fn keys(command: KeysCommand) -> Result<(), Failed> {
+    let mut out = std::io::stdout();
+    match command {
+        KeysCommand::Create { account, json, tables } => {
+            let (account, key) = (parse_account(&account)?, ApiKey::generate());
+            store(&tables).await?.add_key(&account, &key, Clock::system().now()).await?;
+            if json {
+                writeln!(out, "{}", json!({ "account": account.as_str(), "api_key": key.expose() }))?;
+            } else {
+                writeln!(out, "{}", key.expose())?;
+                writeln!(std::io::stderr(), "Keep it: it is shown this once and stored as a hash alone.")?;
+            }
+        }
+        KeysCommand::List { account, json, tables } => {
+            for key in store(&tables).await?.keys_of(&parse_account(&account)?).await? {
+                let created_at = key.created_at.rfc3339();
+                if json {
+                    writeln!(out, "{}", json!({ "prefix": key.prefix, "created_at": created_at }))?;
+                } else {
+                    writeln!(out, "{}…  created {created_at}", key.prefix)?;
+                }
+            }
+        }
+        KeysCommand::Revoke { account, key, tables } => {
+            let account = parse_account(&account)?;
+            let given = ApiKey::parse(&key);
+            let prefix = given.as_ref().map_or_else(|_| key.trim_end_matches('…'), ApiKey::prefix);
+            if !store(&tables).await?.revoke_key(&account, prefix).await? {
+                return Err(Failed(format!("account {account} has no key {prefix}…; `keys list` shows those it has")));
+            }
+            writeln!(out, "Revoked {prefix}…")?;
+        }
+    }
+    Ok(())
+}
+
+/// Writes a job that ended, as a worker would: one PutItem, and nothing else.
+pub async fn job(args: JobArgs, outcome: Outcome) -> Result<(), Failed> {
+    let account = parse_account(&args.account)?;
+    let data: Box<RawValue> = serde_json::from_str(&args.data).map_err(|error| Failed(format!("--data: {error}")))?;
+    let data = attribute(&data).map_err(|error| Failed(format!("--data: {error}")))?;
+    if !data.is_m() {
+        return Err(Failed("--data: expected a JSON object".to_owned()));
+    }
+    let table = variable("JOBS_TABLE")?.unwrap_or_else(|| Defaults::LOCAL_JOBS_TABLE.to_owned());
+    let task_id = args.task_id.unwrap_or_else(|| format!("task_{}", hex::encode(random::bytes::<8>())));
+    let text = |text: &str| AttributeValue::S(text.to_owned());
+    client(&args.tables)
+        .await
+        .put_item()
+        .table_name(&table)
+        .item("task_id", text(&task_id))
+        .item("account_id", text(account.as_str()))
+        .item("task_type", text(&args.task_type))
+        .item("status", text(outcome.status()))
+        .item("updated_at", text(&Clock::system().now().rfc3339()))
+        .item("data", data)
+        .send()
+        .await?;
+    Ok(writeln!(std::io::stdout(), "Job {task_id} of account {account} {}.", outcome.status())?)
+}
+
+fn parse_account(name: &str) -> Result<Account, Failed> {
+    Account::parse(name).map_err(|error| Failed(format!("--account: {error}")))
+}
+
+async fn client(args: &TablesArgs) -> Client {
+    if args.aws { Client::new(&aws::config().await) } else { dynamodb(&args.dynamodb_endpoint) }
+}
+
+async fn store(args: &TablesArgs) -> Result<Store, Failed> {
+    let config = Config::read(variable, Defaults::LOCAL)?;
+    Ok(Store::new(client(args).await, config.tables))
+}
+
+/// JSON as DynamoDB stores it. Numbers keep their text: it may have more digits than a double.
+fn attribute(json: &RawValue) -> Result<AttributeValue, serde_json::Error> {
+    let text = json.get();
+    Ok(match text.as_bytes().first() {
+        Some(b'{') => {
+            let entries: HashMap<String, &RawValue> = serde_json::from_str(text)?;
+            let entries = entries.into_iter().map(|(key, value)| Ok((key, attribute(value)?)));
+            AttributeValue::M(entries.collect::<Result<_, serde_json::Error>>()?)
+        }
+        Some(b'[') => {
+            let items: Vec<&RawValue> = serde_json::from_str(text)?;
+            AttributeValue::L(items.into_iter().map(attribute).collect::<Result<_, _>>()?)
+        }
+        Some(b'"') => AttributeValue::S(serde_json::from_str(text)?),
+        Some(b't' | b'f') => AttributeValue::Bool(serde_json::from_str(text)?),
+        Some(b'n') => AttributeValue::Null(true),
+        _ => AttributeValue::N(text.to_owned()),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn json_becomes_dynamodb_values_and_numbers_keep_their_digits() {
+        let json = r#"{"n":12345678901234567890.10,"l":[null,true,"x\n"],"m":{}}"#;
+        let value = attribute(&serde_json::from_str::<Box<RawValue>>(json).unwrap()).unwrap();
+        let map = value.as_m().unwrap();
+        assert_eq!(map["n"], AttributeValue::N("12345678901234567890.10".into()));
+        assert_eq!(
+            map["l"],
+            AttributeValue::L(vec![AttributeValue::Null(true), AttributeValue::Bool(true), AttributeValue::S("x\n".into())])
+        );
+        assert_eq!(map["m"], AttributeValue::M(HashMap::new()));
+    }
+}

@@ -1,0 +1,245 @@
+//! `serve`: the API, the engine, the pump and the dispatcher in one process.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::Write,
+    net::SocketAddr,
+    path::Path,
+    sync::Arc,
+    time::Duration,
+};
+
+use serde_json::json;
+use tokio::{net::TcpListener, sync::watch, task::JoinHandle, time::timeout};
+
+use super::{
+    cli::{Failed, ServeArgs},
+    dynamodb,
+    engine::Engine,
+    pump::{Pump, stopped},
+    streams,
+};
+use crate::{
+    api::{self, Api},
+    api_key::ApiKey,
+    clock::Clock,
+    config::{Config, Defaults, variable},
+    dispatch::Dispatcher,
+    store::{Store, Tables, tables},
+    transport::client::Limits,
+    webhook::Account,
+};
+
+/// The account that local mode begins with.
+pub const ACCOUNT: &str = "demo";
+/// How long what is in flight may take to end once the process is told to stop.
+const STOP_TIME: Duration = Duration::from_secs(8);
+
+/// The service, running.
+pub struct Service {
+    /// Where the API listens.
+    pub api: SocketAddr,
+    /// The DynamoDB engine's URL.
+    pub dynamodb: String,
+    /// A key of account [`ACCOUNT`].
+    pub api_key: ApiKey,
+    /// The tables' names.
+    pub tables: Tables,
+    /// The platform's table.
+    pub jobs: String,
+    stop: watch::Sender<bool>,
+    server: JoinHandle<std::io::Result<()>>,
+    pump: JoinHandle<Result<(), Failed>>,
+    engine: Option<Arc<Engine>>,
+    _lock: Option<File>,
+}
+
+/// Runs the service until it is told to stop.
+pub async fn run(args: ServeArgs) -> Result<(), Failed> {
+    let json = args.json;
+    let home = (!args.in_memory).then(|| args.data_dir.display().to_string());
+    let mut service = Service::start(args).await?;
+    if json {
+        service.print_json()?;
+    } else {
+        service.print_welcome(home.as_deref())?;
+    }
+    let ended = tokio::select! {
+        signal = terminated() => signal,
+        pump = &mut service.pump => pump?.and(Err(Failed("the stream reader ended".to_owned()))),
+    };
+    service.stop().await;
+    ended
+}
+
+impl Service {
+    /// Starts everything, and returns when it is ready.
+    pub async fn start(args: ServeArgs) -> Result<Self, Failed> {
+        let clock = Clock::system();
+        let mut config = Config::read(variable, Defaults::LOCAL)?;
+        config.targets = args.targets;
+        config.allow_cidrs = args.allow_cidrs;
+        config.retry_schedule = args.retry_schedule;
+        config.extra_ca_file = args.ca_file;
+        let jobs = variable("JOBS_TABLE")?.unwrap_or_else(|| Defaults::LOCAL_JOBS_TABLE.to_owned());
+        let home = (!args.in_memory).then_some(args.data_dir.as_path());
+        let lock = home.map(lock).transpose()?;
+
+        let listener = listen(args.listen).await?;
+        let (engine, endpoint) = match args.dynamodb_endpoint {
+            Some(endpoint) => (None, endpoint),
+            None => {
+                let listener = listen(args.dynamodb_listen).await?;
+                let endpoint = format!("http://{}", listener.local_addr()?);
+                (Some(Arc::new(Engine::start(listener, home)?)), endpoint)
+            }
+        };
+        let client = dynamodb(&endpoint);
+        tables::create_missing(&client, &config.tables, &jobs).await?;
+        let store = Store::new(client.clone(), config.tables.clone());
+        let api_key = match args.api_key {
+            Some(key) => key,
+            None => kept_key(home)?,
+        };
+        let account = Account::parse(ACCOUNT).map_err(|error| Failed(error.to_owned()))?;
+        store.add_key(&account, &api_key, clock.now()).await?;
+
+        let (stop, stopping) = watch::channel(false);
+        let router = api::router(Api {
+            store: store.clone(),
+            guard: config.guard(),
+            clock: clock.clone(),
+            webhooks_per_account: config.webhooks_per_account,
+            rate_limits: config.rate_limits,
+        });
+        let api = listener.local_addr()?;
+        let server = axum::serve(listener, router).with_graceful_shutdown(stopped(stopping.clone()));
+        let dispatcher = Dispatcher {
+            store,
+            client: config.client(Limits::DIRECT)?,
+            clock: clock.clone(),
+            schedule: config.retry_schedule,
+            retention: config.retention,
+        };
+        let pump =
+            Pump { dispatcher, dynamodb: client, streams: streams(&endpoint), engine: engine.clone(), clock };
+        Ok(Self {
+            api,
+            dynamodb: endpoint,
+            api_key,
+            tables: config.tables,
+            jobs: jobs.clone(),
+            stop,
+            server: tokio::spawn(server.into_future()),
+            pump: tokio::spawn(pump.run(jobs, stopping)),
+            engine,
+            _lock: lock,
+        })
+    }
+
+    /// Ends what is in flight, in bounded time.
+    pub async fn stop(self) {
+        let _ = self.stop.send(true);
+        let ended = timeout(STOP_TIME, async {
+            let _ = self.server.await;
+            if !self.pump.is_finished() {
+                let _ = self.pump.await;
+            }
+            if let Some(engine) = self.engine.and_then(Arc::into_inner) {
+                engine.stop().await;
+            }
+        });
+        if ended.await.is_err() {
+            tracing::warn!("not everything in flight ended in time; it goes on after the next start");
+        }
+    }
+
+    fn print_json(&self) -> Result<(), Failed> {
+        let ready = json!({
+            "api": format!("http://{}", self.api),
+            "dynamodb": self.dynamodb,
+            "account": ACCOUNT,
+            "api_key": self.api_key.expose(),
+            "tables": { "jobs": self.jobs, "webhooks": self.tables.webhooks, "deliveries": self.tables.deliveries },
+        });
+        Ok(writeln!(std::io::stdout(), "{ready}")?)
+    }
+
+    fn print_welcome(&self, home: Option<&str>) -> Result<(), Failed> {
+        let (api, dynamodb, key) = (self.api, &self.dynamodb, self.api_key.expose());
+        let kept = home.map_or_else(|| "nowhere, all is gone when it stops".to_owned(), |home| format!("in {home}"));
+        Ok(writeln!(
+            anstream::stdout(),
+            "\
+nano-webhooks is ready.
+
+  API        http://{api}/api/v1
+  DynamoDB   {dynamodb}   (any AWS SDK or CLI, any credentials; jobs go into table `{jobs}`)
+  Account    {ACCOUNT}
+  API key    {key}
+  Data       kept {kept}
+
+Register a webhook:
+  curl http://{api}/api/v1/webhooks -H 'Authorization: Bearer {key}' -H 'Content-Type: application/json' \\
+    -d '{{\"url\":\"http://127.0.0.1:9000/\",\"events\":[\"job.completed\",\"job.failed\"],\"secret_key\":\"my-secret-key\"}}'
+Receive it, in another terminal:
+  nano-webhooks listen --port 9000 --secret my-secret-key
+End a job, in a third:
+  nano-webhooks job complete --dynamodb-endpoint {dynamodb} --data '{{\"url\":\"https://cdn.example.com/image.png\"}}'
+",
+            jobs = self.jobs,
+        )?)
+    }
+}
+
+/// Returns when the process is told to stop, by Ctrl-C or SIGTERM.
+pub async fn terminated() -> Result<(), Failed> {
+    #[cfg(unix)]
+    {
+        use tokio::signal::unix::{SignalKind, signal};
+        let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+    }
+    #[cfg(not(unix))]
+    tokio::signal::ctrl_c().await?;
+    Ok(())
+}
+
+/// A listener on `address`.
+pub async fn listen(address: SocketAddr) -> Result<TcpListener, Failed> {
+    TcpListener::bind(address).await.map_err(|error| Failed(format!("cannot listen on {address}: {error}")))
+}
+
+/// Takes the data directory for this process alone, and makes it first if there is none.
+fn lock(home: &Path) -> Result<File, Failed> {
+    let unusable = |error: std::io::Error| Failed(format!("{} cannot be used: {error}", home.display()));
+    fs::create_dir_all(home).map_err(unusable)?;
+    let lock = File::create(home.join("lock")).map_err(unusable)?;
+    match lock.try_lock() {
+        Ok(()) => Ok(lock),
+        Err(fs::TryLockError::WouldBlock) => Err(Failed(format!("{} is in use by another process", home.display()))),
+        Err(fs::TryLockError::Error(error)) => Err(unusable(error)),
+    }
+}
+
+/// The API key that is kept in the data directory; makes one first if there is none.
+fn kept_key(home: Option<&Path>) -> Result<ApiKey, Failed> {
+    let Some(home) = home else { return Ok(ApiKey::generate()) };
+    let path = home.join("api-key");
+    match fs::read_to_string(&path) {
+        Ok(text) => ApiKey::parse(text.trim()).map_err(|error| Failed(format!("{}: {error}", path.display()))),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            let key = ApiKey::generate();
+            let mut options = OpenOptions::new();
+            options.write(true).create_new(true);
+            #[cfg(unix)]
+            std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+            writeln!(options.open(&path)?, "{}", key.expose())?;
+            Ok(key)
+        }
+        Err(error) => Err(Failed(format!("{}: {error}", path.display()))),
+    }
+}
