@@ -85,6 +85,7 @@ async fn method_not_allowed(request: Request) -> Error {
     Error::MethodNotAllowed(format!("{} does not support {}", request.uri().path(), request.method()))
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "the signature that the layer asks for")]
 fn panicked(panic: Box<dyn Any + Send>) -> Response {
     let text = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
     Error::Internal(format!("panicked: {}", text.unwrap_or("no message"))).into_response()
@@ -103,7 +104,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_panic_is_a_500_that_tells_nothing_of_its_cause() {
-        let router = with_middleware(Router::new().route("/boom", get(async || -> Response { panic!("the secret cause") })));
+        let router =
+            with_middleware(Router::new().route("/boom", get(async || -> Response { panic!("the secret cause") })));
         let response = router.oneshot(Request::get("/boom").body(axum::body::Body::empty()).unwrap()).await.unwrap();
         assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
         assert!(response.headers().contains_key("x-request-id"));

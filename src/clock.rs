@@ -64,11 +64,7 @@ impl std::ops::Add<Duration> for Instant {
 
 /// The same time in UTC, if `text` is an RFC 3339 time that can be written in UTC; its fraction is kept as it is.
 pub fn rfc3339_in_utc(text: &str) -> Option<String> {
-    OffsetDateTime::parse(text, &Rfc3339)
-        .ok()?
-        .checked_to_offset(UtcOffset::UTC)?
-        .format(&Rfc3339)
-        .ok()
+    OffsetDateTime::parse(text, &Rfc3339).ok()?.checked_to_offset(UtcOffset::UTC)?.format(&Rfc3339).ok()
 }
 
 /// Where the time comes from: the machine, or a test's hand.
@@ -97,9 +93,7 @@ impl Clock {
     pub fn now(&self) -> Instant {
         match &self.0 {
             Source::System => {
-                let since = std::time::SystemTime::now()
-                    .duration_since(std::time::UNIX_EPOCH)
-                    .unwrap_or_default();
+                let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
                 Instant::from_millis(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
             }
             Source::Manual(at) => Instant::from_millis(at.load(Ordering::SeqCst)),

@@ -7,7 +7,10 @@ use ipnet::IpNet;
 use crate::{
     delivery::schedule::Schedule,
     store::{Tables, rate},
-    transport::{client::{CaFileError, Client, Limits}, guard::{Guard, Policy}},
+    transport::{
+        client::{CaFileError, Client, Limits},
+        guard::{Guard, Policy},
+    },
 };
 
 /// The settings that deployed functions and local mode share.
@@ -69,14 +72,14 @@ pub struct ConfigError {
 
 impl ConfigError {
     /// The setting `name` is not as expected.
-    pub fn new(name: impl Into<String>, reason: impl ToString) -> Self {
-        Self { name: name.into(), reason: reason.to_string() }
+    pub fn new(name: impl Into<String>, reason: impl Into<String>) -> Self {
+        Self { name: name.into(), reason: reason.into() }
     }
 }
 
 impl From<CaFileError> for ConfigError {
     fn from(error: CaFileError) -> Self {
-        Self::new("EXTRA_CA_FILE", error)
+        Self::new("EXTRA_CA_FILE", error.to_string())
     }
 }
 
@@ -98,15 +101,24 @@ impl Config {
     ///
     /// # Errors
     /// Names the first setting that is missing or malformed.
-    pub fn read(get: impl Fn(&str) -> Result<Option<String>, ConfigError>, defaults: Defaults) -> Result<Self, ConfigError> {
+    pub fn read(
+        get: impl Fn(&str) -> Result<Option<String>, ConfigError>,
+        defaults: Defaults,
+    ) -> Result<Self, ConfigError> {
         let table = |name: &str, default: Option<&str>| {
             let value = get(name)?.or_else(|| default.map(str::to_owned));
             value.ok_or_else(|| ConfigError::new(name, "missing, expected the name of a table"))
         };
-        let limit = |name: &str, default| parsed(name, get(name)?, "expected a whole number, 1 or more").map(|n| n.or(default));
+        let limit =
+            |name: &str, default| parsed(name, get(name)?, "expected a whole number, 1 or more").map(|n| n.or(default));
         let cidrs = get("ALLOW_CIDRS")?.unwrap_or_default();
         let cidrs = cidrs.split(',').map(str::trim).filter(|part| !part.is_empty()).map(|part| {
-            part.parse().map_err(|_| ConfigError::new("ALLOW_CIDRS", format!("expected CIDR ranges such as 10.1.0.0/16, separated by commas; `{part}` is not one")))
+            part.parse().map_err(|_| {
+                ConfigError::new(
+                    "ALLOW_CIDRS",
+                    format!("expected CIDR ranges such as 10.1.0.0/16, separated by commas; `{part}` is not one"),
+                )
+            })
         });
         Ok(Self {
             tables: Tables {
@@ -120,12 +132,20 @@ impl Config {
             allow_cidrs: cidrs.collect::<Result<_, _>>()?,
             retry_schedule: match get("RETRY_SCHEDULE")? {
                 None => Schedule::default(),
-                Some(text) => text.parse().map_err(|reason| ConfigError::new("RETRY_SCHEDULE", reason))?,
+                Some(text) => {
+                    Schedule::from_str(&text).map_err(|error| ConfigError::new("RETRY_SCHEDULE", error.to_string()))?
+                }
             },
             retention: Duration::from_secs(
-                parsed::<Positive>("RETENTION_DAYS", get("RETENTION_DAYS")?, "expected a whole number of days, 1 or more")?
-                    .map_or(30, |days| u64::from(days.0))
-                    * 24 * 60 * 60,
+                parsed::<Positive>(
+                    "RETENTION_DAYS",
+                    get("RETENTION_DAYS")?,
+                    "expected a whole number of days, 1 or more",
+                )?
+                .map_or(30, |days| u64::from(days.0))
+                    * 24
+                    * 60
+                    * 60,
             ),
             webhooks_per_account: limit("WEBHOOKS_PER_ACCOUNT", Some(Positive(50)))?.map_or(50, |n| n.0),
             rate_limits: rate::Limits {
@@ -183,7 +203,7 @@ mod tests {
         assert_eq!(config.targets, Policy::Public);
         assert_eq!(config.rate_limits, rate::Limits { per_minute: Some(60), per_day: Some(10_000) });
         assert_eq!(config.webhooks_per_account, 50);
-        assert_eq!(config.retention, Duration::from_secs(30 * 86_400));
+        assert_eq!(config.retention, Duration::from_hours(720));
         assert_eq!(config.retry_schedule, Schedule::default());
     }
 

@@ -91,7 +91,12 @@ impl Dispatcher {
     /// Keeps a record that could not be understood; `false` if even that failed.
     async fn keep(&self, poison: &Poison) -> bool {
         let now = self.clock.now();
-        tracing::error!(stream = poison.stream, sequence_number = poison.sequence_number, reason = poison.reason, "poison record");
+        tracing::error!(
+            stream = poison.stream,
+            sequence_number = poison.sequence_number,
+            reason = poison.reason,
+            "poison record"
+        );
         match self.store.keep_poison(poison, now, now + self.retention).await {
             Ok(()) => true,
             Err(error) => {

@@ -2,7 +2,7 @@
 
 pub mod cli;
 mod demo;
-mod engine;
+pub mod engine;
 mod http;
 mod listen;
 mod operate;
@@ -15,8 +15,8 @@ use aws_sdk_dynamodb::config::{BehaviorVersion, Credentials, Region};
 /// The region and the credentials that an engine on this machine is called with; it looks at neither.
 const REGION: &str = "us-east-1";
 
-/// A configuration for an engine at `endpoint`, without a look at the environment's AWS settings.
-fn dynamodb(endpoint: &str) -> aws_sdk_dynamodb::Client {
+/// A client of an engine at `endpoint`, without a look at the environment's AWS settings.
+pub fn dynamodb(endpoint: &str) -> aws_sdk_dynamodb::Client {
     let config = aws_sdk_dynamodb::Config::builder()
         .behavior_version(BehaviorVersion::latest())
         .timeout_config(crate::aws::timeouts())

@@ -4,6 +4,7 @@
 ///
 /// # Panics
 /// If the operating system has no entropy to give, which leaves nothing safe to do.
+#[expect(clippy::disallowed_methods, reason = "this is the one reader of entropy")]
 pub fn bytes<const N: usize>() -> [u8; N] {
     let mut bytes = [0; N];
     getrandom::fill(&mut bytes).expect("the operating system gives random bytes");

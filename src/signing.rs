@@ -65,7 +65,10 @@ mod tests {
         let rotated = [secret("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"), secret("my-secret-key")];
         let signed = sign(&rotated, &id(), at, body).unwrap();
         assert_eq!(signed.nano, "v1=8563f46f149ee592fb2a4be4cd57b16f348154ba0fc58d64062e938a13dd79b8");
-        assert_eq!(signed.standard, "v1,f3TfwCAxZH4QFxR9fTnSyGrQUaD+cy90QBq1lijR1Us= v1,oCGlJkVeiYjHTfvffnVqX6oHbJyHlQLE8Up11DVGMVA=");
+        assert_eq!(
+            signed.standard,
+            "v1,f3TfwCAxZH4QFxR9fTnSyGrQUaD+cy90QBq1lijR1Us= v1,oCGlJkVeiYjHTfvffnVqX6oHbJyHlQLE8Up11DVGMVA="
+        );
     }
 
     #[test]

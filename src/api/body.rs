@@ -48,6 +48,10 @@ fn is_json(headers: &HeaderMap) -> bool {
 }
 
 fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Error> {
+    // Else an array would pass for an object without names.
+    if bytes.trim_ascii_start().first() != Some(&b'{') {
+        return Err(Error::InvalidRequest("The body is not as expected, expected a JSON object".to_owned()));
+    }
     let mut json = serde_json::Deserializer::from_slice(bytes);
     let value = serde_path_to_error::deserialize(&mut json).map_err(|error| {
         let path = error.path().to_string();

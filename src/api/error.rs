@@ -5,7 +5,7 @@ use axum::{
     http::{HeaderValue, StatusCode, header::RETRY_AFTER},
     response::{IntoResponse, Response},
 };
-use serde_json::json;
+use serde::Serialize;
 
 use crate::store;
 
@@ -37,13 +37,26 @@ pub(super) enum Error {
     Unavailable(String),
 }
 
+/// The envelope of what is no success.
+#[derive(Serialize)]
+struct Envelope<'a> {
+    success: bool,
+    error: Description<'a>,
+}
+
+#[derive(Serialize)]
+struct Description<'a> {
+    code: &'static str,
+    message: &'a str,
+}
+
 /// The cause of an answer with status 500 or 503, handed to the log beside the answer.
 #[derive(Clone)]
 pub(super) struct Cause(pub String);
 
 impl Error {
     /// A field that is not as expected.
-    pub fn field(name: &str, expected: impl std::fmt::Display) -> Self {
+    pub(super) fn field(name: &str, expected: impl std::fmt::Display) -> Self {
         Self::InvalidRequest(format!("{name}: {expected}"))
     }
 }
@@ -81,7 +94,7 @@ impl IntoResponse for Error {
                 (StatusCode::SERVICE_UNAVAILABLE, "unavailable", "Temporarily unavailable, try again")
             }
         };
-        let envelope = json!({ "success": false, "error": { "code": code, "message": message } });
+        let envelope = Envelope { success: false, error: Description { code, message } };
         let mut response = (status, Json(envelope)).into_response();
         match self {
             Self::RateLimited { retry_after_seconds } => {

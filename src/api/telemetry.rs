@@ -22,9 +22,10 @@ pub(super) async fn request(request: Request, next: Next) -> Response {
     let mut response = next.run(request).await;
     let status = response.status().as_u16();
     let duration_ms = watch.elapsed().as_millis();
-    match response.extensions_mut().remove::<Cause>() {
-        Some(Cause(cause)) => tracing::error!(request_id = id, %method, route, status, duration_ms, cause, "request"),
-        None => tracing::info!(request_id = id, %method, route, status, duration_ms, "request"),
+    if let Some(Cause(cause)) = response.extensions_mut().remove::<Cause>() {
+        tracing::error!(request_id = id, %method, route, status, duration_ms, cause, "request");
+    } else {
+        tracing::info!(request_id = id, %method, route, status, duration_ms, "request");
     }
     if let Ok(id) = HeaderValue::try_from(id) {
         response.headers_mut().insert(REQUEST_ID, id);

@@ -25,7 +25,7 @@ use crate::{
 };
 
 /// How long an `Idempotency-Key` is remembered.
-const IDEMPOTENCY: Duration = Duration::from_secs(24 * 60 * 60);
+const IDEMPOTENCY: Duration = Duration::from_hours(24);
 /// The longest `Idempotency-Key`.
 const MAX_IDEMPOTENCY_KEY: usize = 255;
 
@@ -83,9 +83,7 @@ pub(super) async fn create(
     let new = NewWebhook { url: value.url, events: value.events, secret: value.secret_key };
     let limit = api.webhooks_per_account;
     match api.store.create_webhook(&account, &new, limit, idempotency.as_ref(), now).await? {
-        Created::Webhook(webhook) => {
-            Ok(created(format!("/api/v1/webhooks/{}", webhook.id), View::from(&webhook)))
-        }
+        Created::Webhook(webhook) => Ok(created(format!("/api/v1/webhooks/{}", webhook.id), View::from(&webhook))),
         Created::LimitReached => {
             Err(Error::Conflict(format!("The account has {limit} webhooks, which is its limit: delete one first")))
         }

@@ -4,12 +4,7 @@ use std::{fmt, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{
-    clock::Instant,
-    event::EventId,
-    signing::Signatures,
-    webhook::EventType,
-};
+use crate::{clock::Instant, event::EventId, signing::Signatures, webhook::EventType};
 
 /// Why an attempt failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -221,6 +216,9 @@ mod tests {
 
         let signatures = Signatures { nano: "v1=00".into(), standard: "v1,AA==".into() };
         request.signatures = Some(&signatures);
-        assert_eq!(request.headers()[7..], [("x-nano-signature", "v1=00".into()), ("webhook-signature", "v1,AA==".into())]);
+        assert_eq!(
+            request.headers()[7..],
+            [("x-nano-signature", "v1=00".into()), ("webhook-signature", "v1,AA==".into())]
+        );
     }
 }

@@ -10,7 +10,7 @@ impl Schedule {
     /// The most attempts that a schedule can ask for: as many as a delivery keeps.
     pub const MAX_ATTEMPTS: usize = 20;
     /// The longest wait, and the most that a `Retry-After` can ask for.
-    pub const MAX_WAIT: Duration = Duration::from_secs(24 * 60 * 60);
+    pub const MAX_WAIT: Duration = Duration::from_hours(24);
     /// Each wait is between 80 % and 120 % of what the schedule says, so that what failed together does not return together.
     const JITTER: f64 = 0.2;
 
@@ -98,7 +98,7 @@ mod tests {
         assert_eq!(wait(1), 10);
         assert_eq!(wait(60), 60);
         assert_eq!(wait(1_000_000), 24 * 60 * 60);
-        assert_eq!(schedule.wait(2, 0.5, Some(Duration::from_secs(60))), None);
+        assert_eq!(schedule.wait(2, 0.5, Some(Duration::from_mins(1))), None);
     }
 
     #[test]

@@ -172,7 +172,8 @@ mod tests {
 
     #[test]
     fn what_is_no_decimal_is_refused() {
-        for text in ["", "-", ".", "e5", "1e", "1e+", "0x10", "NaN", "Infinity", "1 ", "1_000", "١", "1e99999", "--1"] {
+        for text in ["", "-", ".", "e5", "1e", "1e+", "0x10", "NaN", "Infinity", "1 ", "1_000", "١", "1e99999", "--1"]
+        {
             assert_eq!(Number::parse(text), None, "{text}");
         }
     }

@@ -46,7 +46,7 @@ impl Value {
             Self::List(items) => write_array(items, out, Self::write_json),
             Self::Map(entries) => write_map(entries, out),
             Self::StringSet(texts) => write_array(sorted(texts), out, |text, out| write_string(text, out)),
-            Self::NumberSet(numbers) => write_array(sorted(numbers), out, |number, out| number.write_json(out)),
+            Self::NumberSet(numbers) => write_array(sorted(numbers), out, super::number::Number::write_json),
             Self::BinarySet(blobs) => write_array(sorted(blobs), out, |bytes, out| write_base64(bytes, out)),
         }
     }
@@ -62,11 +62,7 @@ fn write_base64(bytes: &[u8], out: &mut Vec<u8>) {
     write_string(&STANDARD.encode(bytes), out);
 }
 
-fn write_array<'a, T: 'a>(
-    items: impl IntoIterator<Item = &'a T>,
-    out: &mut Vec<u8>,
-    write: impl Fn(&T, &mut Vec<u8>),
-) {
+fn write_array<'a, T: 'a>(items: impl IntoIterator<Item = &'a T>, out: &mut Vec<u8>, write: impl Fn(&T, &mut Vec<u8>)) {
     out.push(b'[');
     for (n, item) in items.into_iter().enumerate() {
         if n > 0 {
@@ -80,9 +76,7 @@ fn write_array<'a, T: 'a>(
 fn write_map(entries: &[(String, Value)], out: &mut Vec<u8>) {
     let mut ordered: Vec<_> = entries.iter().map(|entry| (array_index(&entry.0), entry)).collect();
     // `None` sorts before `Some`, so "has no index" comes first as `false` and puts the indices in front.
-    ordered.sort_unstable_by(|(a, (a_key, _)), (b, (b_key, _))| {
-        (a.is_none(), a, a_key).cmp(&(b.is_none(), b, b_key))
-    });
+    ordered.sort_unstable_by(|(a, (a_key, _)), (b, (b_key, _))| (a.is_none(), a, a_key).cmp(&(b.is_none(), b, b_key)));
     out.push(b'{');
     for (n, (_, (key, value))) in ordered.into_iter().enumerate() {
         if n > 0 {
@@ -123,7 +117,8 @@ mod tests {
 
     #[test]
     fn array_indices_come_first_in_ascending_order_and_other_keys_by_their_bytes() {
-        let keys = ["b", "10", "2", "01", "4294967295", "4294967294", "-1", "+1", "1.0", "", "é", "z", "0", "__proto__"];
+        let keys =
+            ["b", "10", "2", "01", "4294967295", "4294967294", "-1", "+1", "1.0", "", "é", "z", "0", "__proto__"];
         assert_eq!(
             json(&map(&keys)),
             r#"{"0":null,"2":null,"10":null,"4294967294":null,"":null,"+1":null,"-1":null,"01":null,"1.0":null,"4294967295":null,"__proto__":null,"b":null,"z":null,"é":null}"#

@@ -135,6 +135,7 @@ pub enum KeysCommand {
         /// Print JSON
         #[arg(long)]
         json: bool,
+        /// Which tables.
         #[command(flatten)]
         tables: TablesArgs,
     },
@@ -146,6 +147,7 @@ pub enum KeysCommand {
         /// Print JSON
         #[arg(long)]
         json: bool,
+        /// Which tables.
         #[command(flatten)]
         tables: TablesArgs,
     },
@@ -156,6 +158,7 @@ pub enum KeysCommand {
         account: String,
         /// The key, or the part of it that `keys list` shows
         key: String,
+        /// Which tables.
         #[command(flatten)]
         tables: TablesArgs,
     },

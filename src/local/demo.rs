@@ -39,7 +39,7 @@ struct Received {
 }
 
 /// Runs the service in memory, with a receiver, and shows a completed and a failed job arrive.
-pub async fn run() -> Result<(), Failed> {
+pub(super) async fn run() -> Result<(), Failed> {
     let mut out = anstream::stdout();
     let any = || ([127, 0, 0, 1], 0).into();
     let service = Service::start(ServeArgs {
@@ -104,12 +104,16 @@ pub async fn run() -> Result<(), Failed> {
         let verdicts = verify(&received.headers, &received.body, Some(&secret), Clock::system().now());
         write!(out, "{}", describe(&received.method, &received.uri, &received.headers, &received.body, verdicts))?;
         let about_it = serde_json::from_slice::<serde_json::Value>(&received.body)?["task_id"] == task_id;
-        if (verdicts.nano, verdicts.standard, verdicts.fresh, about_it) != (Verdict::Holds, Verdict::Holds, true, true) {
+        if (verdicts.nano, verdicts.standard, verdicts.fresh, about_it) != (Verdict::Holds, Verdict::Holds, true, true)
+        {
             return Err(Failed("the webhook that arrived is not the one that was expected".to_owned()));
         }
     }
     service.stop().await;
-    writeln!(out, "\nBoth webhooks arrived, signed and verified. Next: `cargo run` starts the service to try it yourself.")?;
+    writeln!(
+        out,
+        "\nBoth webhooks arrived, signed and verified. Next: `cargo run` starts the service to try it yourself."
+    )?;
     Ok(())
 }
 

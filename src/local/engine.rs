@@ -11,7 +11,7 @@ use super::cli::Failed;
 use crate::clock::Clock;
 
 /// How long stream records are kept once they were read: as long as DynamoDB keeps them.
-const STREAM_RETENTION: Duration = Duration::from_secs(24 * 60 * 60);
+const STREAM_RETENTION: Duration = Duration::from_hours(24);
 
 /// The engine works without an index on its stream records: each write looks for the highest sequence number among all of
 /// them. This index makes that a step.
@@ -57,7 +57,8 @@ impl Engine {
     /// A number that changes with every write to the engine.
     pub fn version(&self) -> i64 {
         let beside = self.beside.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let version = beside.prepare_cached("PRAGMA data_version").and_then(|mut query| query.query_row([], |row| row.get(0)));
+        let version =
+            beside.prepare_cached("PRAGMA data_version").and_then(|mut query| query.query_row([], |row| row.get(0)));
         version.unwrap_or_default()
     }
 

@@ -9,8 +9,13 @@ use serde_json::Value;
 use super::cli::Failed;
 use crate::api_key::ApiKey;
 
-/// Sends a request with a JSON body and reads the JSON that is answered.
-pub async fn send(method: Method, url: &str, key: &ApiKey, body: &Value) -> Result<(StatusCode, Value), Failed> {
+/// Sends a request with a JSON body and gives the answer's text.
+pub(super) async fn send(
+    method: Method,
+    url: &str,
+    key: &ApiKey,
+    body: &Value,
+) -> Result<(StatusCode, String), Failed> {
     let request = Request::builder()
         .method(method)
         .uri(url)
@@ -20,5 +25,5 @@ pub async fn send(method: Method, url: &str, key: &ApiKey, body: &Value) -> Resu
     let response = Client::builder(TokioExecutor::new()).build_http().request(request).await?;
     let status = response.status();
     let bytes = response.into_body().collect().await?.to_bytes();
-    Ok((status, serde_json::from_slice(&bytes)?))
+    Ok((status, String::from_utf8_lossy(&bytes).into_owned()))
 }

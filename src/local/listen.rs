@@ -38,7 +38,7 @@ struct Receiver {
 }
 
 /// Receives until it is told to stop.
-pub async fn run(args: ListenArgs) -> Result<(), Failed> {
+pub(super) async fn run(args: ListenArgs) -> Result<(), Failed> {
     let secret = args.secret.map(Secret::parse).transpose().map_err(|error| Failed(format!("--secret: {error}")))?;
     let signed = if secret.is_some() { "and verify their signatures" } else { "(--secret verifies their signatures)" };
     let status = StatusCode::from_u16(args.respond)?;
@@ -53,7 +53,13 @@ pub async fn run(args: ListenArgs) -> Result<(), Failed> {
     }
 }
 
-async fn receive(State(receiver): State<Receiver>, method: Method, uri: Uri, headers: HeaderMap, body: Bytes) -> StatusCode {
+async fn receive(
+    State(receiver): State<Receiver>,
+    method: Method,
+    uri: Uri,
+    headers: HeaderMap,
+    body: Bytes,
+) -> StatusCode {
     let verdicts = verify(&headers, &body, receiver.secret.as_ref(), Clock::system().now());
     let text = format!("\n{}", describe(&method, &uri, &headers, &body, verdicts));
     // A closed terminal is no reason to stop receiving.
@@ -63,7 +69,7 @@ async fn receive(State(receiver): State<Receiver>, method: Method, uri: Uri, hea
 }
 
 /// A request as it is shown to a person.
-pub fn describe(method: &Method, uri: &Uri, headers: &HeaderMap, body: &[u8], verdicts: Verdicts) -> String {
+pub(super) fn describe(method: &Method, uri: &Uri, headers: &HeaderMap, body: &[u8], verdicts: Verdicts) -> String {
     let mut out = String::new();
     let dim = Style::new().dimmed();
     // Writing to a string cannot fail.

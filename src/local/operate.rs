@@ -21,7 +21,7 @@ use crate::{
 };
 
 /// Does a command on API keys.
-pub async fn keys(command: KeysCommand) -> Result<(), Failed> {
+pub(super) async fn keys(command: KeysCommand) -> Result<(), Failed> {
     let mut out = std::io::stdout();
     match command {
         KeysCommand::Create { account, json, tables } => {
@@ -58,7 +58,7 @@ pub async fn keys(command: KeysCommand) -> Result<(), Failed> {
 }
 
 /// Writes a job that ended, as a worker would: one PutItem, and nothing else.
-pub async fn job(args: JobArgs, outcome: Outcome) -> Result<(), Failed> {
+pub(super) async fn job(args: JobArgs, outcome: Outcome) -> Result<(), Failed> {
     let account = parse_account(&args.account)?;
     let data: Box<RawValue> = serde_json::from_str(&args.data).map_err(|error| Failed(format!("--data: {error}")))?;
     let data = attribute(&data).map_err(|error| Failed(format!("--data: {error}")))?;
@@ -128,7 +128,11 @@ mod tests {
         assert_eq!(map["n"], AttributeValue::N("12345678901234567890.10".into()));
         assert_eq!(
             map["l"],
-            AttributeValue::L(vec![AttributeValue::Null(true), AttributeValue::Bool(true), AttributeValue::S("x\n".into())])
+            AttributeValue::L(vec![
+                AttributeValue::Null(true),
+                AttributeValue::Bool(true),
+                AttributeValue::S("x\n".into())
+            ])
         );
         assert_eq!(map["m"], AttributeValue::M(HashMap::new()));
     }

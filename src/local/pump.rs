@@ -37,13 +37,13 @@ const LOOK_FOR_SHARDS: Duration = Duration::from_secs(10);
 /// How long to wait after a failure.
 const AFTER_FAILURE: Duration = Duration::from_secs(1);
 /// How often old data is removed from the embedded engine.
-const HOUSEKEEPING: Duration = Duration::from_secs(60 * 60);
+const HOUSEKEEPING: Duration = Duration::from_hours(1);
 /// The position that marks a shard as read to its end.
 const CLOSED: &str = "closed";
 
 /// Reads a table's stream.
 #[derive(Clone)]
-pub struct Pump {
+pub(super) struct Pump {
     /// What takes the batches.
     pub dispatcher: Dispatcher,
     /// The engine's tables, for the stream's ARN and the positions.
@@ -58,7 +58,7 @@ pub struct Pump {
 
 impl Pump {
     /// Reads the stream of `jobs` until `stop` turns true; a batch that was begun is ended.
-    pub async fn run(self, jobs: String, stop: watch::Receiver<bool>) -> Result<(), Failed> {
+    pub(super) async fn run(self, jobs: String, stop: watch::Receiver<bool>) -> Result<(), Failed> {
         let table = self.dynamodb.describe_table().table_name(&jobs).send().await?.table;
         let arn = table.and_then(|table| table.latest_stream_arn);
         let arn = arn.ok_or_else(|| Failed(format!("table {jobs} has no stream")))?;
@@ -92,7 +92,11 @@ impl Pump {
         let mut after = None;
         loop {
             let request = self.streams.describe_stream().stream_arn(arn).set_exclusive_start_shard_id(after);
-            let stream = request.send().await?.stream_description.ok_or_else(|| Failed("the stream is not described".to_owned()))?;
+            let stream = request
+                .send()
+                .await?
+                .stream_description
+                .ok_or_else(|| Failed("the stream is not described".to_owned()))?;
             shards.extend(stream.shards.unwrap_or_default());
             after = stream.last_evaluated_shard_id;
             if after.is_none() {
@@ -147,10 +151,12 @@ impl Pump {
                 }
                 continue;
             }
-            let records: Vec<_> = batch.records.iter().map(|record| Record::Parsed(lambda_record(record, &arn))).collect();
+            let records: Vec<_> =
+                batch.records.iter().map(|record| Record::Parsed(lambda_record(record, &arn))).collect();
             let response = self.dispatcher.stream(&records, Deadline::after(BATCH_TIME)).await;
             let failed = response.batch_item_failures.first().and_then(|failure| failure.item_identifier.as_deref());
-            let done = records.iter().map_while(Record::sequence_number).take_while(|number| Some(*number) != failed).last();
+            let done =
+                records.iter().map_while(Record::sequence_number).take_while(|number| Some(*number) != failed).last();
             if let Some(done) = done {
                 position = Some(done.to_owned());
                 self.keep_position(&arn, &shard, done).await;
@@ -165,7 +171,13 @@ impl Pump {
     }
 
     /// The next records after `position`, from `iterator` if there is one that goes on from there.
-    async fn batch(&self, arn: &str, shard: &str, position: Option<&str>, iterator: Option<String>) -> Result<Batch, Failed> {
+    async fn batch(
+        &self,
+        arn: &str,
+        shard: &str,
+        position: Option<&str>,
+        iterator: Option<String>,
+    ) -> Result<Batch, Failed> {
         let iterator = match iterator {
             Some(iterator) => iterator,
             None => match self.iterator(arn, shard, position).await? {
@@ -219,7 +231,7 @@ struct Batch {
 }
 
 /// Returns when `stop` turns true, or when nobody is left who could turn it.
-pub async fn stopped(mut stop: watch::Receiver<bool>) {
+pub(super) async fn stopped(mut stop: watch::Receiver<bool>) {
     let _ = stop.wait_for(|stop| *stop).await;
 }
 
@@ -229,11 +241,11 @@ fn lambda_record(record: &SdkRecord, arn: &str) -> EventRecord {
     let created_at = change.and_then(|change| change.approximate_creation_date_time());
     let created_at = created_at.and_then(|at| std::time::SystemTime::try_from(*at).ok());
     let mut lambda = EventRecord::default();
-    lambda.event_id = record.event_id().unwrap_or_default().to_owned();
+    record.event_id().unwrap_or_default().clone_into(&mut lambda.event_id);
     lambda.event_name = record.event_name().map(|name| name.as_str().to_owned()).unwrap_or_default();
     lambda.event_source = record.event_source().map(str::to_owned);
     lambda.event_source_arn = Some(arn.to_owned());
-    lambda.aws_region = record.aws_region().unwrap_or_default().to_owned();
+    record.aws_region().unwrap_or_default().clone_into(&mut lambda.aws_region);
     let mut stream = StreamRecord::default();
     if let Some(created_at) = created_at {
         stream.approximate_creation_date_time = created_at.into();

@@ -31,12 +31,12 @@ use crate::{
 };
 
 /// The account that local mode begins with.
-pub const ACCOUNT: &str = "demo";
+pub(super) const ACCOUNT: &str = "demo";
 /// How long what is in flight may take to end once the process is told to stop.
 const STOP_TIME: Duration = Duration::from_secs(8);
 
 /// The service, running.
-pub struct Service {
+pub(super) struct Service {
     /// Where the API listens.
     pub api: SocketAddr,
     /// The DynamoDB engine's URL.
@@ -55,7 +55,7 @@ pub struct Service {
 }
 
 /// Runs the service until it is told to stop.
-pub async fn run(args: ServeArgs) -> Result<(), Failed> {
+pub(super) async fn run(args: ServeArgs) -> Result<(), Failed> {
     let json = args.json;
     let home = (!args.in_memory).then(|| args.data_dir.display().to_string());
     let mut service = Service::start(args).await?;
@@ -74,7 +74,7 @@ pub async fn run(args: ServeArgs) -> Result<(), Failed> {
 
 impl Service {
     /// Starts everything, and returns when it is ready.
-    pub async fn start(args: ServeArgs) -> Result<Self, Failed> {
+    pub(super) async fn start(args: ServeArgs) -> Result<Self, Failed> {
         let clock = Clock::system();
         let mut config = Config::read(variable, Defaults::LOCAL)?;
         config.targets = args.targets;
@@ -86,13 +86,12 @@ impl Service {
         let lock = home.map(lock).transpose()?;
 
         let listener = listen(args.listen).await?;
-        let (engine, endpoint) = match args.dynamodb_endpoint {
-            Some(endpoint) => (None, endpoint),
-            None => {
-                let listener = listen(args.dynamodb_listen).await?;
-                let endpoint = format!("http://{}", listener.local_addr()?);
-                (Some(Arc::new(Engine::start(listener, home)?)), endpoint)
-            }
+        let (engine, endpoint) = if let Some(endpoint) = args.dynamodb_endpoint {
+            (None, endpoint)
+        } else {
+            let listener = listen(args.dynamodb_listen).await?;
+            let endpoint = format!("http://{}", listener.local_addr()?);
+            (Some(Arc::new(Engine::start(listener, home)?)), endpoint)
         };
         let client = dynamodb(&endpoint);
         tables::create_missing(&client, &config.tables, &jobs).await?;
@@ -121,8 +120,7 @@ impl Service {
             schedule: config.retry_schedule,
             retention: config.retention,
         };
-        let pump =
-            Pump { dispatcher, dynamodb: client, streams: streams(&endpoint), engine: engine.clone(), clock };
+        let pump = Pump { dispatcher, dynamodb: client, streams: streams(&endpoint), engine: engine.clone(), clock };
         Ok(Self {
             api,
             dynamodb: endpoint,
@@ -138,7 +136,7 @@ impl Service {
     }
 
     /// Ends what is in flight, in bounded time.
-    pub async fn stop(self) {
+    pub(super) async fn stop(self) {
         let _ = self.stop.send(true);
         let ended = timeout(STOP_TIME, async {
             let _ = self.server.await;
@@ -193,7 +191,7 @@ End a job, in a third:
 }
 
 /// Returns when the process is told to stop, by Ctrl-C or SIGTERM.
-pub async fn terminated() -> Result<(), Failed> {
+pub(super) async fn terminated() -> Result<(), Failed> {
     #[cfg(unix)]
     {
         use tokio::signal::unix::{SignalKind, signal};
@@ -209,7 +207,7 @@ pub async fn terminated() -> Result<(), Failed> {
 }
 
 /// A listener on `address`.
-pub async fn listen(address: SocketAddr) -> Result<TcpListener, Failed> {
+pub(super) async fn listen(address: SocketAddr) -> Result<TcpListener, Failed> {
     TcpListener::bind(address).await.map_err(|error| Failed(format!("cannot listen on {address}: {error}")))
 }
 

@@ -9,7 +9,7 @@ const TOLERANCE: i64 = 5 * 60;
 
 /// Whether a signature holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub(super) enum Verdict {
     /// It does.
     Holds,
     /// It does not.
@@ -22,7 +22,7 @@ pub enum Verdict {
 
 /// Both signatures of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Verdicts {
+pub(super) struct Verdicts {
     /// `X-Nano-Signature`.
     pub nano: Verdict,
     /// `webhook-signature`.
@@ -32,7 +32,7 @@ pub struct Verdicts {
 }
 
 /// Checks the signatures of a request that was received at `now`.
-pub fn verify(headers: &HeaderMap, body: &[u8], secret: Option<&Secret>, now: Instant) -> Verdicts {
+pub(super) fn verify(headers: &HeaderMap, body: &[u8], secret: Option<&Secret>, now: Instant) -> Verdicts {
     let text = |name| headers.get(name).and_then(|value| value.to_str().ok());
     let seconds = text("x-nano-timestamp").and_then(|seconds| seconds.parse::<i64>().ok());
     let at = seconds.map(|seconds| Instant::from_millis(seconds.saturating_mul(1000)));
@@ -49,9 +49,7 @@ pub fn verify(headers: &HeaderMap, body: &[u8], secret: Option<&Secret>, now: In
     };
     let expected = expected.as_ref();
     Verdicts {
-        nano: verdict(text("x-nano-signature"), &|given| {
-            expected.is_some_and(|expected| equal(given, &expected.nano))
-        }),
+        nano: verdict(text("x-nano-signature"), &|given| expected.is_some_and(|expected| equal(given, &expected.nano))),
         standard: verdict(text("webhook-signature"), &|given| {
             expected.is_some_and(|expected| given.split(' ').any(|one| equal(one, &expected.standard)))
         }),

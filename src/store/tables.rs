@@ -81,7 +81,13 @@ async fn create(
     let table = client.create_table().table_name(name).billing_mode(BillingMode::PayPerRequest);
     match shape(table).send().await {
         Ok(_) => Ok(true),
-        Err(error) if error.as_service_error().is_some_and(|e| e.is_resource_in_use_exception()) => Ok(false),
+        Err(error)
+            if error.as_service_error().is_some_and(
+                aws_sdk_dynamodb::operation::create_table::CreateTableError::is_resource_in_use_exception,
+            ) =>
+        {
+            Ok(false)
+        }
         Err(error) => Err(error.into()),
     }
 }
@@ -109,7 +115,11 @@ fn text(name: &str) -> AttributeDefinition {
 }
 
 fn attribute(name: &str, kind: ScalarAttributeType) -> AttributeDefinition {
-    AttributeDefinition::builder().attribute_name(name).attribute_type(kind).build().expect("every required part is set")
+    AttributeDefinition::builder()
+        .attribute_name(name)
+        .attribute_type(kind)
+        .build()
+        .expect("every required part is set")
 }
 
 fn hash(name: &str) -> KeySchemaElement {

@@ -171,12 +171,11 @@ impl Store {
             {
                 return Ok(answer);
             }
-            meta = match counter.and_then(|reason| reason.item) {
-                Some(current) => Some(current),
-                None => {
-                    back_off(tried).await;
-                    self.item(keys::meta(account)).await?
-                }
+            meta = if let Some(current) = counter.and_then(|reason| reason.item) {
+                Some(current)
+            } else {
+                back_off(tried).await;
+                self.item(keys::meta(account)).await?
             };
         }
         Err(Error::Unavailable("too many changes of one account at the same time".to_owned()))
@@ -219,10 +218,8 @@ impl Store {
             .condition_expression("attribute_not_exists(PK)")
             .build()
             .expect("every required part is set");
-        let mut parts = vec![
-            TransactWriteItem::builder().update(counter).build(),
-            TransactWriteItem::builder().put(row).build(),
-        ];
+        let mut parts =
+            vec![TransactWriteItem::builder().update(counter).build(), TransactWriteItem::builder().put(row).build()];
         if let Some(given) = idempotency {
             let Primary { pk, sk } = keys::idempotency(account, &given.key);
             let record = IdempotencyRow {

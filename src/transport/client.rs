@@ -111,13 +111,25 @@ impl Client {
     }
 
     /// Makes one attempt: posts `body` to `url`, within the client's limits and `at_most`.
-    pub async fn attempt(&self, url: &EndpointUrl, request: Request<'_>, body: &str, at_most: Duration) -> (Attempt, Outcome) {
+    pub async fn attempt(
+        &self,
+        url: &EndpointUrl,
+        request: Request<'_>,
+        body: &str,
+        at_most: Duration,
+    ) -> (Attempt, Outcome) {
         let watch = Stopwatch::start();
         let outcome = self.post(url, request.headers(), Bytes::copy_from_slice(body.as_bytes()), at_most).await;
         (Attempt::new(&request, watch.elapsed(), &outcome), outcome)
     }
 
-    async fn post(&self, url: &EndpointUrl, headers: Vec<(&'static str, String)>, body: Bytes, at_most: Duration) -> Outcome {
+    async fn post(
+        &self,
+        url: &EndpointUrl,
+        headers: Vec<(&'static str, String)>,
+        body: Bytes,
+        at_most: Duration,
+    ) -> Outcome {
         let mut outcome = Outcome { status_code: None, failure: None, retry_after: None, excerpt: None };
         let mut request = http::Request::new(Full::new(body));
         *request.method_mut() = Method::POST;

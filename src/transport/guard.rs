@@ -46,29 +46,29 @@ impl fmt::Display for Policy {
 /// Ranges that are not public, each with the rule that a refusal names.
 /// Where an RFC is named, see also the IANA special-purpose address registries.
 const REFUSED: &[(&str, &str)] = &[
-    ("0.0.0.0/8", "this network"),                     // RFC 791, section 3.2
-    ("10.0.0.0/8", "private address"),                 // RFC 1918
-    ("100.64.0.0/10", "shared address space"),         // RFC 6598
-    ("127.0.0.0/8", "loopback address"),               // RFC 1122, section 3.2.1.3
-    ("169.254.0.0/16", "link-local address"),          // RFC 3927; instance and task metadata
-    ("172.16.0.0/12", "private address"),              // RFC 1918
-    ("192.0.0.0/24", "protocol assignments"),          // RFC 6890
-    ("192.0.2.0/24", "documentation address"),         // RFC 5737
-    ("192.88.99.0/24", "6to4 relay address"),          // RFC 7526
-    ("192.168.0.0/16", "private address"),             // RFC 1918
-    ("198.18.0.0/15", "benchmarking address"),         // RFC 2544
-    ("198.51.100.0/24", "documentation address"),      // RFC 5737
-    ("203.0.113.0/24", "documentation address"),       // RFC 5737
-    ("224.0.0.0/4", "multicast address"),              // RFC 5771
-    ("240.0.0.0/4", "reserved address"),               // RFC 1112, section 4
-    ("168.63.129.16/32", "platform service address"),  // Azure's host agent
-    ("2001::/23", "protocol assignments"),             // RFC 2928; holds Teredo, RFC 4380
-    ("2001:db8::/32", "documentation address"),        // RFC 3849
-    ("2002::/16", "6to4 address"),                     // RFC 3056
-    ("3fff::/20", "documentation address"),            // RFC 9637
+    ("0.0.0.0/8", "this network"),                    // RFC 791, section 3.2
+    ("10.0.0.0/8", "private address"),                // RFC 1918
+    ("100.64.0.0/10", "shared address space"),        // RFC 6598
+    ("127.0.0.0/8", "loopback address"),              // RFC 1122, section 3.2.1.3
+    ("169.254.0.0/16", "link-local address"),         // RFC 3927; instance and task metadata
+    ("172.16.0.0/12", "private address"),             // RFC 1918
+    ("192.0.0.0/24", "protocol assignments"),         // RFC 6890
+    ("192.0.2.0/24", "documentation address"),        // RFC 5737
+    ("192.88.99.0/24", "6to4 relay address"),         // RFC 7526
+    ("192.168.0.0/16", "private address"),            // RFC 1918
+    ("198.18.0.0/15", "benchmarking address"),        // RFC 2544
+    ("198.51.100.0/24", "documentation address"),     // RFC 5737
+    ("203.0.113.0/24", "documentation address"),      // RFC 5737
+    ("224.0.0.0/4", "multicast address"),             // RFC 5771
+    ("240.0.0.0/4", "reserved address"),              // RFC 1112, section 4
+    ("168.63.129.16/32", "platform service address"), // Azure's host agent
+    ("2001::/23", "protocol assignments"),            // RFC 2928; holds Teredo, RFC 4380
+    ("2001:db8::/32", "documentation address"),       // RFC 3849
+    ("2002::/16", "6to4 address"),                    // RFC 3056
+    ("3fff::/20", "documentation address"),           // RFC 9637
 ];
 
-/// Of IPv6 only global unicast is public (RFC 4291, section 2.4; IANA has allocated 2000::/3). Loopback, unique local,
+/// Of IPv6 only global unicast is public (RFC 4291, section 2.4; IANA has allocated `2000::/3`). Loopback, unique local,
 /// link-local, multicast, IPv4-mapped (RFC 4291) and NAT64 (RFC 6052) addresses lie outside.
 const GLOBAL_UNICAST: &str = "2000::/3";
 
@@ -168,10 +168,29 @@ mod tests {
     #[test]
     fn addresses_beside_the_refused_ranges_are_public() {
         for address in [
-            "1.0.0.0", "9.255.255.255", "11.0.0.0", "100.63.255.255", "100.128.0.0", "126.255.255.255", "128.0.0.0",
-            "169.253.255.255", "169.255.0.0", "172.15.255.255", "172.32.0.0", "192.0.1.0", "192.167.255.255", "192.169.0.0",
-            "198.17.255.255", "198.20.0.0", "223.255.255.255", "168.63.129.15", "168.63.129.17", "2001:200::1",
-            "2606:4700::1111", "2003::1", "3fff:1000::1",
+            "1.0.0.0",
+            "9.255.255.255",
+            "11.0.0.0",
+            "100.63.255.255",
+            "100.128.0.0",
+            "126.255.255.255",
+            "128.0.0.0",
+            "169.253.255.255",
+            "169.255.0.0",
+            "172.15.255.255",
+            "172.32.0.0",
+            "192.0.1.0",
+            "192.167.255.255",
+            "192.169.0.0",
+            "198.17.255.255",
+            "198.20.0.0",
+            "223.255.255.255",
+            "168.63.129.15",
+            "168.63.129.17",
+            "2001:200::1",
+            "2606:4700::1111",
+            "2003::1",
+            "3fff:1000::1",
         ] {
             assert_eq!(refusal(address.parse().unwrap()), None, "{address}");
         }
@@ -179,7 +198,18 @@ mod tests {
 
     #[test]
     fn of_ipv6_everything_outside_global_unicast_is_refused() {
-        for address in ["::", "::1", "::ffff:8.8.8.8", "64:ff9b::808:808", "100::1", "fc00::1", "fd00:ec2::254", "fe80::1", "ff02::1", "4000::1"] {
+        for address in [
+            "::",
+            "::1",
+            "::ffff:8.8.8.8",
+            "64:ff9b::808:808",
+            "100::1",
+            "fc00::1",
+            "fd00:ec2::254",
+            "fe80::1",
+            "ff02::1",
+            "4000::1",
+        ] {
             assert!(refusal(address.parse().unwrap()).is_some(), "{address}");
         }
     }
@@ -188,13 +218,30 @@ mod tests {
     async fn literals_are_refused_in_every_form_that_the_url_standard_normalises() {
         let guard = Guard::new(Policy::Public, vec![]);
         for literal in [
-            "127.0.0.1", "127.1", "2130706433", "0x7f000001", "0177.0.0.1", "0x7f.0.0.0x1", "１２７.0.0.1", "127.0.0.1.",
-            "169.254.169.254", "[::1]", "[::ffff:127.0.0.1]", "[::ffff:7f00:1]", "[64:ff9b::7f00:1]", "[2002:7f00:1::]",
-            "[2001:0:4136:e378:8000:63bf:3fff:fdd2]", "0", "localhost",
+            "127.0.0.1",
+            "127.1",
+            "2130706433",
+            "0x7f000001",
+            "0177.0.0.1",
+            "0x7f.0.0.0x1",
+            "１２７.0.0.1",
+            "127.0.0.1.",
+            "169.254.169.254",
+            "[::1]",
+            "[::ffff:127.0.0.1]",
+            "[::ffff:7f00:1]",
+            "[64:ff9b::7f00:1]",
+            "[2002:7f00:1::]",
+            "[2001:0:4136:e378:8000:63bf:3fff:fdd2]",
+            "0",
+            "localhost",
         ] {
             let target = url(&format!("https://{literal}/hook"));
             assert!(matches!(guard.resolve(&target).await, Err(Failure::Blocked(_))), "{literal}");
-            assert!(guard.check(&target).await.unwrap_err().starts_with("expected a public https address"), "{literal}");
+            assert!(
+                guard.check(&target).await.unwrap_err().starts_with("expected a public https address"),
+                "{literal}"
+            );
         }
     }
 

@@ -1,0 +1,450 @@
+//! The API's routes and every row of its error table, through the router over a real engine.
+
+use axum::{
+    Router,
+    body::Body,
+    http::{HeaderMap, Method, Request, StatusCode},
+};
+use http_body_util::BodyExt;
+use nano_webhooks::{
+    api::{Api, router},
+    api_key::ApiKey,
+    clock::{Clock, Instant},
+    local::dynamodb,
+    store::{Store, rate::Limits},
+    transport::{Guard, guard::Policy},
+};
+use serde_json::{Value, json};
+use tower::ServiceExt;
+
+use crate::support::{World, account};
+
+const NO_LIMITS: Limits = Limits { per_minute: None, per_day: None };
+const WEBHOOKS: &str = "/api/v1/webhooks";
+
+struct App {
+    world: World,
+    router: Router,
+    key: ApiKey,
+    clock: Clock,
+}
+
+struct Answer {
+    status: StatusCode,
+    headers: HeaderMap,
+    text: String,
+    json: Value,
+}
+
+impl Answer {
+    fn error(&self) -> (u16, &str, &str) {
+        assert_eq!(self.json["success"], false, "{}", self.text);
+        let part = |name| self.json["error"][name].as_str().unwrap();
+        (self.status.as_u16(), part("code"), part("message"))
+    }
+
+    fn header(&self, name: &str) -> &str {
+        self.headers[name].to_str().unwrap()
+    }
+}
+
+impl App {
+    async fn new() -> Self {
+        Self::with(Policy::Any, NO_LIMITS, 50).await
+    }
+
+    async fn with(targets: Policy, rate_limits: Limits, webhooks_per_account: u32) -> Self {
+        let world = World::new().await;
+        let clock = Clock::manual(Instant::from_millis(1_734_948_000_000));
+        let key = ApiKey::generate();
+        world.store.add_key(&account("acme"), &key, clock.now()).await.unwrap();
+        let router = router(Api {
+            store: world.store.clone(),
+            guard: Guard::new(targets, vec![]),
+            clock: clock.clone(),
+            webhooks_per_account,
+            rate_limits,
+        });
+        Self { world, router, key, clock }
+    }
+
+    async fn send(&self, request: Request<Body>) -> Answer {
+        let response = self.router.clone().oneshot(request).await.unwrap();
+        let (parts, body) = response.into_parts();
+        let text = String::from_utf8(body.collect().await.unwrap().to_bytes().to_vec()).unwrap();
+        let json = serde_json::from_str(&text).unwrap_or_else(|_| panic!("no JSON: {text}"));
+        // What every answer has, whatever it says.
+        assert_eq!(parts.headers["content-type"], "application/json");
+        assert!(!parts.headers["x-request-id"].is_empty());
+        Answer { status: parts.status, headers: parts.headers, text, json }
+    }
+
+    fn request(&self, method: &str, path: &str) -> axum::http::request::Builder {
+        Request::builder()
+            .method(Method::from_bytes(method.as_bytes()).unwrap())
+            .uri(path)
+            .header("authorization", format!("Bearer {}", self.key.expose()))
+    }
+
+    async fn get(&self, path: &str) -> Answer {
+        self.send(self.request("GET", path).body(Body::empty()).unwrap()).await
+    }
+
+    async fn delete(&self, path: &str) -> Answer {
+        self.send(self.request("DELETE", path).body(Body::empty()).unwrap()).await
+    }
+
+    async fn post(&self, body: impl Into<Body>) -> Answer {
+        self.send(self.request("POST", WEBHOOKS).header("content-type", "application/json").body(body.into()).unwrap())
+            .await
+    }
+
+    async fn create(&self, body: Value) -> Answer {
+        self.post(body.to_string()).await
+    }
+}
+
+fn valid() -> Value {
+    json!({ "url": "https://example.com/hooks", "events": ["job.completed", "job.failed"] })
+}
+
+#[tokio::test]
+async fn a_webhook_is_created_listed_and_deleted_as_documented() {
+    let app = App::new().await;
+    let listed = app.get(WEBHOOKS).await;
+    assert_eq!((listed.status, listed.text.as_str()), (StatusCode::OK, r#"{"success":true,"data":[]}"#));
+
+    let created = app.create(json!({"url":"https://example.com/hooks","events":["job.failed","job.completed"],"secret_key":"open sesame"})).await;
+    let webhook =
+        r#"{"id":1,"url":"https://example.com/hooks","events":["job.failed","job.completed"],"status":"active"}"#;
+    assert_eq!(created.status, StatusCode::CREATED);
+    assert_eq!(created.text, format!(r#"{{"success":true,"data":{webhook}}}"#));
+    assert_eq!(created.header("location"), "/api/v1/webhooks/1");
+
+    let listed = app.get(WEBHOOKS).await;
+    assert_eq!(listed.text, format!(r#"{{"success":true,"data":[{webhook}]}}"#));
+
+    let deleted = app.delete("/api/v1/webhooks/1").await;
+    assert_eq!((deleted.status, deleted.text.as_str()), (StatusCode::OK, r#"{"success":true,"data":{"id":1}}"#));
+    assert_eq!(app.delete("/api/v1/webhooks/1").await.error(), (404, "not_found", "No webhook 1"));
+    assert_eq!(app.get(WEBHOOKS).await.json["data"], json!([]));
+}
+
+#[tokio::test]
+async fn ids_count_from_1_and_are_never_reused() {
+    let app = App::new().await;
+    for id in 1..=3 {
+        assert_eq!(app.create(valid()).await.json["data"]["id"], id);
+    }
+    app.delete("/api/v1/webhooks/3").await;
+    app.delete("/api/v1/webhooks/1").await;
+    assert_eq!(app.create(valid()).await.json["data"]["id"], 4);
+    let listed = app.get(WEBHOOKS).await;
+    let ids: Vec<_> =
+        listed.json["data"].as_array().unwrap().iter().map(|webhook| webhook["id"].as_u64().unwrap()).collect();
+    assert_eq!(ids, [2, 4]);
+}
+
+#[tokio::test]
+async fn a_body_that_is_not_as_expected_is_refused_with_the_name_of_the_field() {
+    let app = App::new().await;
+    let with = |field: &str, value: Value| {
+        let mut body = valid();
+        body[field] = value;
+        body.to_string()
+    };
+    for (body, message) in [
+        (String::new(), "The body is empty, expected a JSON object"),
+        ("{".to_owned(), "The body is not valid JSON: EOF while parsing an object at line 1 column 1"),
+        ("[]".to_owned(), "The body is not as expected, expected a JSON object"),
+        (
+            r#"["https://example.com",["job.failed"],null]"#.to_owned(),
+            "The body is not as expected, expected a JSON object",
+        ),
+        ("\"x\"".to_owned(), "The body is not as expected, expected a JSON object"),
+        (format!("{} x", valid()), "The body is not valid JSON: trailing characters"),
+        (json!({"events":["job.failed"]}).to_string(), "missing field `url`"),
+        (json!({"url":"https://example.com"}).to_string(), "missing field `events`"),
+        (with("secret", json!("12345678")), "unknown field `secret`, expected one of `url`, `events`, `secret_key`"),
+        (
+            r#"{"url":"https://example.com","url":"https://example.com","events":["job.failed"]}"#.to_owned(),
+            "duplicate field `url`",
+        ),
+        (with("url", json!(5)), "url: expected a string"),
+        (with("url", json!("example.com")), "url: expected a URL that begins with `https://`"),
+        (with("url", json!("https://example.com/#top")), "url: expected a URL without a fragment (`#`)"),
+        (with("url", json!("https://me@example.com/")), "url: expected a URL without user name or password"),
+        (with("events", json!("job.failed")), "events: expected an array of strings"),
+        (with("events", json!([1])), "events: expected an array of strings"),
+        (with("events", json!([])), "events: expected at least one event"),
+        (
+            with("events", json!(["job.failed", "job.failed"])),
+            "events: `job.failed` is listed twice, expected each event once",
+        ),
+        (
+            with("events", json!(["job.done"])),
+            "events: unknown event `job.done`, expected some of `job.completed`, `job.failed`, `webhook.disabled`",
+        ),
+        (with("secret_key", json!("short")), "secret_key: expected 8 to 256 characters"),
+        (with("secret_key", json!("whsec_###")), "secret_key: expected base64 with padding after `whsec_`"),
+        (with("secret_key", json!(87_654_321)), "secret_key: expected a string"),
+    ] {
+        let answer = app.post(body.clone()).await;
+        let (status, code, said) = answer.error();
+        assert_eq!((status, code), (400, "invalid_request"), "{body}");
+        assert!(said.starts_with(message), "{body}: {said}");
+        assert!(!said.contains("87654321"), "{said}");
+    }
+    assert_eq!(app.get(WEBHOOKS).await.json["data"], json!([]));
+}
+
+#[tokio::test]
+async fn a_missing_or_invalid_key_is_refused_in_the_documented_words() {
+    let app = App::new().await;
+    let unknown = ApiKey::generate();
+    let key = app.key.expose();
+    for authorization in [
+        None,
+        Some(String::new()),
+        Some(key.to_owned()),
+        Some(format!("Basic {key}")),
+        Some("Bearer".to_owned()),
+        Some("Bearer sk-123".to_owned()),
+        Some(format!("Bearer {}", unknown.expose())),
+        Some(format!("Bearer {key}x")),
+    ] {
+        for (method, path) in [("GET", WEBHOOKS), ("POST", WEBHOOKS), ("DELETE", "/api/v1/webhooks/1")] {
+            let mut request = Request::builder().method(method).uri(path);
+            if let Some(authorization) = &authorization {
+                request = request.header("authorization", authorization);
+            }
+            let answer = app.send(request.body(Body::empty()).unwrap()).await;
+            assert_eq!(answer.error(), (401, "unauthorized", "Invalid or missing API key"), "{authorization:?}");
+        }
+    }
+    let revoked = app.world.store.revoke_key(&account("acme"), app.key.prefix()).await.unwrap();
+    assert!(revoked);
+    assert_eq!(app.get(WEBHOOKS).await.status, StatusCode::UNAUTHORIZED);
+}
+
+#[tokio::test]
+async fn unknown_routes_and_methods_are_answered_in_the_envelope() {
+    let app = App::new().await;
+    for path in
+        ["/", "/api", "/api/v1", "/api/v1/webhook", "/api/v1/webhooks/", "/api/v1/webhooks/1/x", "/api/v2/webhooks"]
+    {
+        let answer = app.get(path).await;
+        assert_eq!(answer.error(), (404, "not_found", format!("No route GET {path}").as_str()));
+    }
+    for (method, path, allow) in [
+        ("PUT", WEBHOOKS, "GET,HEAD,POST"),
+        ("DELETE", WEBHOOKS, "GET,HEAD,POST"),
+        ("POST", "/api/v1/webhooks/1", "DELETE"),
+        ("BREW", "/api/v1/webhooks/1", "DELETE"),
+    ] {
+        let answer = app.send(app.request(method, path).body(Body::empty()).unwrap()).await;
+        assert_eq!(answer.error(), (405, "method_not_allowed", format!("{path} does not support {method}").as_str()));
+        assert_eq!(answer.header("allow"), allow);
+    }
+    let healthy = app.get("/healthz").await;
+    assert_eq!((healthy.status, healthy.json), (StatusCode::OK, json!({"success":true,"data":{"status":"ok"}})));
+}
+
+#[tokio::test]
+async fn another_accounts_webhook_does_not_exist() {
+    let app = App::new().await;
+    let (theirs, other) = (ApiKey::generate(), account("other"));
+    app.world.store.add_key(&other, &theirs, app.clock.now()).await.unwrap();
+    app.create(valid()).await;
+    app.create(valid()).await;
+    let app = App { key: theirs, ..app };
+    for id in ["1", "2", "3", "0", "-1", "01", "abc", "99999999999999999999"] {
+        let answer = app.delete(&format!("/api/v1/webhooks/{id}")).await;
+        assert_eq!(answer.error(), (404, "not_found", format!("No webhook {id}").as_str()));
+    }
+    assert_eq!(app.get(WEBHOOKS).await.json["data"], json!([]));
+    assert_eq!(app.create(valid()).await.json["data"]["id"], 1);
+}
+
+#[tokio::test]
+async fn a_body_over_64_kib_is_refused_and_one_of_64_kib_is_read() {
+    let app = App::new().await;
+    let padded = |length: usize| format!("{}{}", valid(), " ".repeat(length - valid().to_string().len()));
+    assert_eq!(app.post(padded(64 * 1024)).await.status, StatusCode::CREATED);
+    let answer = app.post(padded(64 * 1024 + 1)).await;
+    assert_eq!(answer.error(), (413, "payload_too_large", "The body is too large, expected at most 64 KiB"));
+}
+
+#[tokio::test]
+async fn a_body_that_is_not_declared_as_json_is_refused() {
+    let app = App::new().await;
+    for (declared, accepted) in [
+        (None, false),
+        (Some("text/plain"), false),
+        (Some("application/x-www-form-urlencoded"), false),
+        (Some("application/json; charset=utf-8"), true),
+        (Some("Application/JSON"), true),
+        (Some("application/vnd.example+json"), true),
+    ] {
+        let mut request = app.request("POST", WEBHOOKS);
+        if let Some(declared) = declared {
+            request = request.header("content-type", declared);
+        }
+        let answer = app.send(request.body(Body::from(valid().to_string())).unwrap()).await;
+        if accepted {
+            assert_eq!(answer.status, StatusCode::CREATED, "{declared:?}");
+        } else {
+            assert_eq!(answer.error().0, 415, "{declared:?}");
+            assert_eq!(answer.error().1, "unsupported_media_type");
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_same_idempotency_key_gives_the_same_webhook_and_refuses_another_body() {
+    let app = App::new().await;
+    let post = async |key: &str, body: Value| {
+        let request =
+            app.request("POST", WEBHOOKS).header("content-type", "application/json").header("idempotency-key", key);
+        app.send(request.body(Body::from(body.to_string())).unwrap()).await
+    };
+    let first = post("order-1", valid()).await;
+    let again = post("order-1", valid()).await;
+    assert_eq!((again.status, &again.text), (StatusCode::CREATED, &first.text));
+    assert_eq!(again.header("location"), "/api/v1/webhooks/1");
+    assert_eq!(app.get(WEBHOOKS).await.json["data"].as_array().unwrap().len(), 1);
+
+    let mut other = valid();
+    other["events"] = json!(["job.failed"]);
+    let refused = post("order-1", other.clone()).await;
+    assert_eq!(refused.error(), (409, "conflict", "Idempotency-Key: was used with another body, expected a new key"));
+    assert_eq!(post("order-2", other.clone()).await.json["data"]["id"], 2);
+
+    app.delete("/api/v1/webhooks/1").await;
+    assert_eq!(post("order-1", valid()).await.text, first.text, "an answer is repeated as it was");
+
+    app.clock.advance(std::time::Duration::from_hours(24));
+    assert_eq!(post("order-1", other).await.json["data"]["id"], 3, "after 24 hours a key is new");
+
+    for wrong in ["", &"k".repeat(256)] {
+        assert_eq!(
+            post(wrong, valid()).await.error().2,
+            "Idempotency-Key: expected 1 to 255 printable ASCII characters"
+        );
+    }
+}
+
+#[tokio::test]
+async fn idempotent_requests_at_the_same_time_create_one_webhook() {
+    let app = App::new().await;
+    let request = || {
+        let request =
+            app.request("POST", WEBHOOKS).header("content-type", "application/json").header("idempotency-key", "k");
+        app.send(request.body(Body::from(valid().to_string())).unwrap())
+    };
+    let answers = futures_util::future::join_all((0..8).map(|_| request())).await;
+    for answer in answers {
+        assert_eq!((answer.status, &answer.json["data"]["id"]), (StatusCode::CREATED, &json!(1)));
+    }
+    assert_eq!(app.get(WEBHOOKS).await.json["data"].as_array().unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn creates_at_the_same_time_share_no_id_and_do_not_pass_the_limit() {
+    let app = App::with(Policy::Any, NO_LIMITS, 10).await;
+    let answers = futures_util::future::join_all((0..16).map(|_| app.create(valid()))).await;
+    let mut ids: Vec<_> = answers.iter().filter_map(|answer| answer.json["data"]["id"].as_u64()).collect();
+    ids.sort_unstable();
+    assert_eq!(ids, (1..=10).collect::<Vec<_>>());
+    for refused in answers.iter().filter(|answer| answer.status != StatusCode::CREATED) {
+        assert_eq!(
+            refused.error(),
+            (409, "conflict", "The account has 10 webhooks, which is its limit: delete one first")
+        );
+    }
+    app.delete("/api/v1/webhooks/5").await;
+    assert_eq!(app.create(valid()).await.json["data"]["id"], 11);
+}
+
+#[tokio::test]
+async fn the_rate_limit_is_exact_under_concurrency_and_says_when_to_return() {
+    let app = App::with(Policy::Any, Limits { per_minute: Some(5), per_day: Some(8) }, 50).await;
+    app.clock.advance(std::time::Duration::from_secs(20));
+    let statuses = async || {
+        let answers = futures_util::future::join_all((0..10).map(|_| app.get(WEBHOOKS))).await;
+        let refused: Vec<_> = answers.into_iter().filter(|answer| answer.status != StatusCode::OK).collect();
+        for answer in &refused {
+            assert_eq!(answer.error(), (429, "rate_limited", "Too many requests, try again later"));
+        }
+        (10 - refused.len(), refused[0].header("retry-after").to_owned())
+    };
+    assert_eq!(statuses().await, (5, "40".to_owned()));
+    app.clock.advance(std::time::Duration::from_secs(40));
+    // 2024-12-23T10:01:00Z: three are left of the day, whose end is 13 h 59 min away.
+    assert_eq!(statuses().await, (3, (13 * 3600 + 59 * 60).to_string()));
+    app.clock.advance(std::time::Duration::from_hours(14));
+    assert_eq!(statuses().await.0, 5);
+}
+
+#[tokio::test]
+async fn a_target_that_the_policy_refuses_is_named_at_creation() {
+    let app = App::with(Policy::Public, NO_LIMITS, 50).await;
+    for (url, rule) in [
+        ("http://example.com/", "not https"),
+        ("https://127.0.0.1/", "loopback address"),
+        ("https://0x7f.1/", "loopback address"),
+        ("https://169.254.169.254/latest/meta-data", "link-local address"),
+        ("https://[::ffff:10.0.0.1]/", "not a global unicast address"),
+        ("https://localhost/", "loopback address"),
+    ] {
+        let answer = app.create(json!({"url": url, "events": ["job.failed"]})).await;
+        let (status, code, message) = answer.error();
+        assert_eq!((status, code), (400, "invalid_request"));
+        assert!(message.starts_with("url: expected a public https address"), "{message}");
+        assert!(message.contains(rule) || url.contains("localhost"), "{url}: {message}");
+    }
+    let unresolved = app.create(json!({"url": "https://no-such-host.invalid/", "events": ["job.failed"]})).await;
+    assert_eq!(unresolved.status, StatusCode::CREATED);
+}
+
+#[tokio::test]
+async fn without_dynamodb_the_answer_is_503_and_tells_nothing_of_the_cause() {
+    let app = App::new().await;
+    let tables = app.world.tables.clone();
+    let unreachable = router(Api {
+        store: Store::new(dynamodb("http://127.0.0.1:9"), tables),
+        guard: Guard::new(Policy::Any, vec![]),
+        clock: app.clock.clone(),
+        webhooks_per_account: 50,
+        rate_limits: NO_LIMITS,
+    });
+    let app = App { router: unreachable, ..app };
+    let answer = app.get(WEBHOOKS).await;
+    assert_eq!(answer.error(), (503, "unavailable", "Temporarily unavailable, try again"));
+    assert_eq!(answer.header("retry-after"), "1");
+}
+
+#[tokio::test]
+async fn an_item_that_breaks_the_rules_is_a_500_that_tells_nothing_of_the_cause() {
+    let app = App::new().await;
+    app.create(valid()).await;
+    let webhook =
+        app.world.items_under("ACCOUNT#acme").await.into_iter().find(|item| item.contains_key("url")).unwrap();
+    let mut broken = webhook;
+    broken.insert("url".into(), aws_sdk_dynamodb::types::AttributeValue::S("nonsense".into()));
+    let put = app.world.client.put_item().table_name(&app.world.tables.webhooks).set_item(Some(broken));
+    put.send().await.unwrap();
+    assert_eq!(app.get(WEBHOOKS).await.error(), (500, "internal_error", "Internal error"));
+}
+
+#[tokio::test]
+async fn a_secret_is_in_no_answer() {
+    let app = App::new().await;
+    let mut body = valid();
+    body["secret_key"] = json!("open sesame");
+    let created = app.create(body.clone()).await;
+    body["events"] = json!([]);
+    for answer in [created, app.get(WEBHOOKS).await, app.create(body).await, app.delete("/api/v1/webhooks/1").await] {
+        assert!(!answer.text.contains("sesame") && !answer.text.contains("secret"), "{}", answer.text);
+    }
+}

@@ -1,0 +1,8 @@
+//! The service's parts and the whole of it, against a real DynamoDB engine and over real sockets.
+
+mod api;
+mod dispatch;
+mod fixed_point;
+mod layers;
+mod serve;
+mod support;

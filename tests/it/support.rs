@@ -1,0 +1,164 @@
+//! What the tests stand on: tables in a real engine, and a receiver that behaves as its URL says.
+
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use aws_sdk_dynamodb::types::AttributeValue;
+use axum::{
+    Router,
+    body::Bytes,
+    extract::State,
+    http::{HeaderMap, StatusCode, Uri, header::LOCATION},
+    response::{IntoResponse, Response},
+};
+use nano_webhooks::{
+    clock::Clock,
+    delivery::schedule::Schedule,
+    dispatch::Dispatcher,
+    local::{dynamodb, engine::Engine},
+    random,
+    store::{Store, Tables, tables},
+    transport::{Client, Guard, client::Limits, guard::Policy},
+    webhook::Account,
+};
+use tokio::{net::TcpListener, sync::watch, time::timeout};
+
+/// How long a condition may take to come true before the test has failed.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Tables of one's own in a real engine: the embedded one, or the one that `TEST_DYNAMODB_ENDPOINT` names.
+pub struct World {
+    pub client: aws_sdk_dynamodb::Client,
+    pub tables: Tables,
+    pub store: Store,
+    _engine: Option<Engine>,
+}
+
+impl World {
+    pub async fn new() -> Self {
+        #[expect(clippy::disallowed_methods, reason = "tests are told here which engine to use")]
+        let (engine, endpoint) = if let Ok(endpoint) = std::env::var("TEST_DYNAMODB_ENDPOINT") {
+            (None, endpoint)
+        } else {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let endpoint = format!("http://{}", listener.local_addr().unwrap());
+            let engine = Engine::start(listener, None).unwrap_or_else(|failed| panic!("{failed:?}"));
+            (Some(engine), endpoint)
+        };
+        let unique = random::request_id();
+        let tables = Tables { webhooks: format!("webhooks-{unique}"), deliveries: format!("deliveries-{unique}") };
+        let client = dynamodb(&endpoint);
+        tables::create_missing(&client, &tables, &format!("jobs-{unique}")).await.unwrap();
+        let store = Store::new(client.clone(), tables.clone());
+        Self { client, tables, store, _engine: engine }
+    }
+
+    /// A dispatcher whose clock is the machine's and whose targets may be anything.
+    pub fn dispatcher(&self) -> Dispatcher {
+        Dispatcher {
+            store: self.store.clone(),
+            client: Client::new(Guard::new(Policy::Any, vec![]), Limits::DIRECT, None).unwrap(),
+            clock: Clock::system(),
+            schedule: Schedule::default(),
+            retention: Duration::from_hours(24),
+        }
+    }
+
+    /// Every item of a table.
+    pub async fn items(&self, table: &str) -> Vec<std::collections::HashMap<String, AttributeValue>> {
+        let scan = self.client.scan().table_name(table).consistent_read(true);
+        scan.into_paginator().items().send().collect::<Result<Vec<_>, _>>().await.unwrap()
+    }
+
+    /// The webhooks table's items whose partition key begins with `prefix`.
+    pub async fn items_under(&self, prefix: &str) -> Vec<std::collections::HashMap<String, AttributeValue>> {
+        let mut items = self.items(&self.tables.webhooks).await;
+        items.retain(|item| item["PK"].as_s().unwrap().starts_with(prefix));
+        items
+    }
+}
+
+pub fn account(name: &str) -> Account {
+    Account::parse(name).unwrap()
+}
+
+/// A request that the receiver got.
+#[derive(Clone, Debug)]
+pub struct Received {
+    pub path: String,
+    pub headers: HeaderMap,
+    pub body: String,
+}
+
+impl Received {
+    pub fn header(&self, name: &str) -> &str {
+        self.headers.get(name).map_or("", |value| value.to_str().unwrap())
+    }
+
+    pub fn json(&self) -> serde_json::Value {
+        serde_json::from_str(&self.body).unwrap()
+    }
+}
+
+/// A receiver. `/status/500/…` answers 500, `/redirect/…` redirects to `/redirected`, `/hang/…` never answers, `/drip/…`
+/// never ends its body, `/large/…` answers 1 MiB, anything else 200.
+#[derive(Clone)]
+pub struct Receiver {
+    pub url: String,
+    received: Arc<Mutex<Vec<Received>>>,
+    count: watch::Sender<usize>,
+}
+
+impl Receiver {
+    pub async fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let receiver = Self { url, received: Arc::default(), count: watch::Sender::new(0) };
+        let router = Router::new().fallback(receive).with_state(receiver.clone());
+        tokio::spawn(axum::serve(listener, router).into_future());
+        receiver
+    }
+
+    pub fn url(&self, path: &str) -> String {
+        format!("{}{path}", self.url)
+    }
+
+    pub fn received(&self) -> Vec<Received> {
+        self.received.lock().unwrap().clone()
+    }
+
+    /// Waits until at least `n` requests came.
+    pub async fn wait_for(&self, n: usize) -> Vec<Received> {
+        let mut count = self.count.subscribe();
+        let came = timeout(PATIENCE, count.wait_for(|count| *count >= n)).await.is_ok();
+        assert!(came, "{n} requests were expected, {} came", self.received().len());
+        self.received()
+    }
+}
+
+async fn receive(State(receiver): State<Receiver>, uri: Uri, headers: HeaderMap, body: Bytes) -> Response {
+    let path = uri.path().to_owned();
+    let body = String::from_utf8(body.to_vec()).unwrap();
+    receiver.received.lock().unwrap().push(Received { path: path.clone(), headers, body });
+    receiver.count.send_modify(|count| *count += 1);
+    let mut parts = path.split('/').skip(1);
+    match parts.next() {
+        Some("status") => {
+            let status = StatusCode::from_u16(parts.next().unwrap().parse().unwrap()).unwrap();
+            (status, "as you asked").into_response()
+        }
+        Some("redirect") => (StatusCode::FOUND, [(LOCATION, receiver.url("/redirected"))]).into_response(),
+        Some("hang") => std::future::pending().await,
+        Some("drip") => {
+            let drops = futures_util::stream::unfold((), async |()| {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                Some((Ok::<_, std::io::Error>(Bytes::from_static(b".")), ()))
+            });
+            axum::body::Body::from_stream(drops).into_response()
+        }
+        Some("large") => "x".repeat(1024 * 1024).into_response(),
+        _ => "ok".into_response(),
+    }
+}
