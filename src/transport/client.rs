@@ -206,7 +206,7 @@ fn failure_of(error: &legacy::Error) -> Failure {
             return failure.clone();
         }
         if let Some(http) = cause.downcast_ref::<hyper::Error>()
-            && (http.is_parse() || http.is_parse_too_large())
+            && http.is_parse()
         {
             return Failure::Body;
         }

@@ -165,7 +165,10 @@ async fn a_body_that_is_not_as_expected_is_refused_with_the_name_of_the_field() 
         (format!("{} x", valid()), "The body is not valid JSON: trailing characters"),
         (json!({"events":["job.failed"]}).to_string(), "missing field `url`"),
         (json!({"url":"https://example.com"}).to_string(), "missing field `events`"),
-        (with("secret", json!("12345678")), "unknown field `secret`, expected one of `url`, `events`, `secret_key`"),
+        (
+            with("secret", json!("12345678")),
+            "secret: unknown field `secret`, expected one of `url`, `events`, `secret_key`",
+        ),
         (
             r#"{"url":"https://example.com","url":"https://example.com","events":["job.failed"]}"#.to_owned(),
             "duplicate field `url`",

@@ -24,7 +24,7 @@ fn deadline() -> Deadline {
     Deadline::after(Duration::from_secs(20))
 }
 
-async fn subscribe(world: &World, who: &str, url: &str, secret: Option<&str>) -> WebhookId {
+pub async fn subscribe(world: &World, who: &str, url: &str, secret: Option<&str>) -> WebhookId {
     let new = NewWebhook {
         url: EndpointUrl::parse(url).unwrap(),
         events: Events::parse(["job.completed", "job.failed"]).unwrap(),

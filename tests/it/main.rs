@@ -2,6 +2,7 @@
 
 mod api;
 mod dispatch;
+mod events;
 mod fixed_point;
 mod layers;
 mod serve;

@@ -1,0 +1,92 @@
+//! The files of `events/`, fed to the handlers as the Lambda runtime feeds them.
+
+use std::{fs, path::Path, time::Duration};
+
+use lambda_http::{Adapter, LambdaEvent, request::LambdaRequest};
+use lambda_runtime::Context;
+use nano_webhooks::{
+    api::{Api, router},
+    api_key::ApiKey,
+    clock::{Clock, Deadline},
+    dispatch::StreamBatch,
+    store::rate::Limits,
+    transport::{Guard, guard::Policy},
+};
+use serde_json::{Value, json};
+use tower::Service;
+
+use crate::{
+    dispatch::subscribe,
+    support::{Receiver, World, account},
+};
+
+fn event(name: &str) -> String {
+    fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("events").join(name)).unwrap()
+}
+
+#[tokio::test]
+async fn the_api_function_answers_each_sample_as_api_gateway_expects() {
+    let world = World::new().await;
+    let key = ApiKey::generate();
+    world.store.add_key(&account("acme"), &key, Clock::system().now()).await.unwrap();
+    let mut function = Adapter::from(router(Api {
+        store: world.store.clone(),
+        guard: Guard::new(Policy::Public, vec![]),
+        clock: Clock::system(),
+        webhooks_per_account: 50,
+        rate_limits: Limits { per_minute: Some(60), per_day: Some(10_000) },
+    }));
+    let mut invoke = async |name: &str, key: &str| -> Value {
+        let request: LambdaRequest = serde_json::from_str(&event(name).replace("sk-REPLACE", key)).unwrap();
+        let answer = function.call(LambdaEvent::new(request, Context::default())).await.unwrap();
+        serde_json::to_value(answer).unwrap()
+    };
+    for (name, status) in
+        [("api-create.json", 201), ("api-list.json", 200), ("api-delete.json", 200), ("api-unknown-route.json", 404)]
+    {
+        let answer = invoke(name, key.expose()).await;
+        assert_eq!(answer["statusCode"], status, "{name}: {answer}");
+        let body: Value = serde_json::from_str(answer["body"].as_str().unwrap()).unwrap();
+        assert_eq!(body["success"], status < 300);
+        let sent: Value = serde_json::from_str(&event(name)).unwrap();
+        assert_eq!(answer["headers"]["x-request-id"], sent["requestContext"]["requestId"], "{name}: {answer}");
+    }
+    for name in ["api-create.json", "api-list.json", "api-delete.json"] {
+        assert_eq!(invoke(name, "sk-REPLACE").await["statusCode"], 401, "{name}");
+    }
+}
+
+#[tokio::test]
+async fn the_dispatch_function_takes_each_sample() {
+    for (name, heard, poison) in [
+        ("stream-completed.json", &[("acme", "job.completed")][..], 0),
+        ("stream-failed.json", &[("acme", "job.failed")], 0),
+        (
+            "stream-mixed.json",
+            &[
+                ("acme", "job.completed"),
+                ("acme", "job.completed"),
+                ("acme", "job.failed"),
+                ("globex", "job.completed"),
+            ],
+            4,
+        ),
+    ] {
+        let (world, receiver) = (World::new().await, Receiver::start().await);
+        for who in ["acme", "globex"] {
+            subscribe(&world, who, &receiver.url(&format!("/{who}")), None).await;
+        }
+        let batch: StreamBatch = serde_json::from_str(&event(name)).unwrap();
+        let response = world.dispatcher().stream(&batch.records(), Deadline::after(Duration::from_secs(20))).await;
+        assert_eq!(serde_json::to_value(response).unwrap(), json!({ "batchItemFailures": [] }), "{name}");
+        let mut received: Vec<_> = receiver
+            .received()
+            .iter()
+            .map(|request| (request.path[1..].to_owned(), request.header("x-nano-event").to_owned()))
+            .collect();
+        received.sort();
+        let heard: Vec<_> = heard.iter().map(|(who, event)| ((*who).to_owned(), (*event).to_owned())).collect();
+        assert_eq!(received, heard, "{name}");
+        assert_eq!(world.items_under("POISON#").await.len(), poison, "{name}");
+    }
+}
