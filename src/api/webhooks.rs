@@ -4,8 +4,8 @@ use std::{sync::Arc, time::Duration};
 
 use axum::{
     Json,
-    extract::{Path, State},
-    http::HeaderMap,
+    extract::{FromRequestParts, Path, State},
+    http::{HeaderMap, request::Parts},
     response::Response,
 };
 use serde::{Deserialize, Deserializer, Serialize, de::Error as _};
@@ -97,14 +97,25 @@ pub(super) async fn create(
 pub(super) async fn remove(
     State(api): State<Arc<Api>>,
     Authenticated(account): Authenticated,
-    Path(id): Path<String>,
+    Subject(id): Subject,
 ) -> Result<Json<Envelope<serde_json::Value>>, Error> {
-    let not_found = || Error::NotFound(format!("No webhook {}", id.chars().take(64).collect::<String>()));
-    let webhook = WebhookId::parse(&id).ok_or_else(not_found)?;
-    if !api.store.delete_webhook(&account, webhook).await? {
-        return Err(not_found());
+    if !api.store.delete_webhook(&account, id).await? {
+        return Err(Error::NotFound(format!("No webhook {id}")));
     }
-    Ok(success(json!({ "id": webhook.get() })))
+    Ok(success(json!({ "id": id.get() })))
+}
+
+/// The webhook that a request's path names. What cannot be an id names nothing that exists.
+pub(super) struct Subject(pub WebhookId);
+
+impl<S: Send + Sync> FromRequestParts<S> for Subject {
+    type Rejection = Error;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Error> {
+        let id = Path::<String>::from_request_parts(parts, state).await.map_or_else(|_| String::new(), |Path(id)| id);
+        let shown: String = id.chars().take(64).collect();
+        WebhookId::parse(&id).map(Self).ok_or_else(|| Error::NotFound(format!("No webhook {shown}")))
+    }
 }
 
 /// The request's `Idempotency-Key`, with a fingerprint of its body.

@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, path::PathBuf};
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, builder::FalseyValueParser};
 use ipnet::IpNet;
 
 use super::{demo, listen, operate, serve};
@@ -71,7 +71,7 @@ pub struct ServeArgs {
     #[arg(long, env = "DATA_DIR", default_value = ".nano-webhooks")]
     pub data_dir: PathBuf,
     /// Keep nothing on disk beyond the end of the process
-    #[arg(long, env = "IN_MEMORY")]
+    #[arg(long, env = "IN_MEMORY", value_parser = FalseyValueParser::new())]
     pub in_memory: bool,
     /// Use the DynamoDB engine at this URL instead of the embedded one
     #[arg(long, env = "DYNAMODB_ENDPOINT", value_name = "URL")]
@@ -80,7 +80,7 @@ pub struct ServeArgs {
     #[arg(long, env = "TARGETS", default_value_t = Policy::Any)]
     pub targets: Policy,
     /// A range that may be called beside the public ones; may be repeated
-    #[arg(long = "allow-cidr", env = "ALLOW_CIDRS", value_name = "CIDR", value_delimiter = ',')]
+    #[arg(long = "allow-cidr", env = "ALLOW_CIDRS", value_delimiter = ',')]
     pub allow_cidrs: Vec<IpNet>,
     /// The waits between attempts, separated by commas
     #[arg(long, env = "RETRY_SCHEDULE", default_value_t = Schedule::default())]
@@ -92,7 +92,7 @@ pub struct ServeArgs {
     #[arg(long, env = "API_KEY", hide_env_values = true, value_parser = api_key)]
     pub api_key: Option<ApiKey>,
     /// When ready, print one line of JSON on stdout
-    #[arg(long, env = "JSON")]
+    #[arg(long, env = "JSON", value_parser = FalseyValueParser::new())]
     pub json: bool,
 }
 

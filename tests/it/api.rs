@@ -265,6 +265,7 @@ async fn another_accounts_webhook_does_not_exist() {
         let answer = app.delete(&format!("/api/v1/webhooks/{id}")).await;
         assert_eq!(answer.error(), (404, "not_found", format!("No webhook {id}").as_str()));
     }
+    assert_eq!(app.delete("/api/v1/webhooks/%FF").await.error(), (404, "not_found", "No webhook "));
     assert_eq!(app.get(WEBHOOKS).await.json["data"], json!([]));
     assert_eq!(app.create(valid()).await.json["data"]["id"], 1);
 }

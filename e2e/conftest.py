@@ -1,0 +1,40 @@
+"""Fixtures: the service in memory, a folder for its log, and a receiver."""
+
+import pytest
+
+from support import Receiver, Service
+
+
+@pytest.fixture(scope="session")
+def start(tmp_path_factory):
+    """Starts services, `start(*options, env={…})`, and ends those that are left when the tests are done."""
+    started = []
+
+    def start(*args, env=None):
+        log = tmp_path_factory.mktemp("service") / "log"
+        service = Service(args, log, env)
+        started.append(service)
+        return service
+
+    yield start
+    for service in started:
+        service.kill()
+
+
+@pytest.fixture(scope="session")
+def service(start):
+    """One service in memory for all tests that need nothing special of it; each takes accounts of its own."""
+    return start("--in-memory", "--retry-schedule", "1h")
+
+
+@pytest.fixture
+def api(service):
+    """The API as an account that is this test's alone."""
+    return service.new_account()
+
+
+@pytest.fixture
+def receiver():
+    receiver = Receiver()
+    yield receiver
+    receiver.close()
