@@ -2,11 +2,12 @@
 
 mod auth;
 mod body;
+mod deliveries;
 mod error;
 mod telemetry;
 mod webhooks;
 
-use std::{any::Any, sync::Arc};
+use std::{any::Any, sync::Arc, time::Duration};
 
 use axum::{
     Json, Router,
@@ -14,13 +15,14 @@ use axum::{
     http::StatusCode,
     middleware,
     response::{IntoResponse, Response},
-    routing::{delete, get},
+    routing::{delete, get, post},
 };
 use serde::Serialize;
 use tower_http::catch_panic::CatchPanicLayer;
 
 use crate::{
     clock::Clock,
+    queue::Queue,
     store::{Store, rate},
     transport::Guard,
 };
@@ -35,6 +37,10 @@ pub struct Api {
     pub guard: Guard,
     /// The time.
     pub clock: Clock,
+    /// Where attempts that are asked for are put.
+    pub queue: Queue,
+    /// How long a settled delivery is kept.
+    pub retention: Duration,
     /// How many webhooks an account may have.
     pub webhooks_per_account: u32,
     /// How many requests an account may make.
@@ -47,6 +53,9 @@ pub fn router(api: Api) -> Router {
         Router::new()
             .route("/api/v1/webhooks", get(webhooks::list).post(webhooks::create))
             .route("/api/v1/webhooks/{id}", delete(webhooks::remove))
+            .route("/api/v1/webhooks/{id}/deliveries", get(deliveries::list))
+            .route("/api/v1/webhooks/{id}/deliveries/{event_id}", get(deliveries::show))
+            .route("/api/v1/webhooks/{id}/deliveries/{event_id}/retry", post(deliveries::retry))
             .route("/healthz", get(healthz))
             .with_state(Arc::new(api)),
     )

@@ -5,9 +5,9 @@ use std::time::Duration;
 use aws_config::{BehaviorVersion, SdkConfig, timeout::TimeoutConfig};
 
 /// How long one try of a request to AWS may take; the SDK makes up to three.
-const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(3);
+const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a request may take in all.
-const OPERATION_TIMEOUT: Duration = Duration::from_secs(10);
+const OPERATION_TIMEOUT: Duration = Duration::from_secs(4);
 
 /// The ordinary configuration: region, credentials and endpoints from where every AWS SDK takes them, with bounded waits.
 pub async fn config() -> SdkConfig {

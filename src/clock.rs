@@ -39,6 +39,11 @@ impl Instant {
         self.0
     }
 
+    /// The time from `earlier` until this instant; nothing if it lies before.
+    pub fn since(self, earlier: Self) -> Duration {
+        Duration::from_millis(u64::try_from(self.0.saturating_sub(earlier.0)).unwrap_or(0))
+    }
+
     /// Whole seconds since the Unix epoch, rounded down.
     pub const fn seconds(self) -> i64 {
         self.0.div_euclid(1000)
@@ -62,7 +67,17 @@ impl std::ops::Add<Duration> for Instant {
     }
 }
 
-/// The same time in UTC, if `text` is an RFC 3339 time that can be written in UTC; its fraction is kept as it is.
+impl std::ops::Sub<Duration> for Instant {
+    type Output = Self;
+
+    fn sub(self, wait: Duration) -> Self {
+        let millis = i64::try_from(wait.as_millis()).unwrap_or(i64::MAX);
+        Self::from_millis(self.0.saturating_sub(millis))
+    }
+}
+
+/// The same time in UTC, if `text` is an RFC 3339 time that can be written in UTC. A fraction loses its trailing zeros
+/// and what is finer than a nanosecond.
 pub fn rfc3339_in_utc(text: &str) -> Option<String> {
     OffsetDateTime::parse(text, &Rfc3339).ok()?.checked_to_offset(UtcOffset::UTC)?.format(&Rfc3339).ok()
 }

@@ -1,6 +1,6 @@
 //! Settings: the one reader of the environment. A missing or malformed setting stops the start with a line that names it.
 
-use std::{path::PathBuf, str::FromStr, time::Duration};
+use std::{fmt, path::PathBuf, str::FromStr, time::Duration};
 
 use ipnet::IpNet;
 
@@ -12,6 +12,9 @@ use crate::{
         guard::{Guard, Policy},
     },
 };
+
+/// After how long of nothing but failures a webhook is disabled, unless it is set: five days.
+const DISABLE_AFTER: Duration = Duration::from_hours(120);
 
 /// The settings that deployed functions and local mode share.
 #[derive(Clone, Debug)]
@@ -26,6 +29,8 @@ pub struct Config {
     pub retry_schedule: Schedule,
     /// `RETENTION_DAYS`: how long settled deliveries are kept.
     pub retention: Duration,
+    /// `DISABLE_AFTER`: after how long of nothing but failures a webhook is disabled.
+    pub disable_after: Duration,
     /// `WEBHOOKS_PER_ACCOUNT`.
     pub webhooks_per_account: u32,
     /// `RATE_LIMIT_PER_MINUTE` and `RATE_LIMIT_PER_DAY`.
@@ -63,7 +68,7 @@ impl Defaults {
 }
 
 /// A setting is missing or malformed.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{name}: {reason}")]
 pub struct ConfigError {
     name: String,
@@ -77,10 +82,26 @@ impl ConfigError {
     }
 }
 
+impl fmt::Debug for ConfigError {
+    /// As it is shown: a function that does not start prints this form.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
 impl From<CaFileError> for ConfigError {
     fn from(error: CaFileError) -> Self {
         Self::new("EXTRA_CA_FILE", error.to_string())
     }
+}
+
+/// `RETRY_QUEUE_URL`: the SQS queue of a deployed function.
+///
+/// # Errors
+/// If it is missing.
+pub fn retry_queue_url() -> Result<String, ConfigError> {
+    let missing = || ConfigError::new("RETRY_QUEUE_URL", "missing, expected the URL of an SQS queue");
+    variable("RETRY_QUEUE_URL")?.ok_or_else(missing)
 }
 
 /// A variable of the environment, if it is set and not empty.
@@ -147,6 +168,17 @@ impl Config {
                     * 60
                     * 60,
             ),
+            disable_after: match get("DISABLE_AFTER")? {
+                None => DISABLE_AFTER,
+                Some(text) => {
+                    humantime::parse_duration(&text).ok().filter(|time| !time.is_zero()).ok_or_else(|| {
+                        ConfigError::new(
+                            "DISABLE_AFTER",
+                            format!("expected a time such as `120h`; `{text}` is not one"),
+                        )
+                    })?
+                }
+            },
             webhooks_per_account: limit("WEBHOOKS_PER_ACCOUNT", Some(Positive(50)))?.map_or(50, |n| n.0),
             rate_limits: rate::Limits {
                 per_minute: limit("RATE_LIMIT_PER_MINUTE", defaults.rate_limits.per_minute.map(Positive))?.map(|n| n.0),
@@ -214,6 +246,7 @@ mod tests {
             ("ALLOW_CIDRS", "10.0.0.0/8, office"),
             ("RETRY_SCHEDULE", "soon"),
             ("RETENTION_DAYS", "0"),
+            ("DISABLE_AFTER", "0s"),
             ("WEBHOOKS_PER_ACCOUNT", "many"),
             ("RATE_LIMIT_PER_MINUTE", "-1"),
             ("RATE_LIMIT_PER_DAY", "1.5"),

@@ -1,10 +1,12 @@
 //! A delivery: one event on its way to one webhook. What is decided about it is decided here, without I/O.
 
 pub mod attempt;
+pub mod due;
+pub mod health;
 pub mod retry_after;
 pub mod schedule;
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use crate::{
     clock::Instant,
@@ -19,19 +21,24 @@ use schedule::Schedule;
 pub enum State {
     /// Another attempt is due then.
     Pending(Instant),
+    /// It waits until its webhook is enabled again.
+    Parked,
     /// A 2xx was read.
     Delivered,
     /// The schedule is exhausted.
     Failed,
+    /// The webhook was deleted before it was delivered.
+    Cancelled,
 }
 
 impl State {
     /// The name on the wire.
     pub const fn name(self) -> &'static str {
         match self {
-            Self::Pending(_) => "pending",
+            Self::Pending(_) | Self::Parked => "pending",
             Self::Delivered => "delivered",
             Self::Failed => "failed",
+            Self::Cancelled => "cancelled",
         }
     }
 }
@@ -59,9 +66,11 @@ pub struct Delivery {
     /// Where it goes, as the webhook had it.
     pub url: String,
     /// The bytes that are signed and sent, in every attempt.
-    pub body: String,
+    pub body: Arc<str>,
     /// Where it stands.
     pub state: State,
+    /// Where it goes back to if the attempt that a person asked for fails; `None`: nobody did.
+    pub resume: Option<State>,
     /// How many attempts were made.
     pub attempt_count: u32,
     /// The attempts, the oldest first.
@@ -70,8 +79,33 @@ pub struct Delivery {
     pub created_at: Instant,
 }
 
+impl Delivery {
+    /// Makes the next attempt due now, because a person asked for it; if it fails, the delivery stands again where it does.
+    pub fn hasten(&mut self, now: Instant) {
+        // Asked for twice, it still goes back to where it stood before the first time.
+        self.resume.get_or_insert(self.state);
+        self.state = State::Pending(now);
+    }
+
+    /// Takes an attempt that ended at `now` with `outcome`: it is kept among the latest, and decides where the delivery
+    /// stands. `jitter` is from 0 to 1.
+    pub fn take(&mut self, attempt: Attempt, outcome: &Outcome, schedule: &Schedule, now: Instant, jitter: f64) {
+        self.attempt_count = attempt.number;
+        let resume = self.resume.take();
+        self.state = match resume {
+            // An attempt out of turn that fails does not restart the schedule.
+            Some(before) if outcome.failure.is_some() => before,
+            _ => decide(schedule, attempt.number, outcome, now, jitter),
+        };
+        self.attempts.push(attempt);
+        if self.attempts.len() > Schedule::MAX_ATTEMPTS {
+            self.attempts.remove(0);
+        }
+    }
+}
+
 /// Where a delivery stands after attempt `number` (1 for the first) ended at `now` with `outcome`. `jitter` is from 0 to 1.
-pub fn decide(schedule: &Schedule, number: u32, outcome: &Outcome, now: Instant, jitter: f64) -> State {
+fn decide(schedule: &Schedule, number: u32, outcome: &Outcome, now: Instant, jitter: f64) -> State {
     if outcome.failure.is_none() {
         return State::Delivered;
     }
@@ -97,14 +131,27 @@ mod tests {
     fn only_an_outcome_without_failure_is_delivered_and_the_last_failure_is_final() {
         let schedule: Schedule = "10s,1h".parse().unwrap();
         let now = Instant::from_millis(1_000_000);
-        let ok = Outcome { status_code: Some(204), failure: None, retry_after: Some("600".into()), excerpt: None };
+        let ok = Outcome {
+            took: Duration::ZERO,
+            status_code: Some(204),
+            failure: None,
+            retry_after: Some("600".into()),
+            excerpt: None,
+        };
         let failed = |status, retry_after: Option<&str>| Outcome {
+            took: Duration::ZERO,
             status_code: Some(status),
             failure: Some(Failure::Status(status)),
             retry_after: retry_after.map(str::to_owned),
             excerpt: None,
         };
-        let broken = Outcome { status_code: None, failure: Some(Failure::Timeout), retry_after: None, excerpt: None };
+        let broken = Outcome {
+            took: Duration::ZERO,
+            status_code: None,
+            failure: Some(Failure::Timeout),
+            retry_after: None,
+            excerpt: None,
+        };
         let due = |seconds: i64| State::Pending(Instant::from_millis(1_000_000 + seconds * 1000));
         for (number, outcome, expected) in [
             (1, &ok, State::Delivered),

@@ -1,7 +1,11 @@
 //! The dispatcher: takes batches of the jobs stream and calls the endpoints that subscribe to what happened.
 
 mod deliver;
+mod gates;
+pub mod invocation;
+mod retry;
 pub mod stream;
+mod sweep;
 
 use std::{
     collections::HashSet,
@@ -10,21 +14,29 @@ use std::{
 };
 
 use aws_lambda_events::event::streams::{DynamoDbBatchItemFailure, DynamoDbEventResponse};
-use serde::Deserialize;
-use serde_json::value::RawValue;
 
 use crate::{
-    clock::{Clock, Deadline},
-    delivery::schedule::Schedule,
+    clock::{Clock, Deadline, Instant},
+    delivery::{
+        Delivery, State,
+        attempt::{Outcome, Request},
+        due::is_within_reach,
+        schedule::Schedule,
+    },
     event::MAX_BODY,
-    store::{Store, poison::Poison},
+    queue::{Message, Queue, Timer},
+    random, signing,
+    store::{Store, poison::Poison, webhooks::Subscriber},
     transport::Client,
+    webhook::{Account, Webhook},
 };
 use deliver::Occurrence;
+pub use gates::Gates;
 use stream::Record;
 
-/// What is left of an invocation's time for recording and answering when attempts must end.
-pub const RESERVE: Duration = Duration::from_secs(3);
+/// What is left of an invocation's time for recording and answering when attempts must end: more than the longest request
+/// to a table.
+pub const RESERVE: Duration = Duration::from_secs(5);
 
 /// Takes what the platform's jobs table tells and calls the endpoints.
 #[derive(Clone)]
@@ -32,28 +44,21 @@ pub struct Dispatcher {
     /// The tables.
     pub store: Store,
     /// Makes the attempts that are made straight from the stream.
-    pub client: Client,
+    pub direct: Client,
+    /// Makes the attempts that are made from the queue.
+    pub queued: Client,
+    /// Where the next attempts are put.
+    pub queue: Queue,
+    /// What is in flight from the queue.
+    pub gates: Gates,
     /// The time.
     pub clock: Clock,
     /// When a failed attempt is followed by another.
     pub schedule: Schedule,
     /// How long a settled delivery is kept.
     pub retention: Duration,
-}
-
-/// A batch of stream records as Lambda gives it. Each record is read on its own, so that one that does not parse harms
-/// no other.
-#[derive(Debug, Deserialize)]
-pub struct StreamBatch {
-    #[serde(rename = "Records")]
-    records: Vec<Box<RawValue>>,
-}
-
-impl StreamBatch {
-    /// Its records.
-    pub fn records(&self) -> Vec<Record> {
-        self.records.iter().map(|record| Record::from_json(record.get())).collect()
-    }
+    /// After how long of nothing but failures a webhook is disabled.
+    pub disable_after: Duration,
 }
 
 impl Dispatcher {
@@ -88,6 +93,77 @@ impl Dispatcher {
         response
     }
 
+    /// Makes the next attempt of a delivery, and decides where it stands then.
+    async fn attempt(&self, client: &Client, webhook: &Webhook, delivery: &mut Delivery, at_most: Duration) -> Outcome {
+        let at = self.clock.now();
+        let signatures = signing::sign(&webhook.secrets, &delivery.key.event, at, delivery.body.as_bytes());
+        let request = Request {
+            id: &delivery.key.event,
+            event: delivery.event_type,
+            number: delivery.attempt_count + 1,
+            at,
+            signatures: signatures.as_ref(),
+            version: crate::VERSION,
+        };
+        let (attempt, outcome) = client.attempt(&webhook.url, request, &delivery.body, at_most).await;
+        tracing::info!(
+            account = %delivery.key.account, webhook = %webhook.id, event = %delivery.key.event, attempt = attempt.number,
+            status = outcome.status_code, failure = ?attempt.failure, duration_ms = attempt.duration_ms, "attempt"
+        );
+        webhook.url.as_str().clone_into(&mut delivery.url);
+        delivery.take(attempt, &outcome, &self.schedule, self.clock.now(), random::unit());
+        outcome
+    }
+
+    /// Puts the next attempts of recorded deliveries into the queue, those that are within its reach; the sweep sees to the
+    /// others.
+    async fn set_timers<'a>(&self, recorded: impl IntoIterator<Item = &'a Delivery>, now: Instant) {
+        let timer = |delivery: &Delivery| match delivery.state {
+            State::Pending(due) if is_within_reach(due, now) => {
+                let message = Message { key: delivery.key.clone(), attempt_count: delivery.attempt_count };
+                Some(Timer { message, due })
+            }
+            _ => None,
+        };
+        let timers: Vec<_> = recorded.into_iter().filter_map(timer).collect();
+        if !timers.is_empty() {
+            self.queue.set(timers, now).await;
+        }
+    }
+
+    /// Learns from attempts how healthy an endpoint is. A failure to write it down costs no delivery: the next attempts
+    /// say the same.
+    async fn learn(&self, account: &Account, subscriber: &Subscriber, outcomes: Vec<&Outcome>) {
+        let now = self.clock.now();
+        let Subscriber { webhook, health: before } = subscriber;
+        let endpoint = (account.clone(), webhook.id);
+        let mut health = outcomes.iter().fold(*before, |health, outcome| health.after(outcome.seen(), now));
+        health.failures =
+            health.failures.max(self.gates.failures(&endpoint, outcomes.iter().map(|outcome| outcome.seen())));
+        let reason = if outcomes.iter().any(|outcome| outcome.status_code == Some(410)) {
+            Some("The endpoint answered 410 Gone.".to_owned())
+        } else if health.failing_for(self.disable_after, now) {
+            let time = humantime::format_duration(self.disable_after);
+            Some(format!("Every attempt of the last {time} failed."))
+        } else {
+            None
+        };
+        let written = async {
+            if let Some(reason) = &reason
+                && self.store.disable_webhook(account, webhook.id, reason, now).await?
+            {
+                tracing::warn!(%account, webhook = %webhook.id, reason, "webhook disabled");
+            }
+            if health.differs_from(before) && self.gates.may_write_health(&endpoint, now) {
+                self.store.keep_health(account, webhook.id, &health).await?;
+            }
+            Ok::<_, crate::store::Error>(())
+        };
+        if let Err(error) = written.await {
+            tracing::warn!(%account, webhook = %webhook.id, %error, "health was not written");
+        }
+    }
+
     /// Keeps a record that could not be understood; `false` if even that failed.
     async fn keep(&self, poison: &Poison) -> bool {
         let now = self.clock.now();
@@ -116,7 +192,7 @@ fn read(place: usize, record: &Record) -> Result<Option<Occurrence>, Box<Poison>
         if body.len() > MAX_BODY {
             return Err(format!("the body would have {} bytes, expected at most {MAX_BODY}", body.len()));
         }
-        Ok(Some(Occurrence { record: place, event, body }))
+        Ok(Some(Occurrence { record: place, event, body: body.into() }))
     }));
     read.unwrap_or_else(|_| Err("reading it panicked".to_owned())).map_err(|reason| record.poison(reason))
 }

@@ -8,20 +8,22 @@ mod listen;
 mod operate;
 mod pump;
 mod serve;
+mod timer;
 mod verify;
 
-use aws_sdk_dynamodb::config::{BehaviorVersion, Credentials, Region};
+use aws_sdk_dynamodb::config::{BehaviorVersion, Credentials, Region, SharedHttpClient};
 
 /// The region and the credentials that an engine on this machine is called with; it looks at neither.
 const REGION: &str = "us-east-1";
 
-/// A client of an engine at `endpoint`, without a look at the environment's AWS settings.
+/// A client of an engine at `endpoint`, without a look at the environment: neither at AWS settings nor at proxies.
 pub fn dynamodb(endpoint: &str) -> aws_sdk_dynamodb::Client {
     let config = aws_sdk_dynamodb::Config::builder()
         .behavior_version(BehaviorVersion::latest())
         .timeout_config(crate::aws::timeouts())
         .region(Region::from_static(REGION))
         .credentials_provider(credentials())
+        .http_client(http_client())
         .endpoint_url(endpoint);
     aws_sdk_dynamodb::Client::from_conf(config.build())
 }
@@ -33,8 +35,14 @@ fn streams(endpoint: &str) -> aws_sdk_dynamodbstreams::Client {
         .timeout_config(crate::aws::timeouts())
         .region(Region::from_static(REGION))
         .credentials_provider(credentials())
+        .http_client(http_client())
         .endpoint_url(endpoint);
     aws_sdk_dynamodbstreams::Client::from_conf(config.build())
+}
+
+/// Plain HTTP, and no proxy.
+fn http_client() -> SharedHttpClient {
+    aws_smithy_http_client::Builder::new().build_http()
 }
 
 fn credentials() -> Credentials {

@@ -1,8 +1,10 @@
 //! The tables: every read and write of DynamoDB, concrete over the SDK's client.
 
 pub mod api_keys;
+pub mod claims;
 pub mod deliveries;
 pub mod keys;
+pub mod log;
 pub mod poison;
 #[cfg(feature = "local")]
 pub mod positions;
@@ -82,6 +84,7 @@ fn is_transient(code: &str) -> bool {
         "ProvisionedThroughputExceededException"
             | "ThrottlingException"
             | "ThrottlingError"
+            | "ProvisionedThroughputExceeded"
             | "RequestLimitExceeded"
             | "TransactionConflictException"
             | "TransactionInProgressException"
@@ -90,6 +93,21 @@ fn is_transient(code: &str) -> bool {
             | "ServiceUnavailable"
             | "ServiceUnavailableException"
     )
+}
+
+/// Whether the condition of a write held; any other error is passed on.
+fn held<T, E, R>(sent: std::result::Result<T, SdkError<E, R>>) -> Result<bool>
+where
+    E: StdError + ProvideErrorMetadata + 'static,
+    R: std::fmt::Debug,
+{
+    match sent {
+        Ok(_) => Ok(true),
+        Err(error) => match error.as_service_error().and_then(ProvideErrorMetadata::code) {
+            Some("ConditionalCheckFailedException") => Ok(false),
+            _ => Err(error.into()),
+        },
+    }
 }
 
 /// Waits between tries of what DynamoDB left undone (unprocessed items, transaction conflicts): 20 ms doubling up to

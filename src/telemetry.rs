@@ -1,6 +1,9 @@
 //! Logs: JSON lines when deployed, a readable form on a terminal.
 
-use tracing_subscriber::{EnvFilter, fmt, prelude::*};
+use std::io::IsTerminal;
+
+use tracing::Level;
+use tracing_subscriber::{EnvFilter, filter::filter_fn, fmt, prelude::*};
 
 use crate::config::{ConfigError, variable};
 
@@ -21,14 +24,23 @@ pub fn init(format: Format, default: &str) -> Result<(), ConfigError> {
     let directives = variable("RUST_LOG")?.unwrap_or_else(|| default.to_owned());
     let filter =
         EnvFilter::builder().parse(directives).map_err(|error| ConfigError::new("RUST_LOG", error.to_string()))?;
-    let registry = tracing_subscriber::registry().with(filter);
+    // Below this level the libraries print requests and answers as they are, and with them secrets.
+    let bodies = filter_fn(|line| *line.level() <= Level::INFO || line.target().starts_with(env!("CARGO_CRATE_NAME")));
+    let registry = tracing_subscriber::registry().with(filter).with(bodies);
     match format {
         // Lambda stamps each line with its own time.
         Format::Json => {
             registry.with(fmt::layer().json().flatten_event(true).without_time().with_writer(std::io::stderr)).init();
         }
         Format::Text => {
-            registry.with(fmt::layer().without_time().with_target(false).with_writer(std::io::stderr)).init();
+            registry
+                .with(
+                    fmt::layer()
+                        .with_ansi(std::io::stderr().is_terminal())
+                        .with_target(false)
+                        .with_writer(std::io::stderr),
+                )
+                .init();
         }
     }
     Ok(())

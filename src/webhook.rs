@@ -159,8 +159,8 @@ impl EndpointUrl {
         if given.chars().count() > Self::MAX {
             return Err("expected at most 2048 characters");
         }
-        if given.chars().any(|c| c.is_control() || c.is_whitespace() || c == '\\') {
-            return Err("expected a URL without spaces, backslashes and control characters");
+        if given.chars().any(|c| c.is_control() || c.is_whitespace() || c == '\\' || is_invisible(c)) {
+            return Err("expected a URL without spaces, backslashes, control and invisible characters");
         }
         let (scheme, rest) = given.split_once("://").ok_or("expected a URL that begins with `https://`")?;
         if !["http", "https"].iter().any(|known| scheme.eq_ignore_ascii_case(known)) {
@@ -193,6 +193,15 @@ impl EndpointUrl {
     pub const fn url(&self) -> &Url {
         &self.url
     }
+}
+
+/// Characters that the mapping of host names drops (UTS #46, status "ignored").
+const fn is_invisible(c: char) -> bool {
+    matches!(
+        c,
+        '\u{ad}' | '\u{34f}' | '\u{180b}'..='\u{180f}' | '\u{200b}'..='\u{200f}' | '\u{2060}'..='\u{2064}'
+            | '\u{fe00}'..='\u{fe0f}' | '\u{feff}' | '\u{e0100}'..='\u{e01ef}'
+    )
 }
 
 impl fmt::Debug for EndpointUrl {
@@ -336,6 +345,9 @@ mod tests {
             "https://example.com\\@evil.example",
             "https://example.com/\u{7f}",
             "https://example.com/\u{a0}",
+            "https://exa\u{ad}mple.com",
+            "https://example\u{200b}.com",
+            "https://example.com\u{feff}",
             "https://example.com:0",
             "https://example.com:99999",
             "https://[::1",

@@ -13,6 +13,9 @@ use super::Error;
 /// The largest request body.
 const MAX_BODY: usize = 64 * 1024;
 
+/// How many characters of what the caller gave an error repeats at most.
+const MAX_SHOWN: usize = 200;
+
 /// A request's body as `T`, and the bytes it was read from.
 pub(super) struct JsonBody<T> {
     pub value: T,
@@ -60,13 +63,18 @@ fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Error> {
         let reason = cause.to_string();
         let place = format!(" at line {} column {}", cause.line(), cause.column());
         match reason.strip_suffix(&place).filter(|_| cause.is_data()) {
-            Some(reason) if path == "." => Error::InvalidRequest(reason.to_owned()),
-            Some(reason) => Error::field(&path, reason),
+            Some(reason) if path == "." => Error::InvalidRequest(shown(reason)),
+            Some(reason) => Error::field(&shown(&path), shown(reason)),
             None => Error::InvalidRequest(format!("The body is not valid JSON: {reason}")),
         }
     })?;
     json.end().map_err(|error| Error::InvalidRequest(format!("The body is not valid JSON: {error}")))?;
     Ok(value)
+}
+
+/// The beginning of a text that may hold what the caller gave.
+fn shown(text: &str) -> String {
+    text.chars().take(MAX_SHOWN).collect()
 }
 
 /// Reads a field that must be a string. What was given instead is not repeated: it may be a secret.

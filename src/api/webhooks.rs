@@ -53,10 +53,10 @@ impl From<&Webhook> for View {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Create {
-    #[serde(deserialize_with = "url")]
-    url: EndpointUrl,
-    #[serde(deserialize_with = "events")]
-    events: Events,
+    #[serde(default, deserialize_with = "url")]
+    url: Option<EndpointUrl>,
+    #[serde(default, deserialize_with = "events")]
+    events: Option<Events>,
     #[serde(default, deserialize_with = "secret")]
     secret_key: Option<Secret>,
 }
@@ -79,8 +79,10 @@ pub(super) async fn create(
 ) -> Result<Response, Error> {
     let now = api.clock.now();
     let idempotency = idempotency(&headers, &bytes, now)?;
-    api.guard.check(&value.url).await.map_err(|reason| Error::field("url", reason))?;
-    let new = NewWebhook { url: value.url, events: value.events, secret: value.secret_key };
+    let url = value.url.ok_or_else(|| Error::field("url", "missing, expected a URL that begins with `https://`"))?;
+    let events = value.events.ok_or_else(|| Error::field("events", "missing, expected an array of events"))?;
+    api.guard.check(&url).await.map_err(|reason| Error::field("url", reason))?;
+    let new = NewWebhook { url, events, secret: value.secret_key };
     let limit = api.webhooks_per_account;
     match api.store.create_webhook(&account, &new, limit, idempotency.as_ref(), now).await? {
         Created::Webhook(webhook) => Ok(created(format!("/api/v1/webhooks/{}", webhook.id), View::from(&webhook))),
@@ -102,6 +104,10 @@ pub(super) async fn remove(
     if !api.store.delete_webhook(&account, id).await? {
         return Err(Error::NotFound(format!("No webhook {id}")));
     }
+    if let Err(error) = api.store.cancel_pending(&account, id, api.clock.now(), api.retention).await {
+        // The webhook is deleted, which is what was asked for; what is pending is cancelled as it comes up.
+        tracing::warn!(%account, webhook = %id, %error, "not all pending deliveries were cancelled at once");
+    }
     Ok(success(json!({ "id": id.get() })))
 }
 
@@ -120,19 +126,22 @@ impl<S: Send + Sync> FromRequestParts<S> for Subject {
 
 /// The request's `Idempotency-Key`, with a fingerprint of its body.
 fn idempotency(headers: &HeaderMap, body: &[u8], now: Instant) -> Result<Option<Idempotency>, Error> {
-    let Some(value) = headers.get("idempotency-key") else { return Ok(None) };
-    let key = value.to_str().ok().filter(|key| (1..=MAX_IDEMPOTENCY_KEY).contains(&key.len()));
-    let key = key.ok_or_else(|| Error::field("Idempotency-Key", "expected 1 to 255 printable ASCII characters"))?;
+    let mut values = headers.get_all("idempotency-key").iter();
+    let Some(value) = values.next() else { return Ok(None) };
+    let key =
+        value.to_str().ok().filter(|key| (1..=MAX_IDEMPOTENCY_KEY).contains(&key.len()) && values.next().is_none());
+    let key =
+        key.ok_or_else(|| Error::field("Idempotency-Key", "expected one, of 1 to 255 printable ASCII characters"))?;
     let fingerprint = hex::encode(Sha256::digest(body));
     Ok(Some(Idempotency { key: key.to_owned(), fingerprint, expires_at: now + IDEMPOTENCY }))
 }
 
-fn url<'de, D: Deserializer<'de>>(from: D) -> Result<EndpointUrl, D::Error> {
-    EndpointUrl::parse(&body::string(from)?).map_err(D::Error::custom)
+fn url<'de, D: Deserializer<'de>>(from: D) -> Result<Option<EndpointUrl>, D::Error> {
+    EndpointUrl::parse(&body::string(from)?).map(Some).map_err(D::Error::custom)
 }
 
-fn events<'de, D: Deserializer<'de>>(from: D) -> Result<Events, D::Error> {
-    Events::parse(body::strings(from)?.iter().map(String::as_str)).map_err(D::Error::custom)
+fn events<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Events>, D::Error> {
+    Events::parse(body::strings(from)?.iter().map(String::as_str)).map(Some).map_err(D::Error::custom)
 }
 
 /// A secret, or `null` for none.

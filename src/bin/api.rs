@@ -4,7 +4,8 @@ use nano_webhooks::{
     api::{self, Api},
     aws,
     clock::Clock,
-    config::{Config, Defaults, variable},
+    config::{Config, Defaults, retry_queue_url, variable},
+    queue::Queue,
     store::Store,
     telemetry::{self, Format},
 };
@@ -13,10 +14,13 @@ use nano_webhooks::{
 async fn main() -> Result<(), lambda_http::Error> {
     telemetry::init(Format::Json, "info")?;
     let config = Config::read(variable, Defaults::DEPLOYED)?;
-    let client = aws_sdk_dynamodb::Client::new(&aws::config().await);
+    let aws = aws::config().await;
+    let client = aws_sdk_dynamodb::Client::new(&aws);
     let router = api::router(Api {
         guard: config.guard(),
         clock: Clock::system(),
+        queue: Queue::Sqs { client: aws_sdk_sqs::Client::new(&aws), url: retry_queue_url()? },
+        retention: config.retention,
         webhooks_per_account: config.webhooks_per_account,
         rate_limits: config.rate_limits,
         store: Store::new(client, config.tables),

@@ -1,4 +1,4 @@
-//! The `dispatch` Lambda: takes the jobs stream and calls the endpoints.
+//! The `dispatch` Lambda: takes the jobs stream, the retry queue and the schedule, and calls the endpoints.
 
 use std::time::{Duration, SystemTime};
 
@@ -6,30 +6,37 @@ use lambda_runtime::{LambdaEvent, service_fn};
 use nano_webhooks::{
     aws,
     clock::{Clock, Deadline},
-    config::{Config, Defaults, variable},
-    dispatch::{Dispatcher, RESERVE, StreamBatch},
+    config::{Config, Defaults, retry_queue_url, variable},
+    dispatch::{Dispatcher, Gates, RESERVE, invocation::Invocation},
+    queue::Queue,
     store::Store,
     telemetry::{self, Format},
     transport::client::Limits,
 };
+use serde_json::value::RawValue;
 
 #[tokio::main]
 async fn main() -> Result<(), lambda_runtime::Error> {
     telemetry::init(Format::Json, "info")?;
     let config = Config::read(variable, Defaults::DEPLOYED)?;
-    let client = aws_sdk_dynamodb::Client::new(&aws::config().await);
+    let aws = aws::config().await;
     let dispatcher = Dispatcher {
-        client: config.client(Limits::DIRECT)?,
+        direct: config.client(Limits::DIRECT)?,
+        queued: config.client(Limits::QUEUED)?,
+        queue: Queue::Sqs { client: aws_sdk_sqs::Client::new(&aws), url: retry_queue_url()? },
+        gates: Gates::default(),
         clock: Clock::system(),
-        schedule: config.retry_schedule.clone(),
+        schedule: config.retry_schedule,
         retention: config.retention,
-        store: Store::new(client, config.tables),
+        disable_after: config.disable_after,
+        store: Store::new(aws_sdk_dynamodb::Client::new(&aws), config.tables),
     };
-    let handler = async |event: LambdaEvent<StreamBatch>| {
+    let handler = async |event: LambdaEvent<Box<RawValue>>| {
         let left = event.context.deadline().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let now = Duration::from_millis(u64::try_from(dispatcher.clock.now().millis()).unwrap_or(0));
         let deadline = Deadline::after(left.saturating_sub(now + RESERVE));
-        Ok::<_, lambda_runtime::Error>(dispatcher.stream(&event.payload.records(), deadline).await)
+        let invocation = Invocation::from_json(event.payload.get())?;
+        Ok::<_, lambda_runtime::Error>(dispatcher.invoke(invocation, deadline).await?)
     };
     lambda_runtime::run(service_fn(handler)).await
 }

@@ -4,6 +4,7 @@ use std::{fmt, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
+use super::health::Seen;
 use crate::{clock::Instant, event::EventId, signing::Signatures, webhook::EventType};
 
 /// Why an attempt failed.
@@ -94,6 +95,8 @@ impl fmt::Display for Failure {
 /// How an exchange with an endpoint went.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Outcome {
+    /// How long it took.
+    pub took: Duration,
     /// The status of the answer, if one came.
     pub status_code: Option<u16>,
     /// Why it counts as failed; `None`: a 2xx was read.
@@ -102,6 +105,13 @@ pub struct Outcome {
     pub retry_after: Option<String>,
     /// The beginning of the answer's body.
     pub excerpt: Option<String>,
+}
+
+impl Outcome {
+    /// What it says of the endpoint's health.
+    pub fn seen(&self) -> Seen {
+        Seen { failure: self.failure.as_ref().map(Failure::kind), took: self.took }
+    }
 }
 
 /// One attempt, as it is stored and shown.
@@ -134,11 +144,11 @@ pub struct Attempt {
 
 impl Attempt {
     /// Joins what was sent with how it went.
-    pub fn new(request: &Request<'_>, duration: Duration, outcome: &Outcome) -> Self {
+    pub fn new(request: &Request<'_>, outcome: &Outcome) -> Self {
         Self {
             number: request.number,
             at: request.at,
-            duration_ms: u64::try_from(duration.as_millis()).unwrap_or(u64::MAX),
+            duration_ms: u64::try_from(outcome.took.as_millis()).unwrap_or(u64::MAX),
             status_code: outcome.status_code,
             failure: outcome.failure.as_ref().map(Failure::kind),
             detail: outcome.failure.as_ref().map(ToString::to_string),

@@ -1,131 +1,189 @@
 //! The fan-out: a batch of events to all who subscribe, sent at once, and recorded.
 
-use std::collections::{HashMap, HashSet};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use tokio::sync::Semaphore;
 
 use super::Dispatcher;
 use crate::{
     bounded,
     clock::Deadline,
-    delivery::{Delivery, Key, State, attempt::Request, decide},
+    delivery::{
+        Delivery, Key, State,
+        attempt::Outcome,
+        health::{Path, fails_to_answer},
+    },
     event::JobEvent,
-    random, signing,
-    webhook::{Account, EventType, Webhook},
+    store::{Result, webhooks::Subscriber},
+    webhook::{Account, EventType},
 };
 
 /// How many accounts' webhooks are loaded at the same time.
 const CONCURRENT_LOADS: usize = 16;
-/// How many attempts are in flight at the same time.
+/// How many endpoints are served at the same time; those beyond wait for one that is done.
+const CONCURRENT_ENDPOINTS: usize = 1024;
+/// How many attempts are in flight at the same time, to all endpoints.
 const CONCURRENT_ATTEMPTS: usize = 256;
+/// How many are to one endpoint.
+const CONCURRENT_ATTEMPTS_PER_ENDPOINT: usize = 32;
 
 /// An event, its body, and the place of its record in the batch.
 #[derive(Debug)]
 pub(super) struct Occurrence {
     pub record: usize,
     pub event: JobEvent,
-    pub body: String,
+    pub body: Arc<str>,
 }
 
-/// One event and one webhook that is to hear of it.
+/// An endpoint's part of a batch.
+struct Part<'a> {
+    account: &'a Account,
+    subscriber: &'a Subscriber,
+    due: Vec<Due<'a>>,
+}
+
+/// One event that an endpoint is to hear of.
 struct Due<'a> {
-    record: usize,
     occurrence: &'a Occurrence,
-    webhook: &'a Webhook,
     key: Key,
 }
+
+/// A delivery that was begun, and how its first attempt went if one was made.
+type Begun = (Delivery, Option<Outcome>);
 
 impl Dispatcher {
     /// Delivers the events of a batch, and says which records must be read again: those of which not every delivery is
     /// recorded.
     pub(super) async fn deliver(&self, occurrences: &[Occurrence], deadline: Deadline) -> HashSet<usize> {
         let mut unfinished = HashSet::new();
-        let webhooks = self.load_webhooks(occurrences).await;
-        let mut due = Vec::new();
-        let mut seen = HashSet::new();
+        let accounts = self.load(occurrences).await;
+        let mut parts: HashMap<_, Part<'_>> = HashMap::new();
+        let mut records = HashMap::new();
         for occurrence in occurrences {
-            let Some(webhooks) = &webhooks[&occurrence.event.account] else {
+            let event = &occurrence.event;
+            let Some((account, Some(subscribers))) = accounts.get_key_value(&event.account) else {
                 unfinished.insert(occurrence.record);
                 continue;
             };
-            for webhook in webhooks.iter().filter(|webhook| webhook.wants(event_type(occurrence))) {
-                let event = &occurrence.event;
-                let key = Key { account: event.account.clone(), webhook: webhook.id, event: event.id.clone() };
-                if seen.insert(key.clone()) {
-                    due.push(Due { record: occurrence.record, occurrence, webhook, key });
+            for subscriber in subscribers.iter().filter(|subscriber| subscriber.webhook.wants(event_type(occurrence))) {
+                let id = subscriber.webhook.id;
+                let key = Key { account: account.clone(), webhook: id, event: event.id.clone() };
+                // The same record may be in a batch twice.
+                if records.insert(key.clone(), occurrence.record).is_none() {
+                    let part = parts.entry((account, id)).or_insert(Part { account, subscriber, due: Vec::new() });
+                    part.due.push(Due { occurrence, key });
                 }
             }
         }
-        self.drop_existing(&mut due, &mut unfinished, deadline).await;
-        let attempts = due.iter().map(|due| self.first_attempt(due, deadline)).collect();
-        let deliveries = bounded::join(attempts, CONCURRENT_ATTEMPTS).await;
-        let unrecorded = self.store.record(&deliveries, self.clock.now(), self.retention, deadline).await;
+        let keys: Vec<_> = records.keys().cloned().collect();
+        match self.store.existing(&keys, deadline).await {
+            // What an earlier reading of the same records has recorded is not sent again.
+            Ok(existing) => parts.values_mut().for_each(|part| part.due.retain(|due| !existing.contains(&due.key))),
+            Err(error) => {
+                tracing::error!(%error, "existing deliveries were not read; the batch will be read again");
+                unfinished.extend(records.values());
+                return unfinished;
+            }
+        }
+        let in_all = Semaphore::new(CONCURRENT_ATTEMPTS);
+        let serves = parts.values().map(|part| self.serve(part, &in_all, deadline)).collect();
+        let served = bounded::join(serves, CONCURRENT_ENDPOINTS).await;
+
+        let now = self.clock.now();
+        let deliveries: Vec<_> = served.iter().flat_map(|(_, begun)| begun).map(|(delivery, _)| delivery).collect();
+        let unrecorded = self.store.record(&deliveries, now, self.retention, deadline).await;
         if let Some(error) = unrecorded.error {
             tracing::error!(deliveries = unrecorded.keys.len(), %error, "deliveries were not recorded; their records will be read again");
         }
-        unfinished.extend(due.iter().filter(|due| unrecorded.keys.contains(&due.key)).map(|due| due.record));
+        unfinished.extend(unrecorded.keys.iter().filter_map(|key| records.get(key)));
+        let recorded = deliveries.into_iter().filter(|delivery| !unrecorded.keys.contains(&delivery.key));
+        self.set_timers(recorded, now).await;
+        let learn = served.iter().map(|(part, begun)| {
+            let outcomes = begun.iter().filter_map(|(_, outcome)| outcome.as_ref()).collect();
+            self.learn(part.account, part.subscriber, outcomes)
+        });
+        bounded::join(learn.collect(), CONCURRENT_LOADS).await;
         unfinished
     }
 
     /// Each account's webhooks, by one query; `None` where it failed.
-    async fn load_webhooks(&self, occurrences: &[Occurrence]) -> HashMap<Account, Option<Vec<Webhook>>> {
+    async fn load(&self, occurrences: &[Occurrence]) -> HashMap<Account, Option<Vec<Subscriber>>> {
         let accounts: HashSet<_> = occurrences.iter().map(|occurrence| &occurrence.event.account).collect();
         let loads = accounts.into_iter().map(|account| async move {
-            let webhooks = self.store.webhooks(account).await.inspect_err(
+            let subscribers = self.store.subscribers(account).await.inspect_err(
                 |error| tracing::error!(%account, %error, "webhooks were not loaded; the account's records will be read again"),
             );
-            (account.clone(), webhooks.ok())
+            let readable = |subscriber: Result<Subscriber>| {
+                subscriber.inspect_err(|error| tracing::error!(%account, %error, "a webhook that cannot be read is left out")).ok()
+            };
+            (account.clone(), subscribers.ok().map(|subscribers| subscribers.into_iter().filter_map(readable).collect()))
         });
         bounded::join(loads.collect(), CONCURRENT_LOADS).await.into_iter().collect()
     }
 
-    /// Drops what an earlier reading of the same records has recorded: a batch that is read twice is not sent twice.
-    async fn drop_existing(&self, due: &mut Vec<Due<'_>>, unfinished: &mut HashSet<usize>, deadline: Deadline) {
-        let keys: Vec<_> = due.iter().map(|due| due.key.clone()).collect();
-        match self.store.existing(&keys, deadline).await {
-            Ok(existing) => due.retain(|due| !existing.contains(&due.key)),
-            Err(error) => {
-                tracing::error!(%error, "existing deliveries were not read; the batch will be read again");
-                unfinished.extend(due.drain(..).map(|due| due.record));
-            }
+    /// Makes an endpoint's first attempts, as its health allows. Once one gets no answer, those that have not begun are left
+    /// to the queue: an endpoint that hangs holds up the batch for one deadline, not for one each.
+    async fn serve<'a>(
+        &self,
+        part: &'a Part<'_>,
+        in_all: &Semaphore,
+        deadline: Deadline,
+    ) -> (&'a Part<'a>, Vec<Begun>) {
+        let path = part.subscriber.health.path();
+        let leave_to_queue = AtomicBool::new(path == Path::Queue);
+        let begin = |due| self.begin(part.subscriber, due, &leave_to_queue, in_all, deadline);
+        let mut due = part.due.iter();
+        let mut begun = Vec::with_capacity(due.len());
+        if path == Path::Trial
+            && let Some(first) = due.next()
+        {
+            let (delivery, outcome) = begin(first).await;
+            // Until its first success an endpoint has one direct attempt.
+            leave_to_queue.store(delivery.state != State::Delivered, Ordering::Relaxed);
+            begun.push((delivery, outcome));
         }
+        begun.extend(bounded::join(due.map(begin).collect(), CONCURRENT_ATTEMPTS_PER_ENDPOINT).await);
+        (part, begun)
     }
 
-    /// Makes the first attempt, unless the invocation's time is up: then the delivery is due at once.
-    async fn first_attempt(&self, due: &Due<'_>, deadline: Deadline) -> Delivery {
+    /// Begins a delivery, with an attempt unless that is left to the queue: then it is due at once.
+    async fn begin(
+        &self,
+        subscriber: &Subscriber,
+        due: &Due<'_>,
+        leave_to_queue: &AtomicBool,
+        in_all: &Semaphore,
+        deadline: Deadline,
+    ) -> Begun {
+        let _place = in_all.acquire().await;
         let now = self.clock.now();
-        let event = &due.occurrence.event;
         let mut delivery = Delivery {
             key: due.key.clone(),
             event_type: event_type(due.occurrence),
-            task_id: event.task_id.clone(),
-            url: due.webhook.url.as_str().to_owned(),
+            task_id: due.occurrence.event.task_id.clone(),
+            url: subscriber.webhook.url.as_str().to_owned(),
             body: due.occurrence.body.clone(),
             state: State::Pending(now),
+            resume: None,
             attempt_count: 0,
             attempts: Vec::new(),
             created_at: now,
         };
         let remaining = deadline.remaining();
-        if remaining.is_zero() {
-            return delivery;
+        if leave_to_queue.load(Ordering::Relaxed) || remaining.is_zero() {
+            return (delivery, None);
         }
-        let signatures = signing::sign(&due.webhook.secrets, &event.id, now, delivery.body.as_bytes());
-        let request = Request {
-            id: &event.id,
-            event: delivery.event_type,
-            number: 1,
-            at: now,
-            signatures: signatures.as_ref(),
-            version: crate::VERSION,
-        };
-        let (attempt, outcome) = self.client.attempt(&due.webhook.url, request, &delivery.body, remaining).await;
-        tracing::info!(
-            account = %delivery.key.account, webhook = %delivery.key.webhook, event = %event.id, attempt = 1,
-            status = outcome.status_code, failure = ?attempt.failure, duration_ms = attempt.duration_ms, "attempt"
-        );
-        delivery.state = decide(&self.schedule, 1, &outcome, self.clock.now(), random::unit());
-        delivery.attempt_count = 1;
-        delivery.attempts.push(attempt);
-        delivery
+        let outcome = self.attempt(&self.direct, &subscriber.webhook, &mut delivery, remaining).await;
+        if outcome.failure.as_ref().is_some_and(|failure| fails_to_answer(failure.kind())) {
+            leave_to_queue.store(true, Ordering::Relaxed);
+        }
+        (delivery, Some(outcome))
     }
 }
 

@@ -1,13 +1,12 @@
 //! The command line.
 
-use std::{net::SocketAddr, path::PathBuf};
+use std::{ffi::OsString, net::SocketAddr, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand, builder::FalseyValueParser};
 use ipnet::IpNet;
 
 use super::{demo, listen, operate, serve};
 use crate::{
-    api_key::ApiKey,
     delivery::schedule::Schedule,
     telemetry::{self, Format},
     transport::guard::Policy,
@@ -34,17 +33,15 @@ impl<E: std::error::Error> From<E> for Failed {
 
 /// Outgoing webhooks on one machine: the API, an embedded DynamoDB, and the dispatcher.
 #[derive(Parser)]
-#[command(version, args_conflicts_with_subcommands = true)]
+#[command(version)]
 struct Cli {
     #[command(subcommand)]
-    command: Option<Command>,
-    #[command(flatten)]
-    serve: ServeArgs,
+    command: Command,
 }
 
 #[derive(Subcommand)]
 enum Command {
-    /// Runs the whole service on this machine (the default)
+    /// Runs the whole service on this machine; also if no command is given
     Serve(ServeArgs),
     /// Shows a job become a signed webhook, in seconds, and verifies it
     Demo,
@@ -74,7 +71,7 @@ pub struct ServeArgs {
     #[arg(long, env = "IN_MEMORY", value_parser = FalseyValueParser::new())]
     pub in_memory: bool,
     /// Use the DynamoDB engine at this URL instead of the embedded one
-    #[arg(long, env = "DYNAMODB_ENDPOINT", value_name = "URL")]
+    #[arg(long, env = "DYNAMODB_ENDPOINT", value_name = "URL", value_parser = endpoint)]
     pub dynamodb_endpoint: Option<String>,
     /// Which targets may be called: any or public
     #[arg(long, env = "TARGETS", default_value_t = Policy::Any)]
@@ -89,8 +86,8 @@ pub struct ServeArgs {
     #[arg(long, env = "EXTRA_CA_FILE", value_name = "FILE")]
     pub ca_file: Option<PathBuf>,
     /// The API key of account `demo`; without it one is made, and kept in the data directory
-    #[arg(long, env = "API_KEY", hide_env_values = true, value_parser = api_key)]
-    pub api_key: Option<ApiKey>,
+    #[arg(long, env = "API_KEY", hide_env_values = true)]
+    pub api_key: Option<String>,
     /// When ready, print one line of JSON on stdout
     #[arg(long, env = "JSON", value_parser = FalseyValueParser::new())]
     pub json: bool,
@@ -117,7 +114,7 @@ pub struct ListenArgs {
 #[derive(Args, Clone)]
 pub struct TablesArgs {
     /// The DynamoDB engine; by default that of a local `serve`
-    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:8000", conflicts_with = "aws")]
+    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:8000", conflicts_with = "aws", value_parser = endpoint)]
     pub dynamodb_endpoint: String,
     /// The tables of the AWS account that the ordinary credentials belong to
     #[arg(long)]
@@ -193,12 +190,26 @@ pub struct JobArgs {
     pub tables: TablesArgs,
 }
 
-fn api_key(text: &str) -> Result<ApiKey, String> {
-    ApiKey::parse(text).map_err(|error| format!("{error}; `nano-webhooks keys create` makes one"))
+fn endpoint(text: &str) -> Result<String, &'static str> {
+    let url = url::Url::parse(text).ok().filter(|url| url.scheme() == "http" && url.has_host());
+    url.map(|_| text.to_owned()).ok_or("expected a URL such as http://127.0.0.1:8000")
 }
 
 fn seconds(text: &str) -> Result<f64, &'static str> {
     text.parse().ok().filter(|seconds| (0.0..=3600.0).contains(seconds)).ok_or("expected 0 to 3600 seconds")
+}
+
+/// Puts in `serve` where no command is given.
+fn with_command(args: impl Iterator<Item = OsString>) -> Vec<OsString> {
+    let mut args: Vec<_> = args.collect();
+    let asks = ["--help", "-h", "--version", "-V"];
+    let given = args
+        .get(1)
+        .is_some_and(|first| asks.iter().any(|ask| first == ask) || !first.as_encoded_bytes().starts_with(b"-"));
+    if !given {
+        args.insert(args.len().min(1), "serve".into());
+    }
+    args
 }
 
 /// Reads the command line and does what it says.
@@ -206,10 +217,10 @@ fn seconds(text: &str) -> Result<f64, &'static str> {
 /// # Errors
 /// In a line for the person who gave the command.
 pub async fn run() -> Result<(), Failed> {
-    let cli = Cli::parse();
-    let command = cli.command.unwrap_or(Command::Serve(cli.serve));
+    let Cli { command } = Cli::parse_from(with_command(std::env::args_os()));
     let quiet = !matches!(command, Command::Serve(_));
-    telemetry::init(Format::Text, if quiet { "error" } else { "info" })?;
+    // The engine warns of each request that it refuses, which a condition that does not hold is enough for.
+    telemetry::init(Format::Text, if quiet { "error" } else { "info,dynoxide=error" })?;
     match command {
         Command::Serve(args) => serve::run(args).await,
         Command::Demo => demo::run().await,

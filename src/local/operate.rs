@@ -8,6 +8,7 @@ use serde_json::{json, value::RawValue};
 use super::{
     cli::{Failed, JobArgs, KeysCommand, TablesArgs},
     dynamodb,
+    serve::out_of_reach,
 };
 use crate::{
     api_key::ApiKey,
@@ -16,7 +17,7 @@ use crate::{
     config::{Config, Defaults, variable},
     event::Outcome,
     random,
-    store::Store,
+    store::{self, Store},
     webhook::Account,
 };
 
@@ -26,7 +27,8 @@ pub(super) async fn keys(command: KeysCommand) -> Result<(), Failed> {
     match command {
         KeysCommand::Create { account, json, tables } => {
             let (account, key) = (parse_account(&account)?, ApiKey::generate());
-            store(&tables).await?.add_key(&account, &key, Clock::system().now()).await?;
+            let added = open(&tables).await?.add_key(&account, &key, Clock::system().now()).await;
+            added.map_err(|error| explain(&error, &tables))?;
             if json {
                 writeln!(out, "{}", json!({ "account": account.as_str(), "api_key": key.expose() }))?;
             } else {
@@ -35,7 +37,8 @@ pub(super) async fn keys(command: KeysCommand) -> Result<(), Failed> {
             }
         }
         KeysCommand::List { account, json, tables } => {
-            for key in store(&tables).await?.keys_of(&parse_account(&account)?).await? {
+            let listed = open(&tables).await?.keys_of(&parse_account(&account)?).await;
+            for key in listed.map_err(|error| explain(&error, &tables))? {
                 let created_at = key.created_at.rfc3339();
                 if json {
                     writeln!(out, "{}", json!({ "prefix": key.prefix, "created_at": created_at }))?;
@@ -48,7 +51,8 @@ pub(super) async fn keys(command: KeysCommand) -> Result<(), Failed> {
             let account = parse_account(&account)?;
             let given = ApiKey::parse(&key);
             let prefix = given.as_ref().map_or_else(|_| key.trim_end_matches('…'), ApiKey::prefix);
-            if !store(&tables).await?.revoke_key(&account, prefix).await? {
+            let revoked = open(&tables).await?.revoke_key(&account, prefix).await;
+            if !revoked.map_err(|error| explain(&error, &tables))? {
                 return Err(Failed(format!("account {account} has no key {prefix}…; `keys list` shows those it has")));
             }
             writeln!(out, "Revoked {prefix}…")?;
@@ -68,7 +72,7 @@ pub(super) async fn job(args: JobArgs, outcome: Outcome) -> Result<(), Failed> {
     let table = variable("JOBS_TABLE")?.unwrap_or_else(|| Defaults::LOCAL_JOBS_TABLE.to_owned());
     let task_id = args.task_id.unwrap_or_else(|| format!("task_{}", hex::encode(random::bytes::<8>())));
     let text = |text: &str| AttributeValue::S(text.to_owned());
-    client(&args.tables)
+    let written = client(&args.tables)
         .await
         .put_item()
         .table_name(&table)
@@ -79,8 +83,14 @@ pub(super) async fn job(args: JobArgs, outcome: Outcome) -> Result<(), Failed> {
         .item("updated_at", text(&Clock::system().now().rfc3339()))
         .item("data", data)
         .send()
-        .await?;
+        .await;
+    written.map_err(|error| explain(&error.into(), &args.tables))?;
     Ok(writeln!(std::io::stdout(), "Job {task_id} of account {account} {}.", outcome.status())?)
+}
+
+fn explain(error: &store::Error, tables: &TablesArgs) -> Failed {
+    let place = if tables.aws { "the account of your AWS credentials" } else { &tables.dynamodb_endpoint };
+    out_of_reach(error, place)
 }
 
 fn parse_account(name: &str) -> Result<Account, Failed> {
@@ -91,7 +101,7 @@ async fn client(args: &TablesArgs) -> Client {
     if args.aws { Client::new(&aws::config().await) } else { dynamodb(&args.dynamodb_endpoint) }
 }
 
-async fn store(args: &TablesArgs) -> Result<Store, Failed> {
+async fn open(args: &TablesArgs) -> Result<Store, Failed> {
     let config = Config::read(variable, Defaults::LOCAL)?;
     Ok(Store::new(client(args).await, config.tables))
 }

@@ -27,9 +27,13 @@ use crate::{
 /// How many records a batch has at most: as the template sets it.
 const BATCH_SIZE: i32 = 100;
 /// How long the dispatcher may take for a batch: as the template sets the function's timeout, less its reserve.
-const BATCH_TIME: Duration = Duration::from_secs(27);
-/// How often the embedded engine is looked at for changes, which costs next to nothing.
+const BATCH_TIME: Duration = Duration::from_secs(25);
+/// How often the embedded engine is looked at for changes.
 const LOOK: Duration = Duration::from_millis(2);
+/// After so many looks without a change, a second or so, it is looked at more rarely.
+const BUSY_LOOKS: u32 = 500;
+/// How often then.
+const IDLE_LOOK: Duration = Duration::from_millis(10);
 /// How often another engine is asked for records; DynamoDB allows five reads a second for each shard.
 const ASK: Duration = Duration::from_millis(250);
 /// How often new shards are looked for.
@@ -154,10 +158,12 @@ impl Pump {
             let records: Vec<_> =
                 batch.records.iter().map(|record| Record::Parsed(lambda_record(record, &arn))).collect();
             let response = self.dispatcher.stream(&records, Deadline::after(BATCH_TIME)).await;
-            let failed = response.batch_item_failures.first().and_then(|failure| failure.item_identifier.as_deref());
+            // Everything before the first failure is done; one without a number could be any.
+            let failed = response.batch_item_failures.first().map(|failure| failure.item_identifier.as_deref());
+            let done = records.iter().map(Record::sequence_number);
             let done =
-                records.iter().map_while(Record::sequence_number).take_while(|number| Some(*number) != failed).last();
-            if let Some(done) = done {
+                done.take_while(|number| failed.is_none_or(|failed| failed.is_some() && *number != failed)).last();
+            if let Some(done) = done.flatten() {
                 position = Some(done.to_owned());
                 self.keep_position(&arn, &shard, done).await;
             }
@@ -212,12 +218,14 @@ impl Pump {
     /// Returns when there may be something new to read since the engine was at version `seen`.
     async fn change(&self, seen: Option<i64>) {
         let Some(engine) = &self.engine else { return sleep(ASK).await };
+        let mut looks = 0;
         while Some(engine.version()) == seen {
-            sleep(LOOK).await;
+            looks += 1;
+            sleep(if looks < BUSY_LOOKS { LOOK } else { IDLE_LOOK }).await;
         }
     }
 
-    /// A position that is lost makes records be read again, which sends nothing twice.
+    /// A position that is lost makes records be read again, and what was recorded is not sent again.
     async fn keep_position(&self, arn: &str, shard: &str, position: &str) {
         if let Err(error) = self.dispatcher.store.keep_stream_position(arn, shard, position).await {
             tracing::warn!(%error, "the stream's position was not kept");

@@ -1,7 +1,7 @@
 //! `serve`: the API, the engine, the pump and the dispatcher in one process.
 
 use std::{
-    fs::{self, File, OpenOptions},
+    fs::{self, File},
     io::Write,
     net::SocketAddr,
     path::Path,
@@ -10,22 +10,28 @@ use std::{
 };
 
 use serde_json::json;
-use tokio::{net::TcpListener, sync::watch, task::JoinHandle, time::timeout};
+use tokio::{
+    net::TcpListener,
+    sync::{mpsc, watch},
+    task::JoinHandle,
+    time::timeout,
+};
 
 use super::{
     cli::{Failed, ServeArgs},
     dynamodb,
     engine::Engine,
     pump::{Pump, stopped},
-    streams,
+    streams, timer,
 };
 use crate::{
     api::{self, Api},
     api_key::ApiKey,
     clock::Clock,
     config::{Config, Defaults, variable},
-    dispatch::Dispatcher,
-    store::{Store, Tables, tables},
+    dispatch::{Dispatcher, Gates},
+    queue::Queue,
+    store::{self, Store, Tables, tables},
     transport::client::Limits,
     webhook::Account,
 };
@@ -50,6 +56,7 @@ pub(super) struct Service {
     stop: watch::Sender<bool>,
     server: JoinHandle<std::io::Result<()>>,
     pump: JoinHandle<Result<(), Failed>>,
+    retries: JoinHandle<()>,
     engine: Option<Arc<Engine>>,
     _lock: Option<File>,
 }
@@ -94,18 +101,27 @@ impl Service {
             (Some(Arc::new(Engine::start(listener, home)?)), endpoint)
         };
         let client = dynamodb(&endpoint);
-        tables::create_missing(&client, &config.tables, &jobs).await?;
+        let new = tables::create_missing(&client, &config.tables, &jobs)
+            .await
+            .map_err(|error| out_of_reach(&error, &endpoint))?;
         let store = Store::new(client.clone(), config.tables.clone());
-        let api_key = match args.api_key {
-            Some(key) => key,
+        let (api_key, made) = match args.api_key {
+            Some(key) => (ApiKey::parse(&key).map_err(|error| Failed(format!("--api-key: {error}")))?, true),
             None => kept_key(home)?,
         };
         let account = Account::parse(ACCOUNT).map_err(|error| Failed(error.to_owned()))?;
-        store.add_key(&account, &api_key, clock.now()).await?;
+        if new || made {
+            // Else it is there already, or was revoked and stays so.
+            store.add_key(&account, &api_key, clock.now()).await?;
+        }
 
         let (stop, stopping) = watch::channel(false);
+        let (timers, timer) = mpsc::channel(timer::CHANNEL);
+        let queue = Queue::Local(timers);
         let router = api::router(Api {
             store: store.clone(),
+            queue: queue.clone(),
+            retention: config.retention,
             guard: config.guard(),
             clock: clock.clone(),
             webhooks_per_account: config.webhooks_per_account,
@@ -115,11 +131,16 @@ impl Service {
         let server = axum::serve(listener, router).with_graceful_shutdown(stopped(stopping.clone()));
         let dispatcher = Dispatcher {
             store,
-            client: config.client(Limits::DIRECT)?,
+            direct: config.client(Limits::DIRECT)?,
+            queued: config.client(Limits::QUEUED)?,
+            queue,
+            gates: Gates::default(),
             clock: clock.clone(),
             schedule: config.retry_schedule,
             retention: config.retention,
+            disable_after: config.disable_after,
         };
+        let retries = tokio::spawn(timer::run(dispatcher.clone(), timer, stopping.clone()));
         let pump = Pump { dispatcher, dynamodb: client, streams: streams(&endpoint), engine: engine.clone(), clock };
         Ok(Self {
             api,
@@ -130,6 +151,7 @@ impl Service {
             stop,
             server: tokio::spawn(server.into_future()),
             pump: tokio::spawn(pump.run(jobs, stopping)),
+            retries,
             engine,
             _lock: lock,
         })
@@ -140,6 +162,7 @@ impl Service {
         let _ = self.stop.send(true);
         let ended = timeout(STOP_TIME, async {
             let _ = self.server.await;
+            let _ = self.retries.await;
             if !self.pump.is_finished() {
                 let _ = self.pump.await;
             }
@@ -214,7 +237,11 @@ pub(super) async fn listen(address: SocketAddr) -> Result<TcpListener, Failed> {
 /// Takes the data directory for this process alone, and makes it first if there is none.
 fn lock(home: &Path) -> Result<File, Failed> {
     let unusable = |error: std::io::Error| Failed(format!("{} cannot be used: {error}", home.display()));
-    fs::create_dir_all(home).map_err(unusable)?;
+    let mut directory = fs::DirBuilder::new();
+    // Webhooks' secrets are in there.
+    #[cfg(unix)]
+    std::os::unix::fs::DirBuilderExt::mode(&mut directory, 0o700);
+    directory.recursive(true).create(home).map_err(unusable)?;
     let lock = File::create(home.join("lock")).map_err(unusable)?;
     match lock.try_lock() {
         Ok(()) => Ok(lock),
@@ -223,21 +250,32 @@ fn lock(home: &Path) -> Result<File, Failed> {
     }
 }
 
-/// The API key that is kept in the data directory; makes one first if there is none.
-fn kept_key(home: Option<&Path>) -> Result<ApiKey, Failed> {
-    let Some(home) = home else { return Ok(ApiKey::generate()) };
+/// The API key that is kept in the data directory, and whether it was made just now because there was none.
+fn kept_key(home: Option<&Path>) -> Result<(ApiKey, bool), Failed> {
+    let Some(home) = home else { return Ok((ApiKey::generate(), true)) };
     let path = home.join("api-key");
+    let unusable = |error: String| Failed(format!("{}: {error}", path.display()));
     match fs::read_to_string(&path) {
-        Ok(text) => ApiKey::parse(text.trim()).map_err(|error| Failed(format!("{}: {error}", path.display()))),
+        Ok(text) => Ok((ApiKey::parse(text.trim()).map_err(|error| unusable(error.to_string()))?, false)),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             let key = ApiKey::generate();
-            let mut options = OpenOptions::new();
-            options.write(true).create_new(true);
-            #[cfg(unix)]
-            std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-            writeln!(options.open(&path)?, "{}", key.expose())?;
-            Ok(key)
+            // Written aside and moved, so that it is there whole or not at all; such files are their owner's alone.
+            let mut file = tempfile::NamedTempFile::new_in(home)?;
+            writeln!(file, "{}", key.expose())?;
+            file.persist(&path).map_err(|error| unusable(error.to_string()))?;
+            Ok((key, true))
         }
-        Err(error) => Err(Failed(format!("{}: {error}", path.display()))),
+        Err(error) => Err(unusable(error.to_string())),
+    }
+}
+
+/// What to tell a person whose DynamoDB engine did not do as it was asked.
+pub fn out_of_reach(error: &store::Error, endpoint: &str) -> Failed {
+    tracing::debug!(%error, "DynamoDB");
+    match error {
+        store::Error::Unavailable(_) => {
+            Failed(format!("no DynamoDB engine answers at {endpoint}: does `nano-webhooks serve` run?"))
+        }
+        store::Error::Internal(cause) => Failed(format!("DynamoDB at {endpoint} refused a request: {cause}")),
     }
 }

@@ -5,7 +5,7 @@ use axum::http::HeaderMap;
 use crate::{clock::Instant, event::EventId, signing, webhook::Secret};
 
 /// How old or how far ahead a timestamp may be, in seconds: as the Standard Webhooks libraries have it.
-const TOLERANCE: i64 = 5 * 60;
+const TOLERANCE: u64 = 5 * 60;
 
 /// Whether a signature holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,7 +53,7 @@ pub(super) fn verify(headers: &HeaderMap, body: &[u8], secret: Option<&Secret>, 
         standard: verdict(text("webhook-signature"), &|given| {
             expected.is_some_and(|expected| given.split(' ').any(|one| equal(one, &expected.standard)))
         }),
-        fresh: seconds.is_some_and(|seconds| (now.seconds() - seconds).abs() <= TOLERANCE),
+        fresh: seconds.is_some_and(|seconds| now.seconds().abs_diff(seconds) <= TOLERANCE),
     }
 }
 

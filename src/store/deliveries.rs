@@ -1,6 +1,9 @@
 //! Deliveries: checked for by one batched read, recorded by batched writes.
 
-use std::collections::{HashMap, HashSet};
+use std::{
+    collections::{HashMap, HashSet},
+    time::Duration,
+};
 
 use aws_sdk_dynamodb::types::{AttributeValue, KeysAndAttributes, PutRequest, WriteRequest};
 use serde::{Deserialize, Serialize};
@@ -16,6 +19,7 @@ use crate::{
     delivery::{
         Delivery, Key, State,
         attempt::{Attempt, FailureKind},
+        due,
     },
     webhook::EventType,
 };
@@ -28,7 +32,7 @@ const BATCH_WRITE: usize = 25;
 const CONCURRENT_BATCHES: usize = 8;
 
 #[derive(Serialize, Deserialize)]
-struct Row {
+pub(super) struct Row {
     #[serde(rename = "PK")]
     pk: String,
     #[serde(rename = "SK")]
@@ -45,6 +49,14 @@ struct Row {
     next_attempt_at: Option<Instant>,
     #[serde(skip_serializing_if = "Option::is_none")]
     last_failure: Option<FailureKind>,
+    /// Until when a worker has the attempt that it has claimed.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    leased_until: Option<Instant>,
+    /// Where it goes back to if an attempt out of turn fails: a status, and for `pending` its time.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    resume_status: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    resume_at: Option<Instant>,
     /// Keys of the due index: only what is pending has them.
     #[serde(skip_serializing_if = "Option::is_none")]
     due_shard: Option<String>,
@@ -98,15 +110,15 @@ impl Store {
     /// Records deliveries, and says which could not be recorded before the deadline. Settled ones expire after `retention`.
     pub async fn record(
         &self,
-        deliveries: &[Delivery],
+        deliveries: &[&Delivery],
         now: Instant,
-        retention: std::time::Duration,
+        retention: Duration,
         deadline: Deadline,
     ) -> Unrecorded {
         let mut unrecorded = Unrecorded::default();
         let batches = deliveries
             .chunks(BATCH_WRITE)
-            .map(|batch| async move { (batch, self.record_batch(batch, now + retention, deadline).await) });
+            .map(|batch| async move { (batch, self.record_batch(batch, now, retention, deadline).await) });
         for (batch, result) in bounded::join(batches.collect(), CONCURRENT_BATCHES).await {
             if let Err(error) = result {
                 // Some of the batch may be written; when its records are read again, existing() finds that.
@@ -117,10 +129,16 @@ impl Store {
         unrecorded
     }
 
-    async fn record_batch(&self, batch: &[Delivery], expires_at: Instant, deadline: Deadline) -> Result<()> {
+    async fn record_batch(
+        &self,
+        batch: &[&Delivery],
+        now: Instant,
+        retention: Duration,
+        deadline: Deadline,
+    ) -> Result<()> {
         let mut requests = Vec::with_capacity(batch.len());
         for delivery in batch {
-            let item = to_item(&Row::of(delivery, expires_at))?;
+            let item = to_item(&Row::of(delivery, now, retention))?;
             let put = PutRequest::builder().set_item(Some(item)).build().expect("every required part is set");
             requests.push(WriteRequest::builder().put_request(put).build());
         }
@@ -165,59 +183,74 @@ async fn wait_for_unprocessed(tried: u32, deadline: Deadline) -> Result<()> {
     Ok(())
 }
 
-fn key_of(item: &Item) -> Result<Key> {
+pub(super) fn key_of(item: &Item) -> Result<Key> {
     let part = |name| item.get(name).and_then(|value: &AttributeValue| value.as_s().ok()).cloned();
     let primary = part(keys::PK).zip(part(keys::SK)).map(|(pk, sk)| Primary { pk, sk });
     primary.and_then(|primary| keys::parse_delivery(&primary)).ok_or_else(|| corrupt("delivery key"))
 }
 
 impl Row {
-    fn of(delivery: &Delivery, expires_at: Instant) -> Self {
+    pub(super) fn of(delivery: &Delivery, now: Instant, retention: Duration) -> Self {
         let Primary { pk, sk } = keys::delivery(&delivery.key);
-        let name = delivery.state.name();
-        let next_attempt_at = match delivery.state {
-            State::Pending(at) => Some(at),
-            State::Delivered | State::Failed => None,
-        };
-        let listed = !matches!(delivery.state, State::Delivered);
+        let (status, next_attempt_at) = parts(delivery.state);
+        let (resume_status, resume_at) = delivery.resume.map(parts).unzip();
+        let listed = matches!(delivery.state, State::Pending(_) | State::Parked | State::Failed);
         Self {
             pk,
             sk,
             event: delivery.event_type.name().to_owned(),
             task_id: delivery.task_id.clone(),
             url: delivery.url.clone(),
-            body: delivery.body.clone(),
-            status: name.to_owned(),
+            body: delivery.body.to_string(),
+            status: status.to_owned(),
             attempt_count: delivery.attempt_count,
             attempts: delivery.attempts.clone(),
             created_at: delivery.created_at,
             next_attempt_at,
             last_failure: delivery.attempts.last().and_then(|attempt| attempt.failure),
+            leased_until: None,
+            resume_status: resume_status.map(str::to_owned),
+            resume_at: resume_at.flatten(),
             due_shard: next_attempt_at.map(|_| keys::due_shard(&delivery.key.event)),
-            sweep_at: next_attempt_at,
-            state_key: listed.then(|| keys::deliveries_in_state(&delivery.key.account, delivery.key.webhook, name)),
-            expires_at: next_attempt_at.is_none().then(|| expires_at.seconds()),
+            sweep_at: next_attempt_at.map(|due| due::sweep_at(due, now)),
+            state_key: listed.then(|| keys::deliveries_in_state(&delivery.key.account, delivery.key.webhook, status)),
+            expires_at: next_attempt_at.is_none().then(|| (now + retention).seconds()),
         }
     }
 
-    fn into_delivery(self) -> Result<Delivery> {
+    pub(super) fn into_delivery(self) -> Result<Delivery> {
         let primary = Primary { pk: self.pk, sk: self.sk };
-        let state = match (self.status.as_str(), self.next_attempt_at) {
-            ("pending", Some(at)) => State::Pending(at),
-            ("delivered", _) => State::Delivered,
-            ("failed", _) => State::Failed,
-            _ => return Err(corrupt("delivery state")),
-        };
+        let resume = self.resume_status.map(|status| state(&status, self.resume_at)).transpose()?;
         Ok(Delivery {
             key: keys::parse_delivery(&primary).ok_or_else(|| corrupt("delivery key"))?,
             event_type: EventType::parse(&self.event).ok_or_else(|| corrupt("event type"))?,
             task_id: self.task_id,
             url: self.url,
-            body: self.body,
-            state,
+            body: self.body.into(),
+            state: state(&self.status, self.next_attempt_at)?,
+            resume,
             attempt_count: self.attempt_count,
             attempts: self.attempts,
             created_at: self.created_at,
         })
+    }
+}
+
+/// A state as the table has it.
+const fn parts(state: State) -> (&'static str, Option<Instant>) {
+    match state {
+        State::Pending(at) => (state.name(), Some(at)),
+        State::Parked | State::Delivered | State::Failed | State::Cancelled => (state.name(), None),
+    }
+}
+
+fn state(status: &str, at: Option<Instant>) -> Result<State> {
+    match (status, at) {
+        ("pending", Some(at)) => Ok(State::Pending(at)),
+        ("pending", None) => Ok(State::Parked),
+        ("delivered", _) => Ok(State::Delivered),
+        ("failed", _) => Ok(State::Failed),
+        ("cancelled", _) => Ok(State::Cancelled),
+        _ => Err(corrupt("delivery state")),
     }
 }

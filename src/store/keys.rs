@@ -58,6 +58,12 @@ pub fn webhook(of: &Account, id: WebhookId) -> Primary {
     Primary::new(account(of), format!("{WEBHOOK_PREFIX}{:010}", id.get()))
 }
 
+/// The health of a webhook's endpoint: right behind the webhook, so that one query reads both.
+pub fn health(of: &Account, id: WebhookId) -> Primary {
+    let Primary { pk, sk } = webhook(of, id);
+    Primary { pk, sk: format!("{sk}#HEALTH") }
+}
+
 /// The webhook that a sort key names; `None` if it names something else.
 pub fn parse_webhook(sk: &str) -> Option<WebhookId> {
     let digits = sk.strip_prefix(WEBHOOK_PREFIX)?;
@@ -122,7 +128,12 @@ pub fn deliveries_in_state(of: &Account, id: WebhookId, state: &str) -> String {
 
 /// The partition of the due index that a delivery lies in.
 pub fn due_shard(event: &EventId) -> String {
-    format!("{:02}", Sha256::digest(event.as_str())[0] % DUE_SHARDS)
+    shard_name(Sha256::digest(event.as_str())[0] % DUE_SHARDS)
+}
+
+/// A partition of the due index.
+pub fn shard_name(shard: u8) -> String {
+    format!("{shard:02}")
 }
 
 /// How many partitions the due index has, so that no single one takes all of its writes.

@@ -60,7 +60,7 @@ impl Store {
                 )
             } else {
                 (
-                    "SET #minute = :minute, in_minute = :one, expires_at = :expires ADD in_day :one",
+                    "SET #minute = :minute, in_minute = :one, #expires = :expires ADD in_day :one",
                     "attribute_not_exists(PK) OR (#minute < :minute AND in_day < :per_day)",
                 )
             };
@@ -79,8 +79,9 @@ impl Store {
             let request = if same_minute {
                 request.expression_attribute_values(":per_minute", number(per_minute.into()))
             } else {
-                debug_assert_eq!(EXPIRES_AT, "expires_at");
-                request.expression_attribute_values(":expires", number(now.seconds() + 2 * DAY))
+                request
+                    .expression_attribute_names("#expires", EXPIRES_AT)
+                    .expression_attribute_values(":expires", number(now.seconds() + 2 * DAY))
             };
             let refused = match request.send().await {
                 Ok(_) => return Ok(Verdict::Allowed),

@@ -29,9 +29,11 @@ pub const LISTED: [&str; 7] =
 
 /// Creates the tables that do not exist yet; `jobs` is the platform's, with its stream.
 ///
+/// Says whether ours are new.
+///
 /// # Errors
 /// If the engine refuses.
-pub async fn create_missing(client: &Client, tables: &Tables, jobs: &str) -> Result<()> {
+pub async fn create_missing(client: &Client, tables: &Tables, jobs: &str) -> Result<bool> {
     create(client, jobs, |table| {
         let stream = StreamSpecification::builder()
             .stream_enabled(true)
@@ -41,7 +43,8 @@ pub async fn create_missing(client: &Client, tables: &Tables, jobs: &str) -> Res
         table.attribute_definitions(text("task_id")).key_schema(hash("task_id")).stream_specification(stream)
     })
     .await?;
-    if create(client, &tables.webhooks, primary).await? {
+    let new = create(client, &tables.webhooks, primary).await?;
+    if new {
         expire(client, &tables.webhooks).await?;
     }
     let deliveries = |table| {
@@ -69,7 +72,7 @@ pub async fn create_missing(client: &Client, tables: &Tables, jobs: &str) -> Res
     if create(client, &tables.deliveries, deliveries).await? {
         expire(client, &tables.deliveries).await?;
     }
-    Ok(())
+    Ok(new)
 }
 
 /// Creates one table; `false` if it was there.

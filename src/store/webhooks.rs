@@ -1,8 +1,9 @@
 //! Webhooks: listed by one query, created and deleted by one transaction each.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, time::Duration};
 
 use aws_sdk_dynamodb::{
+    error::DisplayErrorContext,
     operation::transact_write_items::TransactWriteItemsError,
     types::{
         AttributeValue, CancellationReason, Delete, Put, ReturnValuesOnConditionCheckFailure, TransactWriteItem, Update,
@@ -11,18 +12,28 @@ use aws_sdk_dynamodb::{
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Error, Item, Result, Store, back_off, corrupt, from_item,
+    Error, Item, Result, Store, back_off, corrupt, from_item, held, is_transient,
     keys::{self, Primary},
     to_item,
 };
 use crate::{
-    clock::Instant,
+    clock::{Deadline, Instant},
+    delivery::health::Health,
     webhook::{Account, EndpointUrl, Events, Secret, Status, Webhook, WebhookId},
 };
 
-/// How often a transaction is tried again when others change the same account at the same time. Each round one of them
-/// gets through, so this bounds how many may compete.
-const MAX_TRIES: u32 = 100;
+/// How long a transaction is tried again when others change the same account at the same time. Each round one of them gets
+/// through.
+const MAX_TIME: Duration = Duration::from_secs(5);
+
+/// A webhook and the health of its endpoint.
+#[derive(Clone, Debug)]
+pub struct Subscriber {
+    /// The webhook.
+    pub webhook: Webhook,
+    /// What is known of its endpoint.
+    pub health: Health,
+}
 
 /// What a webhook is created from.
 #[derive(Clone, Debug)]
@@ -99,11 +110,34 @@ struct Meta {
 }
 
 impl Store {
-    /// All webhooks of an account in id order, from a strongly consistent query: one created a moment ago is among them.
+    /// All webhooks of an account in id order.
     ///
     /// # Errors
     /// If DynamoDB does not answer, or holds an item that breaks the rules.
     pub async fn webhooks(&self, account: &Account) -> Result<Vec<Webhook>> {
+        let subscribers = self.subscribers(account).await?.into_iter();
+        subscribers.map(|subscriber| subscriber.map(|subscriber| subscriber.webhook)).collect()
+    }
+
+    /// All webhooks of an account with their health, in id order. One that breaks the rules is an error of its own, which
+    /// harms no other.
+    ///
+    /// # Errors
+    /// If DynamoDB does not answer.
+    pub async fn subscribers(&self, account: &Account) -> Result<Vec<Result<Subscriber>>> {
+        self.subscribers_under(account, keys::WEBHOOK_PREFIX).await
+    }
+
+    /// One webhook with its health.
+    ///
+    /// # Errors
+    /// If DynamoDB does not answer, or holds an item that breaks the rules.
+    pub async fn subscriber(&self, account: &Account, id: WebhookId) -> Result<Option<Subscriber>> {
+        self.subscribers_under(account, &keys::webhook(account, id).sk).await?.pop().transpose()
+    }
+
+    /// From a strongly consistent query: a webhook created a moment ago is among them.
+    async fn subscribers_under(&self, account: &Account, prefix: &str) -> Result<Vec<Result<Subscriber>>> {
         let mut pages = self
             .client
             .query()
@@ -111,19 +145,57 @@ impl Store {
             .consistent_read(true)
             .key_condition_expression("PK = :account AND begins_with(SK, :webhook)")
             .expression_attribute_values(":account", AttributeValue::S(keys::account(account)))
-            .expression_attribute_values(":webhook", AttributeValue::S(keys::WEBHOOK_PREFIX.to_owned()))
+            .expression_attribute_values(":webhook", AttributeValue::S(prefix.to_owned()))
             .into_paginator()
             .items()
             .send();
-        let mut webhooks = Vec::new();
+        let mut subscribers: Vec<Result<Subscriber>> = Vec::new();
         while let Some(item) = pages.next().await {
             let item = item?;
-            let sk = item.get(keys::SK).and_then(|sk| sk.as_s().ok());
-            if let Some(id) = sk.and_then(|sk| keys::parse_webhook(sk)) {
-                webhooks.push(from_item::<Row>(item)?.into_webhook(id)?);
+            let sk = item.get(keys::SK).and_then(|sk| sk.as_s().ok()).cloned().unwrap_or_default();
+            if let Some(id) = keys::parse_webhook(&sk) {
+                let webhook = from_item::<Row>(item).and_then(|row| row.into_webhook(id));
+                subscribers.push(webhook.map(|webhook| Subscriber { webhook, health: Health::default() }));
+            } else if let Some(Ok(last)) = subscribers.last_mut()
+                // Health sorts right behind its webhook; one whose webhook is gone belongs to nobody.
+                && sk == keys::health(account, last.webhook.id).sk
+            {
+                last.health = from_item(item)?;
             }
         }
-        Ok(webhooks)
+        Ok(subscribers)
+    }
+
+    /// Writes down the health of a webhook's endpoint.
+    ///
+    /// # Errors
+    /// If DynamoDB does not answer.
+    pub async fn keep_health(&self, account: &Account, id: WebhookId, health: &Health) -> Result<()> {
+        let mut item = keys::health(account, id).into_item();
+        item.extend(to_item(health)?);
+        self.client.put_item().table_name(&self.tables.webhooks).set_item(Some(item)).send().await?;
+        Ok(())
+    }
+
+    /// Disables an active webhook; `false` if there is none.
+    ///
+    /// # Errors
+    /// If DynamoDB does not answer.
+    pub async fn disable_webhook(&self, account: &Account, id: WebhookId, reason: &str, now: Instant) -> Result<bool> {
+        let text = |text: &str| AttributeValue::S(text.to_owned());
+        let update = self
+            .client
+            .update_item()
+            .table_name(&self.tables.webhooks)
+            .set_key(Some(keys::webhook(account, id).into_item()))
+            .update_expression("SET #status = :disabled, disabled_reason = :reason, updated_at = :now")
+            .condition_expression("#status = :active")
+            .expression_attribute_names("#status", "status")
+            .expression_attribute_values(":disabled", text(Status::Disabled.name()))
+            .expression_attribute_values(":active", text(Status::Active.name()))
+            .expression_attribute_values(":reason", text(reason))
+            .expression_attribute_values(":now", AttributeValue::N(now.millis().to_string()));
+        held(update.send().await)
     }
 
     /// Creates a webhook: counter, limit, webhook and idempotency record in one transaction, so that two requests at the
@@ -139,17 +211,20 @@ impl Store {
         idempotency: Option<&Idempotency>,
         now: Instant,
     ) -> Result<Created> {
-        if let Some(given) = idempotency
-            && let Some(record) = self.item(keys::idempotency(account, &given.key)).await?
-            && let Some(answer) = replay(record, given, now)?
-        {
+        if let Some(answer) = self.answered(account, idempotency, now).await? {
             return Ok(answer);
         }
         let mut meta = self.item(keys::meta(account)).await?;
-        for tried in 0..MAX_TRIES {
+        let deadline = Deadline::after(MAX_TIME);
+        for tried in 0.. {
+            if deadline.remaining().is_zero() {
+                break;
+            }
             let Meta { last_id, webhooks } = meta.map(from_item).transpose()?.unwrap_or_default();
             if webhooks >= u64::from(limit) {
-                return Ok(Created::LimitReached);
+                // A request with the same key may have got through since, and have taken the last place.
+                let answered = self.answered(account, idempotency, now).await?;
+                return Ok(answered.unwrap_or(Created::LimitReached));
             }
             let webhook = Webhook {
                 id: WebhookId::new(last_id + 1).ok_or_else(|| corrupt("webhook counter"))?,
@@ -179,6 +254,18 @@ impl Store {
             };
         }
         Err(Error::Unavailable("too many changes of one account at the same time".to_owned()))
+    }
+
+    /// What an earlier request with the same `Idempotency-Key` was answered.
+    async fn answered(
+        &self,
+        account: &Account,
+        idempotency: Option<&Idempotency>,
+        now: Instant,
+    ) -> Result<Option<Created>> {
+        let Some(given) = idempotency else { return Ok(None) };
+        let record = self.item(keys::idempotency(account, &given.key)).await?;
+        record.map_or(Ok(None), |record| replay(record, given, now))
     }
 
     fn creation(
@@ -249,11 +336,20 @@ impl Store {
     /// # Errors
     /// If DynamoDB does not answer.
     pub async fn delete_webhook(&self, account: &Account, id: WebhookId) -> Result<bool> {
-        for tried in 0..MAX_TRIES {
+        let deadline = Deadline::after(MAX_TIME);
+        for tried in 0.. {
+            if deadline.remaining().is_zero() {
+                break;
+            }
             let webhook = Delete::builder()
                 .table_name(&self.tables.webhooks)
                 .set_key(Some(keys::webhook(account, id).into_item()))
                 .condition_expression("attribute_exists(PK)")
+                .build()
+                .expect("every required part is set");
+            let health = Delete::builder()
+                .table_name(&self.tables.webhooks)
+                .set_key(Some(keys::health(account, id).into_item()))
                 .build()
                 .expect("every required part is set");
             let counter = Update::builder()
@@ -267,6 +363,7 @@ impl Store {
                 .client
                 .transact_write_items()
                 .transact_items(TransactWriteItem::builder().delete(webhook).build())
+                .transact_items(TransactWriteItem::builder().delete(health).build())
                 .transact_items(TransactWriteItem::builder().update(counter).build())
                 .send()
                 .await;
@@ -307,10 +404,14 @@ pub(super) fn cancelled<R: std::fmt::Debug>(
     error: aws_sdk_dynamodb::error::SdkError<TransactWriteItemsError, R>,
 ) -> Result<Vec<CancellationReason>> {
     match error.as_service_error() {
-        Some(TransactWriteItemsError::TransactionCanceledException(cancelled))
-            if cancelled.cancellation_reasons().iter().all(is_expected) =>
-        {
-            Ok(cancelled.cancellation_reasons().to_vec())
+        Some(TransactWriteItemsError::TransactionCanceledException(cancelled)) => {
+            let reasons = cancelled.cancellation_reasons().to_vec();
+            if reasons.iter().all(is_expected) {
+                return Ok(reasons);
+            }
+            let transient = reasons.iter().filter_map(CancellationReason::code).any(is_transient);
+            let text = DisplayErrorContext(error).to_string();
+            Err(if transient { Error::Unavailable(text) } else { Error::Internal(text) })
         }
         _ => Err(error.into()),
     }

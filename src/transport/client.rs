@@ -50,6 +50,8 @@ pub struct Limits {
 impl Limits {
     /// An attempt that is made straight from the stream.
     pub const DIRECT: Self = Self { connect: Duration::from_millis(500), total: Duration::from_secs(1) };
+    /// An attempt that is made from the queue.
+    pub const QUEUED: Self = Self { connect: Duration::from_secs(5), total: Duration::from_secs(15) };
 }
 
 /// How much of a response body is read.
@@ -57,7 +59,7 @@ const MAX_RESPONSE: usize = 16 * 1024;
 /// How much of it is kept.
 const MAX_EXCERPT: usize = 1024;
 /// How much room a response head gets; a longer one is a `body` failure.
-const MAX_HEAD: usize = 64 * 1024;
+const MAX_HEAD: usize = 16 * 1024;
 /// How many idle connections are kept to one endpoint.
 const MAX_IDLE_PER_HOST: usize = 32;
 /// How long an idle connection is kept: less than the common keep-alive of servers, so that few are found closed.
@@ -119,8 +121,9 @@ impl Client {
         at_most: Duration,
     ) -> (Attempt, Outcome) {
         let watch = Stopwatch::start();
-        let outcome = self.post(url, request.headers(), Bytes::copy_from_slice(body.as_bytes()), at_most).await;
-        (Attempt::new(&request, watch.elapsed(), &outcome), outcome)
+        let mut outcome = self.post(url, request.headers(), Bytes::copy_from_slice(body.as_bytes()), at_most).await;
+        outcome.took = watch.elapsed();
+        (Attempt::new(&request, &outcome), outcome)
     }
 
     async fn post(
@@ -130,7 +133,8 @@ impl Client {
         body: Bytes,
         at_most: Duration,
     ) -> Outcome {
-        let mut outcome = Outcome { status_code: None, failure: None, retry_after: None, excerpt: None };
+        let mut outcome =
+            Outcome { took: Duration::ZERO, status_code: None, failure: None, retry_after: None, excerpt: None };
         let mut request = http::Request::new(Full::new(body));
         *request.method_mut() = Method::POST;
         *request.uri_mut() = Uri::try_from(url.url().as_str()).expect("an endpoint URL was checked to be a URI");
@@ -168,24 +172,20 @@ impl Client {
 async fn read_body(mut body: Incoming, excerpt: &mut Option<String>) -> Result<(), Failure> {
     let mut read = 0;
     let mut kept = Vec::new();
-    let result = loop {
-        match body.frame().await {
-            None => break Ok(()),
-            Some(Err(_)) => break Err(Failure::Body),
-            Some(Ok(frame)) => {
-                let data = frame.data_ref().map_or(&[][..], |data| data);
-                read += data.len();
-                kept.extend_from_slice(&data[..data.len().min(MAX_EXCERPT - kept.len())]);
-                if read >= MAX_RESPONSE {
-                    break Ok(());
-                }
-            }
+    while read < MAX_RESPONSE
+        && let Some(frame) = body.frame().await
+    {
+        let frame = frame.map_err(|_| Failure::Body)?;
+        let data = frame.data_ref().map_or(&[][..], |data| data);
+        read += data.len();
+        let more = &data[..data.len().min(MAX_EXCERPT - kept.len())];
+        if !more.is_empty() {
+            kept.extend_from_slice(more);
+            // At once, since the deadline may pass before the next part comes.
+            *excerpt = Some(excerpt_of(&kept));
         }
-    };
-    if !kept.is_empty() {
-        *excerpt = Some(excerpt_of(&kept));
     }
-    result
+    Ok(())
 }
 
 /// The text of the bytes, cut to [`MAX_EXCERPT`] again, since a replacement character is longer than what it replaces.

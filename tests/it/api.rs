@@ -1,5 +1,7 @@
 //! The API's routes and every row of its error table, through the router over a real engine.
 
+use std::time::Duration;
+
 use axum::{
     Router,
     body::Body,
@@ -10,6 +12,7 @@ use nano_webhooks::{
     api::{Api, router},
     api_key::ApiKey,
     clock::{Clock, Instant},
+    dispatch::Dispatcher,
     local::dynamodb,
     store::{Store, rate::Limits},
     transport::{Guard, guard::Policy},
@@ -17,7 +20,10 @@ use nano_webhooks::{
 use serde_json::{Value, json};
 use tower::ServiceExt;
 
-use crate::support::{World, account};
+use crate::{
+    dispatch::{insert, job, run},
+    support::{Receiver, World, account},
+};
 
 const NO_LIMITS: Limits = Limits { per_minute: None, per_day: None };
 const WEBHOOKS: &str = "/api/v1/webhooks";
@@ -62,6 +68,8 @@ impl App {
             store: world.store.clone(),
             guard: Guard::new(targets, vec![]),
             clock: clock.clone(),
+            queue: world.queue.clone(),
+            retention: Duration::from_hours(24),
             webhooks_per_account,
             rate_limits,
         });
@@ -163,8 +171,8 @@ async fn a_body_that_is_not_as_expected_is_refused_with_the_name_of_the_field() 
         ),
         ("\"x\"".to_owned(), "The body is not as expected, expected a JSON object"),
         (format!("{} x", valid()), "The body is not valid JSON: trailing characters"),
-        (json!({"events":["job.failed"]}).to_string(), "missing field `url`"),
-        (json!({"url":"https://example.com"}).to_string(), "missing field `events`"),
+        (json!({"events":["job.failed"]}).to_string(), "url: missing, expected a URL that begins with `https://`"),
+        (json!({"url":"https://example.com"}).to_string(), "events: missing, expected an array of events"),
         (
             with("secret", json!("12345678")),
             "secret: unknown field `secret`, expected one of `url`, `events`, `secret_key`",
@@ -327,13 +335,13 @@ async fn the_same_idempotency_key_gives_the_same_webhook_and_refuses_another_bod
     app.delete("/api/v1/webhooks/1").await;
     assert_eq!(post("order-1", valid()).await.text, first.text, "an answer is repeated as it was");
 
-    app.clock.advance(std::time::Duration::from_hours(24));
+    app.clock.advance(Duration::from_hours(24));
     assert_eq!(post("order-1", other).await.json["data"]["id"], 3, "after 24 hours a key is new");
 
     for wrong in ["", &"k".repeat(256)] {
         assert_eq!(
             post(wrong, valid()).await.error().2,
-            "Idempotency-Key: expected 1 to 255 printable ASCII characters"
+            "Idempotency-Key: expected one, of 1 to 255 printable ASCII characters"
         );
     }
 }
@@ -351,6 +359,103 @@ async fn idempotent_requests_at_the_same_time_create_one_webhook() {
         assert_eq!((answer.status, &answer.json["data"]["id"]), (StatusCode::CREATED, &json!(1)));
     }
     assert_eq!(app.get(WEBHOOKS).await.json["data"].as_array().unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn an_idempotent_request_that_took_the_last_place_is_answered_again() {
+    let app = App::with(Policy::Any, NO_LIMITS, 1).await;
+    let request = || {
+        let request =
+            app.request("POST", WEBHOOKS).header("content-type", "application/json").header("idempotency-key", "k");
+        app.send(request.body(Body::from(valid().to_string())).unwrap())
+    };
+    for answer in futures_util::future::join_all((0..16).map(|_| request())).await {
+        assert_eq!((answer.status, &answer.json["data"]["id"]), (StatusCode::CREATED, &json!(1)));
+    }
+}
+
+#[tokio::test]
+async fn deliveries_are_listed_shown_and_retried() {
+    let (app, receiver) = (App::new().await, Receiver::start().await);
+    app.create(json!({"url": receiver.url("/status/500"), "events": ["job.completed"], "secret_key": "open sesame"}))
+        .await;
+    let dispatcher = Dispatcher { clock: app.clock.clone(), ..app.world.dispatcher() };
+    assert_eq!(run(&dispatcher, &[insert(1, job("t1", "completed")), insert(2, job("t2", "completed"))]).await, []);
+    app.world.timers();
+
+    let first = app.get("/api/v1/webhooks/1/deliveries?limit=1").await;
+    assert_eq!(first.status, StatusCode::OK);
+    let cursor = first.json["next_cursor"].as_str().unwrap();
+    let second = app
+        .get(&format!("/api/v1/webhooks/1/deliveries?limit=5&cursor={cursor}&status=pending&event=job.completed"))
+        .await;
+    assert_eq!(second.json["next_cursor"], Value::Null);
+    let row = &first.json["data"][0];
+    let keys: Vec<_> = row.as_object().unwrap().keys().map(String::as_str).collect();
+    let listed =
+        ["attempt_count", "created_at", "event", "event_id", "last_failure", "next_attempt_at", "status", "task_id"];
+    assert_eq!(keys, listed);
+    assert_ne!(row["event_id"], second.json["data"][0]["event_id"]);
+
+    let tried = first.json["data"].as_array().unwrap().iter().chain(second.json["data"].as_array().unwrap());
+    let tried = tried.into_iter().find(|row| row["attempt_count"] == 1).unwrap();
+    let path = format!("/api/v1/webhooks/1/deliveries/{}", tried["event_id"].as_str().unwrap());
+    let shown = app.get(&path).await;
+    let data = &shown.json["data"];
+    assert_eq!(data["payload"], receiver.received()[0].body);
+    assert_eq!((&data["status"], &data["last_failure"]), (&json!("pending"), &json!("status")));
+    let attempt = data["attempts"][0].as_object().unwrap();
+    assert_eq!(attempt["detail"], "The answer was status 500: answer 2xx to accept an event.");
+    assert_eq!((&attempt["status_code"], &attempt["response_excerpt"]), (&json!(500), &json!("as you asked")));
+    for (name, value) in attempt["request_headers"].as_object().unwrap() {
+        assert_eq!(receiver.received()[0].header(name), value.as_str().unwrap());
+    }
+    assert!(!shown.text.contains("sesame"));
+
+    let post = |path: String| app.send(app.request("POST", &path).body(Body::empty()).unwrap());
+    let retried = post(format!("{path}/retry")).await;
+    assert_eq!((retried.status, &retried.json["data"]["status"]), (StatusCode::ACCEPTED, &json!("pending")));
+    let timer = app.world.timers().pop().unwrap();
+    assert_eq!(timer.due, app.clock.now());
+    app.world.store.claim(&timer.message.key, 1, app.clock.now()).await.unwrap();
+    assert_eq!(post(format!("{path}/retry")).await.error().1, "conflict");
+
+    // The claim has run out: whoever held it is gone.
+    app.clock.advance(Duration::from_mins(1));
+    app.delete("/api/v1/webhooks/1").await;
+    assert_eq!(app.get(&path).await.json["data"]["status"], "cancelled");
+    assert_eq!(app.get("/api/v1/webhooks/1/deliveries").await.json["data"].as_array().unwrap().len(), 2);
+    assert_eq!(post(format!("{path}/retry")).await.error(), (404, "not_found", "No webhook 1"));
+}
+
+#[tokio::test]
+async fn a_question_to_the_log_that_is_not_as_expected_is_refused_with_its_name() {
+    let app = App::new().await;
+    app.create(valid()).await;
+    for (query, message) in [
+        ("status=done", "status: expected `pending`, `delivered`, `failed` or `cancelled`"),
+        ("event=job.done", "event: expected one of `job.completed`, `job.failed`, `webhook.disabled`"),
+        ("limit=0", "limit: expected a whole number from 1 to 100"),
+        ("limit=101", "limit: expected a whole number from 1 to 100"),
+        ("cursor=abc", "cursor: expected the `next_cursor` of a page"),
+        ("page=2", "page: unknown parameter, expected `status`, `event`, `limit` or `cursor`"),
+        ("limit=1&limit=2", "limit: given twice, expected once"),
+    ] {
+        let answer = app.get(&format!("/api/v1/webhooks/1/deliveries?{query}")).await;
+        assert_eq!(answer.error(), (400, "invalid_request", message));
+    }
+    for path in ["/api/v1/webhooks/2/deliveries", "/api/v1/webhooks/x/deliveries"] {
+        assert_eq!(app.get(path).await.error().0, 404);
+    }
+    let event = "evt_01JFS8TX800000000000000000";
+    let answer = app.get(&format!("/api/v1/webhooks/1/deliveries/{event}")).await;
+    assert_eq!(answer.error(), (404, "not_found", format!("No delivery {event} to webhook 1").as_str()));
+    assert_eq!(app.get("/api/v1/webhooks/1/deliveries/nonsense").await.error().0, 404);
+
+    let (theirs, other) = (ApiKey::generate(), account("other"));
+    app.world.store.add_key(&other, &theirs, app.clock.now()).await.unwrap();
+    let app = App { key: theirs, ..app };
+    assert_eq!(app.get("/api/v1/webhooks/1/deliveries").await.error(), (404, "not_found", "No webhook 1"));
 }
 
 #[tokio::test]
@@ -373,7 +478,7 @@ async fn creates_at_the_same_time_share_no_id_and_do_not_pass_the_limit() {
 #[tokio::test]
 async fn the_rate_limit_is_exact_under_concurrency_and_says_when_to_return() {
     let app = App::with(Policy::Any, Limits { per_minute: Some(5), per_day: Some(8) }, 50).await;
-    app.clock.advance(std::time::Duration::from_secs(20));
+    app.clock.advance(Duration::from_secs(20));
     let statuses = async || {
         let answers = futures_util::future::join_all((0..10).map(|_| app.get(WEBHOOKS))).await;
         let refused: Vec<_> = answers.into_iter().filter(|answer| answer.status != StatusCode::OK).collect();
@@ -383,10 +488,10 @@ async fn the_rate_limit_is_exact_under_concurrency_and_says_when_to_return() {
         (10 - refused.len(), refused[0].header("retry-after").to_owned())
     };
     assert_eq!(statuses().await, (5, "40".to_owned()));
-    app.clock.advance(std::time::Duration::from_secs(40));
+    app.clock.advance(Duration::from_secs(40));
     // 2024-12-23T10:01:00Z: three are left of the day, whose end is 13 h 59 min away.
     assert_eq!(statuses().await, (3, (13 * 3600 + 59 * 60).to_string()));
-    app.clock.advance(std::time::Duration::from_hours(14));
+    app.clock.advance(Duration::from_hours(14));
     assert_eq!(statuses().await.0, 5);
 }
 
@@ -419,6 +524,8 @@ async fn without_dynamodb_the_answer_is_503_and_tells_nothing_of_the_cause() {
         store: Store::new(dynamodb("http://127.0.0.1:9"), tables),
         guard: Guard::new(Policy::Any, vec![]),
         clock: app.clock.clone(),
+        queue: app.world.queue.clone(),
+        retention: Duration::from_hours(24),
         webhooks_per_account: 50,
         rate_limits: NO_LIMITS,
     });

@@ -5,7 +5,7 @@ use std::time::Duration;
 use nano_webhooks::{
     clock::{Clock, Deadline, Instant},
     delivery::{Delivery, Key, State, attempt::FailureKind},
-    dispatch::{Dispatcher, StreamBatch, stream::Record},
+    dispatch::{Dispatcher, invocation::Invocation, stream::Record},
     event::EventId,
     local::dynamodb,
     store::{
@@ -36,7 +36,7 @@ pub async fn subscribe(world: &World, who: &str, url: &str, secret: Option<&str>
     }
 }
 
-fn job(task: &str, status: &str) -> Value {
+pub fn job(task: &str, status: &str) -> Value {
     json!({
         "task_id": {"S": task}, "account_id": {"S": "acme"}, "task_type": {"S": "image"}, "status": {"S": status},
         "updated_at": {"S": "2024-12-23T11:00:00+01:00"}, "data": {"M": {"credits_charged": {"N": "6"}}},
@@ -61,15 +61,17 @@ fn record(sequence: usize, name: &str, new: Option<Value>, old: Option<Value>) -
 
 /// Takes the same way as an event that Lambda gives: JSON text.
 fn batch(records: &[Value]) -> Vec<Record> {
-    let text = json!({ "Records": records }).to_string();
-    serde_json::from_str::<StreamBatch>(&text).unwrap().records()
+    match Invocation::from_json(&json!({ "Records": records }).to_string()).unwrap() {
+        Invocation::Stream(records) => records,
+        other => panic!("{other:?}"),
+    }
 }
 
-fn insert(sequence: usize, job: Value) -> Value {
+pub fn insert(sequence: usize, job: Value) -> Value {
     record(sequence, "INSERT", Some(job), None)
 }
 
-async fn run(dispatcher: &Dispatcher, records: &[Value]) -> Vec<Option<String>> {
+pub async fn run(dispatcher: &Dispatcher, records: &[Value]) -> Vec<Option<String>> {
     let response = dispatcher.stream(&batch(records), deadline()).await;
     response.batch_item_failures.into_iter().map(|failure| failure.item_identifier).collect()
 }
@@ -109,7 +111,7 @@ async fn a_job_that_ends_is_sent_to_each_subscriber_signed_and_recorded() {
     let event = received[0].header("webhook-id");
     for webhook in [signed, unsigned] {
         let delivery = delivery(&world, webhook, event).await;
-        assert_eq!((delivery.state, delivery.attempt_count, delivery.body.as_str()), (State::Delivered, 1, body));
+        assert_eq!((delivery.state, delivery.attempt_count, &*delivery.body), (State::Delivered, 1, body));
         let attempt = &delivery.attempts[0];
         assert_eq!((attempt.number, attempt.status_code, attempt.failure), (1, Some(200), None));
         assert_eq!(attempt.response_excerpt.as_deref(), Some("ok"));
@@ -223,6 +225,20 @@ async fn a_bad_record_is_kept_with_its_reason_and_harms_no_other() {
         kept.iter().find(|item| item["reason"].as_s().unwrap().starts_with("`account_id`: missing")).unwrap();
     assert!(no_account["image"].as_s().unwrap().contains("credits_charged"));
     assert_eq!(no_account["stream"].as_s().unwrap(), ARN);
+}
+
+#[tokio::test]
+async fn a_webhook_that_cannot_be_read_harms_no_other() {
+    let (world, receiver) = (World::new().await, Receiver::start().await);
+    subscribe(&world, "acme", &receiver.url("/broken"), None).await;
+    subscribe(&world, "acme", &receiver.url("/healthy"), None).await;
+    let items = world.items_under("ACCOUNT#acme").await;
+    let mut broken = items.into_iter().find(|item| item["SK"].as_s().unwrap() == "WEBHOOK#0000000001").unwrap();
+    broken.insert("url".into(), aws_sdk_dynamodb::types::AttributeValue::S("nonsense".into()));
+    world.client.put_item().table_name(&world.tables.webhooks).set_item(Some(broken)).send().await.unwrap();
+    assert_eq!(run(&world.dispatcher(), &[insert(1, job("t", "failed"))]).await, []);
+    let received = receiver.wait_for(1).await;
+    assert_eq!(received.iter().map(|request| request.path.as_str()).collect::<Vec<_>>(), ["/healthy"]);
 }
 
 #[tokio::test]
@@ -352,7 +368,7 @@ async fn a_deployed_dispatcher_calls_no_private_address() {
     let guard = nano_webhooks::transport::Guard::new(nano_webhooks::transport::guard::Policy::Public, vec![]);
     let limits = nano_webhooks::transport::client::Limits::DIRECT;
     let client = nano_webhooks::transport::Client::new(guard, limits, None).unwrap();
-    let dispatcher = Dispatcher { client, ..world.dispatcher() };
+    let dispatcher = Dispatcher { direct: client, ..world.dispatcher() };
     assert_eq!(run(&dispatcher, &[insert(1, job("t", "failed"))]).await, []);
     let items = world.items(&world.tables.deliveries).await;
     let attempt = &delivery(&world, webhook, items[0]["SK"].as_s().unwrap()).await.attempts[0];

@@ -8,7 +8,7 @@ use nano_webhooks::{
     api::{Api, router},
     api_key::ApiKey,
     clock::{Clock, Deadline},
-    dispatch::StreamBatch,
+    dispatch::invocation::Invocation,
     store::rate::Limits,
     transport::{Guard, guard::Policy},
 };
@@ -33,6 +33,8 @@ async fn the_api_function_answers_each_sample_as_api_gateway_expects() {
         store: world.store.clone(),
         guard: Guard::new(Policy::Public, vec![]),
         clock: Clock::system(),
+        queue: world.queue.clone(),
+        retention: Duration::from_hours(24),
         webhooks_per_account: 50,
         rate_limits: Limits { per_minute: Some(60), per_day: Some(10_000) },
     }));
@@ -76,9 +78,9 @@ async fn the_dispatch_function_takes_each_sample() {
         for who in ["acme", "globex"] {
             subscribe(&world, who, &receiver.url(&format!("/{who}")), None).await;
         }
-        let batch: StreamBatch = serde_json::from_str(&event(name)).unwrap();
-        let response = world.dispatcher().stream(&batch.records(), Deadline::after(Duration::from_secs(20))).await;
-        assert_eq!(serde_json::to_value(response).unwrap(), json!({ "batchItemFailures": [] }), "{name}");
+        let invocation = Invocation::from_json(&event(name)).unwrap();
+        let response = world.dispatcher().invoke(invocation, Deadline::after(Duration::from_secs(20))).await.unwrap();
+        assert_eq!(response, json!({ "batchItemFailures": [] }), "{name}");
         let mut received: Vec<_> = receiver
             .received()
             .iter()
@@ -88,5 +90,16 @@ async fn the_dispatch_function_takes_each_sample() {
         let heard: Vec<_> = heard.iter().map(|(who, event)| ((*who).to_owned(), (*event).to_owned())).collect();
         assert_eq!(received, heard, "{name}");
         assert_eq!(world.items_under("POISON#").await.len(), poison, "{name}");
+    }
+}
+
+#[tokio::test]
+async fn the_dispatch_function_takes_messages_of_the_queue_and_the_schedule() {
+    let world = World::new().await;
+    for (name, answer) in [("queue-retry.json", json!({ "batchItemFailures": [] })), ("schedule-sweep.json", json!(0))]
+    {
+        let invocation = Invocation::from_json(&event(name)).unwrap();
+        let given = world.dispatcher().invoke(invocation, Deadline::after(Duration::from_secs(20))).await.unwrap();
+        assert_eq!(given, answer, "{name}");
     }
 }

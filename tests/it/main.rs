@@ -3,7 +3,10 @@
 mod api;
 mod dispatch;
 mod events;
+mod faults;
 mod fixed_point;
 mod layers;
+mod proxy;
+mod retries;
 mod serve;
 mod support;

@@ -9,10 +9,11 @@ use aws_sdk_dynamodb::types::AttributeValue;
 use axum::body::Bytes;
 use http_body_util::{BodyExt, Full};
 use hyper_util::{client::legacy::Client, rt::TokioExecutor};
-use nano_webhooks::local::dynamodb;
+use nano_webhooks::{local::dynamodb, random};
 use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
 
-use crate::support::{PATIENCE, Receiver};
+use crate::support::{PATIENCE, Receiver, other_engine};
 
 const BINARY: &str = env!("CARGO_BIN_EXE_nano-webhooks");
 
@@ -24,13 +25,29 @@ struct Serve {
 
 impl Serve {
     fn start(args: &[&str]) -> Self {
-        let mut child = Command::new(BINARY)
+        Self::with(args, |_| ())
+    }
+
+    fn with(args: &[&str], change: impl FnOnce(&mut Command)) -> Self {
+        let mut command = Command::new(BINARY);
+        command
             .args(["serve", "--json", "--listen", "127.0.0.1:0", "--dynamodb-listen", "127.0.0.1:0"])
             .args(args)
             .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
+            .stderr(Stdio::null());
+        if let Some(endpoint) = other_engine() {
+            // Tables of its own, the same after a restart on the same data directory.
+            let home = args.iter().position(|arg| *arg == "--data-dir").map(|at| args[at + 1]);
+            let own = home.map_or_else(random::request_id, |home| hex::encode(&Sha256::digest(home)[..16]));
+            command.args(["--dynamodb-endpoint", &endpoint]);
+            for (table, name) in
+                [("JOBS_TABLE", "jobs"), ("WEBHOOKS_TABLE", "webhooks"), ("DELIVERIES_TABLE", "deliveries")]
+            {
+                command.env(table, format!("{name}-{own}"));
+            }
+        }
+        change(&mut command);
+        let mut child = command.spawn().unwrap();
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
         let ready = serde_json::from_str(&line).unwrap_or_else(|_| panic!("not ready: {line:?}"));
@@ -57,6 +74,17 @@ impl Serve {
         let put = dynamodb(self.part("dynamodb")).put_item().table_name(self.ready["tables"]["jobs"].as_str().unwrap());
         let put = put.item("task_id", text(task)).item("account_id", text("demo")).item("task_type", text("image"));
         put.item("status", text("completed")).send().await.unwrap();
+    }
+
+    /// Runs a command on the same tables.
+    fn run(&self, args: &[&str]) -> Output {
+        let mut command = Command::new(BINARY);
+        for (variable, table) in
+            [("JOBS_TABLE", "jobs"), ("WEBHOOKS_TABLE", "webhooks"), ("DELIVERIES_TABLE", "deliveries")]
+        {
+            command.env(variable, self.ready["tables"][table].as_str().unwrap());
+        }
+        command.args(args).args(["--dynamodb-endpoint", self.part("dynamodb")]).output().unwrap()
     }
 
     /// Sends SIGTERM and waits for the end.
@@ -143,11 +171,71 @@ fn the_demo_shows_two_verified_webhooks_and_exits_with_0() {
     assert_eq!(shown.matches("✓ webhook-signature holds").count(), 2);
 }
 
+#[test]
+fn proxies_and_other_peoples_settings_in_the_environment_change_nothing() {
+    let mut demo = Command::new(BINARY);
+    for proxy in ["HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy", "HTTPS_PROXY"] {
+        demo.env(proxy, "http://127.0.0.1:9");
+    }
+    demo.env("API_KEY", "somebody-elses-key").env("LISTEN", "nonsense");
+    demo.env("AWS_ENDPOINT_URL_DYNAMODB", "http://127.0.0.1:9").env_remove("NO_PROXY").env_remove("no_proxy");
+    let demo = demo.arg("demo").output().unwrap();
+    assert!(demo.status.success(), "{}{}", text(&demo.stdout), text(&demo.stderr));
+
+    let serve = Command::new(BINARY).arg("--in-memory").env("API_KEY", "somebody-elses-key").output().unwrap();
+    assert!(text(&serve.stderr).starts_with("nano-webhooks: --api-key: expected"), "{}", text(&serve.stderr));
+    assert!(!text(&serve.stderr).contains("somebody"));
+}
+
+#[tokio::test]
+async fn a_revoked_key_stays_revoked_after_the_next_start() {
+    let home = tempfile::tempdir().unwrap();
+    let home = home.path().to_str().unwrap();
+    let serve = Serve::start(&["--data-dir", home]);
+    assert!(serve.run(&["keys", "revoke", "--account", "demo", serve.part("api_key")]).status.success());
+    assert!(serve.terminate());
+    let serve = Serve::start(&["--data-dir", home]);
+    assert_eq!(serve.register("http://127.0.0.1:9/").await["error"]["code"], "unauthorized");
+}
+
+#[tokio::test]
+async fn a_secret_and_a_key_are_in_no_line_of_the_most_verbose_log() {
+    let (receiver, log) = (Receiver::start().await, tempfile::NamedTempFile::new().unwrap());
+    let serve = Serve::with(&["--in-memory"], |command| {
+        command.env("RUST_LOG", "trace").stderr(log.reopen().unwrap());
+    });
+    serve.register(&receiver.url("/hook")).await;
+    serve.end_job("t1").await;
+    receiver.wait_for(1).await;
+    let key = serve.part("api_key").to_owned();
+    assert!(serve.terminate());
+    let log = std::fs::read_to_string(log.path()).unwrap();
+    assert!(log.contains("attempt"), "{log}");
+    for secret in ["my-secret-key", &key, "bXktc2VjcmV0LWtleQ"] {
+        assert!(!log.contains(secret), "{secret} is in the log");
+    }
+}
+
+#[tokio::test]
+async fn a_failed_attempt_is_made_again_and_what_was_due_at_a_kill_is_made_after_the_next_start() {
+    let (receiver, home) = (Receiver::start().await, tempfile::tempdir().unwrap());
+    let args = ["--data-dir", home.path().to_str().unwrap(), "--retry-schedule", "50ms,2s,50ms"];
+    let serve = Serve::start(&args);
+    serve.register(&receiver.url("/status/500")).await;
+    serve.end_job("t1").await;
+    receiver.wait_for(2).await;
+    drop(serve);
+    let _serve = Serve::start(&args);
+    let received = receiver.wait_for(4).await;
+    let last = received.last().unwrap();
+    assert_eq!(last.header("webhook-id"), received[0].header("webhook-id"));
+    assert!(["3", "4"].contains(&last.header("x-nano-attempt")));
+}
+
 #[tokio::test]
 async fn keys_and_jobs_are_made_from_the_command_line_and_listen_verifies_what_arrives() {
     let serve = Serve::start(&["--in-memory"]);
-    let engine = ["--dynamodb-endpoint", serve.part("dynamodb")];
-    let keys = |args: &[&str]| run(&[&["keys"], args, &engine[..]].concat());
+    let keys = |args: &[&str]| serve.run(&[&["keys"], args].concat());
 
     let created = keys(&["create", "--account", "acme", "--json"]);
     let created: Value = serde_json::from_slice(&created.stdout).unwrap();
@@ -168,8 +256,8 @@ async fn keys_and_jobs_are_made_from_the_command_line_and_listen_verifies_what_a
     let greeting = lines.next().unwrap();
     let url = greeting.split_whitespace().find(|word| word.starts_with("http://")).unwrap();
     serve.register(url).await;
-    let job = [&["job", "fail", "--task-id", "t9", "--data", r#"{"error":"Refused."}"#], &engine[..]].concat();
-    assert_eq!(text(&run(&job).stdout), "Job t9 of account demo failed.\n");
+    let job = serve.run(&["job", "fail", "--task-id", "t9", "--data", r#"{"error":"Refused."}"#]);
+    assert_eq!(text(&job.stdout), "Job t9 of account demo failed.\n");
     let shown: Vec<_> = lines.by_ref().take_while(|line| !line.contains("webhook-signature holds")).collect();
     let shown = shown.join("\n");
     assert!(shown.contains(r#""data":{"error":"Refused."}"#) && shown.contains("✓ X-Nano-Signature holds"), "{shown}");

@@ -16,30 +16,43 @@ use axum::{
 use nano_webhooks::{
     clock::Clock,
     delivery::schedule::Schedule,
-    dispatch::Dispatcher,
+    dispatch::{Dispatcher, Gates},
     local::{dynamodb, engine::Engine},
+    queue::{Queue, Timer},
     random,
     store::{Store, Tables, tables},
     transport::{Client, Guard, client::Limits, guard::Policy},
     webhook::Account,
 };
-use tokio::{net::TcpListener, sync::watch, time::timeout};
+use tokio::{
+    net::TcpListener,
+    sync::{mpsc, watch},
+    time::timeout,
+};
 
 /// How long a condition may take to come true before the test has failed.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
+/// The engine that tests are to use instead of the embedded one.
+pub fn other_engine() -> Option<String> {
+    #[expect(clippy::disallowed_methods, reason = "tests are told here which engine to use")]
+    std::env::var("TEST_DYNAMODB_ENDPOINT").ok()
+}
+
 /// Tables of one's own in a real engine: the embedded one, or the one that `TEST_DYNAMODB_ENDPOINT` names.
 pub struct World {
     pub client: aws_sdk_dynamodb::Client,
+    pub endpoint: String,
     pub tables: Tables,
     pub store: Store,
+    pub queue: Queue,
+    timers: Mutex<mpsc::Receiver<Timer>>,
     _engine: Option<Engine>,
 }
 
 impl World {
     pub async fn new() -> Self {
-        #[expect(clippy::disallowed_methods, reason = "tests are told here which engine to use")]
-        let (engine, endpoint) = if let Ok(endpoint) = std::env::var("TEST_DYNAMODB_ENDPOINT") {
+        let (engine, endpoint) = if let Some(endpoint) = other_engine() {
             (None, endpoint)
         } else {
             let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -52,18 +65,37 @@ impl World {
         let client = dynamodb(&endpoint);
         tables::create_missing(&client, &tables, &format!("jobs-{unique}")).await.unwrap();
         let store = Store::new(client.clone(), tables.clone());
-        Self { client, tables, store, _engine: engine }
+        let (sender, timers) = mpsc::channel(10_000);
+        Self {
+            client,
+            endpoint,
+            tables,
+            store,
+            queue: Queue::Local(sender),
+            timers: Mutex::new(timers),
+            _engine: engine,
+        }
     }
 
     /// A dispatcher whose clock is the machine's and whose targets may be anything.
     pub fn dispatcher(&self) -> Dispatcher {
         Dispatcher {
             store: self.store.clone(),
-            client: Client::new(Guard::new(Policy::Any, vec![]), Limits::DIRECT, None).unwrap(),
+            direct: Client::new(Guard::new(Policy::Any, vec![]), Limits::DIRECT, None).unwrap(),
+            queued: Client::new(Guard::new(Policy::Any, vec![]), Limits::QUEUED, None).unwrap(),
+            queue: self.queue.clone(),
+            gates: Gates::default(),
             clock: Clock::system(),
             schedule: Schedule::default(),
             retention: Duration::from_hours(24),
+            disable_after: Duration::from_hours(120),
         }
+    }
+
+    /// The timers that were set since the last look.
+    pub fn timers(&self) -> Vec<Timer> {
+        let mut timers = self.timers.lock().unwrap();
+        std::iter::from_fn(|| timers.try_recv().ok()).collect()
     }
 
     /// Every item of a table.

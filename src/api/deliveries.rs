@@ -1,0 +1,257 @@
+//! `/api/v1/webhooks/{id}/deliveries`: where is my webhook?
+
+use std::sync::Arc;
+
+use axum::{
+    Json,
+    extract::{FromRequestParts, Path, RawQuery, State},
+    http::{StatusCode, request::Parts},
+};
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use serde::Serialize;
+use serde_json::{Map, Value};
+
+use super::{Api, Envelope, Error, auth::Authenticated, success, webhooks::Subject};
+use crate::{
+    clock::Instant,
+    delivery::{
+        self, Delivery, Key,
+        attempt::{Attempt, FailureKind, Request},
+    },
+    event::EventId,
+    queue::{Message, Timer},
+    store::log::{Filter, Listed, Status},
+    webhook::{Account, EventType, Status as WebhookStatus, WebhookId},
+};
+
+/// How many deliveries a page has unless a number is asked for.
+const DEFAULT_LIMIT: usize = 50;
+/// The most that can be asked for.
+const MAX_LIMIT: usize = 100;
+
+/// A list that goes on.
+#[derive(Serialize)]
+pub(super) struct List {
+    success: bool,
+    data: Vec<Row>,
+    next_cursor: Option<String>,
+}
+
+/// A row of the list.
+#[derive(Serialize)]
+pub(super) struct Row {
+    event_id: String,
+    event: String,
+    task_id: String,
+    status: String,
+    attempt_count: u32,
+    created_at: String,
+    next_attempt_at: Option<String>,
+    last_failure: Option<FailureKind>,
+}
+
+/// One delivery, with all that is known of it.
+#[derive(Serialize)]
+pub(super) struct View {
+    #[serde(flatten)]
+    row: Row,
+    payload: String,
+    url: String,
+    attempts: Vec<AttemptView>,
+}
+
+/// One attempt.
+#[derive(Serialize)]
+struct AttemptView {
+    number: u32,
+    at: String,
+    duration_ms: u64,
+    status_code: Option<u16>,
+    failure: Option<FailureKind>,
+    detail: Option<String>,
+    response_excerpt: Option<String>,
+    request_headers: Map<String, Value>,
+}
+
+/// `GET /api/v1/webhooks/{id}/deliveries`
+pub(super) async fn list(
+    State(api): State<Arc<Api>>,
+    Authenticated(account): Authenticated,
+    Subject(webhook): Subject,
+    RawQuery(query): RawQuery,
+) -> Result<Json<List>, Error> {
+    let filter = filter(query.as_deref().unwrap_or_default())?;
+    if !api.store.has_had_webhook(&account, webhook).await? {
+        return Err(Error::NotFound(format!("No webhook {webhook}")));
+    }
+    let page = api.store.deliveries_of(&account, webhook, &filter).await?;
+    let next_cursor = page.next.map(|event| URL_SAFE_NO_PAD.encode(event.as_str()));
+    Ok(Json(List { success: true, data: page.deliveries.into_iter().map(Row::from).collect(), next_cursor }))
+}
+
+/// `GET /api/v1/webhooks/{id}/deliveries/{event_id}`
+pub(super) async fn show(
+    State(api): State<Arc<Api>>,
+    Authenticated(account): Authenticated,
+    Named(webhook, event): Named,
+) -> Result<Json<Envelope<View>>, Error> {
+    let delivery = find(&api, account, webhook, event).await?;
+    Ok(success(View::from(&delivery)))
+}
+
+/// `POST /api/v1/webhooks/{id}/deliveries/{event_id}/retry`
+pub(super) async fn retry(
+    State(api): State<Arc<Api>>,
+    Authenticated(account): Authenticated,
+    Named(webhook, event): Named,
+) -> Result<(StatusCode, Json<Envelope<Row>>), Error> {
+    let mut delivery = find(&api, account, webhook, event).await?;
+    match api.store.subscriber(&delivery.key.account, webhook).await? {
+        None => return Err(Error::NotFound(format!("No webhook {webhook}"))),
+        Some(subscriber) if subscriber.webhook.status == WebhookStatus::Disabled => {
+            return Err(Error::Conflict(format!("Webhook {webhook} is disabled: enable it first")));
+        }
+        Some(_) => {}
+    }
+    let now = api.clock.now();
+    delivery.hasten(now);
+    if !api.store.hasten(&delivery, now, api.retention).await? {
+        return Err(Error::Conflict(format!(
+            "Delivery {} is being attempted: look at how that goes first",
+            delivery.key.event
+        )));
+    }
+    let message = Message { key: delivery.key.clone(), attempt_count: delivery.attempt_count };
+    api.queue.set(vec![Timer { message, due: now }], now).await;
+    Ok((StatusCode::ACCEPTED, success(Row::from(&delivery))))
+}
+
+async fn find(api: &Api, account: Account, webhook: WebhookId, event: EventId) -> Result<Delivery, Error> {
+    let not_found = Error::NotFound(format!("No delivery {event} to webhook {webhook}"));
+    api.store.delivery(&Key { account, webhook, event }).await?.ok_or(not_found)
+}
+
+/// The delivery that a request's path names. What cannot be an id names nothing that exists.
+pub(super) struct Named(WebhookId, EventId);
+
+impl<S: Send + Sync> FromRequestParts<S> for Named {
+    type Rejection = Error;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Error> {
+        let path = Path::<(String, String)>::from_request_parts(parts, state).await;
+        let (webhook, event) = path.map_or_else(|_| Default::default(), |Path(names)| names);
+        let shown: String = event.chars().take(64).collect();
+        let names = WebhookId::parse(&webhook).zip(EventId::parse(&event));
+        let (webhook, event) = names.ok_or_else(|| Error::NotFound(format!("No delivery {shown}")))?;
+        Ok(Self(webhook, event))
+    }
+}
+
+/// Reads the query of a list; each parameter must be known, and given once.
+fn filter(query: &str) -> Result<Filter, Error> {
+    let mut filter = Filter { status: None, event: None, after: None, limit: DEFAULT_LIMIT };
+    let mut seen = Vec::new();
+    for (name, value) in url::form_urlencoded::parse(query.as_bytes()) {
+        if seen.contains(&name) {
+            return Err(Error::field(&name, "given twice, expected once"));
+        }
+        match &*name {
+            "status" => {
+                let status = Status::ALL.into_iter().find(|status| status.name() == value);
+                let expected = || Error::field("status", "expected `pending`, `delivered`, `failed` or `cancelled`");
+                filter.status = Some(status.ok_or_else(expected)?);
+            }
+            "event" => {
+                let known = || EventType::ALL.map(EventType::name).join("`, `");
+                let event = EventType::parse(&value);
+                filter.event =
+                    Some(event.ok_or_else(|| Error::field("event", format!("expected one of `{}`", known())))?);
+            }
+            "limit" => {
+                let limit = value.parse().ok().filter(|limit| (1..=MAX_LIMIT).contains(limit));
+                filter.limit = limit.ok_or_else(|| Error::field("limit", "expected a whole number from 1 to 100"))?;
+            }
+            "cursor" => {
+                let cursor = URL_SAFE_NO_PAD.decode(&*value).ok().and_then(|bytes| String::from_utf8(bytes).ok());
+                let after = cursor.as_deref().and_then(EventId::parse);
+                filter.after =
+                    Some(after.ok_or_else(|| Error::field("cursor", "expected the `next_cursor` of a page"))?);
+            }
+            _ => {
+                let shown: String = name.chars().take(64).collect();
+                return Err(Error::field(&shown, "unknown parameter, expected `status`, `event`, `limit` or `cursor`"));
+            }
+        }
+        seen.push(name);
+    }
+    Ok(filter)
+}
+
+impl From<Listed> for Row {
+    fn from(Listed { event_id, row }: Listed) -> Self {
+        Self {
+            event_id: event_id.to_string(),
+            event: row.event,
+            task_id: row.task_id,
+            status: row.status,
+            attempt_count: row.attempt_count,
+            created_at: row.created_at.rfc3339(),
+            next_attempt_at: row.next_attempt_at.map(Instant::rfc3339),
+            last_failure: row.last_failure,
+        }
+    }
+}
+
+impl From<&Delivery> for Row {
+    fn from(delivery: &Delivery) -> Self {
+        let next_attempt_at = match delivery.state {
+            delivery::State::Pending(at) => Some(at.rfc3339()),
+            _ => None,
+        };
+        Self {
+            event_id: delivery.key.event.to_string(),
+            event: delivery.event_type.name().to_owned(),
+            task_id: delivery.task_id.clone(),
+            status: delivery.state.name().to_owned(),
+            attempt_count: delivery.attempt_count,
+            created_at: delivery.created_at.rfc3339(),
+            next_attempt_at,
+            last_failure: delivery.attempts.last().and_then(|attempt| attempt.failure),
+        }
+    }
+}
+
+impl From<&Delivery> for View {
+    fn from(delivery: &Delivery) -> Self {
+        let attempt = |attempt: &Attempt| {
+            let request = Request {
+                id: &delivery.key.event,
+                event: delivery.event_type,
+                number: attempt.number,
+                at: attempt.at,
+                signatures: attempt.signatures.as_ref(),
+                version: &attempt.version,
+            };
+            AttemptView {
+                number: attempt.number,
+                at: attempt.at.rfc3339(),
+                duration_ms: attempt.duration_ms,
+                status_code: attempt.status_code,
+                failure: attempt.failure,
+                detail: attempt.detail.clone(),
+                response_excerpt: attempt.response_excerpt.clone(),
+                request_headers: request
+                    .headers()
+                    .into_iter()
+                    .map(|(name, value)| (name.to_owned(), value.into()))
+                    .collect(),
+            }
+        };
+        Self {
+            row: Row::from(delivery),
+            payload: delivery.body.to_string(),
+            url: delivery.url.clone(),
+            attempts: delivery.attempts.iter().map(attempt).collect(),
+        }
+    }
+}

@@ -1,0 +1,60 @@
+//! A message from the retry queue: the next attempt of a delivery.
+
+use super::Dispatcher;
+use crate::{
+    delivery::due::is_within_reach,
+    queue::{Message, Timer},
+    random,
+    store::{Result, claims::Claimed},
+    transport::client::Limits,
+    webhook::Status,
+};
+
+impl Dispatcher {
+    /// Does what a message asks for, if it is still to be done. The message may go once this has succeeded: by then the
+    /// delivery is settled, or due later with a message or the sweep to see to it.
+    ///
+    /// # Errors
+    /// If DynamoDB does not answer: then the message must come again.
+    pub async fn retry(&self, message: &Message) -> Result<()> {
+        let Message { key, attempt_count } = message;
+        let now = self.clock.now();
+        // Read before each attempt: the webhook may have been changed, disabled or deleted since.
+        let Some(subscriber) = self.store.subscriber(&key.account, key.webhook).await? else {
+            self.store.cancel(key, now, self.retention).await?;
+            return Ok(());
+        };
+        if subscriber.webhook.status == Status::Disabled {
+            self.store.park(key, *attempt_count, now, self.retention).await?;
+            return Ok(());
+        }
+        let endpoint = (key.account.clone(), key.webhook);
+        let place = self.gates.enter(&endpoint, subscriber.health.queued_in_flight(), random::unit());
+        let _place = match place {
+            Ok(place) => place,
+            Err(wait) => {
+                let due = now + wait;
+                if self.store.put_off(key, *attempt_count, due, now).await? {
+                    self.queue.set(vec![Timer { message: message.clone(), due }], now).await;
+                }
+                return Ok(());
+            }
+        };
+        let claim = match self.store.claim(key, *attempt_count, now).await? {
+            Claimed::Ours(claim) => claim,
+            Claimed::Early(due) if is_within_reach(due, now) => {
+                self.queue.set(vec![Timer { message: message.clone(), due }], now).await;
+                return Ok(());
+            }
+            Claimed::Early(_) | Claimed::Stale => return Ok(()),
+        };
+        let mut delivery = claim.delivery.clone();
+        let outcome = self.attempt(&self.queued, &subscriber.webhook, &mut delivery, Limits::QUEUED.total).await;
+        let now = self.clock.now();
+        if self.store.settle(&claim, &delivery, now, self.retention).await? {
+            self.set_timers([&delivery], now).await;
+        }
+        self.learn(&key.account, &subscriber, vec![&outcome]).await;
+        Ok(())
+    }
+}

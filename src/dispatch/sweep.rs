@@ -1,0 +1,71 @@
+//! The sweep: moves what falls due in the next minutes to the queue, and finds what was left behind.
+
+use super::Dispatcher;
+use crate::{
+    bounded,
+    clock::{Deadline, Instant},
+    delivery::due::{GRACE, QUEUE_REACH},
+    queue::{Message, Timer},
+    store::Result,
+};
+
+/// How many due deliveries are taken from each shard of the index at a time.
+const PAGE: usize = 100;
+/// How many deliveries are taken for the queue at the same time.
+const CONCURRENT: usize = 32;
+
+impl Dispatcher {
+    /// Sends a message for each delivery whose time for a look has come, until there are no more or time is up; what is left
+    /// is found by the next sweep. Returns how many were sent.
+    ///
+    /// # Errors
+    /// If DynamoDB does not answer.
+    pub async fn sweep(&self, deadline: Deadline) -> Result<usize> {
+        let mut sent = 0;
+        while !deadline.remaining().is_zero() {
+            let moved = self.enqueue_due(self.clock.now(), PAGE, false).await?;
+            sent += moved;
+            if moved == 0 {
+                break;
+            }
+        }
+        if sent > 0 {
+            tracing::info!(deliveries = sent, "sweep");
+        }
+        self.gates.forget_idle(self.clock.now());
+        Ok(sent)
+    }
+
+    /// Takes over what another process of the same tables left behind, which must be known to be gone: everything that is in
+    /// the queue or in flight.
+    ///
+    /// # Errors
+    /// If DynamoDB does not answer.
+    pub async fn take_over(&self) -> Result<usize> {
+        self.enqueue_due(self.clock.now() + QUEUE_REACH + GRACE, usize::MAX, true).await
+    }
+
+    async fn enqueue_due(&self, until: Instant, page: usize, take_over: bool) -> Result<usize> {
+        let due = self.store.due(until, page).await?;
+        let now = self.clock.now();
+        let enqueue = due.into_iter().map(|due| async move {
+            let timer = Timer {
+                message: Message { key: due.key.clone(), attempt_count: due.attempt_count },
+                due: due.next_attempt_at,
+            };
+            Ok(self.store.enqueue(&due, now, take_over).await?.then_some(timer))
+        });
+        // The table first, the message second: a message that is lost in between is sent again by a later sweep.
+        let (mut timers, mut failed) = (Vec::new(), None);
+        for taken in bounded::join(enqueue.collect(), CONCURRENT).await {
+            match taken {
+                Ok(timer) => timers.extend(timer),
+                Err(error) => failed = Some(error),
+            }
+        }
+        // What was taken is sent, whatever became of the others.
+        let sent = timers.len();
+        self.queue.set(timers, now).await;
+        failed.map_or(Ok(sent), Err)
+    }
+}

@@ -1,0 +1,177 @@
+//! The retry queue: timers that name a delivery. What is true of it is in the table; a message that is lost, late or comes
+//! twice does no harm.
+
+use std::time::Duration;
+
+use aws_sdk_sqs::{Client, types::SendMessageBatchRequestEntry};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use tokio::sync::mpsc;
+
+use crate::{
+    bounded,
+    clock::Instant,
+    delivery::{Key, due::QUEUE_REACH},
+    event::EventId,
+    webhook::{Account, WebhookId},
+};
+
+/// The most messages that SendMessageBatch takes.
+const BATCH: usize = 10;
+/// How many batches are on their way at the same time.
+const CONCURRENT_BATCHES: usize = 8;
+
+/// A timer: this delivery is due for the attempt after `attempt_count` others.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Message {
+    /// The delivery.
+    pub key: Key,
+    /// How many attempts were made when the message was sent; if there are more by now, the message is stale.
+    pub attempt_count: u32,
+}
+
+/// A message as it is in the queue.
+#[derive(Serialize, Deserialize)]
+struct Wire {
+    account: String,
+    webhook_id: u64,
+    event_id: String,
+    attempt: u32,
+}
+
+impl Message {
+    /// The message as the text that the queue holds.
+    pub fn to_json(&self) -> String {
+        let wire = Wire {
+            account: self.key.account.to_string(),
+            webhook_id: self.key.webhook.get(),
+            event_id: self.key.event.to_string(),
+            attempt: self.attempt_count,
+        };
+        serde_json::to_string(&wire).expect("four plain fields can be written")
+    }
+
+    /// Reads a message; `None` if the text is none of ours.
+    pub fn from_json(text: &str) -> Option<Self> {
+        let wire: Wire = serde_json::from_str(text).ok()?;
+        let key = Key {
+            account: Account::parse(&wire.account).ok()?,
+            webhook: WebhookId::new(wire.webhook_id)?,
+            event: EventId::parse(&wire.event_id)?,
+        };
+        Some(Self { key, attempt_count: wire.attempt })
+    }
+
+    /// The tenant of SQS's fair queues: one webhook's backlog does not delay the others. Hashed, because an account's name
+    /// may hold what a group id may not.
+    fn group(&self) -> String {
+        hex::encode(&Sha256::digest(format!("{}#{}", self.key.account, self.key.webhook))[..16])
+    }
+}
+
+/// A message, and when it is to come.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Timer {
+    /// The message.
+    pub message: Message,
+    /// When the delivery is due.
+    pub due: Instant,
+}
+
+/// Where timers are set.
+#[derive(Clone, Debug)]
+pub enum Queue {
+    /// An SQS queue.
+    Sqs {
+        /// The client that reaches it.
+        client: Client,
+        /// Its URL.
+        url: String,
+    },
+    /// The timer of this process, which takes them from the other end of this channel.
+    Local(mpsc::Sender<Timer>),
+}
+
+impl Queue {
+    /// Sets timers. One that cannot be set is logged and left to the sweep, which finds the delivery in the table.
+    pub async fn set(&self, timers: Vec<Timer>, now: Instant) {
+        match self {
+            Self::Local(channel) => {
+                for timer in timers {
+                    // A full channel means that the worker is behind by thousands; waiting for it here would hold up the stream.
+                    if channel.try_send(timer).is_err() {
+                        tracing::warn!("the retry timer is full; the sweep will find the delivery");
+                    }
+                }
+            }
+            Self::Sqs { client, url } => {
+                let batches = timers.chunks(BATCH).map(|batch| send(client, url, batch, now)).collect();
+                bounded::join(batches, CONCURRENT_BATCHES).await;
+            }
+        }
+    }
+}
+
+async fn send(client: &Client, url: &str, batch: &[Timer], now: Instant) {
+    let entries = batch.iter().enumerate().map(|(place, timer)| {
+        SendMessageBatchRequestEntry::builder()
+            .id(place.to_string())
+            .message_body(timer.message.to_json())
+            .message_group_id(timer.message.group())
+            .delay_seconds(delay_seconds(timer.due.since(now)))
+            .build()
+            .expect("every required part is set")
+    });
+    match client.send_message_batch().queue_url(url).set_entries(Some(entries.collect())).send().await {
+        Ok(answer) if answer.failed.is_empty() => {}
+        Ok(answer) => {
+            let reasons: Vec<_> = answer.failed.iter().map(|failed| failed.code.as_str()).collect();
+            tracing::warn!(?reasons, "messages were not queued; the sweep will find their deliveries");
+        }
+        Err(error) => {
+            let error = aws_sdk_sqs::error::DisplayErrorContext(&error);
+            tracing::warn!(%error, messages = batch.len(), "messages were not queued; the sweep will find their deliveries");
+        }
+    }
+}
+
+/// Whole seconds, rounded up so that no message comes early, up to what SQS allows.
+fn delay_seconds(wait: Duration) -> i32 {
+    let seconds = wait.min(QUEUE_REACH).as_millis().div_ceil(1000);
+    i32::try_from(seconds).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_is_read_back_and_other_text_is_not_one() {
+        let message = Message {
+            key: Key {
+                account: Account::parse("a#b \"c\"").unwrap(),
+                webhook: WebhookId::new(7).unwrap(),
+                event: EventId::parse("evt_01JFS8TX800000000000000000").unwrap(),
+            },
+            attempt_count: 3,
+        };
+        let text = message.to_json();
+        assert_eq!(
+            text,
+            r#"{"account":"a#b \"c\"","webhook_id":7,"event_id":"evt_01JFS8TX800000000000000000","attempt":3}"#
+        );
+        assert_eq!(Message::from_json(&text), Some(message));
+        for other in
+            ["", "{}", r#"{"account":"","webhook_id":7,"event_id":"evt_01JFS8TX800000000000000000","attempt":3}"#]
+        {
+            assert_eq!(Message::from_json(other), None);
+        }
+    }
+
+    #[test]
+    fn a_delay_is_rounded_up_and_held_to_what_sqs_allows() {
+        for (millis, seconds) in [(0, 0), (1, 1), (1000, 1), (1001, 2), (899_999, 900), (10_000_000, 900)] {
+            assert_eq!(delay_seconds(Duration::from_millis(millis)), seconds);
+        }
+    }
+}

@@ -1,0 +1,309 @@
+//! Deliveries on their way: claimed for an attempt, settled, put off, parked, cancelled, and found when they are due.
+//!
+//! Every change is conditional on the number of attempts that it was decided on, so that a message that is late or comes
+//! twice changes nothing, and a result is written by the one who holds the claim alone.
+
+use std::time::Duration;
+
+use aws_sdk_dynamodb::{
+    operation::update_item::{UpdateItemError, builders::UpdateItemFluentBuilder},
+    types::{AttributeValue, ReturnValue, ReturnValuesOnConditionCheckFailure},
+};
+use serde::Deserialize;
+
+use super::{
+    Item, Result, Store, corrupt,
+    deliveries::{Row, key_of},
+    from_item, held,
+    keys::{self, DUE_SHARDS},
+    log::{Filter, Status},
+    tables::DUE_INDEX,
+    to_item,
+};
+use crate::{
+    bounded,
+    clock::Instant,
+    delivery::{Delivery, Key, due},
+    webhook::{Account, WebhookId},
+};
+
+/// How many pending deliveries are cancelled with the webhook's deletion, so that it is answered in time.
+const CANCELLED_AT_ONCE: usize = 200;
+/// How many of them at the same time.
+const CONCURRENT_CANCELS: usize = 32;
+/// How many items of the due index are read at a time.
+const PAGE: i32 = 1_000;
+
+/// A delivery that is claimed for an attempt until then.
+#[derive(Debug)]
+pub struct Claim {
+    /// The delivery, as it was claimed.
+    pub delivery: Delivery,
+    until: Instant,
+}
+
+/// What became of an effort to claim.
+#[derive(Debug)]
+pub enum Claimed {
+    /// It is ours.
+    Ours(Box<Claim>),
+    /// It is due later.
+    Early(Instant),
+    /// It was settled, is in flight, or has been attempted since: there is nothing to do.
+    Stale,
+}
+
+/// A delivery that the due index gave.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Due {
+    /// The delivery.
+    pub key: Key,
+    /// How many attempts were made.
+    pub attempt_count: u32,
+    /// When the next one is due.
+    pub next_attempt_at: Instant,
+    sweep_at: Instant,
+}
+
+#[derive(Deserialize)]
+struct DueRow {
+    attempt_count: u32,
+    next_attempt_at: Instant,
+    sweep_at: Instant,
+}
+
+/// What a refused condition tells of the delivery.
+#[derive(Deserialize)]
+struct Current {
+    status: String,
+    attempt_count: u32,
+    #[serde(default)]
+    next_attempt_at: Option<Instant>,
+    #[serde(default)]
+    leased_until: Option<Instant>,
+}
+
+/// The condition that no worker is at a delivery.
+const NOT_IN_FLIGHT: &str = "(attribute_not_exists(leased_until) OR leased_until <= :now)";
+
+/// The condition that a delivery is pending after so many attempts and not in flight.
+fn waiting() -> String {
+    format!("#status = :pending AND attempt_count = :count AND {NOT_IN_FLIGHT}")
+}
+
+impl Store {
+    /// Claims a delivery for the attempt after `attempt_count` others, if it is due.
+    ///
+    /// # Errors
+    /// If DynamoDB does not answer, or holds an item that breaks the rules.
+    pub async fn claim(&self, key: &Key, attempt_count: u32, now: Instant) -> Result<Claimed> {
+        let until = now + due::LEASE;
+        let claim = self
+            .change(key)
+            .update_expression("SET leased_until = :until, sweep_at = :until")
+            .condition_expression(format!("{} AND next_attempt_at <= :now", waiting()))
+            .expression_attribute_values(":count", number(attempt_count.into()))
+            .expression_attribute_values(":now", number(now.millis()))
+            .expression_attribute_values(":until", number(until.millis()))
+            .expression_attribute_values(":pending", text("pending"))
+            .return_values(ReturnValue::AllNew)
+            .return_values_on_condition_check_failure(ReturnValuesOnConditionCheckFailure::AllOld);
+        let refusal = match claim.send().await {
+            Ok(claimed) => {
+                let item = claimed.attributes.ok_or_else(|| corrupt("answer"))?;
+                let delivery = from_item::<Row>(item)?.into_delivery()?;
+                return Ok(Claimed::Ours(Box::new(Claim { delivery, until })));
+            }
+            Err(error) => match error.as_service_error() {
+                Some(UpdateItemError::ConditionalCheckFailedException(refusal)) => refusal.item.clone(),
+                _ => return Err(error.into()),
+            },
+        };
+        // Refused: the item as it is tells why, if there is one.
+        let current = refusal.map(from_item::<Current>).transpose()?;
+        let waiting = current.filter(|current| {
+            current.status == "pending"
+                && current.attempt_count == attempt_count
+                && current.leased_until.is_none_or(|until| until <= now)
+        });
+        Ok(waiting.and_then(|current| current.next_attempt_at).map_or(Claimed::Stale, Claimed::Early))
+    }
+
+    /// Writes what came of a claimed attempt; `false` if the claim had run out and the delivery went on without it.
+    ///
+    /// # Errors
+    /// If DynamoDB does not answer.
+    pub async fn settle(&self, claim: &Claim, delivery: &Delivery, now: Instant, retention: Duration) -> Result<bool> {
+        let put = self
+            .client
+            .put_item()
+            .table_name(&self.tables.deliveries)
+            .set_item(Some(to_item(&Row::of(delivery, now, retention))?))
+            .condition_expression("leased_until = :until AND attempt_count = :count")
+            .expression_attribute_values(":until", number(claim.until.millis()))
+            .expression_attribute_values(":count", number(claim.delivery.attempt_count.into()));
+        held(put.send().await)
+    }
+
+    /// Makes a delivery that is due wait until `due`, without using an attempt; `false` if it is not due.
+    ///
+    /// # Errors
+    /// If DynamoDB does not answer.
+    pub async fn put_off(&self, key: &Key, attempt_count: u32, due: Instant, now: Instant) -> Result<bool> {
+        let update = self
+            .change(key)
+            .update_expression("SET next_attempt_at = :due, sweep_at = :sweep")
+            .condition_expression(format!("{} AND next_attempt_at <= :now", waiting()))
+            .expression_attribute_values(":count", number(attempt_count.into()))
+            .expression_attribute_values(":now", number(now.millis()))
+            .expression_attribute_values(":due", number(due.millis()))
+            .expression_attribute_values(":sweep", number(due::sweep_at(due, now).millis()))
+            .expression_attribute_values(":pending", text("pending"));
+        held(update.send().await)
+    }
+
+    /// Parks a waiting delivery: it stays pending and is no longer due.
+    ///
+    /// # Errors
+    /// If DynamoDB does not answer.
+    pub async fn park(&self, key: &Key, attempt_count: u32, now: Instant, retention: Duration) -> Result<bool> {
+        let update = self
+            .change(key)
+            .update_expression("SET expires_at = :expires REMOVE next_attempt_at, sweep_at, due_shard, leased_until")
+            .condition_expression(waiting())
+            .expression_attribute_values(":count", number(attempt_count.into()))
+            .expression_attribute_values(":now", number(now.millis()))
+            .expression_attribute_values(":expires", number((now + retention).seconds()))
+            .expression_attribute_values(":pending", text("pending"));
+        held(update.send().await)
+    }
+
+    /// Cancels a delivery that is pending; `false` if it is not, or if it is in flight: then its result is written first, and
+    /// what is left of it is cancelled when it is due again.
+    ///
+    /// # Errors
+    /// If DynamoDB does not answer.
+    pub async fn cancel(&self, key: &Key, now: Instant, retention: Duration) -> Result<bool> {
+        let update = self
+            .change(key)
+            .update_expression(
+                "SET #status = :cancelled, expires_at = :expires
+                 REMOVE next_attempt_at, sweep_at, due_shard, state_key, leased_until, resume_status, resume_at",
+            )
+            .condition_expression(format!("#status = :pending AND {NOT_IN_FLIGHT}"))
+            .expression_attribute_values(":now", number(now.millis()))
+            .expression_attribute_values(":expires", number((now + retention).seconds()))
+            .expression_attribute_values(":cancelled", text("cancelled"))
+            .expression_attribute_values(":pending", text("pending"));
+        held(update.send().await)
+    }
+
+    /// Cancels what is pending to a webhook that was deleted, as far as the index tells and up to a bound. What it misses is
+    /// cancelled when it falls due, since each attempt begins with a look at its webhook.
+    ///
+    /// # Errors
+    /// If DynamoDB does not answer.
+    pub async fn cancel_pending(
+        &self,
+        account: &Account,
+        id: WebhookId,
+        now: Instant,
+        retention: Duration,
+    ) -> Result<()> {
+        let filter = Filter { status: Some(Status::Pending), event: None, after: None, limit: CANCELLED_AT_ONCE };
+        let page = self.deliveries_of(account, id, &filter).await?;
+        let cancels = page.deliveries.into_iter().map(|listed| async move {
+            let key = Key { account: account.clone(), webhook: id, event: listed.event_id };
+            self.cancel(&key, now, retention).await
+        });
+        bounded::join(cancels.collect(), CONCURRENT_CANCELS).await.into_iter().collect::<Result<Vec<_>>>().map(drop)
+    }
+
+    /// Makes a delivery due now because a person asked for it, and remembers where it stood; `false` if it is in flight,
+    /// gone, or has been attempted since `delivery` was read.
+    ///
+    /// # Errors
+    /// If DynamoDB does not answer.
+    pub async fn hasten(&self, delivery: &Delivery, now: Instant, retention: Duration) -> Result<bool> {
+        let request = self
+            .client
+            .put_item()
+            .table_name(&self.tables.deliveries)
+            .set_item(Some(to_item(&Row::of(delivery, now, retention))?))
+            .condition_expression(format!("attribute_exists(PK) AND attempt_count = :count AND {NOT_IN_FLIGHT}"))
+            .expression_attribute_values(":count", number(delivery.attempt_count.into()))
+            .expression_attribute_values(":now", number(now.millis()));
+        held(request.send().await)
+    }
+
+    /// Deliveries whose time for a look has come by `until`, at most so many of each shard of the index.
+    ///
+    /// # Errors
+    /// If DynamoDB does not answer.
+    pub async fn due(&self, until: Instant, of_each_shard: usize) -> Result<Vec<Due>> {
+        let shards = (0..DUE_SHARDS).map(|shard| self.due_in(shard, until, of_each_shard)).collect();
+        let pages = bounded::join(shards, usize::from(DUE_SHARDS)).await.into_iter().collect::<Result<Vec<_>>>()?;
+        Ok(pages.into_iter().flatten().collect())
+    }
+
+    async fn due_in(&self, shard: u8, until: Instant, at_most: usize) -> Result<Vec<Due>> {
+        let mut items = self
+            .client
+            .query()
+            .table_name(&self.tables.deliveries)
+            .index_name(DUE_INDEX)
+            .key_condition_expression("due_shard = :shard AND sweep_at <= :until")
+            .expression_attribute_values(":shard", text(&keys::shard_name(shard)))
+            .expression_attribute_values(":until", number(until.millis()))
+            .limit(i32::try_from(at_most).unwrap_or(PAGE).min(PAGE))
+            .into_paginator()
+            .items()
+            .send();
+        let mut found = Vec::new();
+        while found.len() < at_most
+            && let Some(item) = items.next().await
+        {
+            let item: Item = item?;
+            let key = key_of(&item)?;
+            let DueRow { attempt_count, next_attempt_at, sweep_at } = from_item(item)?;
+            found.push(Due { key, attempt_count, next_attempt_at, sweep_at });
+        }
+        Ok(found)
+    }
+
+    /// Takes a due delivery for the queue: the sweep looks at it again only after its message should have been taken.
+    /// `false` if it has moved on. With `take_over` a worker that has claimed it is known to be gone.
+    ///
+    /// # Errors
+    /// If DynamoDB does not answer.
+    pub async fn enqueue(&self, due: &Due, now: Instant, take_over: bool) -> Result<bool> {
+        let update = self
+            .change(&due.key)
+            .update_expression(if take_over {
+                "SET sweep_at = :sweep REMOVE leased_until"
+            } else {
+                "SET sweep_at = :sweep"
+            })
+            .condition_expression("#status = :pending AND sweep_at = :seen")
+            .expression_attribute_values(":seen", number(due.sweep_at.millis()))
+            .expression_attribute_values(":sweep", number((due.next_attempt_at.max(now) + due::GRACE).millis()))
+            .expression_attribute_values(":pending", text("pending"));
+        held(update.send().await)
+    }
+
+    fn change(&self, key: &Key) -> UpdateItemFluentBuilder {
+        self.client
+            .update_item()
+            .table_name(&self.tables.deliveries)
+            .set_key(Some(keys::delivery(key).into_item()))
+            .expression_attribute_names("#status", "status")
+    }
+}
+
+fn number(n: i64) -> AttributeValue {
+    AttributeValue::N(n.to_string())
+}
+
+fn text(text: &str) -> AttributeValue {
+    AttributeValue::S(text.to_owned())
+}

@@ -1,0 +1,366 @@
+//! The fault matrix: whatever goes wrong, wherever it does, nothing is lost, nothing is called delivered that was not, and
+//! nothing repeats more often than something went wrong.
+
+use std::{
+    collections::HashMap,
+    fmt::Write,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use axum::{
+    Router,
+    extract::State,
+    http::{HeaderMap, StatusCode, Uri},
+};
+use futures_util::{StreamExt, stream};
+use nano_webhooks::{
+    clock::{Clock, Deadline, Instant},
+    delivery::health::Health,
+    dispatch::{Dispatcher, Gates, invocation::Invocation, stream::Record},
+    queue::Timer,
+    store::Store,
+    transport::{Client, Guard, client::Limits, guard::Policy},
+};
+use serde_json::json;
+use tokio::net::TcpListener;
+
+use crate::{
+    dispatch::{insert, job, subscribe},
+    proxy::{Fault, Proxy},
+    support::{World, account},
+};
+
+/// Where something goes wrong: what the dispatcher is doing, and the request that it makes for it.
+struct Step {
+    doing: Doing,
+    name: &'static str,
+    operation: &'static str,
+    /// How many such requests are made before.
+    skip: usize,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Doing {
+    Stream,
+    Retry,
+    Sweep,
+}
+
+const STEPS: [Step; 9] = [
+    Step { doing: Doing::Stream, name: "stream: load webhooks", operation: "Query", skip: 0 },
+    Step { doing: Doing::Stream, name: "stream: look for what exists", operation: "BatchGetItem", skip: 0 },
+    Step { doing: Doing::Stream, name: "stream: record (after sending)", operation: "BatchWriteItem", skip: 0 },
+    Step { doing: Doing::Stream, name: "stream: health (after enqueueing)", operation: "PutItem", skip: 0 },
+    Step { doing: Doing::Retry, name: "retry: load webhook", operation: "Query", skip: 0 },
+    Step { doing: Doing::Retry, name: "retry: claim", operation: "UpdateItem", skip: 0 },
+    Step { doing: Doing::Retry, name: "retry: settle (after sending)", operation: "PutItem", skip: 0 },
+    Step { doing: Doing::Sweep, name: "sweep: find what is due", operation: "Query", skip: 3 },
+    Step { doing: Doing::Sweep, name: "sweep: take (before enqueueing)", operation: "UpdateItem", skip: 0 },
+];
+
+const FAULTS: [(Fault, &str); 6] = [
+    (Fault::CrashBefore, "crash before"),
+    (Fault::CrashAfter, "crash after"),
+    (Fault::Fails, "fails"),
+    (Fault::Throttles, "throttles"),
+    (Fault::AnswerLost, "answer lost"),
+    (Fault::Hangs, "hangs"),
+];
+
+/// What goes wrong on the way to and from the queue, and with the stream's batches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Disturbance {
+    None,
+    MessagesLost,
+    MessagesTwice,
+    MessagesReversed,
+    MessagesLate,
+    BatchTwice,
+    BatchReversed,
+}
+
+const DISTURBANCES: [(Disturbance, &str); 7] = [
+    (Disturbance::None, "nothing"),
+    (Disturbance::MessagesLost, "messages of half an hour are lost"),
+    (Disturbance::MessagesTwice, "every message comes twice"),
+    (Disturbance::MessagesReversed, "messages come in reverse"),
+    (Disturbance::MessagesLate, "messages come ten minutes late"),
+    (Disturbance::BatchTwice, "the batch is read twice"),
+    (Disturbance::BatchReversed, "the batch is read in reverse"),
+];
+
+/// By path and event.
+type Sent = HashMap<(String, String), Vec<u16>>;
+
+/// Endpoints that behave as their path says.
+#[derive(Clone, Default)]
+struct Endpoints {
+    /// For each path and event the statuses that were really sent; 0 where none was.
+    sent: Arc<Mutex<Sent>>,
+}
+
+/// The first is known to be slow, so that its first attempts are made from the queue.
+const PATHS: [&str; 6] = ["/slow-ok", "/ok", "/once-500", "/always-500", "/once-hang", "/always-503-later"];
+
+async fn answer(
+    State(endpoints): State<Endpoints>,
+    uri: Uri,
+    headers: HeaderMap,
+) -> (StatusCode, [(&'static str, &'static str); 1]) {
+    let id = headers["webhook-id"].to_str().unwrap().to_owned();
+    let path = uri.path().to_owned();
+    let (status, hangs) = {
+        let mut sent = endpoints.sent.lock().unwrap();
+        let sent = sent.entry((path.clone(), id)).or_default();
+        let first = sent.is_empty();
+        let (status, hangs) = match path.as_str() {
+            "/once-500" if first => (500, false),
+            "/once-hang" if first => (0, true),
+            "/always-500" => (500, false),
+            "/always-503-later" => (503, false),
+            _ => (200, false),
+        };
+        sent.push(status);
+        (status, hangs)
+    };
+    if hangs {
+        std::future::pending::<()>().await;
+    }
+    (StatusCode::from_u16(status).unwrap(), [("retry-after", "3")])
+}
+
+/// One cell of the matrix: a service whose process can die and whose clock is moved by hand.
+struct Cell {
+    world: World,
+    proxy: Proxy,
+    store: Store,
+    endpoints: Endpoints,
+    clock: Clock,
+    gates: Gates,
+    disturbance: Disturbance,
+}
+
+impl Cell {
+    async fn new(disturbance: Disturbance) -> Self {
+        let world = World::new().await;
+        let endpoints = Endpoints::default();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        tokio::spawn(axum::serve(listener, Router::new().fallback(answer).with_state(endpoints.clone())).into_future());
+        for path in PATHS {
+            let webhook = subscribe(&world, "acme", &format!("{url}{path}"), Some("my-secret-key")).await;
+            if path == "/slow-ok" {
+                let slow = Health { proven: true, slow: true, ..Health::default() };
+                world.store.keep_health(&account("acme"), webhook, &slow).await.unwrap();
+            }
+        }
+        let proxy = Proxy::start(world.endpoint.clone()).await;
+        let impatient = world.client.config().to_builder().endpoint_url(&proxy.url);
+        let impatient = impatient
+            .retry_config(
+                aws_sdk_dynamodb::config::retry::RetryConfig::standard().with_initial_backoff(Duration::from_millis(2)),
+            )
+            .timeout_config(
+                aws_sdk_dynamodb::config::timeout::TimeoutConfig::builder()
+                    .operation_attempt_timeout(Duration::from_millis(400))
+                    .build(),
+            );
+        let store = Store::new(aws_sdk_dynamodb::Client::from_conf(impatient.build()), world.tables.clone());
+        let clock = Clock::manual(START);
+        Self { world, proxy, store, endpoints, clock, gates: Gates::default(), disturbance }
+    }
+
+    fn dispatcher(&self) -> Dispatcher {
+        let client = || {
+            let limits = Limits { connect: Duration::from_millis(400), total: Duration::from_millis(400) };
+            Client::new(Guard::new(Policy::Any, vec![]), limits, None).unwrap()
+        };
+        Dispatcher {
+            store: self.store.clone(),
+            direct: client(),
+            queued: client(),
+            gates: self.gates.clone(),
+            clock: self.clock.clone(),
+            // Within the queue's reach, and beyond it.
+            schedule: "1s,20m".parse().unwrap(),
+            ..self.world.dispatcher()
+        }
+    }
+
+    /// Does something until it ends or the process dies, with the fault armed if it belongs to that.
+    async fn run<T>(
+        &mut self,
+        doing: Doing,
+        armed: &mut Option<(&Step, Fault)>,
+        work: impl AsyncFnOnce(Dispatcher) -> T,
+    ) -> Option<T> {
+        let dispatcher = self.dispatcher();
+        let fault = armed.filter(|(step, _)| step.doing == doing);
+        if let Some((step, fault)) = fault {
+            self.proxy.arm(step.operation, step.skip, fault);
+        }
+        let result = self.proxy.until_crash(Box::pin(work(dispatcher))).await;
+        if fault.is_some() && !self.proxy.disarm() {
+            *armed = None;
+        }
+        if result.is_none() {
+            // What a process knows dies with it.
+            self.gates = Gates::default();
+        }
+        result
+    }
+
+    /// Lets the batch be read until it is acknowledged, then time pass until nothing is pending.
+    async fn play(&mut self, records: Vec<Record>, mut armed: Option<(&Step, Fault)>) {
+        let deadline = || Deadline::after(Duration::from_secs(10));
+        let mut readings = if self.disturbance == Disturbance::BatchTwice { 2 } else { 1 };
+        for _ in 0..10 {
+            let response = self
+                .run(Doing::Stream, &mut armed, async |dispatcher| dispatcher.stream(&records, deadline()).await)
+                .await;
+            if response.is_some_and(|response| response.batch_item_failures.is_empty()) {
+                readings -= 1;
+            }
+            if readings == 0 {
+                break;
+            }
+        }
+        assert_eq!(readings, 0, "the batch was never acknowledged");
+        let mut messages: Vec<Timer> = Vec::new();
+        // Two days are more than the schedule and every safety net need. The sweep comes every four minutes, as if most of
+        // its runs were missed.
+        for _ in 0..720 {
+            for _ in 0..4 {
+                self.receive(&mut messages);
+                let now = self.clock.now();
+                let (mut ready, later): (Vec<_>, Vec<_>) = messages.drain(..).partition(|timer| timer.due <= now);
+                messages = later;
+                // The endpoint that accepts comes first, so that a fault hits it in every run.
+                ready.sort_by_key(|timer| timer.message.key.webhook);
+                if self.disturbance == Disturbance::MessagesReversed {
+                    ready.reverse();
+                }
+                for timer in ready {
+                    let done = self
+                        .run(Doing::Retry, &mut armed, async |dispatcher| dispatcher.retry(&timer.message).await)
+                        .await;
+                    if !matches!(done, Some(Ok(()))) {
+                        // It is visible again after a while, as in SQS.
+                        messages.push(Timer { due: now + Duration::from_secs(90), ..timer });
+                    }
+                }
+                self.clock.advance(Duration::from_mins(1));
+            }
+            let _ = self.run(Doing::Sweep, &mut armed, async |dispatcher| dispatcher.sweep(deadline()).await).await;
+            if self.pending().await == 0 {
+                break;
+            }
+        }
+        assert!(armed.is_none(), "the fault did not come to pass");
+    }
+
+    fn receive(&self, messages: &mut Vec<Timer>) {
+        let mut came = self.world.timers();
+        match self.disturbance {
+            // SQS is out of reach for half an hour.
+            Disturbance::MessagesLost if self.clock.now().since(START) < Duration::from_mins(30) => came.clear(),
+            Disturbance::MessagesTwice => came.extend(came.clone()),
+            Disturbance::MessagesLate => {
+                for timer in &mut came {
+                    timer.due = timer.due + Duration::from_mins(10);
+                }
+            }
+            _ => {}
+        }
+        messages.extend(came);
+    }
+
+    async fn pending(&self) -> usize {
+        let items = self.world.items(&self.world.tables.deliveries).await;
+        items.iter().filter(|item| item["status"].as_s().unwrap() == "pending").count()
+    }
+
+    /// Checks what became of each delivery, and counts what was accepted more than once.
+    async fn judge(&self, events: usize, faults: usize, name: &str) -> usize {
+        let items = self.world.items(&self.world.tables.deliveries).await;
+        assert_eq!(items.len(), events * PATHS.len(), "{name}: deliveries");
+        let mut repeats = 0;
+        for item in items {
+            let text = |name: &str| item[name].as_s().unwrap().clone();
+            let path = text("url").rsplit_once('/').map(|(_, path)| format!("/{path}")).unwrap();
+            let sent =
+                self.endpoints.sent.lock().unwrap().get(&(path.clone(), text("SK"))).cloned().unwrap_or_default();
+            let accepted = sent.iter().filter(|status| **status == 200).count();
+            let expected = if path.starts_with("/always") { "failed" } else { "delivered" };
+            assert_eq!(text("status"), expected, "{name}: {path} {sent:?}");
+            assert_eq!(accepted > 0, expected == "delivered", "{name}: {path} {sent:?}");
+            // Without faults: one attempt, or two, or all three of the schedule.
+            let due = match path.as_str() {
+                "/slow-ok" | "/ok" => 1,
+                "/once-500" | "/once-hang" => 2,
+                _ => 3,
+            };
+            assert!(sent.len() <= due + faults, "{name}: {path} {sent:?}");
+            repeats += accepted.saturating_sub(1);
+        }
+        repeats
+    }
+}
+
+fn records(events: usize, reversed: bool) -> Vec<Record> {
+    let mut records: Vec<_> = (0..events).map(|n| insert(n, job(&format!("t{n}"), "completed"))).collect();
+    if reversed {
+        records.reverse();
+    }
+    match Invocation::from_json(&json!({ "Records": records }).to_string()).unwrap() {
+        Invocation::Stream(records) => records,
+        other => panic!("{other:?}"),
+    }
+}
+
+const EVENTS: usize = 2;
+/// When each cell begins.
+const START: Instant = Instant::from_millis(1_734_948_000_000);
+/// How many cells are played at the same time.
+const CONCURRENT_CELLS: usize = 8;
+
+#[tokio::test]
+async fn whatever_goes_wrong_nothing_is_lost() {
+    let cells = STEPS.iter().flat_map(|step| FAULTS.iter().map(move |(fault, column)| (step, *fault, *column)));
+    let played: Vec<_> = stream::iter(cells.map(|(step, fault, column)| async move {
+        let name = format!("{}, {column}", step.name);
+        let mut cell = Cell::new(Disturbance::None).await;
+        Box::pin(cell.play(records(EVENTS, false), Some((step, fault)))).await;
+        cell.judge(EVENTS, 1, &name).await
+    }))
+    .buffered(CONCURRENT_CELLS)
+    .collect()
+    .await;
+
+    let deliveries = EVENTS * PATHS.len();
+    let mut table = format!("Each cell: {deliveries} deliveries, none lost, so many accepted twice.\n\n| |");
+    for (_, column) in FAULTS {
+        write!(table, " {column} |").unwrap();
+    }
+    table.push_str("\n|---|");
+    table.push_str(&"---|".repeat(FAULTS.len()));
+    for (step, row) in STEPS.iter().zip(played.chunks(FAULTS.len())) {
+        write!(table, "\n| {} |", step.name).unwrap();
+        for repeats in row {
+            write!(table, " {repeats} |").unwrap();
+        }
+    }
+    let documented = include_str!("../../docs/FAULTS.md");
+    assert!(documented.contains(&table), "docs/FAULTS.md says otherwise than\n\n{table}");
+}
+
+#[tokio::test]
+async fn whatever_the_queue_and_the_stream_do_nothing_is_lost_and_nothing_repeats() {
+    let cells = DISTURBANCES.map(async |(disturbance, name)| {
+        let mut cell = Cell::new(disturbance).await;
+        Box::pin(cell.play(records(EVENTS, disturbance == Disturbance::BatchReversed), None)).await;
+        assert_eq!(cell.judge(EVENTS, 0, name).await, 0, "{name}");
+    });
+    futures_util::future::join_all(cells).await;
+}

@@ -1,0 +1,163 @@
+//! Stands between the SDK and the engine, and makes one request go wrong in the way that a test asks for.
+
+use std::{
+    collections::BTreeMap,
+    future::pending,
+    sync::{Arc, Mutex},
+};
+
+use axum::{
+    Router,
+    body::{Body, Bytes},
+    extract::State,
+    http::{HeaderMap, Request, Response, StatusCode},
+};
+use http_body_util::{BodyExt, Full};
+use hyper_util::{
+    client::legacy::{Client, connect::HttpConnector},
+    rt::TokioExecutor,
+};
+use tokio::{net::TcpListener, sync::watch};
+
+/// What goes wrong with a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// The process dies before the request is made.
+    CrashBefore,
+    /// The process dies after the request was carried out, before the answer comes.
+    CrashAfter,
+    /// DynamoDB is at fault, in every try of the SDK.
+    Fails,
+    /// DynamoDB refuses to do so much, in every try.
+    Throttles,
+    /// The request is carried out, and its answer does not come; the SDK's next try goes through.
+    AnswerLost,
+    /// Nothing answers, in every try.
+    Hangs,
+}
+
+/// How many tries the SDK makes.
+const TRIES: usize = 3;
+
+/// The fault that waits for its request.
+#[derive(Clone, Copy, Debug)]
+struct Armed {
+    operation: &'static str,
+    /// How many such requests go through before.
+    skip: usize,
+    fault: Fault,
+    /// How many tries it hits.
+    hits: usize,
+}
+
+/// The proxy.
+#[derive(Clone)]
+pub struct Proxy {
+    pub url: String,
+    engine: String,
+    client: Client<HttpConnector, Full<Bytes>>,
+    armed: Arc<Mutex<Option<Armed>>>,
+    counts: Arc<Mutex<BTreeMap<String, usize>>>,
+    crashes: watch::Sender<usize>,
+}
+
+impl Proxy {
+    pub async fn start(engine: String) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let client = Client::builder(TokioExecutor::new()).build_http();
+        let proxy =
+            Self { url, engine, client, armed: Arc::default(), counts: Arc::default(), crashes: watch::Sender::new(0) };
+        tokio::spawn(axum::serve(listener, Router::new().fallback(pass).with_state(proxy.clone())).into_future());
+        proxy
+    }
+
+    /// Lets the request to `operation` that comes after `skip` others go wrong.
+    pub fn arm(&self, operation: &'static str, skip: usize, fault: Fault) {
+        let hits = match fault {
+            Fault::Fails | Fault::Throttles | Fault::Hangs => TRIES,
+            Fault::CrashBefore | Fault::CrashAfter | Fault::AnswerLost => 1,
+        };
+        *self.armed.lock().unwrap() = Some(Armed { operation, skip, fault, hits });
+    }
+
+    /// How many requests were made, by operation.
+    pub fn counts(&self) -> Vec<(String, usize)> {
+        self.counts.lock().unwrap().clone().into_iter().collect()
+    }
+
+    /// Whether the fault is still to come; disarms it.
+    pub fn disarm(&self) -> bool {
+        self.armed.lock().unwrap().take().is_some()
+    }
+
+    /// Runs `work` until it ends, or until the process that does it dies: then there is no result.
+    pub async fn until_crash<T>(&self, work: impl Future<Output = T>) -> Option<T> {
+        let mut crashes = self.crashes.subscribe();
+        crashes.mark_unchanged();
+        tokio::select! {
+            result = work => Some(result),
+            _ = crashes.changed() => None,
+        }
+    }
+
+    fn fault_of(&self, operation: &str) -> Option<Fault> {
+        let mut slot = self.armed.lock().unwrap();
+        let armed = slot.as_mut().filter(|armed| armed.operation == operation)?;
+        if armed.skip > 0 {
+            armed.skip -= 1;
+            return None;
+        }
+        armed.hits -= 1;
+        let (fault, spent) = (armed.fault, armed.hits == 0);
+        if spent {
+            *slot = None;
+        }
+        Some(fault)
+    }
+
+    async fn forward(&self, headers: &HeaderMap, body: Bytes) -> Response<Body> {
+        let mut request = Request::post(&self.engine);
+        for name in ["x-amz-target", "content-type", "authorization", "x-amz-date"] {
+            if let Some(value) = headers.get(name) {
+                request = request.header(name, value);
+            }
+        }
+        let response = self.client.request(request.body(Full::new(body)).unwrap()).await.unwrap();
+        response.map(|body| Body::new(body.map_err(axum::Error::new)))
+    }
+}
+
+async fn pass(State(proxy): State<Proxy>, headers: HeaderMap, body: Bytes) -> Response<Body> {
+    let target = headers.get("x-amz-target").map_or("", |target| target.to_str().unwrap());
+    let operation = target.rsplit('.').next().unwrap();
+    let refusal = |status, kind: &str| {
+        let body = format!(r#"{{"__type":"com.amazonaws.dynamodb.v20120810#{kind}","message":"as the test asks"}}"#);
+        Response::builder()
+            .status(status)
+            .header("content-type", "application/x-amz-json-1.0")
+            .body(Body::from(body))
+            .unwrap()
+    };
+    *proxy.counts.lock().unwrap().entry(operation.to_owned()).or_default() += 1;
+    match proxy.fault_of(operation) {
+        None => proxy.forward(&headers, body).await,
+        Some(Fault::CrashBefore) => {
+            proxy.crashes.send_modify(|crashes| *crashes += 1);
+            pending().await
+        }
+        Some(Fault::CrashAfter) => {
+            // Read whole, so that the engine has carried it out.
+            proxy.forward(&headers, body).await.into_body().collect().await.unwrap();
+            proxy.crashes.send_modify(|crashes| *crashes += 1);
+            pending().await
+        }
+        Some(Fault::Fails) => refusal(StatusCode::INTERNAL_SERVER_ERROR, "InternalServerError"),
+        Some(Fault::Throttles) => refusal(StatusCode::BAD_REQUEST, "ThrottlingException"),
+        Some(Fault::AnswerLost) => {
+            proxy.forward(&headers, body).await.into_body().collect().await.unwrap();
+            refusal(StatusCode::INTERNAL_SERVER_ERROR, "InternalServerError")
+        }
+        Some(Fault::Hangs) => pending().await,
+    }
+}

@@ -1,0 +1,490 @@
+//! Retries, the delivery log and the health of endpoints, message by message, with the clock in hand.
+
+use std::time::Duration;
+
+use nano_webhooks::{
+    clock::{Clock, Deadline, Instant},
+    delivery::{Delivery, State, attempt::FailureKind, health::Health},
+    dispatch::{Dispatcher, invocation::Invocation},
+    queue::{Message, Timer},
+    store::{
+        claims::Claimed,
+        log::{Filter, Status},
+    },
+    transport::{Client, Guard, client::Limits, guard::Policy},
+    webhook::WebhookId,
+};
+use serde_json::json;
+
+use crate::{
+    dispatch::{insert, job, run, subscribe},
+    proxy::Proxy,
+    support::{Receiver, World, account},
+};
+
+const START: Instant = Instant::from_millis(1_734_948_000_000);
+
+struct Scene {
+    world: World,
+    receiver: Receiver,
+    dispatcher: Dispatcher,
+    clock: Clock,
+}
+
+impl Scene {
+    async fn new(schedule: &str) -> Self {
+        let (world, receiver) = (World::new().await, Receiver::start().await);
+        let clock = Clock::manual(START);
+        let impatient = || {
+            let limits = Limits { connect: Duration::from_millis(300), total: Duration::from_millis(300) };
+            Client::new(Guard::new(Policy::Any, vec![]), limits, None).unwrap()
+        };
+        let dispatcher = Dispatcher {
+            clock: clock.clone(),
+            schedule: schedule.parse().unwrap(),
+            direct: impatient(),
+            queued: impatient(),
+            ..world.dispatcher()
+        };
+        Self { world, receiver, dispatcher, clock }
+    }
+
+    async fn subscribe(&self, path: &str) -> WebhookId {
+        subscribe(&self.world, "acme", &self.receiver.url(path), Some("my-secret-key")).await
+    }
+
+    async fn end_jobs(&self, sequence: usize, n: usize) {
+        let records: Vec<_> = (sequence..sequence + n).map(|n| insert(n, job(&format!("t{n}"), "completed"))).collect();
+        assert_eq!(run(&self.dispatcher, &records).await, []);
+    }
+
+    async fn deliveries(&self, webhook: WebhookId) -> Vec<Delivery> {
+        let filter = Filter { status: None, event: None, after: None, limit: 100 };
+        let page = self.world.store.deliveries_of(&account("acme"), webhook, &filter).await.unwrap();
+        let mut deliveries = Vec::new();
+        for listed in page.deliveries {
+            let key = nano_webhooks::delivery::Key { account: account("acme"), webhook, event: listed.event_id };
+            deliveries.push(self.world.store.delivery(&key).await.unwrap().unwrap());
+        }
+        deliveries
+    }
+
+    async fn only(&self, webhook: WebhookId) -> Delivery {
+        let mut deliveries = self.deliveries(webhook).await;
+        assert_eq!(deliveries.len(), 1);
+        deliveries.pop().unwrap()
+    }
+
+    /// The one timer that was set.
+    fn timer(&self) -> Timer {
+        let mut timers = self.world.timers();
+        assert_eq!(timers.len(), 1, "{timers:?}");
+        timers.pop().unwrap()
+    }
+
+    async fn retry(&self, message: &Message) {
+        self.dispatcher.retry(message).await.unwrap();
+    }
+
+    async fn sweep(&self) -> usize {
+        self.dispatcher.sweep(Deadline::after(Duration::from_secs(20))).await.unwrap()
+    }
+
+    async fn health(&self, webhook: WebhookId) -> Health {
+        self.world.store.subscriber(&account("acme"), webhook).await.unwrap().unwrap().health
+    }
+
+    fn requests(&self) -> usize {
+        self.receiver.received().len()
+    }
+}
+
+#[tokio::test]
+async fn attempts_follow_the_schedule_with_one_id_and_one_body_until_it_is_exhausted() {
+    let scene = Scene::new("10s,20s").await;
+    let webhook = scene.subscribe("/status/500").await;
+    scene.end_jobs(1, 1).await;
+    for attempt in 1..=2 {
+        let timer = scene.timer();
+        assert_eq!(timer.message.attempt_count, attempt);
+        let wait = timer.due.since(scene.clock.now()).as_millis();
+        let planned = u128::from(attempt) * 10_000;
+        assert!((planned * 8 / 10..=planned * 12 / 10).contains(&wait), "{wait}");
+        assert_eq!(scene.only(webhook).await.state, State::Pending(timer.due));
+        scene.clock.advance(timer.due.since(scene.clock.now()));
+        scene.retry(&timer.message).await;
+    }
+    let delivery = scene.only(webhook).await;
+    assert_eq!((delivery.state, delivery.attempt_count), (State::Failed, 3));
+    assert_eq!(delivery.attempts.iter().map(|attempt| attempt.number).collect::<Vec<_>>(), [1, 2, 3]);
+    assert_eq!(scene.world.timers(), []);
+    let received = scene.receiver.received();
+    for (n, request) in received.iter().enumerate() {
+        assert_eq!(request.header("x-nano-attempt"), (n + 1).to_string());
+        assert_eq!(
+            (request.header("webhook-id"), &request.body),
+            (received[0].header("webhook-id"), &received[0].body)
+        );
+        assert_eq!(request.header("x-nano-signature").len(), 67);
+    }
+    assert_ne!(received[0].header("x-nano-timestamp"), received[2].header("x-nano-timestamp"));
+    assert_ne!(received[0].header("x-nano-signature"), received[2].header("x-nano-signature"));
+}
+
+#[tokio::test]
+async fn a_message_that_is_early_late_or_repeated_makes_no_attempt_too_many() {
+    let scene = Scene::new("10s,20s").await;
+    let webhook = scene.subscribe("/status/500").await;
+    scene.end_jobs(1, 1).await;
+    let first = scene.timer();
+    scene.retry(&first.message).await;
+    assert_eq!(scene.timer(), first, "what comes early is put back");
+    assert_eq!(scene.requests(), 1);
+
+    scene.clock.advance(Duration::from_secs(15));
+    scene.retry(&first.message).await;
+    let second = scene.timer();
+    for _ in 0..3 {
+        scene.retry(&first.message).await;
+    }
+    assert_eq!((scene.requests(), scene.world.timers().len()), (2, 0), "what is stale is dropped");
+    assert_eq!(scene.only(webhook).await.attempt_count, 2);
+    assert_eq!(second.message.attempt_count, 2);
+}
+
+#[tokio::test]
+async fn of_two_workers_with_the_same_message_one_makes_the_attempt() {
+    let scene = Scene::new("1s,20s").await;
+    scene.subscribe("/hang").await;
+    scene.end_jobs(1, 1).await;
+    let timer = scene.timer();
+    scene.clock.advance(Duration::from_secs(2));
+    let retries = (0..4).map(|_| scene.retry(&timer.message));
+    futures_util::future::join_all(retries).await;
+    assert_eq!(scene.requests(), 2);
+}
+
+#[tokio::test]
+async fn a_wait_beyond_the_queues_reach_is_the_sweeps() {
+    let scene = Scene::new("2h").await;
+    let webhook = scene.subscribe("/status/500").await;
+    scene.end_jobs(1, 1).await;
+    assert_eq!(scene.world.timers(), []);
+    let State::Pending(due) = scene.only(webhook).await.state else { panic!() };
+    scene.clock.advance((due - Duration::from_mins(6)).since(START));
+    assert_eq!(scene.sweep().await, 0);
+    scene.clock.advance(Duration::from_mins(1));
+    assert_eq!(scene.sweep().await, 1);
+    assert_eq!(scene.timer().due, due, "with its exact time");
+    assert_eq!(scene.sweep().await, 0, "what is in the queue is left alone");
+    scene.clock.advance(Duration::from_mins(11));
+    assert_eq!(scene.sweep().await, 1, "a message that never came is sent again");
+}
+
+#[tokio::test]
+async fn a_worker_that_dies_with_a_claim_is_replaced_when_its_lease_has_run_out() {
+    let scene = Scene::new("1s,1h").await;
+    let webhook = scene.subscribe("/status/500").await;
+    scene.end_jobs(1, 1).await;
+    let timer = scene.timer();
+    scene.clock.advance(Duration::from_secs(2));
+    let key = &timer.message.key;
+    scene.world.store.claim(key, 1, scene.clock.now()).await.unwrap();
+    scene.retry(&timer.message).await;
+    assert_eq!((scene.requests(), scene.sweep().await), (1, 0), "it may still be at it");
+    scene.clock.advance(Duration::from_secs(45));
+    assert_eq!(scene.sweep().await, 1);
+    scene.retry(&scene.timer().message).await;
+    assert_eq!((scene.requests(), scene.only(webhook).await.attempt_count), (2, 2));
+}
+
+#[tokio::test]
+async fn a_process_that_owns_the_tables_alone_takes_over_at_once() {
+    let scene = Scene::new("10m,1h").await;
+    scene.subscribe("/status/500").await;
+    scene.subscribe("/status/503").await;
+    scene.end_jobs(1, 1).await;
+    let timers = scene.world.timers();
+    scene.clock.advance(Duration::from_mins(13));
+    scene.world.store.claim(&timers[0].message.key, 1, scene.clock.now()).await.unwrap();
+    assert_eq!(scene.dispatcher.take_over().await.unwrap(), 2);
+    for timer in scene.world.timers() {
+        scene.retry(&timer.message).await;
+    }
+    assert_eq!(scene.requests(), 4);
+}
+
+#[tokio::test]
+async fn a_deleted_webhooks_deliveries_are_cancelled_and_stay_readable() {
+    let scene = Scene::new("10s").await;
+    let webhook = scene.subscribe("/status/500").await;
+    scene.end_jobs(1, 2).await;
+    let timers = scene.world.timers();
+    assert!(scene.world.store.delete_webhook(&account("acme"), webhook).await.unwrap());
+    scene.retry(&timers[0].message).await;
+    let states = scene.deliveries(webhook).await.into_iter().map(|delivery| delivery.state);
+    assert_eq!(states.filter(|state| *state == State::Cancelled).count(), 1);
+    scene.world.store.cancel_pending(&account("acme"), webhook, START, Duration::from_hours(1)).await.unwrap();
+    assert!(scene.deliveries(webhook).await.iter().all(|delivery| delivery.state == State::Cancelled));
+    scene.clock.advance(Duration::from_secs(20));
+    scene.retry(&timers[1].message).await;
+    assert_eq!(scene.requests(), 1, "what is cancelled is not sent");
+}
+
+#[tokio::test]
+async fn what_is_in_flight_when_its_webhook_is_deleted_is_written_down_before_it_is_cancelled() {
+    let scene = Scene::new("1s,10s").await;
+    let webhook = scene.subscribe("/status/500").await;
+    scene.end_jobs(1, 1).await;
+    let timer = scene.timer();
+    scene.clock.advance(Duration::from_secs(2));
+    let store = &scene.world.store;
+    let Claimed::Ours(claim) = store.claim(&timer.message.key, 1, scene.clock.now()).await.unwrap() else { panic!() };
+    store.delete_webhook(&account("acme"), webhook).await.unwrap();
+    store.cancel_pending(&account("acme"), webhook, scene.clock.now(), Duration::from_hours(1)).await.unwrap();
+    let mut settled = claim.delivery.clone();
+    settled.attempt_count = 2;
+    assert!(store.settle(&claim, &settled, scene.clock.now(), Duration::from_hours(1)).await.unwrap());
+    scene.retry(&Message { attempt_count: 2, ..timer.message }).await;
+    let delivery = scene.only(webhook).await;
+    assert_eq!((delivery.state, delivery.attempt_count, scene.requests()), (State::Cancelled, 2, 1));
+}
+
+#[tokio::test]
+async fn an_endpoint_that_is_gone_is_disabled_at_once_and_its_deliveries_are_parked() {
+    let scene = Scene::new("10s").await;
+    let webhook = scene.subscribe("/status/410").await;
+    scene.end_jobs(1, 1).await;
+    let timer = scene.timer();
+    let item = scene.world.items_under("ACCOUNT#").await.into_iter().find(|item| item.contains_key("disabled_reason"));
+    let item = item.expect("the webhook is disabled");
+    assert_eq!(item["status"].as_s().unwrap(), "disabled");
+    assert_eq!(item["disabled_reason"].as_s().unwrap(), "The endpoint answered 410 Gone.");
+    scene.clock.advance(Duration::from_secs(20));
+    scene.retry(&timer.message).await;
+    assert_eq!(scene.only(webhook).await.state, State::Parked);
+    scene.clock.advance(Duration::from_hours(1));
+    assert_eq!(scene.sweep().await, 0, "what is parked is not due");
+    scene.end_jobs(5, 1).await;
+    assert_eq!(
+        (scene.requests(), scene.deliveries(webhook).await.len()),
+        (1, 1),
+        "events in the meantime are not recorded"
+    );
+}
+
+#[tokio::test]
+async fn five_days_of_nothing_but_failures_disable_a_webhook_and_a_success_in_between_saves_it() {
+    let scene = Scene::new("10s").await;
+    let dead = scene.subscribe("/status/500").await;
+    scene.end_jobs(1, 1).await;
+    let disabled = async || {
+        scene.world.items_under("ACCOUNT#").await.iter().filter(|item| item.contains_key("disabled_reason")).count()
+    };
+    scene.clock.advance(Duration::from_hours(119));
+    scene.end_jobs(2, 1).await;
+    assert_eq!(disabled().await, 0);
+    scene.clock.advance(Duration::from_hours(1));
+    scene.end_jobs(3, 1).await;
+    assert_eq!(disabled().await, 1);
+    assert_eq!(scene.health(dead).await.last_failure, Some(FailureKind::Status));
+
+    let saved = scene.subscribe("/ok").await;
+    scene
+        .world
+        .store
+        .keep_health(&account("acme"), saved, &Health { failing_since: Some(START), ..Health::default() })
+        .await
+        .unwrap();
+    scene.end_jobs(4, 1).await;
+    let health = scene.health(saved).await;
+    assert_eq!((health.failing_since, health.last_success_at), (None, Some(scene.clock.now())));
+    assert_eq!(disabled().await, 1);
+}
+
+#[tokio::test]
+async fn an_endpoint_that_hangs_holds_up_a_batch_once_and_the_rest_goes_to_the_queue() {
+    let scene = Scene::new("10s").await;
+    let hanging = scene.subscribe("/hang").await;
+    let healthy = scene.subscribe("/ok").await;
+    scene.end_jobs(1, 20).await;
+    let tried = |deliveries: Vec<Delivery>| deliveries.iter().filter(|delivery| delivery.attempt_count > 0).count();
+    assert_eq!(tried(scene.deliveries(hanging).await), 1, "of an endpoint that never answered one attempt is made");
+    assert!(scene.deliveries(healthy).await.iter().all(|delivery| delivery.state == State::Delivered));
+    assert!(scene.health(hanging).await.slow);
+
+    scene.end_jobs(101, 20).await;
+    assert_eq!(tried(scene.deliveries(hanging).await), 1, "then none is made from the stream");
+    assert_eq!(scene.deliveries(healthy).await.len(), 40);
+    assert_eq!(scene.world.timers().len(), 40, "all of them are in the queue");
+}
+
+#[tokio::test]
+async fn failures_to_answer_open_the_breaker_and_a_success_from_the_queue_closes_it() {
+    let scene = Scene::new("1s,1s,1s,1s,1s,1s").await;
+    let webhook = scene.subscribe("/hang").await;
+    scene.end_jobs(1, 1).await;
+    for _ in 0..4 {
+        scene.clock.advance(Duration::from_secs(2));
+        scene.retry(&scene.timer().message).await;
+    }
+    assert!(scene.health(webhook).await.is_open());
+    let timer = scene.timer();
+    scene.clock.advance(Duration::from_secs(2));
+    // The endpoint comes back: what answers at its address is another receiver now.
+    let mut healed =
+        scene.world.items_under("ACCOUNT#").await.into_iter().find(|item| item.contains_key("url")).unwrap();
+    healed.insert("url".into(), aws_sdk_dynamodb::types::AttributeValue::S(scene.receiver.url("/ok")));
+    scene.world.client.put_item().table_name(&scene.world.tables.webhooks).set_item(Some(healed)).send().await.unwrap();
+    scene.retry(&timer.message).await;
+    let health = scene.health(webhook).await;
+    assert!(!health.is_open() && !health.slow && health.proven);
+    assert_eq!(scene.only(webhook).await.state, State::Delivered);
+}
+
+#[tokio::test]
+async fn what_finds_no_place_is_put_off_without_using_an_attempt() {
+    let scene = Scene::new("1s").await;
+    let webhook = scene.subscribe("/hang").await;
+    let open = Health { proven: true, slow: true, failures: 5, ..Health::default() };
+    scene.world.store.keep_health(&account("acme"), webhook, &open).await.unwrap();
+    scene.end_jobs(1, 12).await;
+    let timers = scene.world.timers();
+    futures_util::future::join_all(timers.iter().map(|timer| scene.retry(&timer.message))).await;
+    let (tried, put_off): (Vec<_>, Vec<_>) =
+        scene.deliveries(webhook).await.into_iter().partition(|delivery| delivery.attempt_count == 1);
+    assert_eq!((tried.len(), put_off.len(), scene.requests()), (8, 4, 8));
+    for delivery in put_off {
+        let State::Pending(due) = delivery.state else { panic!() };
+        assert!((5..=10).contains(&due.since(START).as_secs()), "{due:?}");
+    }
+    assert_eq!(scene.world.timers().len(), 12);
+}
+
+#[tokio::test]
+async fn an_attempt_out_of_turn_counts_on_and_does_not_restart_the_schedule() {
+    let scene = Scene::new("1h").await;
+    let webhook = scene.subscribe("/status/500").await;
+    scene.end_jobs(1, 1).await;
+    let store = &scene.world.store;
+    let before = scene.only(webhook).await;
+    let mut hastened = before.clone();
+    hastened.hasten(START);
+    assert!(store.hasten(&hastened, START, Duration::from_hours(1)).await.unwrap());
+    scene.retry(&Message { key: before.key.clone(), attempt_count: 1 }).await;
+    let after = scene.only(webhook).await;
+    assert_eq!((after.state, after.attempt_count, after.resume), (before.state, 2, None), "it is due when it was");
+
+    scene.clock.advance(Duration::from_hours(2));
+    scene.retry(&Message { key: before.key.clone(), attempt_count: 2 }).await;
+    assert_eq!(scene.only(webhook).await.state, State::Failed);
+    let mut hastened = scene.only(webhook).await;
+    hastened.hasten(scene.clock.now());
+    assert!(store.hasten(&hastened, scene.clock.now(), Duration::from_hours(1)).await.unwrap());
+    scene.retry(&Message { key: before.key.clone(), attempt_count: 3 }).await;
+    let after = scene.only(webhook).await;
+    assert_eq!((after.state, after.attempt_count), (State::Failed, 4));
+}
+
+#[tokio::test]
+async fn the_log_is_listed_newest_first_by_page_status_and_event() {
+    let scene = Scene::new("1h").await;
+    let webhook = scene.subscribe("/status/500").await;
+    let healthy = scene.subscribe("/ok").await;
+    for second in 0..30 {
+        scene.end_jobs(second, 1).await;
+    }
+    let list = async |webhook, status, after, limit| {
+        let filter = Filter { status, event: None, after, limit };
+        scene.world.store.deliveries_of(&account("acme"), webhook, &filter).await.unwrap()
+    };
+    for (webhook, status, found) in [
+        (webhook, None, 30),
+        (webhook, Some(Status::Pending), 30),
+        (webhook, Some(Status::Failed), 0),
+        (webhook, Some(Status::Delivered), 0),
+        (healthy, Some(Status::Delivered), 30),
+        (healthy, Some(Status::Pending), 0),
+    ] {
+        let (mut ids, mut after) = (Vec::new(), None);
+        loop {
+            let page = list(webhook, status, after.take(), 7).await;
+            assert!(page.deliveries.len() <= 7);
+            ids.extend(page.deliveries.into_iter().map(|listed| listed.event_id));
+            after = page.next;
+            if after.is_none() {
+                break;
+            }
+        }
+        assert_eq!(ids.len(), found, "{status:?}");
+        assert!(ids.windows(2).all(|pair| pair[0] > pair[1]), "newest first, each once");
+    }
+}
+
+#[tokio::test]
+async fn a_queue_batch_names_the_messages_that_must_come_again_and_drops_what_is_none_of_ours() {
+    let scene = Scene::new("1s,1s").await;
+    scene.subscribe("/status/500").await;
+    scene.end_jobs(1, 1).await;
+    let ours = scene.timer().message.to_json();
+    scene.clock.advance(Duration::from_secs(2));
+    let record = |id: &str, body: &str| json!({"messageId": id, "body": body, "eventSource": "aws:sqs", "awsRegion": "eu-west-1"});
+    let event = json!({"Records": [record("m1", &ours), record("m2", "nonsense")]}).to_string();
+    let invoke = async |dispatcher: &Dispatcher| {
+        dispatcher
+            .invoke(Invocation::from_json(&event).unwrap(), Deadline::after(Duration::from_secs(20)))
+            .await
+            .unwrap()
+    };
+    let unreachable = nano_webhooks::store::Store::new(
+        nano_webhooks::local::dynamodb("http://127.0.0.1:9"),
+        scene.world.tables.clone(),
+    );
+    let without_tables = Dispatcher { store: unreachable, ..scene.dispatcher.clone() };
+    assert_eq!(invoke(&without_tables).await, json!({"batchItemFailures": [{"itemIdentifier": "m1"}]}));
+    assert_eq!(invoke(&scene.dispatcher).await, json!({"batchItemFailures": []}));
+    assert_eq!(scene.requests(), 2);
+    assert!(Invocation::from_json(r#"{"detail-type":"Scheduled Event"}"#).is_ok());
+    for other in ["{}", "[]", "1", r#"{"detail-type":"Something else"}"#] {
+        assert!(Invocation::from_json(other).is_err(), "{other}");
+    }
+}
+
+#[tokio::test]
+async fn the_happy_path_costs_one_write_unit_a_delivery_and_reads_are_amortised() {
+    let scene = Scene::new("1s").await;
+    let webhook = scene.subscribe("/ok").await;
+    // The first success is written down; from then on nothing is.
+    scene.end_jobs(1000, 1).await;
+    let proxy = Proxy::start(scene.world.endpoint.clone()).await;
+    let counted =
+        nano_webhooks::store::Store::new(nano_webhooks::local::dynamodb(&proxy.url), scene.world.tables.clone());
+    let dispatcher = Dispatcher { store: counted, ..scene.dispatcher.clone() };
+    let records: Vec<_> = (0..100).map(|n| insert(n, job(&format!("t{n}"), "completed"))).collect();
+    assert_eq!(run(&dispatcher, &records).await, []);
+    let expected = [("BatchGetItem", 1), ("BatchWriteItem", 4), ("Query", 1)].map(|(name, n)| (name.to_owned(), n));
+    assert_eq!(proxy.counts(), expected);
+    assert_eq!(scene.deliveries(webhook).await.len(), 100);
+    for item in scene.world.items(&scene.world.tables.deliveries).await {
+        assert!(!["due_shard", "sweep_at", "state_key"].iter().any(|key| item.contains_key(*key)), "no index write");
+        assert!(size(&item) <= 1024, "{} bytes: {item:?}", size(&item));
+    }
+}
+
+/// An item's size as DynamoDB counts it ("Item sizes and formats" of its developer guide), rounded up.
+fn size(item: &std::collections::HashMap<String, aws_sdk_dynamodb::types::AttributeValue>) -> usize {
+    use aws_sdk_dynamodb::types::AttributeValue;
+    fn value(of: &AttributeValue) -> usize {
+        match of {
+            AttributeValue::S(text) => text.len(),
+            AttributeValue::N(digits) => digits.len() / 2 + 2,
+            AttributeValue::L(items) => 3 + items.iter().map(|item| 1 + value(item)).sum::<usize>(),
+            AttributeValue::M(entries) => {
+                3 + entries.iter().map(|(key, item)| 1 + key.len() + value(item)).sum::<usize>()
+            }
+            AttributeValue::Bool(_) | AttributeValue::Null(_) => 1,
+            other => panic!("{other:?}"),
+        }
+    }
+    item.iter().map(|(key, attribute)| key.len() + value(attribute)).sum()
+}
