@@ -12,6 +12,25 @@ from samtranslator.yaml_helper import yaml_parse
 
 ROOT = Path(__file__).parent.parent
 TABLES = {"Webhooks", "Deliveries", "Jobs"}
+BINARIES = {"ApiFunction": "api", "DispatchFunction": "dispatch", "RetryFunction": "dispatch"}
+ROLES = {"ApiRole", "DispatchRole", "RetryRole"}
+# What Lambda itself does in the function's name, to bring it the messages.
+RECEIVE = {"sqs:ReceiveMessage", "sqs:DeleteMessage", "sqs:GetQueueAttributes"}
+CALLS = {
+    ".get_item()": "GetItem",
+    ".query()": "Query",
+    ".scan()": "Scan",
+    ".put_item()": "PutItem",
+    ".update_item()": "UpdateItem",
+    ".delete_item()": "DeleteItem",
+    ".batch_get_item()": "BatchGetItem",
+    ".batch_write_item()": "BatchWriteItem",
+    # The parts of a transaction, which needs their permissions and none of its own.
+    "=Put::builder()": "PutItem",
+    "=Update::builder()": "UpdateItem",
+    "=Delete::builder()": "DeleteItem",
+    "=ConditionCheck::builder()": "ConditionCheckItem",
+}
 
 
 def source(path):
@@ -27,7 +46,47 @@ def the(matches):
 
 
 def constant(path, name):
-    return int(the(re.findall(rf"const {name}: \w+ = (?:Duration::from_secs\()?([0-9_]+)\)?;", source(path))))
+    """A number; of a duration, its seconds."""
+    value = rf"const {name}: \w+ = (?:Duration::from_(secs|mins)\()?([0-9_]+)\)?;"
+    unit, number = the(re.findall(value, source(path)))
+    return int(number) * (60 if unit == "mins" else 1)
+
+
+def functions(*patterns):
+    """The functions of source files, name to text without white space; those of one name together."""
+    found = {}
+    for path in (path for pattern in patterns for path in sorted((ROOT / "src").glob(pattern))):
+        code = source(path.relative_to(ROOT))
+        for _, name, text in re.findall(r"^( *)(?:pub(?:\(\w+\))? )?(?:async )?fn (\w+)(.*?)^\1}", code, re.M | re.S):
+            found[name] = found.get(name, "") + re.sub(r"\s", "", text)
+    return found
+
+
+def reached(known, roots):
+    """The texts of these functions and of all that they call as methods of the same object."""
+    names, open_ = set(), set(roots)
+    while open_:
+        names |= open_
+        called = {name for root in open_ for name in re.findall(r"\bself\.(\w+)\(", known[root])}
+        open_ = (called & set(known)) - names
+    return [known[name] for name in sorted(names)]
+
+
+def asked_of_the_tables(texts):
+    """What a part of the code asks of the tables through the store: table or index to actions."""
+    store = functions("store/[!t]*.rs")  # Without tables.rs: no deployed function creates the tables.
+    indexes = dict(re.findall(r'const (\w+): &str = "(\w+)"', source("src/store/tables.rs")))
+    asked = {}
+    for text in reached(store, re.findall(r"\bstore\.(\w+)\(", "".join(texts))):
+        actions = {f"dynamodb:{action}" for call, action in CALLS.items() if call in text}
+        if not actions:
+            continue
+        table = the(set(re.findall(r"self\.tables\.(\w+)", text))).title()
+        used = [f"{table}/index/{indexes[index]}" for index in re.findall(r"\.index_name\((\w+)\)", text)]
+        # An index has no consistent reads: what asks for one reads the table.
+        for resource in used + [table] * (not used or "consistent_read(true)" in text):
+            asked.setdefault(resource, set()).update(actions)
+    return asked
 
 
 def listed(value):
@@ -49,7 +108,7 @@ def translate():
 class Template(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
-        cls.written = yaml_parse((ROOT / "template.yaml").read_text())["Resources"]
+        cls.template = yaml_parse((ROOT / "template.yaml").read_text())
         cls.resources = translate()["Resources"]
 
     def of_type(self, kind):
@@ -57,16 +116,22 @@ class Template(unittest.TestCase):
         self.assertTrue(found, kind)
         return found
 
-    def mapping(self):
-        return the(self.of_type("AWS::Lambda::EventSourceMapping").values())["Properties"]
+    def mapping(self, function="DispatchFunction"):
+        mappings = [resource["Properties"] for resource in self.of_type("AWS::Lambda::EventSourceMapping").values()]
+        return the(mapping for mapping in mappings if mapping["FunctionName"] == {"Ref": function})
+
+    def properties(self, name):
+        return self.resources[name]["Properties"]
 
     def statements(self, role):
-        for policy in self.resources[role]["Properties"]["Policies"]:
+        for policy in self.properties(role)["Policies"]:
             yield from policy["PolicyDocument"]["Statement"]
 
     def actions(self, role, resource):
-        """What a role may do with one resource."""
-        granted = [s for s in self.statements(role) if s["Resource"] == {"Fn::GetAtt": [resource, "Arn"]}]
+        """What a role may do with one resource: `Table`, `Table/index/name` or any other with an ARN."""
+        table, _, index = resource.partition("/")
+        arn = {"Fn::Sub": f"${{{table}.Arn}}/{index}"} if index else {"Fn::GetAtt": [table, "Arn"]}
+        granted = [s for s in self.statements(role) if s["Resource"] == arn]
         return {action for statement in granted for action in listed(statement["Action"])}
 
     # --- the stream
@@ -96,13 +161,13 @@ class Template(unittest.TestCase):
         destination = self.mapping()["DestinationConfig"]["OnFailure"]["Destination"]
         name, attribute = destination["Fn::GetAtt"]
         self.assertEqual((self.resources[name]["Type"], attribute), ("AWS::SQS::Queue", "Arn"))
-        self.assertEqual(self.resources[name]["Properties"]["MessageRetentionPeriod"], 14 * 24 * 60 * 60)
-        self.assertIs(self.resources[name]["Properties"]["SqsManagedSseEnabled"], True)
+        self.assertEqual(self.properties(name)["MessageRetentionPeriod"], 14 * 24 * 60 * 60)
+        self.assertIs(self.properties(name)["SqsManagedSseEnabled"], True)
         self.assertEqual(self.actions("DispatchRole", name), {"sqs:SendMessage"})
 
     def test_batches_are_as_large_and_as_long_as_those_of_local_mode(self):
         self.assertEqual(self.mapping()["BatchSize"], constant("src/local/pump.rs", "BATCH_SIZE"))
-        timeout = self.resources["DispatchFunction"]["Properties"]["Timeout"]
+        timeout = self.properties("DispatchFunction")["Timeout"]
         reserve = constant("src/dispatch.rs", "RESERVE")
         self.assertEqual(timeout, constant("src/local/pump.rs", "BATCH_TIME") + reserve)
 
@@ -112,6 +177,66 @@ class Template(unittest.TestCase):
         granted = the(s for s in self.statements("DispatchRole") if s["Resource"] == stream)
         expected = {"DescribeStream", "GetRecords", "GetShardIterator", "ListStreams"}
         self.assertEqual(set(granted["Action"]), {f"dynamodb:{action}" for action in expected})
+
+    # --- the retry queue
+
+    def test_the_retry_function_takes_the_queue_and_a_failed_message_fails_alone(self):
+        mapping = self.mapping("RetryFunction")
+        self.assertEqual(mapping["EventSourceArn"], {"Fn::GetAtt": ["RetryQueue", "Arn"]})
+        self.assertEqual(mapping["FunctionResponseTypes"], ["ReportBatchItemFailures"])
+        # More than 10 would wait for one another, and the code must work on all at once.
+        self.assertTrue(1 <= mapping["BatchSize"] <= min(10, constant("src/dispatch/invocation.rs", "CONCURRENT_MESSAGES")))
+        self.assertNotIn("MaximumBatchingWindowInSeconds", mapping)
+
+    def test_how_many_retries_run_at_the_same_time_is_bounded_by_the_operator(self):
+        self.assertEqual(self.mapping("RetryFunction")["ScalingConfig"], {"MaximumConcurrency": {"Ref": "RetryConcurrency"}})
+        parameter = self.template["Parameters"]["RetryConcurrency"]
+        self.assertEqual((parameter["Type"], parameter["MinValue"], parameter["MaxValue"]), ("Number", 2, 1000))
+        self.assertNotIn("ReservedConcurrentExecutions", self.properties("RetryFunction"))
+
+    def test_a_retry_has_the_time_of_its_lease_and_a_message_six_times_that_of_the_function(self):
+        timeout = self.properties("RetryFunction")["Timeout"]
+        lease = constant("src/delivery/due.rs", "LEASE")
+        self.assertGreater(timeout, lease)
+        self.assertGreaterEqual(self.properties("RetryQueue")["VisibilityTimeout"], 6 * timeout)
+
+    def test_a_message_lives_until_it_has_failed_often_enough_and_not_for_many_sweeps_more(self):
+        queue = self.properties("RetryQueue")
+        redrive = queue["RedrivePolicy"]
+        self.assertTrue(5 <= redrive["maxReceiveCount"] <= 10)
+        needed = constant("src/delivery/due.rs", "QUEUE_REACH") + redrive["maxReceiveCount"] * queue["VisibilityTimeout"]
+        self.assertTrue(needed <= queue["MessageRetentionPeriod"] <= 2 * needed)
+        self.assertEqual(redrive["deadLetterTargetArn"], {"Fn::GetAtt": ["RetryDeadLetters", "Arn"]})
+        # A message keeps its age when it is moved.
+        self.assertEqual(self.properties("RetryDeadLetters")["MessageRetentionPeriod"], 14 * 24 * 60 * 60)
+
+    def test_every_queue_is_encrypted_and_the_retry_queue_is_none_in_order(self):
+        for name, queue in self.of_type("AWS::SQS::Queue").items():
+            self.assertIs(queue["Properties"]["SqsManagedSseEnabled"], True, name)
+            self.assertNotIn("FifoQueue", queue["Properties"], name)
+
+    def test_lambda_lets_the_retry_function_cause_its_own_messages_and_no_other(self):
+        allowed = {name for name, f in self.of_type("AWS::Lambda::Function").items() if f["Properties"].get("RecursiveLoop") == "Allow"}
+        self.assertEqual(allowed, {"RetryFunction"})
+
+    # --- the schedule
+
+    def test_the_sweep_comes_as_often_as_in_local_mode(self):
+        rule = the(self.of_type("AWS::Events::Rule").values())["Properties"]
+        self.assertEqual(constant("src/local/timer.rs", "SWEEP"), 60)
+        self.assertEqual(rule["ScheduleExpression"], "rate(1 minute)")
+        self.assertNotEqual(rule.get("State"), "DISABLED")
+        target = the(rule["Targets"])
+        self.assertEqual(target["Arn"], {"Fn::GetAtt": ["DispatchFunction", "Arn"]})
+        # The event must be EventBridge's own: the code knows it by its `detail-type`.
+        self.assertFalse({"Input", "InputPath", "InputTransformer"} & set(target))
+        self.assertIn('"Scheduled Event"', source("src/dispatch/invocation.rs"))
+
+    def test_a_sweep_that_fails_is_left_to_the_next_one(self):
+        config = the(self.of_type("AWS::Lambda::EventInvokeConfig").values())["Properties"]
+        self.assertEqual(config["FunctionName"], {"Ref": "DispatchFunction"})
+        self.assertEqual((config["MaximumRetryAttempts"], config["MaximumEventAgeInSeconds"]), (0, 60))
+        self.assertLess(self.properties("DispatchFunction")["Timeout"], constant("src/local/timer.rs", "SWEEP"))
 
     # --- the tables
 
@@ -150,7 +275,7 @@ class Template(unittest.TestCase):
         def schema(of):
             return [(key["AttributeName"], key["KeyType"]) for key in of["KeySchema"]]
 
-        tables = {name: self.resources[name]["Properties"] for name in TABLES}
+        tables = {name: self.properties(name) for name in TABLES}
         self.assertEqual(schema(tables["Webhooks"]), primary)
         self.assertEqual(schema(tables["Deliveries"]), primary)
         self.assertEqual(schema(tables["Jobs"]), [("task_id", "HASH")])
@@ -169,22 +294,40 @@ class Template(unittest.TestCase):
 
     # --- the functions
 
-    def test_the_functions_have_the_settings_that_the_code_reads_and_no_others(self):
-        read = set(re.findall(r'"([A-Z][A-Z0-9_]+)"', source("src/config.rs")))
-        set_up = {name: set(f["Properties"]["Environment"]["Variables"]) for name, f in self.of_type("AWS::Lambda::Function").items()}
-        self.assertEqual(set().union(*set_up.values()), read)
-        for name, variables in set_up.items():
-            self.assertLessEqual({"WEBHOOKS_TABLE", "DELIVERIES_TABLE"}, variables, name)
+    def test_each_function_has_the_settings_that_it_reads_and_no_others(self):
+        # The fields of the settings are documented with the variables that they come from.
+        struct = the(re.findall(r"pub struct Config \{\n(.*?)\n}", (ROOT / "src/config.rs").read_text(), re.S))
+        documented = re.findall(r"((?: +/// .*\n)+) +pub (\w+): ", struct)
+        fields = {field: re.findall(r"`([A-Z][A-Z0-9_]+)`", doc) for doc, field in documented}
+        methods = functions("config.rs")
+        for name, binary in BINARIES.items():
+            code = source(f"src/bin/{binary}.rs")
+            used = set(re.findall(r"\bconfig\.(\w+)", code))
+            used |= set(re.findall(r"\bself\.(\w+)", "".join(reached(methods, used & set(methods)))))
+            read = {variable for field in used for variable in fields.get(field, [])}
+            if "retry_queue_url()" in code:
+                read.add(the(set(re.findall(r'variable\("(\w+)"\)', methods["retry_queue_url"]))))
+            self.assertEqual(set(self.properties(name)["Environment"]["Variables"]), read, name)
 
-    def test_each_function_is_the_binary_of_its_name_without_local_mode(self):
+    def test_no_setting_of_the_code_is_forgotten(self):
+        read = set(re.findall(r'"([A-Z][A-Z0-9_]+)"', source("src/config.rs")))
+        given = {variable for name in BINARIES for variable in self.properties(name)["Environment"]["Variables"]}
+        self.assertEqual(given, read)
+
+    def test_the_functions_of_one_binary_have_the_same_settings(self):
+        settings = {name: self.properties(name)["Environment"]["Variables"] for name in BINARIES}
+        self.assertEqual(settings["DispatchFunction"], settings["RetryFunction"])
+        for variables in settings.values():
+            self.assertEqual(variables["RETRY_QUEUE_URL"], {"Ref": "RetryQueue"})
+
+    def test_each_function_is_its_binary_without_local_mode(self):
         manifest = tomllib.loads((ROOT / "Cargo.toml").read_text())
-        binaries = {"ApiFunction": "api", "DispatchFunction": "dispatch"}
-        self.assertEqual(set(binaries), set(self.of_type("AWS::Lambda::Function")))
-        for name, binary in binaries.items():
-            metadata = self.written[name]["Metadata"]
+        self.assertEqual(set(BINARIES), set(self.of_type("AWS::Lambda::Function")))
+        for name, binary in BINARIES.items():
+            metadata = self.template["Resources"][name]["Metadata"]
             self.assertEqual(metadata, {"BuildMethod": "rust-cargolambda", "BuildProperties": {"Binary": binary}})
             self.assertIn(binary, [target["name"] for target in manifest["bin"]])
-            self.assertEqual(self.resources[name]["Properties"]["Runtime"], "provided.al2023")
+            self.assertEqual(self.properties(name)["Runtime"], "provided.al2023")
         # SAM passes no features on; cargo-lambda reads them in the manifest.
         self.assertEqual(manifest["package"].get("metadata"), {"lambda": {"build": {"no_default_features": True}}})
 
@@ -214,50 +357,57 @@ class Template(unittest.TestCase):
     # --- the permissions
 
     def test_no_role_has_a_wildcard_or_a_policy_that_is_not_written_here(self):
-        self.assertEqual(set(self.of_type("AWS::IAM::Role")), {"ApiRole", "DispatchRole"})
-        for role in ("ApiRole", "DispatchRole"):
-            self.assertNotIn("ManagedPolicyArns", self.resources[role]["Properties"])
+        self.assertEqual(set(self.of_type("AWS::IAM::Role")), ROLES)
+        for role in ROLES:
+            self.assertNotIn("ManagedPolicyArns", self.properties(role))
             for statement in self.statements(role):
                 self.assertLessEqual(set(statement), {"Sid", "Effect", "Action", "Resource", "Condition"})
                 self.assertNotIn("*", json.dumps([statement["Action"], statement["Resource"]]), statement["Sid"])
         kinds = {resource["Type"] for resource in self.resources.values()}
         self.assertFalse({kind for kind in kinds if "Policy" in kind}, kinds)
 
-    def test_the_roles_may_do_with_the_tables_what_the_code_does_and_no_more(self):
-        code = "".join(source(path.relative_to(ROOT)) for path in (ROOT / "src/store").glob("*.rs") if path.name != "tables.rs")
-        calls = {
-            r"\.get_item\(\)": "GetItem",
-            r"\.query\(\)": "Query",
-            r"\.scan\(\)": "Scan",
-            r"\.put_item\(\)": "PutItem",
-            r"\.update_item\(\)": "UpdateItem",
-            r"\.delete_item\(\)": "DeleteItem",
-            r"\.batch_get_item\(\)": "BatchGetItem",
-            r"\.batch_write_item\(\)": "BatchWriteItem",
-            r"\bPut::builder\(\)": "PutItem",
-            r"\bUpdate::builder\(\)": "UpdateItem",
-            r"\bDelete::builder\(\)": "DeleteItem",
-            r"\bConditionCheck::builder\(\)": "ConditionCheckItem",
+    def test_each_role_may_do_what_its_part_of_the_code_does_and_no_more(self):
+        dispatch = functions("dispatch.rs", "dispatch/*.rs")
+        self.assertEqual(set(re.findall(r"self\.(\w+)\(", dispatch["invoke"])), {"stream", "sweep", "retry_all"})
+        parts = {
+            "ApiRole": list(functions("api.rs", "api/*.rs").values()),
+            "DispatchRole": reached(dispatch, ["stream", "sweep"]),
+            "RetryRole": reached(dispatch, ["retry_all"]),
         }
-        done = {f"dynamodb:{action}" for call, action in calls.items() if re.search(call, code)}
-        granted = {role: {table: self.actions(role, table) for table in TABLES} for role in ("ApiRole", "DispatchRole")}
-        self.assertEqual({a for tables in granted.values() for actions in tables.values() for a in actions}, done)
-        item = {f"dynamodb:{action}" for action in ("GetItem", "Query", "PutItem", "UpdateItem", "DeleteItem")}
-        self.assertEqual(granted["ApiRole"], {"Webhooks": item, "Deliveries": set(), "Jobs": set()})
-        self.assertEqual(
-            granted["DispatchRole"],
-            {
-                "Webhooks": {"dynamodb:Query", "dynamodb:PutItem"},
-                "Deliveries": {"dynamodb:BatchGetItem", "dynamodb:BatchWriteItem"},
-                "Jobs": set(),
-            },
-        )
+        resources = TABLES | {"Deliveries/index/due", "Deliveries/index/by_state"}
+        for role, texts in parts.items():
+            granted = {resource: self.actions(role, resource) for resource in resources}
+            asked = asked_of_the_tables(texts)
+            self.assertTrue(asked, role)
+            self.assertEqual({resource: actions for resource, actions in granted.items() if actions}, asked, role)
+            sends = {"sqs:SendMessage"} if ".queue.set(" in "".join(texts) else set()
+            self.assertEqual(self.actions(role, "RetryQueue"), sends | (RECEIVE if role == "RetryRole" else set()), role)
+            self.assertFalse(self.actions(role, "RetryDeadLetters"), role)
 
-    def test_dispatch_writes_to_the_webhooks_table_nothing_but_poison(self):
-        put = the(s for s in self.statements("DispatchRole") if "dynamodb:PutItem" in listed(s["Action"]))
-        self.assertEqual(put["Action"], "dynamodb:PutItem")
-        prefix = the(re.findall(r'format!\("(POISON#)\{day\}"\)', source("src/store/keys.rs")))
-        self.assertEqual(put["Condition"], {"ForAllValues:StringLike": {"dynamodb:LeadingKeys": [f"{prefix}*"]}})
+    def test_the_roles_have_no_statement_that_these_tests_do_not_know(self):
+        known = {
+            "ApiRole": {"Webhooks", "Deliveries", "DeliveriesByState", "Retry", "Logs"},
+            "DispatchRole": {"Webhooks", "Health", "Poison", "Deliveries", "DeliveriesDue", "Retry", "JobsStream", "GivenUp", "Logs"},
+            "RetryRole": {"Webhooks", "Health", "Deliveries", "Retry", "Logs"},
+        }
+        self.assertEqual({role: {s["Sid"] for s in self.statements(role)} for role in ROLES}, known)
+
+    def test_dispatch_writes_to_no_partition_but_those_of_accounts_and_poison(self):
+        keys = functions("store/keys.rs")
+        account = the(re.findall(r'format!\("(ACCOUNT#)\{account\}"\)', keys["account"])) + "*"
+        poison = the(re.findall(r'format!\("(POISON#)\{day\}"\)', keys["poison"])) + "*"
+        writes = {
+            "DispatchRole": {"dynamodb:PutItem": {account, poison}, "dynamodb:UpdateItem": {account}},
+            "RetryRole": {"dynamodb:PutItem": {account}, "dynamodb:UpdateItem": {account}},
+        }
+        for role, expected in writes.items():
+            granted = {}
+            for statement in self.statements(role):
+                if statement["Resource"] == {"Fn::GetAtt": ["Webhooks", "Arn"]} and statement["Action"] != "dynamodb:Query":
+                    partitions = statement["Condition"]["ForAllValues:StringLike"]["dynamodb:LeadingKeys"]
+                    for action in listed(statement["Action"]):
+                        granted.setdefault(action, set()).update(partitions)
+            self.assertEqual(granted, expected, role)
 
 
 if __name__ == "__main__":
