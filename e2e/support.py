@@ -9,6 +9,7 @@ import json
 import os
 import select
 import signal
+import socket
 import subprocess
 import threading
 import time
@@ -231,6 +232,43 @@ class Api:
     def delete(self, webhook):
         return self.call("DELETE", f"/api/v1/webhooks/{webhook}")
 
+    def status(self, webhook):
+        """The status of a webhook that the list shows."""
+        return next(one["status"] for one in self.list().data if one["id"] == webhook)
+
+    def deliveries(self, webhook, **query):
+        """A page of the delivery log."""
+        return self.call("GET", f"/api/v1/webhooks/{webhook}/deliveries?{urllib.parse.urlencode(query)}")
+
+    def log(self, webhook, **query):
+        """The rows of the delivery log, all pages of it."""
+        rows = []
+        while True:
+            page = self.deliveries(webhook, **query)
+            assert page.status == 200, page.text
+            rows += page.data
+            if page.json["next_cursor"] is None:
+                return rows
+            query["cursor"] = page.json["next_cursor"]
+
+    def delivery(self, webhook, event):
+        return self.call("GET", f"/api/v1/webhooks/{webhook}/deliveries/{event}")
+
+    def retry(self, webhook, event):
+        return self.call("POST", f"/api/v1/webhooks/{webhook}/deliveries/{event}/retry")
+
+    def row(self, webhook, condition=lambda row: True, deadline=DEADLINE):
+        """The only delivery to a webhook as the log lists it, once `condition` holds of it."""
+        rows = []
+
+        def found():
+            rows[:] = self.log(webhook)
+            assert len(rows) < 2, rows
+            return rows and condition(rows[0])
+
+        eventually(found, lambda: f"a row as expected: {rows}", deadline)
+        return rows[0]
+
     def subscribe(self, url, secret=None, events=("job.completed", "job.failed")):
         """Creates a webhook that must be accepted; gives its id."""
         body = {"url": url, "events": list(events)}
@@ -297,7 +335,7 @@ class Receiver:
         threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True).start()
 
     def answer(self, path, action):
-        """`action(handler)` answers the requests to a path."""
+        """`action(handler)` answers the requests to a path; `handler.received` is what it answers."""
         self.answers[path] = action
 
     def hang(self, path):
@@ -342,7 +380,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def do_POST(self):
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         receiver = self.server.receiver
-        receiver.requests.append(Received(self.command, self.path, list(self.headers.items()), body, time.time()))
+        self.received = Received(self.command, self.path, list(self.headers.items()), body, time.time())
+        receiver.requests.append(self.received)
         receiver.answers.get(self.path, lambda handler: handler.reply(204))(self)
 
     do_GET = do_PUT = do_POST
@@ -358,6 +397,52 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def log_message(self, *_):
         pass
+
+
+class RawServer:
+    """A server that speaks no more HTTP than `handle(socket)` does, which has a thread for each connection."""
+
+    def __init__(self, handle):
+        self.handle = handle
+        self.closing = threading.Event()
+        self.connections = 0
+        self.listener = socket.create_server(("127.0.0.1", 0), backlog=128)
+        self.url = f"http://127.0.0.1:{self.listener.getsockname()[1]}"
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self):
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = self.listener.accept()
+                self.connections += 1
+                threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
+
+    def _serve(self, connection):
+        # The service goes away when it has had enough: nothing to report.
+        with connection, contextlib.suppress(OSError):
+            self.handle(connection)
+
+    def close(self):
+        self.closing.set()
+        self.listener.close()
+
+
+def read_request(connection):
+    """Reads a request with its body from a socket."""
+    data = b""
+    while b"\r\n\r\n" not in data:
+        data += _some(connection)
+    head, _, body = data.partition(b"\r\n\r\n")
+    length = next(line.split(b":")[1] for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:"))
+    left = int(length) - len(body)
+    while left > 0:
+        left -= len(_some(connection))
+
+
+def _some(connection):
+    if data := connection.recv(65536):
+        return data
+    raise ConnectionError("the request broke off")
 
 
 def verify(requests, secret):
