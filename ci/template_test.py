@@ -387,17 +387,25 @@ class Template(unittest.TestCase):
     def test_the_roles_have_no_statement_that_these_tests_do_not_know(self):
         known = {
             "ApiRole": {"Webhooks", "Deliveries", "DeliveriesByState", "Retry", "Logs"},
-            "DispatchRole": {"Webhooks", "Health", "Poison", "Deliveries", "DeliveriesDue", "Retry", "JobsStream", "GivenUp", "Logs"},
+            "DispatchRole": {
+                "Webhooks", "Health", "Poison", "Unparking", "Deliveries", "DeliveriesDue", "DeliveriesByState", "Retry",
+                "JobsStream", "GivenUp", "Logs",
+            },
             "RetryRole": {"Webhooks", "Health", "Deliveries", "Retry", "Logs"},
         }
         self.assertEqual({role: {s["Sid"] for s in self.statements(role)} for role in ROLES}, known)
 
-    def test_dispatch_writes_to_no_partition_but_those_of_accounts_and_poison(self):
+    def test_dispatch_writes_to_no_partition_but_those_of_accounts_poison_and_unparking(self):
         keys = functions("store/keys.rs")
         account = the(re.findall(r'format!\("(ACCOUNT#)\{account\}"\)', keys["account"])) + "*"
         poison = the(re.findall(r'format!\("(POISON#)\{day\}"\)', keys["poison"])) + "*"
+        unparking = the(re.findall(r'UNPARKING: &str = "(\w+)"', source("src/store/keys.rs")))
         writes = {
-            "DispatchRole": {"dynamodb:PutItem": {account, poison}, "dynamodb:UpdateItem": {account}},
+            "DispatchRole": {
+                "dynamodb:PutItem": {account, poison, unparking},
+                "dynamodb:UpdateItem": {account},
+                "dynamodb:DeleteItem": {unparking},
+            },
             "RetryRole": {"dynamodb:PutItem": {account}, "dynamodb:UpdateItem": {account}},
         }
         for role, expected in writes.items():

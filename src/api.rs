@@ -15,7 +15,7 @@ use axum::{
     http::StatusCode,
     middleware,
     response::{IntoResponse, Response},
-    routing::{delete, get, post},
+    routing::{get, post},
 };
 use serde::Serialize;
 use tower_http::catch_panic::CatchPanicLayer;
@@ -52,7 +52,7 @@ pub fn router(api: Api) -> Router {
     with_middleware(
         Router::new()
             .route("/api/v1/webhooks", get(webhooks::list).post(webhooks::create))
-            .route("/api/v1/webhooks/{id}", delete(webhooks::remove))
+            .route("/api/v1/webhooks/{id}", get(webhooks::show).patch(webhooks::change).delete(webhooks::remove))
             .route("/api/v1/webhooks/{id}/deliveries", get(deliveries::list))
             .route("/api/v1/webhooks/{id}/deliveries/{event_id}", get(deliveries::show))
             .route("/api/v1/webhooks/{id}/deliveries/{event_id}/retry", post(deliveries::retry))

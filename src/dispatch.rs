@@ -135,7 +135,7 @@ impl Dispatcher {
     /// say the same.
     async fn learn(&self, account: &Account, subscriber: &Subscriber, outcomes: Vec<&Outcome>) {
         let now = self.clock.now();
-        let Subscriber { webhook, health: before } = subscriber;
+        let Subscriber { webhook, health: before, .. } = subscriber;
         let endpoint = (account.clone(), webhook.id);
         let mut health = outcomes.iter().fold(*before, |health, outcome| health.after(outcome.seen(), now));
         health.failures =

@@ -13,6 +13,7 @@ use crate::{
     clock::Instant,
     delivery::{Key, due::QUEUE_REACH},
     event::EventId,
+    store::claims::Due,
     webhook::{Account, WebhookId},
 };
 
@@ -76,6 +77,13 @@ pub struct Timer {
     pub message: Message,
     /// When the delivery is due.
     pub due: Instant,
+}
+
+impl From<Due> for Timer {
+    fn from(due: Due) -> Self {
+        let message = Message { key: due.key, attempt_count: due.attempt_count };
+        Self { message, due: due.next_attempt_at }
+    }
 }
 
 /// Where timers are set.

@@ -1,10 +1,12 @@
 //! The tables: every read and write of DynamoDB, concrete over the SDK's client.
 
 pub mod api_keys;
+pub mod changes;
 pub mod claims;
 pub mod deliveries;
 pub mod keys;
 pub mod log;
+pub mod parked;
 pub mod poison;
 #[cfg(feature = "local")]
 pub mod positions;

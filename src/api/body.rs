@@ -85,6 +85,15 @@ pub(super) fn string<'de, D: Deserializer<'de>>(from: D) -> Result<String, D::Er
     }
 }
 
+/// Reads a field that must be a string or `null`.
+pub(super) fn string_or_null<'de, D: Deserializer<'de>>(from: D) -> Result<Option<String>, D::Error> {
+    match serde_json::Value::deserialize(from)? {
+        serde_json::Value::Null => Ok(None),
+        serde_json::Value::String(text) => Ok(Some(text)),
+        _ => Err(D::Error::custom("expected a string or null")),
+    }
+}
+
 /// Reads a field that must be an array of strings.
 pub(super) fn strings<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<String>, D::Error> {
     let text = |value| match value {

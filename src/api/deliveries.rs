@@ -11,7 +11,12 @@ use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use super::{Api, Envelope, Error, auth::Authenticated, success, webhooks::Subject};
+use super::{
+    Api, Envelope, Error,
+    auth::Authenticated,
+    success,
+    webhooks::{Subject, no_webhook},
+};
 use crate::{
     clock::Instant,
     delivery::{
@@ -82,7 +87,7 @@ pub(super) async fn list(
 ) -> Result<Json<List>, Error> {
     let filter = filter(query.as_deref().unwrap_or_default())?;
     if !api.store.has_had_webhook(&account, webhook).await? {
-        return Err(Error::NotFound(format!("No webhook {webhook}")));
+        return Err(no_webhook(webhook));
     }
     let page = api.store.deliveries_of(&account, webhook, &filter).await?;
     let next_cursor = page.next.map(|event| URL_SAFE_NO_PAD.encode(event.as_str()));
@@ -107,7 +112,7 @@ pub(super) async fn retry(
 ) -> Result<(StatusCode, Json<Envelope<Row>>), Error> {
     let mut delivery = find(&api, account, webhook, event).await?;
     match api.store.subscriber(&delivery.key.account, webhook).await? {
-        None => return Err(Error::NotFound(format!("No webhook {webhook}"))),
+        None => return Err(no_webhook(webhook)),
         Some(subscriber) if subscriber.webhook.status == WebhookStatus::Disabled => {
             return Err(Error::Conflict(format!("Webhook {webhook} is disabled: enable it first")));
         }

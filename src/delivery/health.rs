@@ -79,6 +79,17 @@ impl Health {
         }
     }
 
+    /// How the endpoint does, in a word.
+    pub fn state(&self) -> &'static str {
+        if self.is_open() || self.failing_since.is_some() {
+            "failing"
+        } else if self.slow {
+            "slow"
+        } else {
+            "healthy"
+        }
+    }
+
     /// How many attempts from the queue may be in flight in one process.
     pub fn queued_in_flight(&self) -> usize {
         if self.is_open() { OPEN_IN_FLIGHT } else { QUEUED_IN_FLIGHT }

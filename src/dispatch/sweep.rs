@@ -5,7 +5,7 @@ use crate::{
     bounded,
     clock::{Deadline, Instant},
     delivery::due::{GRACE, QUEUE_REACH},
-    queue::{Message, Timer},
+    queue::Timer,
     store::Result,
 };
 
@@ -29,6 +29,11 @@ impl Dispatcher {
                 break;
             }
         }
+        for unparking in self.store.unparking().await? {
+            let due = self.store.unpark(&unparking, self.clock.now()).await?;
+            sent += due.len();
+            self.queue.set(due.into_iter().map(Timer::from).collect(), self.clock.now()).await;
+        }
         if sent > 0 {
             tracing::info!(deliveries = sent, "sweep");
         }
@@ -48,13 +53,9 @@ impl Dispatcher {
     async fn enqueue_due(&self, until: Instant, page: usize, take_over: bool) -> Result<usize> {
         let due = self.store.due(until, page).await?;
         let now = self.clock.now();
-        let enqueue = due.into_iter().map(|due| async move {
-            let timer = Timer {
-                message: Message { key: due.key.clone(), attempt_count: due.attempt_count },
-                due: due.next_attempt_at,
-            };
-            Ok(self.store.enqueue(&due, now, take_over).await?.then_some(timer))
-        });
+        let enqueue = due
+            .into_iter()
+            .map(|due| async move { Ok(self.store.enqueue(&due, now, take_over).await?.then(|| Timer::from(due))) });
         // The table first, the message second: a message that is lost in between is sent again by a later sweep.
         let (mut timers, mut failed) = (Vec::new(), None);
         for taken in bounded::join(enqueue.collect(), CONCURRENT).await {

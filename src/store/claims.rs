@@ -91,6 +91,13 @@ fn waiting() -> String {
     format!("#status = :pending AND attempt_count = :count AND {NOT_IN_FLIGHT}")
 }
 
+impl Due {
+    /// A delivery that was made due.
+    pub(super) const fn new(key: Key, attempt_count: u32, next_attempt_at: Instant, sweep_at: Instant) -> Self {
+        Self { key, attempt_count, next_attempt_at, sweep_at }
+    }
+}
+
 impl Store {
     /// Claims a delivery for the attempt after `attempt_count` others, if it is due.
     ///

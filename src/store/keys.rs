@@ -106,19 +106,29 @@ pub fn deliveries(of: &Account, id: WebhookId) -> String {
     format!("{of}#{id}")
 }
 
+/// The webhook whose deliveries a partition holds. An account's name may hold a `#`; a webhook's id cannot.
+pub fn parse_deliveries(pk: &str) -> Option<(Account, WebhookId)> {
+    let (account, webhook) = pk.rsplit_once('#')?;
+    Some((Account::parse(account).ok()?, WebhookId::parse(webhook)?))
+}
+
+/// The partition of webhooks whose parked deliveries are being made due.
+pub const UNPARKING: &str = "UNPARKING";
+
+/// A webhook that was enabled again and may still have parked deliveries.
+pub fn unparking(of: &Account, id: WebhookId) -> Primary {
+    Primary::new(UNPARKING.to_owned(), deliveries(of, id))
+}
+
 /// A delivery.
 pub fn delivery(key: &Key) -> Primary {
     Primary::new(deliveries(&key.account, key.webhook), key.event.as_str())
 }
 
-/// The delivery that a primary key names. An account's name may hold a `#`; a webhook's id cannot.
+/// The delivery that a primary key names.
 pub fn parse_delivery(primary: &Primary) -> Option<Key> {
-    let (account, webhook) = primary.pk.rsplit_once('#')?;
-    Some(Key {
-        account: Account::parse(account).ok()?,
-        webhook: WebhookId::parse(webhook)?,
-        event: EventId::parse(&primary.sk)?,
-    })
+    let (account, webhook) = parse_deliveries(&primary.pk)?;
+    Some(Key { account, webhook, event: EventId::parse(&primary.sk)? })
 }
 
 /// The partition of the listing index: one webhook's deliveries in one state.

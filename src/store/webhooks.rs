@@ -24,7 +24,7 @@ use crate::{
 
 /// How long a transaction is tried again when others change the same account at the same time. Each round one of them gets
 /// through.
-const MAX_TIME: Duration = Duration::from_secs(5);
+pub(super) const MAX_TIME: Duration = Duration::from_secs(5);
 
 /// A webhook and the health of its endpoint.
 #[derive(Clone, Debug)]
@@ -33,6 +33,23 @@ pub struct Subscriber {
     pub webhook: Webhook,
     /// What is known of its endpoint.
     pub health: Health,
+    /// What is shown of it beside.
+    pub detail: Detail,
+}
+
+/// What is shown of a webhook, and decides nothing.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Detail {
+    /// When it was created.
+    pub created_at: Instant,
+    /// When it was changed.
+    pub updated_at: Instant,
+    /// Its owner's note.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub description: Option<String>,
+    /// Why it is disabled.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disabled_reason: Option<String>,
 }
 
 /// What a webhook is created from.
@@ -44,6 +61,8 @@ pub struct NewWebhook {
     pub events: Events,
     /// What signs; without it callbacks are not signed.
     pub secret: Option<Secret>,
+    /// Its owner's note.
+    pub description: Option<String>,
 }
 
 /// A caller's `Idempotency-Key`: the same key with the same body gives the same webhook until it expires.
@@ -78,8 +97,8 @@ struct Row {
     fields: Fields,
     #[serde(default)]
     secrets: Vec<String>,
-    created_at: Instant,
-    updated_at: Instant,
+    #[serde(flatten)]
+    detail: Detail,
 }
 
 /// What a webhook and the record of its creation have in common.
@@ -154,8 +173,7 @@ impl Store {
             let item = item?;
             let sk = item.get(keys::SK).and_then(|sk| sk.as_s().ok()).cloned().unwrap_or_default();
             if let Some(id) = keys::parse_webhook(&sk) {
-                let webhook = from_item::<Row>(item).and_then(|row| row.into_webhook(id));
-                subscribers.push(webhook.map(|webhook| Subscriber { webhook, health: Health::default() }));
+                subscribers.push(from_item::<Row>(item).and_then(|row| row.into_subscriber(id)));
             } else if let Some(Ok(last)) = subscribers.last_mut()
                 // Health sorts right behind its webhook; one whose webhook is gone belongs to nobody.
                 && sk == keys::health(account, last.webhook.id).sk
@@ -233,7 +251,7 @@ impl Store {
                 status: Status::Active,
                 secrets: new.secret.iter().cloned().collect(),
             };
-            let transaction = self.creation(account, &webhook, last_id, limit, idempotency, now)?;
+            let transaction = self.creation(account, new, &webhook, last_id, limit, idempotency, now)?;
             let sent = self.client.transact_write_items().set_transact_items(Some(transaction)).send().await;
             let mut reasons = match sent {
                 Ok(_) => return Ok(Created::Webhook(webhook)),
@@ -268,9 +286,11 @@ impl Store {
         record.map_or(Ok(None), |record| replay(record, given, now))
     }
 
+    #[expect(clippy::too_many_arguments, reason = "each is another part of the one transaction")]
     fn creation(
         &self,
         account: &Account,
+        new: &NewWebhook,
         webhook: &Webhook,
         last_id: u64,
         limit: u32,
@@ -296,8 +316,12 @@ impl Store {
             sk,
             fields: Fields::of(webhook),
             secrets: webhook.secrets.iter().map(|secret| secret.expose().to_owned()).collect(),
-            created_at: now,
-            updated_at: now,
+            detail: Detail {
+                created_at: now,
+                updated_at: now,
+                description: new.description.clone(),
+                disabled_reason: None,
+            },
         };
         let row = Put::builder()
             .table_name(table)
@@ -431,9 +455,10 @@ fn number(n: u64) -> AttributeValue {
 }
 
 impl Row {
-    fn into_webhook(self, id: WebhookId) -> Result<Webhook> {
+    fn into_subscriber(self, id: WebhookId) -> Result<Subscriber> {
         let secrets = self.secrets.into_iter().map(Secret::parse).collect::<std::result::Result<_, _>>();
-        self.fields.into_webhook(id, secrets.map_err(|_| corrupt("secret"))?)
+        let webhook = self.fields.into_webhook(id, secrets.map_err(|_| corrupt("secret"))?)?;
+        Ok(Subscriber { webhook, health: Health::default(), detail: self.detail })
     }
 }
 

@@ -175,7 +175,7 @@ async fn a_body_that_is_not_as_expected_is_refused_with_the_name_of_the_field() 
         (json!({"url":"https://example.com"}).to_string(), "events: missing, expected an array of events"),
         (
             with("secret", json!("12345678")),
-            "secret: unknown field `secret`, expected one of `url`, `events`, `secret_key`",
+            "secret: unknown field `secret`, expected one of `url`, `events`, `secret_key`, `description`",
         ),
         (
             r#"{"url":"https://example.com","url":"https://example.com","events":["job.failed"]}"#.to_owned(),
@@ -250,8 +250,8 @@ async fn unknown_routes_and_methods_are_answered_in_the_envelope() {
     for (method, path, allow) in [
         ("PUT", WEBHOOKS, "GET,HEAD,POST"),
         ("DELETE", WEBHOOKS, "GET,HEAD,POST"),
-        ("POST", "/api/v1/webhooks/1", "DELETE"),
-        ("BREW", "/api/v1/webhooks/1", "DELETE"),
+        ("POST", "/api/v1/webhooks/1", "GET,HEAD,PATCH,DELETE"),
+        ("BREW", "/api/v1/webhooks/1", "GET,HEAD,PATCH,DELETE"),
     ] {
         let answer = app.send(app.request(method, path).body(Body::empty()).unwrap()).await;
         assert_eq!(answer.error(), (405, "method_not_allowed", format!("{path} does not support {method}").as_str()));
@@ -359,6 +359,69 @@ async fn idempotent_requests_at_the_same_time_create_one_webhook() {
         assert_eq!((answer.status, &answer.json["data"]["id"]), (StatusCode::CREATED, &json!(1)));
     }
     assert_eq!(app.get(WEBHOOKS).await.json["data"].as_array().unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn a_webhook_is_shown_with_all_that_is_known_of_it_and_changed_in_part() {
+    let app = App::new().await;
+    let mut body = valid();
+    body["description"] = json!("Production");
+    app.create(body).await;
+    let path = "/api/v1/webhooks/1";
+    let shown = app.get(path).await;
+    let as_created = json!({
+        "id": 1, "url": "https://example.com/hooks", "events": ["job.completed", "job.failed"], "status": "active",
+        "created_at": "2024-12-23T10:00:00Z", "updated_at": "2024-12-23T10:00:00Z", "description": "Production",
+        "signed": false, "disabled_reason": null,
+        "health": {"state": "healthy", "failing_since": null, "last_success_at": null, "last_failure": null},
+    });
+    assert_eq!((shown.status, &shown.json["data"]), (StatusCode::OK, &as_created));
+
+    app.clock.advance(Duration::from_secs(1));
+    let patch = async |body: Value| {
+        let request = app.request("PATCH", path).header("content-type", "application/json");
+        app.send(request.body(Body::from(body.to_string())).unwrap()).await
+    };
+    let changed = patch(json!({"events": ["job.failed"], "secret_key": "open sesame", "description": null})).await;
+    let mut expected = as_created.clone();
+    expected["events"] = json!(["job.failed"]);
+    expected["signed"] = json!(true);
+    expected["description"] = Value::Null;
+    expected["updated_at"] = json!("2024-12-23T10:00:01Z");
+    assert_eq!((changed.status, &changed.json["data"]), (StatusCode::OK, &expected));
+    assert!(!changed.text.contains("sesame"));
+
+    let disabled = patch(json!({"status": "disabled", "url": "https://example.com/other", "secret_key": null})).await;
+    expected["url"] = json!("https://example.com/other");
+    expected["status"] = json!("disabled");
+    expected["signed"] = json!(false);
+    expected["disabled_reason"] = json!("Disabled through the API.");
+    assert_eq!(disabled.json["data"], expected);
+    let enabled = patch(json!({"status": "active"})).await;
+    expected["status"] = json!("active");
+    expected["disabled_reason"] = Value::Null;
+    assert_eq!(enabled.json["data"], expected);
+
+    for (body, message) in [
+        (json!({"status": "paused"}), "status: expected `active` or `disabled`"),
+        (json!({"status": null}), "status: expected a string"),
+        (json!({"url": null}), "url: expected a string"),
+        (json!({"url": "ftp://example.com"}), "url: expected a URL that begins with `https://`"),
+        (json!({"events": []}), "events: expected at least one event"),
+        (json!({"secret_key": "short"}), "secret_key: expected 8 to 256 characters"),
+        (json!({"description": "x".repeat(501)}), "description: expected at most 500 characters"),
+        (json!({"id": 2}), "id: unknown field `id`, expected one of"),
+    ] {
+        let answer = patch(body).await;
+        let (status, code, said) = answer.error();
+        assert_eq!((status, code), (400, "invalid_request"));
+        assert!(said.starts_with(message), "{said}");
+    }
+    assert_eq!(app.get(path).await.json["data"], expected, "what is refused changes nothing");
+    app.delete(path).await;
+    assert_eq!(patch(json!({"status": "active"})).await.error(), (404, "not_found", "No webhook 1"));
+    assert_eq!(app.get(path).await.error(), (404, "not_found", "No webhook 1"));
+    assert_eq!(app.world.items_under("UNPARKING").await.len(), 1, "the sweep forgets it");
 }
 
 #[tokio::test]

@@ -29,6 +29,7 @@ pub async fn subscribe(world: &World, who: &str, url: &str, secret: Option<&str>
         url: EndpointUrl::parse(url).unwrap(),
         events: Events::parse(["job.completed", "job.failed"]).unwrap(),
         secret: secret.map(|text| Secret::parse(text.to_owned()).unwrap()),
+        description: None,
     };
     match world.store.create_webhook(&account(who), &new, 50, None, Clock::system().now()).await.unwrap() {
         Created::Webhook(webhook) => webhook.id,

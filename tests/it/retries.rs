@@ -8,11 +8,12 @@ use nano_webhooks::{
     dispatch::{Dispatcher, invocation::Invocation},
     queue::{Message, Timer},
     store::{
+        changes::Change,
         claims::Claimed,
         log::{Filter, Status},
     },
     transport::{Client, Guard, client::Limits, guard::Policy},
-    webhook::WebhookId,
+    webhook::{Status as WebhookStatus, WebhookId},
 };
 use serde_json::json;
 
@@ -271,6 +272,40 @@ async fn an_endpoint_that_is_gone_is_disabled_at_once_and_its_deliveries_are_par
         (1, 1),
         "events in the meantime are not recorded"
     );
+}
+
+#[tokio::test]
+async fn enabling_forgets_what_was_wrong_and_makes_parked_deliveries_due_one_after_the_other() {
+    let scene = Scene::new("1h").await;
+    let webhook = scene.subscribe("/ok").await;
+    let store = &scene.world.store;
+    let open = Health { proven: true, slow: true, failures: 9, failing_since: Some(START), ..Health::default() };
+    store.keep_health(&account("acme"), webhook, &open).await.unwrap();
+    scene.end_jobs(1, 3).await;
+    let disable = Change { status: Some(WebhookStatus::Disabled), ..Change::default() };
+    assert!(store.change_webhook(&account("acme"), webhook, &disable, START).await.unwrap());
+    for timer in scene.world.timers() {
+        scene.retry(&timer.message).await;
+    }
+    assert!(scene.deliveries(webhook).await.iter().all(|delivery| delivery.state == State::Parked));
+
+    let enable = Change { status: Some(WebhookStatus::Active), ..Change::default() };
+    assert!(store.change_webhook(&account("acme"), webhook, &enable, START).await.unwrap());
+    assert_eq!(scene.health(webhook).await, Health::default());
+    assert_eq!(scene.sweep().await, 3);
+    let mut timers = scene.world.timers();
+    timers.sort_by_key(|timer| timer.due);
+    let waits: Vec<_> = timers.iter().map(|timer| timer.due.since(START).as_millis()).collect();
+    assert_eq!(waits, [200, 400, 600], "the endpoint is not flooded");
+    scene.clock.advance(Duration::from_secs(1));
+    for timer in timers {
+        scene.retry(&timer.message).await;
+    }
+    assert!(scene.deliveries(webhook).await.iter().all(|delivery| delivery.state == State::Delivered));
+    assert_eq!(scene.world.items_under("UNPARKING").await.len(), 1, "a worker may have parked one since");
+    scene.clock.advance(Duration::from_mins(2));
+    assert_eq!(scene.sweep().await, 0);
+    assert_eq!(scene.world.items_under("UNPARKING").await.len(), 0);
 }
 
 #[tokio::test]

@@ -1,0 +1,121 @@
+//! Parked deliveries of a webhook that was enabled again: made due step by step, so that the endpoint is not flooded, and by
+//! whoever sweeps, so that nothing depends on one process.
+
+use std::time::Duration;
+
+use aws_sdk_dynamodb::types::AttributeValue;
+
+use super::{
+    Result, Store,
+    claims::Due,
+    corrupt, held, keys,
+    log::{Filter, Status},
+};
+use crate::{
+    bounded,
+    clock::Instant,
+    delivery::{Key, due},
+    event::EventId,
+    webhook::{Account, WebhookId},
+};
+
+/// How many deliveries a step makes due.
+const STEP: usize = 300;
+/// The time between two of them: a minute's sweep takes a step, so this is as fast as it goes on.
+const SPACING: Duration = Duration::from_millis(200);
+/// How many of them are changed at the same time.
+const CONCURRENT: usize = 16;
+/// How many webhooks are looked at in a sweep.
+const WEBHOOKS: i32 = 100;
+/// How long after the enabling the parked deliveries are gone through again: a worker that read the webhook before may have
+/// parked one since, and the index shows it a moment later.
+const AGAIN_FOR: Duration = Duration::from_mins(2);
+
+/// A webhook whose parked deliveries are being made due.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unparking {
+    /// Whose it is.
+    pub account: Account,
+    /// The webhook.
+    pub webhook: WebhookId,
+    enabled_at: Instant,
+    after: Option<EventId>,
+}
+
+impl Unparking {
+    /// That of a webhook that was enabled just now.
+    pub const fn begin(account: Account, webhook: WebhookId, now: Instant) -> Self {
+        Self { account, webhook, enabled_at: now, after: None }
+    }
+}
+
+impl Store {
+    /// The webhooks that were enabled again and may still have parked deliveries.
+    ///
+    /// # Errors
+    /// If DynamoDB does not answer, or holds an item that breaks the rules.
+    pub async fn unparking(&self) -> Result<Vec<Unparking>> {
+        let query = self
+            .client
+            .query()
+            .table_name(&self.tables.webhooks)
+            .consistent_read(true)
+            .key_condition_expression("PK = :unparking")
+            .expression_attribute_values(":unparking", AttributeValue::S(keys::UNPARKING.to_owned()))
+            .limit(WEBHOOKS);
+        let items = query.send().await?.items.unwrap_or_default();
+        let read = |item: super::Item| {
+            let text = |name: &str| item.get(name).and_then(|value| value.as_s().ok());
+            let (account, webhook) = text(keys::SK).and_then(|sk| keys::parse_deliveries(sk))?;
+            let enabled_at = item.get("created_at").and_then(|value| value.as_n().ok())?.parse().ok()?;
+            let after = text("after").and_then(|event| EventId::parse(event));
+            Some(Unparking { account, webhook, enabled_at: Instant::from_millis(enabled_at), after })
+        };
+        items.into_iter().map(|item| read(item).ok_or_else(|| corrupt("unparking"))).collect()
+    }
+
+    /// Takes a step: makes a part of a webhook's parked deliveries due, one after the other, and says which.
+    ///
+    /// # Errors
+    /// If DynamoDB does not answer.
+    pub async fn unpark(&self, unparking: &Unparking, now: Instant) -> Result<Vec<Due>> {
+        let Unparking { account, webhook, enabled_at, after } = unparking;
+        let filter = Filter { status: Some(Status::Pending), event: None, after: after.clone(), limit: STEP };
+        let page = self.deliveries_of(account, *webhook, &filter).await?;
+        let parked = page.deliveries.into_iter().filter(|listed| listed.row.next_attempt_at.is_none());
+        let mut due_at = now;
+        let changes = parked.map(|listed| {
+            due_at = due_at + SPACING;
+            let key = Key { account: account.clone(), webhook: *webhook, event: listed.event_id };
+            self.make_due(key, listed.row.attempt_count, due_at, now)
+        });
+        let due = bounded::join(changes.collect(), CONCURRENT).await.into_iter().collect::<Result<Vec<_>>>()?;
+        let key = keys::unparking(account, *webhook).into_item();
+        if page.next.is_none() && *enabled_at + AGAIN_FOR <= now {
+            self.client.delete_item().table_name(&self.tables.webhooks).set_key(Some(key)).send().await?;
+        } else {
+            let mut item = key;
+            item.insert("created_at".to_owned(), AttributeValue::N(enabled_at.millis().to_string()));
+            item.extend(page.next.map(|event| ("after".to_owned(), AttributeValue::S(event.as_str().to_owned()))));
+            self.client.put_item().table_name(&self.tables.webhooks).set_item(Some(item)).send().await?;
+        }
+        Ok(due.into_iter().flatten().collect())
+    }
+
+    async fn make_due(&self, key: Key, attempt_count: u32, due_at: Instant, now: Instant) -> Result<Option<Due>> {
+        let number = |n: i64| AttributeValue::N(n.to_string());
+        let update = self
+            .client
+            .update_item()
+            .table_name(&self.tables.deliveries)
+            .set_key(Some(keys::delivery(&key).into_item()))
+            .update_expression("SET next_attempt_at = :due, sweep_at = :sweep, due_shard = :shard REMOVE expires_at")
+            .condition_expression("#status = :pending AND attribute_not_exists(next_attempt_at)")
+            .expression_attribute_names("#status", "status")
+            .expression_attribute_values(":pending", AttributeValue::S("pending".to_owned()))
+            .expression_attribute_values(":due", number(due_at.millis()))
+            .expression_attribute_values(":sweep", number(due::sweep_at(due_at, now).millis()))
+            .expression_attribute_values(":shard", AttributeValue::S(keys::due_shard(&key.event)));
+        Ok(held(update.send().await)?.then(|| Due::new(key, attempt_count, due_at, due::sweep_at(due_at, now))))
+    }
+}
