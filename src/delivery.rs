@@ -148,7 +148,7 @@ mod tests {
         let broken = Outcome {
             took: Duration::ZERO,
             status_code: None,
-            failure: Some(Failure::Timeout),
+            failure: Some(Failure::Timeout(attempt::Phase::Answer)),
             retry_after: None,
             excerpt: None,
         };

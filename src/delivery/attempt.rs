@@ -7,6 +7,17 @@ use serde::{Deserialize, Serialize};
 use super::health::Seen;
 use crate::{clock::Instant, event::EventId, signing::Signatures, webhook::EventType};
 
+/// How far an attempt had come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// Resolving the name, connecting, the TLS handshake.
+    Connect,
+    /// The request was on its way or sent, and no answer had begun.
+    Answer,
+    /// The answer had begun.
+    Body,
+}
+
 /// Why an attempt failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Failure {
@@ -16,8 +27,8 @@ pub enum Failure {
     Connect,
     /// The TLS handshake failed.
     Tls,
-    /// The deadline passed.
-    Timeout,
+    /// The deadline passed, in this phase.
+    Timeout(Phase),
     /// The target policy refuses the address; the rule that does.
     Blocked(&'static str),
     /// The answer was a redirect, which is not followed.
@@ -57,7 +68,7 @@ impl Failure {
             Self::Dns => FailureKind::Dns,
             Self::Connect => FailureKind::Connect,
             Self::Tls => FailureKind::Tls,
-            Self::Timeout => FailureKind::Timeout,
+            Self::Timeout(_) => FailureKind::Timeout,
             Self::Blocked(_) => FailureKind::Blocked,
             Self::Redirect(_) => FailureKind::Redirect,
             Self::Status(_) => FailureKind::Status,
@@ -77,8 +88,14 @@ impl fmt::Display for Failure {
             Self::Tls => f.write_str(
                 "The TLS handshake failed: check that the certificate is valid, matches the host name and comes with its chain.",
             ),
-            Self::Timeout => {
-                f.write_str("No complete answer in time: answer 2xx at once and do the work afterwards.")
+            Self::Timeout(Phase::Connect) => f.write_str(
+                "No connection in time: check that the server is up and reachable, and that its DNS and TLS answer quickly.",
+            ),
+            Self::Timeout(Phase::Answer) => {
+                f.write_str("Connected, but no answer in time: answer 2xx at once and do the work afterwards.")
+            }
+            Self::Timeout(Phase::Body) => {
+                f.write_str("The answer began but did not end in time: send a short body, or none, at once.")
             }
             Self::Blocked(rule) => write!(f, "The target is refused ({rule}): use a public https address."),
             Self::Redirect(status) => {

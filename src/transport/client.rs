@@ -34,7 +34,7 @@ use tower::Service;
 use super::guard::Guard;
 use crate::{
     clock::Stopwatch,
-    delivery::attempt::{Attempt, Failure, Outcome, Request},
+    delivery::attempt::{Attempt, Failure, Outcome, Phase, Request},
     webhook::EndpointUrl,
 };
 
@@ -145,12 +145,12 @@ impl Client {
                 (HeaderName::from_static(name), value)
             })
             .collect();
-        let exchange = self.exchange(request, &mut outcome);
-        let failure = match tokio::time::timeout(self.limits.total.min(at_most), exchange).await {
+        let ended = tokio::time::timeout(self.limits.total.min(at_most), self.exchange(request, &mut outcome)).await;
+        outcome.failure = match ended {
             Ok(result) => result.err(),
-            Err(_) => Some(Failure::Timeout),
+            Err(_) if outcome.status_code.is_some() => Some(Failure::Timeout(Phase::Body)),
+            Err(_) => Some(Failure::Timeout(Phase::Answer)),
         };
-        outcome.failure = failure;
         outcome
     }
 
@@ -243,7 +243,7 @@ impl Service<Uri> for Connector {
         let this = self.clone();
         Box::pin(async move {
             let connection = tokio::time::timeout(this.timeout, this.connect(&uri)).await;
-            connection.unwrap_or(Err(Failure::Timeout)).map_err(ConnectError)
+            connection.unwrap_or(Err(Failure::Timeout(Phase::Connect))).map_err(ConnectError)
         })
     }
 }

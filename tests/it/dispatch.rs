@@ -295,7 +295,13 @@ async fn a_failed_attempt_is_recorded_as_pending_with_its_due_time() {
         assert!((4_000..=6_000).contains(&wait), "{url}: due in {wait} ms");
         let attempt = &delivery.attempts[0];
         assert_eq!((attempt.failure, attempt.status_code), (Some(*failure), *status), "{url}");
-        assert!(attempt.detail.as_ref().unwrap().ends_with('.'));
+        let detail = attempt.detail.as_ref().unwrap();
+        let begins = match (failure, status) {
+            (FailureKind::Timeout, None) => "Connected, but no answer in time",
+            (FailureKind::Timeout, Some(_)) => "The answer began but did not end in time",
+            _ => "",
+        };
+        assert!(detail.starts_with(begins) && detail.ends_with('.'), "{url}: {detail}");
     }
     for item in &items {
         let pending = item["status"].as_s().unwrap() == "pending";
