@@ -26,20 +26,40 @@ impl<T: DeserializeOwned, S: Sync> FromRequest<S> for JsonBody<T> {
     type Rejection = Error;
 
     async fn from_request(request: Request, _: &S) -> Result<Self, Error> {
-        let (parts, body) = request.into_parts();
-        let bytes = match Limited::new(body, MAX_BODY).collect().await {
-            Ok(collected) => collected.to_bytes(),
-            Err(error) if error.is::<LengthLimitError>() => return Err(Error::PayloadTooLarge),
-            Err(_) => return Err(Error::InvalidRequest("The body broke off".to_owned())),
-        };
+        let (headers, bytes) = read(request).await?;
         if bytes.is_empty() {
             return Err(Error::InvalidRequest("The body is empty, expected a JSON object".to_owned()));
         }
-        if !is_json(&parts.headers) {
-            return Err(Error::UnsupportedMediaType);
-        }
-        let value = parse(&bytes)?;
+        let value = parse(&headers, &bytes)?;
         Ok(Self { value, bytes })
+    }
+}
+
+/// The body of a request that needs none: empty, or an object with nothing in it, which some clients send.
+pub(super) struct NoBody;
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Nothing {}
+
+impl<S: Sync> FromRequest<S> for NoBody {
+    type Rejection = Error;
+
+    async fn from_request(request: Request, _: &S) -> Result<Self, Error> {
+        let (headers, bytes) = read(request).await?;
+        if !bytes.is_empty() {
+            parse::<Nothing>(&headers, &bytes)?;
+        }
+        Ok(Self)
+    }
+}
+
+async fn read(request: Request) -> Result<(HeaderMap, Bytes), Error> {
+    let (parts, body) = request.into_parts();
+    match Limited::new(body, MAX_BODY).collect().await {
+        Ok(collected) => Ok((parts.headers, collected.to_bytes())),
+        Err(error) if error.is::<LengthLimitError>() => Err(Error::PayloadTooLarge),
+        Err(_) => Err(Error::InvalidRequest("The body broke off".to_owned())),
     }
 }
 
@@ -50,7 +70,10 @@ fn is_json(headers: &HeaderMap) -> bool {
     essence == "application/json" || (essence.starts_with("application/") && essence.ends_with("+json"))
 }
 
-fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Error> {
+fn parse<T: DeserializeOwned>(headers: &HeaderMap, bytes: &[u8]) -> Result<T, Error> {
+    if !is_json(headers) {
+        return Err(Error::UnsupportedMediaType);
+    }
     // Else an array would pass for an object without names.
     if bytes.trim_ascii_start().first() != Some(&b'{') {
         return Err(Error::InvalidRequest("The body is not as expected, expected a JSON object".to_owned()));

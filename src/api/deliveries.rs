@@ -14,6 +14,7 @@ use serde_json::{Map, Value};
 use super::{
     Api, Envelope, Error,
     auth::Authenticated,
+    body::NoBody,
     success,
     webhooks::{Subject, no_webhook},
 };
@@ -109,6 +110,7 @@ pub(super) async fn retry(
     State(api): State<Arc<Api>>,
     Authenticated(account): Authenticated,
     Named(webhook, event): Named,
+    _: NoBody,
 ) -> Result<(StatusCode, Json<Envelope<Row>>), Error> {
     let mut delivery = find(&api, account, webhook, event).await?;
     match api.store.subscriber(&delivery.key.account, webhook).await? {

@@ -15,7 +15,7 @@ use sha2::{Digest, Sha256};
 use super::{
     Api, Envelope, Error,
     auth::Authenticated,
-    body::{self, JsonBody},
+    body::{self, JsonBody, NoBody},
     created, success,
 };
 use crate::{
@@ -204,6 +204,7 @@ pub(super) async fn remove(
     State(api): State<Arc<Api>>,
     Authenticated(account): Authenticated,
     Subject(id): Subject,
+    _: NoBody,
 ) -> Result<Json<Envelope<serde_json::Value>>, Error> {
     if !api.store.delete_webhook(&account, id).await? {
         return Err(no_webhook(id));

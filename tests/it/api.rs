@@ -476,6 +476,15 @@ async fn deliveries_are_listed_shown_and_retried() {
     assert!(!shown.text.contains("sesame"));
 
     let post = |path: String| app.send(app.request("POST", &path).body(Body::empty()).unwrap());
+    for (declared, body, status) in [
+        ("application/json", "{".to_owned(), 400),
+        ("application/json", r#"{"now":true}"#.to_owned(), 400),
+        ("text/plain", "now".to_owned(), 415),
+        ("application/json", " ".repeat(64 * 1024 + 1), 413),
+    ] {
+        let request = app.request("POST", &format!("{path}/retry")).header("content-type", declared);
+        assert_eq!(app.send(request.body(Body::from(body)).unwrap()).await.error().0, status);
+    }
     let retried = post(format!("{path}/retry")).await;
     assert_eq!((retried.status, &retried.json["data"]["status"]), (StatusCode::ACCEPTED, &json!("pending")));
     let timer = app.world.timers().pop().unwrap();
