@@ -278,6 +278,46 @@ async fn another_accounts_webhook_does_not_exist() {
     assert_eq!(app.create(valid()).await.json["data"]["id"], 1);
 }
 
+/// Every route that names a webhook, with its methods. A route that is not here fails the test below.
+const ROUTES: [(&str, &[&str]); 6] = [
+    ("/api/v1/webhooks", &["GET", "POST"]),
+    ("/api/v1/webhooks/{id}", &["GET", "PATCH", "DELETE"]),
+    ("/api/v1/webhooks/{id}/deliveries", &["GET"]),
+    ("/api/v1/webhooks/{id}/deliveries/{event_id}", &["GET"]),
+    ("/api/v1/webhooks/{id}/deliveries/{event_id}/retry", &["POST"]),
+    ("/healthz", &[]),
+];
+
+#[tokio::test]
+async fn every_route_asks_for_a_key_and_shows_nothing_of_another_account() {
+    let router = include_str!("../../src/api.rs");
+    assert_eq!(router.matches(".route(\"").count(), ROUTES.len() + 1, "one more is the route of a unit test");
+    let (app, receiver) = (App::new().await, Receiver::start().await);
+    app.create(json!({"url": receiver.url("/status/500"), "events": ["job.completed"]})).await;
+    let dispatcher = Dispatcher { clock: app.clock.clone(), ..app.world.dispatcher() };
+    assert_eq!(run(&dispatcher, &[insert(1, job("t1", "completed"))]).await, []);
+    let listed = app.get("/api/v1/webhooks/1/deliveries").await;
+    let event = listed.json["data"][0]["event_id"].as_str().unwrap();
+
+    let (theirs, other) = (ApiKey::generate(), account("other"));
+    app.world.store.add_key(&other, &theirs, app.clock.now()).await.unwrap();
+    let other = App { key: theirs, ..app };
+    for (route, methods) in ROUTES {
+        assert!(router.contains(&format!(".route(\"{route}\"")), "{route}");
+        let path = route.replace("{id}", "1").replace("{event_id}", event);
+        for method in methods {
+            let bare = Request::builder().method(*method).uri(&path).body(Body::empty()).unwrap();
+            assert_eq!(other.send(bare).await.error().0, 401, "{method} {route}");
+            if route.contains("{id}") {
+                let body = if *method == "PATCH" { "{}" } else { "" };
+                let request = other.request(method, &path).header("content-type", "application/json");
+                let answer = other.send(request.body(Body::from(body)).unwrap()).await;
+                assert_eq!(answer.error().0, 404, "{method} {route}");
+            }
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_body_over_64_kib_is_refused_and_one_of_64_kib_is_read() {
     let app = App::new().await;
