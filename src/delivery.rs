@@ -73,6 +73,8 @@ pub struct Delivery {
     pub resume: Option<State>,
     /// How many attempts were made.
     pub attempt_count: u32,
+    /// How many of them the schedule asked for, rather than a person.
+    pub step: u32,
     /// The attempts, the oldest first.
     pub attempts: Vec<Attempt>,
     /// When the event was taken from the stream.
@@ -91,11 +93,14 @@ impl Delivery {
     /// stands. `jitter` is from 0 to 1.
     pub fn take(&mut self, attempt: Attempt, outcome: &Outcome, schedule: &Schedule, now: Instant, jitter: f64) {
         self.attempt_count = attempt.number;
-        let resume = self.resume.take();
-        self.state = match resume {
-            // An attempt out of turn that fails does not restart the schedule.
-            Some(before) if outcome.failure.is_some() => before,
-            _ => decide(schedule, attempt.number, outcome, now, jitter),
+        self.state = match self.resume.take() {
+            _ if outcome.failure.is_none() => State::Delivered,
+            // An attempt out of turn neither restarts the schedule nor uses it up.
+            Some(before) => before,
+            None => {
+                self.step += 1;
+                decide(schedule, self.step, outcome, now, jitter)
+            }
         };
         self.attempts.push(attempt);
         if self.attempts.len() > Schedule::MAX_ATTEMPTS {

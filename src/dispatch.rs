@@ -77,7 +77,13 @@ impl Dispatcher {
                 }
             }
         }
-        unfinished.extend(self.deliver(&occurrences, deadline).await);
+        let delivered = self.deliver(&occurrences, deadline).await;
+        unfinished.extend(delivered.unfinished);
+        for (place, reason) in delivered.poisoned {
+            if !self.keep(&records[place].poison(reason)).await {
+                unfinished.insert(place);
+            }
+        }
         let mut response = DynamoDbEventResponse::default();
         // In the order of the batch: Lambda goes on from the first of them.
         response.batch_item_failures = records
@@ -134,12 +140,15 @@ impl Dispatcher {
     /// Learns from attempts how healthy an endpoint is. A failure to write it down costs no delivery: the next attempts
     /// say the same.
     async fn learn(&self, account: &Account, subscriber: &Subscriber, outcomes: Vec<&Outcome>) {
+        if outcomes.is_empty() {
+            return;
+        }
         let now = self.clock.now();
         let Subscriber { webhook, health: before, .. } = subscriber;
         let endpoint = (account.clone(), webhook.id);
         let mut health = outcomes.iter().fold(*before, |health, outcome| health.after(outcome.seen(), now));
-        health.failures =
-            health.failures.max(self.gates.failures(&endpoint, outcomes.iter().map(|outcome| outcome.seen())));
+        let seen = outcomes.iter().map(|outcome| outcome.seen());
+        health.failures = health.failures.max(self.gates.failures(&endpoint, before.failures, seen));
         let reason = if outcomes.iter().any(|outcome| outcome.status_code == Some(410)) {
             Some("The endpoint answered 410 Gone.".to_owned())
         } else if health.failing_for(self.disable_after, now) {

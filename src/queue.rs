@@ -106,10 +106,8 @@ impl Queue {
         match self {
             Self::Local(channel) => {
                 for timer in timers {
-                    // A full channel means that the worker is behind by thousands; waiting for it here would hold up the stream.
-                    if channel.try_send(timer).is_err() {
-                        tracing::warn!("the retry timer is full; the sweep will find the delivery");
-                    }
+                    // The other end takes them up at once, and is gone only when the process ends.
+                    let _ = channel.send(timer).await;
                 }
             }
             Self::Sqs { client, url } => {

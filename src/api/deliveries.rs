@@ -87,12 +87,17 @@ pub(super) async fn list(
     RawQuery(query): RawQuery,
 ) -> Result<Json<List>, Error> {
     let filter = filter(query.as_deref().unwrap_or_default())?;
-    if !api.store.has_had_webhook(&account, webhook).await? {
+    let deleted = api.store.subscriber(&account, webhook).await?.is_none();
+    if deleted && !api.store.has_had_webhook(&account, webhook).await? {
         return Err(no_webhook(webhook));
+    }
+    if deleted && filter.status == Some(Status::Pending) {
+        return Ok(Json(List { success: true, data: Vec::new(), next_cursor: None }));
     }
     let page = api.store.deliveries_of(&account, webhook, &filter).await?;
     let next_cursor = page.next.map(|event| URL_SAFE_NO_PAD.encode(event.as_str()));
-    Ok(Json(List { success: true, data: page.deliveries.into_iter().map(Row::from).collect(), next_cursor }))
+    let data = page.deliveries.into_iter().map(|listed| Row::from(listed).of_webhook(deleted)).collect();
+    Ok(Json(List { success: true, data, next_cursor }))
 }
 
 /// `GET /api/v1/webhooks/{id}/deliveries/{event_id}`
@@ -101,8 +106,10 @@ pub(super) async fn show(
     Authenticated(account): Authenticated,
     Named(webhook, event): Named,
 ) -> Result<Json<Envelope<View>>, Error> {
+    let deleted = api.store.subscriber(&account, webhook).await?.is_none();
     let delivery = find(&api, account, webhook, event).await?;
-    Ok(success(View::from(&delivery)))
+    let View { row, payload, url, attempts } = View::from(&delivery);
+    Ok(success(View { row: row.of_webhook(deleted), payload, url, attempts }))
 }
 
 /// `POST /api/v1/webhooks/{id}/deliveries/{event_id}/retry`
@@ -122,7 +129,7 @@ pub(super) async fn retry(
     }
     let now = api.clock.now();
     delivery.hasten(now);
-    if !api.store.hasten(&delivery, now, api.retention).await? {
+    if !api.store.restate(&delivery, now, api.retention).await? {
         return Err(Error::Conflict(format!(
             "Delivery {} is being attempted: look at how that goes first",
             delivery.key.event
@@ -192,6 +199,16 @@ fn filter(query: &str) -> Result<Filter, Error> {
         seen.push(name);
     }
     Ok(filter)
+}
+
+impl Row {
+    /// What is pending to a webhook that was deleted is cancelled, also where that is not written yet.
+    fn of_webhook(self, deleted: bool) -> Self {
+        if deleted && self.status == "pending" {
+            return Self { status: Status::Cancelled.name().to_owned(), next_attempt_at: None, ..self };
+        }
+        self
+    }
 }
 
 impl From<Listed> for Row {

@@ -19,8 +19,17 @@ const SLOW: Duration = Duration::from_millis(500);
 /// One that answers within this time is fast again: less than what makes it slow, so that it does not change sides with each
 /// answer.
 const FAST: Duration = Duration::from_millis(250);
+/// How long an endpoint that was slow again soon after it was well stays on the queue at least: this, doubled with each such
+/// relapse, so that one that hangs now and then does not hold up a batch each time.
+const RELAPSE: Duration = Duration::from_secs(10);
+/// The most doublings.
+const MAX_RELAPSES: u32 = 6;
+/// How soon is soon: an endpoint that was well for longer begins anew.
+const WELL: Duration = Duration::from_mins(10);
 /// How many attempts from the queue may be in flight to one endpoint, in one process.
 const QUEUED_IN_FLIGHT: usize = 64;
+/// The same while the endpoint is slow: each of them takes its time.
+const SLOW_IN_FLIGHT: usize = 32;
 /// The same while the breaker is open.
 const OPEN_IN_FLIGHT: usize = 8;
 
@@ -33,6 +42,12 @@ pub struct Health {
     /// It did not answer in good time, and has not answered fast since.
     #[serde(default)]
     pub slow: bool,
+    /// Until when it stays slow at least, or did the last time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slow_until: Option<Instant>,
+    /// How often it was slow again soon after it was well.
+    #[serde(default)]
+    pub relapses: u32,
     /// Failures to answer, one after the other.
     #[serde(default)]
     pub failures: u32,
@@ -92,7 +107,11 @@ impl Health {
 
     /// How many attempts from the queue may be in flight in one process.
     pub fn queued_in_flight(&self) -> usize {
-        if self.is_open() { OPEN_IN_FLIGHT } else { QUEUED_IN_FLIGHT }
+        match (self.is_open(), self.slow) {
+            (true, _) => OPEN_IN_FLIGHT,
+            (false, true) => SLOW_IN_FLIGHT,
+            (false, false) => QUEUED_IN_FLIGHT,
+        }
     }
 
     /// Whether the breaker is open.
@@ -106,21 +125,41 @@ impl Health {
     pub fn after(self, seen: Seen, now: Instant) -> Self {
         match seen.failure {
             None => {
-                let slow = seen.took > if self.slow { FAST } else { SLOW };
-                if self.proven && self.slow == slow && self.failures == 0 && self.failing_since.is_none() {
+                let well = if self.slow {
+                    seen.took <= FAST && self.slow_until.is_none_or(|until| until <= now)
+                } else {
+                    seen.took <= SLOW
+                };
+                if self.proven && self.slow != well && self.failures == 0 && self.failing_since.is_none() {
                     return self;
                 }
-                Self { proven: true, slow, failures: 0, failing_since: None, last_success_at: Some(now), ..self }
+                let after = if well { Self { slow: false, ..self } } else { self.slowed(now) };
+                Self { proven: true, failures: 0, failing_since: None, last_success_at: Some(now), ..after }
             }
-            Some(kind) => Self {
-                // Only what keeps others waiting counts: a fast 500 holds nobody back.
-                failures: if fails_to_answer(kind) { self.failures.saturating_add(1) } else { 0 },
-                slow: self.slow || kind == FailureKind::Timeout,
-                failing_since: self.failing_since.or(Some(now)),
-                last_failure: Some(kind),
-                ..self
-            },
+            Some(kind) => {
+                let after = if kind == FailureKind::Timeout { self.slowed(now) } else { self };
+                Self {
+                    // Only what keeps others waiting counts: a fast 500 holds nobody back.
+                    failures: if fails_to_answer(kind) { self.failures.saturating_add(1) } else { 0 },
+                    failing_since: self.failing_since.or(Some(now)),
+                    last_failure: Some(kind),
+                    ..after
+                }
+            }
         }
+    }
+
+    /// Slow from `now` on: the first time until it answers fast again, after a relapse for longer.
+    fn slowed(self, now: Instant) -> Self {
+        if self.slow {
+            return self;
+        }
+        let relapses = match self.slow_until {
+            Some(until) if now < until + WELL => (self.relapses + 1).min(MAX_RELAPSES),
+            _ => 0,
+        };
+        let at_least = if relapses == 0 { Duration::ZERO } else { RELAPSE * 2_u32.pow(relapses - 1) };
+        Self { slow: true, slow_until: Some(now + at_least), relapses, ..self }
     }
 
     /// Whether what changed from `before` is worth a write: another path, the begin or the end of a failing time, another
@@ -196,7 +235,14 @@ mod tests {
         ] {
             let health = after(seen);
             assert_eq!((health.path(), health.is_open()), (path, open), "{seen:?}");
-            assert_eq!(health.queued_in_flight(), if open { OPEN_IN_FLIGHT } else { QUEUED_IN_FLIGHT });
+            let in_flight = if open {
+                OPEN_IN_FLIGHT
+            } else if health.slow {
+                SLOW_IN_FLIGHT
+            } else {
+                QUEUED_IN_FLIGHT
+            };
+            assert_eq!(health.queued_in_flight(), in_flight);
         }
     }
 
@@ -214,6 +260,23 @@ mod tests {
         assert_eq!(failing.failing_since, Some(at(1)));
         assert!(!failing.failing_for(limit, at(60)) && failing.failing_for(limit, at(61)));
         assert!(!failing.after(SLOW_OK, at(62)).failing_for(limit, at(1000)));
+    }
+
+    #[test]
+    fn an_endpoint_that_relapses_stays_on_the_queue_for_longer_each_time_until_it_was_well_for_a_while() {
+        let mut health = Health::default().after(FAST_OK, at(0));
+        let mut now = 0;
+        for at_least in [0, 10, 20, 40, 80, 160, 320, 320] {
+            health = health.after(failed(FailureKind::Timeout), at(now));
+            if at_least > 0 {
+                assert_eq!(health.after(FAST_OK, at(now + at_least - 1)).path(), Path::Queue, "{at_least}");
+            }
+            now += at_least;
+            health = health.after(FAST_OK, at(now));
+            assert_eq!(health.path(), Path::Direct, "{at_least}");
+        }
+        let later = health.after(failed(FailureKind::Timeout), at(now + 600));
+        assert_eq!(later.after(FAST_OK, at(now + 600)).path(), Path::Direct, "it begins anew");
     }
 
     #[test]

@@ -20,7 +20,7 @@ use crate::{
         health::{Path, fails_to_answer},
     },
     event::JobEvent,
-    store::{Result, webhooks::Subscriber},
+    store::webhooks::Subscriber,
     webhook::{Account, EventType},
 };
 
@@ -54,23 +54,44 @@ struct Due<'a> {
     key: Key,
 }
 
+/// An account's webhooks.
+struct Loaded {
+    subscribers: Vec<Subscriber>,
+    /// Why one of them cannot be read: it harms no other, and what it misses is kept as poison.
+    unreadable: Option<String>,
+}
+
+/// What became of a batch.
+#[derive(Debug, Default)]
+pub(super) struct Delivered {
+    /// The records that must be read again.
+    pub unfinished: HashSet<usize>,
+    /// The records that a webhook missed, and why.
+    pub poisoned: Vec<(usize, String)>,
+}
+
 /// A delivery that was begun, and how its first attempt went if one was made.
 type Begun = (Delivery, Option<Outcome>);
 
 impl Dispatcher {
     /// Delivers the events of a batch, and says which records must be read again: those of which not every delivery is
     /// recorded.
-    pub(super) async fn deliver(&self, occurrences: &[Occurrence], deadline: Deadline) -> HashSet<usize> {
-        let mut unfinished = HashSet::new();
+    pub(super) async fn deliver(&self, occurrences: &[Occurrence], deadline: Deadline) -> Delivered {
+        let mut delivered = Delivered::default();
+        let unfinished = &mut delivered.unfinished;
         let accounts = self.load(occurrences).await;
         let mut parts: HashMap<_, Part<'_>> = HashMap::new();
         let mut records = HashMap::new();
         for occurrence in occurrences {
             let event = &occurrence.event;
-            let Some((account, Some(subscribers))) = accounts.get_key_value(&event.account) else {
+            let Some((account, Some(loaded))) = accounts.get_key_value(&event.account) else {
                 unfinished.insert(occurrence.record);
                 continue;
             };
+            if let Some(reason) = &loaded.unreadable {
+                delivered.poisoned.push((occurrence.record, reason.clone()));
+            }
+            let subscribers = &loaded.subscribers;
             for subscriber in subscribers.iter().filter(|subscriber| subscriber.webhook.wants(event_type(occurrence))) {
                 let id = subscriber.webhook.id;
                 let key = Key { account: account.clone(), webhook: id, event: event.id.clone() };
@@ -88,7 +109,7 @@ impl Dispatcher {
             Err(error) => {
                 tracing::error!(%error, "existing deliveries were not read; the batch will be read again");
                 unfinished.extend(records.values());
-                return unfinished;
+                return delivered;
             }
         }
         let in_all = Semaphore::new(CONCURRENT_ATTEMPTS);
@@ -109,20 +130,27 @@ impl Dispatcher {
             self.learn(part.account, part.subscriber, outcomes)
         });
         bounded::join(learn.collect(), CONCURRENT_LOADS).await;
-        unfinished
+        delivered
     }
 
     /// Each account's webhooks, by one query; `None` where it failed.
-    async fn load(&self, occurrences: &[Occurrence]) -> HashMap<Account, Option<Vec<Subscriber>>> {
+    async fn load(&self, occurrences: &[Occurrence]) -> HashMap<Account, Option<Loaded>> {
         let accounts: HashSet<_> = occurrences.iter().map(|occurrence| &occurrence.event.account).collect();
         let loads = accounts.into_iter().map(|account| async move {
             let subscribers = self.store.subscribers(account).await.inspect_err(
                 |error| tracing::error!(%account, %error, "webhooks were not loaded; the account's records will be read again"),
             );
-            let readable = |subscriber: Result<Subscriber>| {
-                subscriber.inspect_err(|error| tracing::error!(%account, %error, "a webhook that cannot be read is left out")).ok()
-            };
-            (account.clone(), subscribers.ok().map(|subscribers| subscribers.into_iter().filter_map(readable).collect()))
+            let loaded = subscribers.ok().map(|subscribers| {
+                let (mut readable, mut unreadable) = (Vec::new(), None);
+                for subscriber in subscribers {
+                    match subscriber {
+                        Ok(subscriber) => readable.push(subscriber),
+                        Err(error) => unreadable = Some(format!("a webhook of the account cannot be read: {error}")),
+                    }
+                }
+                Loaded { subscribers: readable, unreadable }
+            });
+            (account.clone(), loaded)
         });
         bounded::join(loads.collect(), CONCURRENT_LOADS).await.into_iter().collect()
     }
@@ -172,11 +200,13 @@ impl Dispatcher {
             state: State::Pending(now),
             resume: None,
             attempt_count: 0,
+            step: 0,
             attempts: Vec::new(),
             created_at: now,
         };
         let remaining = deadline.remaining();
-        if leave_to_queue.load(Ordering::Relaxed) || remaining.is_zero() {
+        // What is cut short by the end of the invocation would look like a slow endpoint.
+        if leave_to_queue.load(Ordering::Relaxed) || remaining < self.direct.limits().total {
             return (delivery, None);
         }
         let outcome = self.attempt(&self.direct, &subscriber.webhook, &mut delivery, remaining).await;

@@ -14,29 +14,43 @@ use crate::{
 
 /// How long what finds no place waits before it asks again: 5 s, and as much again by jitter.
 const ASK_AGAIN: Duration = Duration::from_secs(5);
-/// How many may ask again within that time. When more wait they ask more rarely, so that what waiting costs does not grow
-/// with how much waits.
+/// How many may ask again within that time. When more are turned away they ask more rarely.
 const ASKING: u32 = 100;
-/// The longest that it waits.
-const ASK_AT_LATEST: Duration = Duration::from_mins(10);
+/// The longest that one waits: it bounds how late the last one hears that the endpoint is well again.
+const ASK_AT_LATEST: Duration = Duration::from_mins(2);
+/// How many attempts from the queue may be in flight to one account's endpoints, so that none takes all places.
+const IN_FLIGHT_OF_ACCOUNT: usize = 64;
+/// How many may be in flight in all.
+const IN_FLIGHT: usize = 2_048;
 /// The time between two health writes of one endpoint.
 const HEALTH_WRITE: Duration = Duration::from_secs(1);
+/// How long an endpoint with nothing in flight is remembered.
+const REMEMBERED: Duration = Duration::from_mins(10);
 
 /// Whose endpoint it is, and which.
 pub(super) type Endpoint = (Account, WebhookId);
 
 /// What this process has under way.
 #[derive(Clone, Debug, Default)]
-pub struct Gates(Arc<Mutex<HashMap<Endpoint, Gate>>>);
+pub struct Gates(Arc<Mutex<State>>);
+
+#[derive(Debug, Default)]
+struct State {
+    endpoints: HashMap<Endpoint, Gate>,
+    in_flight_of_account: HashMap<Account, usize>,
+    in_flight: usize,
+}
 
 #[derive(Debug, Default)]
 struct Gate {
     in_flight: usize,
-    /// How many found no place since one did.
+    /// How many found no place since an attempt succeeded.
     turned_away: u32,
     health_written_at: Option<Instant>,
     /// Failures to answer, one after the other.
     failures: u32,
+    /// The same as it was last read from the table.
+    known_failures: u32,
 }
 
 /// A place among those in flight; given back when dropped.
@@ -47,35 +61,48 @@ pub(super) struct Place {
 }
 
 impl Gates {
-    /// Takes a place, if fewer than `limit` are in flight; else says how long to wait. `jitter` is from 0 to 1.
+    /// Takes a place, if fewer than `limit` are in flight to the endpoint and the account and the process have places left;
+    /// else says how long to wait. `jitter` is from 0 to 1.
     pub(super) fn enter(&self, endpoint: &Endpoint, limit: usize, jitter: f64) -> Result<Place, Duration> {
-        let mut gates = self.lock();
-        let gate = gates.entry(endpoint.clone()).or_default();
-        if gate.in_flight >= limit {
+        let mut state = self.lock();
+        let of_account = state.in_flight_of_account.get(&endpoint.0).copied().unwrap_or_default();
+        let full = of_account >= IN_FLIGHT_OF_ACCOUNT || state.in_flight >= IN_FLIGHT;
+        let gate = state.endpoints.entry(endpoint.clone()).or_default();
+        if full || gate.in_flight >= limit {
             gate.turned_away = gate.turned_away.saturating_add(1);
             let wait = ASK_AGAIN.mul_f64(1.0 + jitter) * (1 + gate.turned_away / ASKING);
             return Err(wait.min(ASK_AT_LATEST.mul_f64(0.5 + jitter / 2.0)));
         }
         gate.in_flight += 1;
-        gate.turned_away = gate.turned_away.saturating_sub(1);
+        state.in_flight += 1;
+        *state.in_flight_of_account.entry(endpoint.0.clone()).or_default() += 1;
         Ok(Place { gates: self.clone(), endpoint: endpoint.clone() })
     }
 
     /// Counts how attempts ended, and says how many in a row got no answer. Attempts that run side by side each know the
-    /// health from before; together they would count as one.
-    pub(super) fn failures(&self, endpoint: &Endpoint, seen: impl Iterator<Item = Seen>) -> u32 {
-        let mut gates = self.lock();
-        let failures = &mut gates.entry(endpoint.clone()).or_default().failures;
-        for seen in seen {
-            *failures = if seen.failure.is_some_and(fails_to_answer) { failures.saturating_add(1) } else { 0 };
+    /// health from before; together they would count as one. `known` is the count that the table had: when it has fallen,
+    /// another process has had an answer, and what was counted here is void.
+    pub(super) fn failures(&self, endpoint: &Endpoint, known: u32, seen: impl Iterator<Item = Seen>) -> u32 {
+        let mut state = self.lock();
+        let gate = state.endpoints.entry(endpoint.clone()).or_default();
+        if known < gate.known_failures {
+            gate.failures = known;
         }
-        *failures
+        gate.known_failures = known;
+        for seen in seen {
+            gate.failures = if seen.failure.is_some_and(fails_to_answer) { gate.failures.saturating_add(1) } else { 0 };
+            if seen.failure.is_none() {
+                // It is well: those that were turned away need not be patient any more.
+                gate.turned_away = 0;
+            }
+        }
+        gate.failures
     }
 
     /// Whether the endpoint's health may be written now; counts it as written.
     pub(super) fn may_write_health(&self, endpoint: &Endpoint, now: Instant) -> bool {
-        let mut gates = self.lock();
-        let written_at = &mut gates.entry(endpoint.clone()).or_default().health_written_at;
+        let mut state = self.lock();
+        let written_at = &mut state.endpoints.entry(endpoint.clone()).or_default().health_written_at;
         let may = written_at.is_none_or(|at| at + HEALTH_WRITE <= now);
         if may {
             *written_at = Some(now);
@@ -86,18 +113,27 @@ impl Gates {
     /// Forgets endpoints with nothing in flight, so that the map does not grow with the number of customers.
     pub(super) fn forget_idle(&self, now: Instant) {
         self.lock()
-            .retain(|_, gate| gate.in_flight > 0 || gate.health_written_at.is_some_and(|at| at + ASK_AT_LATEST > now));
+            .endpoints
+            .retain(|_, gate| gate.in_flight > 0 || gate.health_written_at.is_some_and(|at| at + REMEMBERED > now));
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<Endpoint, Gate>> {
+    fn lock(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        if let Some(gate) = self.gates.lock().get_mut(&self.endpoint) {
+        let mut state = self.gates.lock();
+        state.in_flight -= 1;
+        if let Some(gate) = state.endpoints.get_mut(&self.endpoint) {
             gate.in_flight -= 1;
+        }
+        if let Some(of_account) = state.in_flight_of_account.get_mut(&self.endpoint.0) {
+            *of_account -= 1;
+            if *of_account == 0 {
+                state.in_flight_of_account.remove(&self.endpoint.0);
+            }
         }
     }
 }
@@ -105,6 +141,7 @@ impl Drop for Place {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::delivery::attempt::FailureKind;
 
     fn endpoint(id: u64) -> Endpoint {
         (Account::parse("acme").unwrap(), WebhookId::new(id).unwrap())
@@ -134,7 +171,31 @@ mod tests {
         for _ in 0..1_000_000 {
             wait(0.5);
         }
-        assert_eq!((wait(0.0), wait(1.0)), (Duration::from_mins(5), Duration::from_mins(10)));
+        assert_eq!((wait(0.0), wait(1.0)), (Duration::from_mins(1), Duration::from_mins(2)));
+        gates.failures(&endpoint(1), 0, [Seen { failure: None, took: Duration::ZERO }].into_iter());
+        assert_eq!(wait(0.0), Duration::from_secs(5), "it is well again");
+    }
+
+    #[test]
+    fn no_account_takes_all_places() {
+        let gates = Gates::default();
+        let places: Vec<_> = (1..=20)
+            .flat_map(|id| (0..8).filter_map(|_| gates.enter(&endpoint(id), 8, 0.0).ok()).collect::<Vec<_>>())
+            .collect();
+        assert_eq!(places.len(), IN_FLIGHT_OF_ACCOUNT);
+        let other = (Account::parse("other").unwrap(), WebhookId::new(1).unwrap());
+        assert!(gates.enter(&other, 8, 0.0).is_ok());
+        drop(places);
+        assert!(gates.enter(&endpoint(1), 8, 0.0).is_ok());
+        assert_eq!(gates.lock().in_flight, 0);
+    }
+
+    #[test]
+    fn failures_add_up_over_attempts_side_by_side_and_are_void_once_another_process_had_an_answer() {
+        let (gates, silent) = (Gates::default(), Seen { failure: Some(FailureKind::Timeout), took: Duration::ZERO });
+        assert_eq!(gates.failures(&endpoint(1), 0, [silent; 3].into_iter()), 3);
+        assert_eq!(gates.failures(&endpoint(1), 3, [silent; 3].into_iter()), 6);
+        assert_eq!(gates.failures(&endpoint(1), 0, [silent].into_iter()), 1);
     }
 
     #[test]

@@ -93,6 +93,7 @@ impl Dispatcher {
         });
         let failed: HashSet<_> =
             bounded::join(retries.collect(), CONCURRENT_MESSAGES).await.into_iter().flatten().collect();
+        self.gates.forget_idle(self.clock.now());
         let mut response = SqsBatchResponse::default();
         response.batch_item_failures = failed
             .into_iter()

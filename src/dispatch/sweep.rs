@@ -3,10 +3,10 @@
 use super::Dispatcher;
 use crate::{
     bounded,
-    clock::{Deadline, Instant},
-    delivery::due::{GRACE, QUEUE_REACH},
+    clock::Deadline,
+    delivery::due::{GRACE, LEASE, QUEUE_REACH},
     queue::Timer,
-    store::Result,
+    store::{Result, claims::Due},
 };
 
 /// How many due deliveries are taken from each shard of the index at a time.
@@ -23,7 +23,8 @@ impl Dispatcher {
     pub async fn sweep(&self, deadline: Deadline) -> Result<usize> {
         let mut sent = 0;
         while !deadline.remaining().is_zero() {
-            let moved = self.enqueue_due(self.clock.now(), PAGE, false).await?;
+            let due = self.store.due(self.clock.now(), PAGE).await?;
+            let moved = self.enqueue(due, false).await?;
             sent += moved;
             if moved == 0 {
                 break;
@@ -41,17 +42,23 @@ impl Dispatcher {
         Ok(sent)
     }
 
-    /// Takes over what another process of the same tables left behind, which must be known to be gone: everything that is in
-    /// the queue or in flight.
+    /// Takes over what another process of the same tables left behind, which must be known to be gone: everything that was in
+    /// its queue or in flight.
     ///
     /// # Errors
     /// If DynamoDB does not answer.
     pub async fn take_over(&self) -> Result<usize> {
-        self.enqueue_due(self.clock.now() + QUEUE_REACH + GRACE, usize::MAX, true).await
+        let now = self.clock.now();
+        let due = self.store.due(now + QUEUE_REACH + GRACE, usize::MAX).await?;
+        let taken = due.len();
+        // What may be claimed must be changed in the table; of the rest it is enough to set the timer again.
+        let (claimed, queued): (Vec<_>, Vec<_>) = due.into_iter().partition(|due| due.is_looked_at_by(now + LEASE));
+        self.queue.set(queued.into_iter().map(Timer::from).collect(), now).await;
+        self.enqueue(claimed, true).await?;
+        Ok(taken)
     }
 
-    async fn enqueue_due(&self, until: Instant, page: usize, take_over: bool) -> Result<usize> {
-        let due = self.store.due(until, page).await?;
+    async fn enqueue(&self, due: Vec<Due>, take_over: bool) -> Result<usize> {
         let now = self.clock.now();
         let enqueue = due
             .into_iter()

@@ -74,6 +74,7 @@ pub(super) async fn run(args: ServeArgs) -> Result<(), Failed> {
     let ended = tokio::select! {
         signal = terminated() => signal,
         pump = &mut service.pump => pump?.and(Err(Failed("the stream reader ended".to_owned()))),
+        retries = &mut service.retries => retries.map_err(Failed::from).and(Err(Failed("the retry timer ended".to_owned()))),
     };
     service.stop().await;
     ended
@@ -162,7 +163,9 @@ impl Service {
         let _ = self.stop.send(true);
         let ended = timeout(STOP_TIME, async {
             let _ = self.server.await;
-            let _ = self.retries.await;
+            if !self.retries.is_finished() {
+                let _ = self.retries.await;
+            }
             if !self.pump.is_finished() {
                 let _ = self.pump.await;
             }

@@ -86,12 +86,20 @@ struct Current {
 /// The condition that no worker is at a delivery.
 const NOT_IN_FLIGHT: &str = "(attribute_not_exists(leased_until) OR leased_until <= :now)";
 
+/// The condition that no attempt was asked for out of turn.
+const AS_SCHEDULED: &str = "attribute_not_exists(resume_status)";
+
 /// The condition that a delivery is pending after so many attempts and not in flight.
 fn waiting() -> String {
     format!("#status = :pending AND attempt_count = :count AND {NOT_IN_FLIGHT}")
 }
 
 impl Due {
+    /// Whether the sweep looks at it by `then`.
+    pub fn is_looked_at_by(&self, then: Instant) -> bool {
+        self.sweep_at <= then
+    }
+
     /// A delivery that was made due.
     pub(super) const fn new(key: Key, attempt_count: u32, next_attempt_at: Instant, sweep_at: Instant) -> Self {
         Self { key, attempt_count, next_attempt_at, sweep_at }
@@ -177,12 +185,12 @@ impl Store {
         let update = self
             .change(key)
             .update_expression("SET expires_at = :expires REMOVE next_attempt_at, sweep_at, due_shard, leased_until")
-            .condition_expression(waiting())
+            .condition_expression(format!("{} AND {AS_SCHEDULED}", waiting()))
             .expression_attribute_values(":count", number(attempt_count.into()))
             .expression_attribute_values(":now", number(now.millis()))
             .expression_attribute_values(":expires", number((now + retention).seconds()))
             .expression_attribute_values(":pending", text("pending"));
-        held(update.send().await)
+        Ok(held(update.send().await)? || self.withdraw(key, now, retention).await?)
     }
 
     /// Cancels a delivery that is pending; `false` if it is not, or if it is in flight: then its result is written first, and
@@ -195,14 +203,23 @@ impl Store {
             .change(key)
             .update_expression(
                 "SET #status = :cancelled, expires_at = :expires
-                 REMOVE next_attempt_at, sweep_at, due_shard, state_key, leased_until, resume_status, resume_at",
+                 REMOVE next_attempt_at, sweep_at, due_shard, state_key, leased_until",
             )
-            .condition_expression(format!("#status = :pending AND {NOT_IN_FLIGHT}"))
+            .condition_expression(format!("#status = :pending AND {NOT_IN_FLIGHT} AND {AS_SCHEDULED}"))
             .expression_attribute_values(":now", number(now.millis()))
             .expression_attribute_values(":expires", number((now + retention).seconds()))
             .expression_attribute_values(":cancelled", text("cancelled"))
             .expression_attribute_values(":pending", text("pending"));
-        held(update.send().await)
+        Ok(held(update.send().await)? || self.withdraw(key, now, retention).await?)
+    }
+
+    /// Takes back an attempt that a person asked for and that was not made: the delivery stands again where it stood. `false`
+    /// if there is none. One that then is pending is cancelled or parked when it is due.
+    async fn withdraw(&self, key: &Key, now: Instant, retention: Duration) -> Result<bool> {
+        let Some(mut delivery) = self.delivery(key).await? else { return Ok(false) };
+        let Some(before) = delivery.resume.take() else { return Ok(false) };
+        delivery.state = before;
+        self.restate(&delivery, now, retention).await
     }
 
     /// Cancels what is pending to a webhook that was deleted, as far as the index tells and up to a bound. What it misses is
@@ -226,12 +243,12 @@ impl Store {
         bounded::join(cancels.collect(), CONCURRENT_CANCELS).await.into_iter().collect::<Result<Vec<_>>>().map(drop)
     }
 
-    /// Makes a delivery due now because a person asked for it, and remembers where it stood; `false` if it is in flight,
+    /// Writes a delivery that a person has made due, or that stands again where it stood before; `false` if it is in flight,
     /// gone, or has been attempted since `delivery` was read.
     ///
     /// # Errors
     /// If DynamoDB does not answer.
-    pub async fn hasten(&self, delivery: &Delivery, now: Instant, retention: Duration) -> Result<bool> {
+    pub async fn restate(&self, delivery: &Delivery, now: Instant, retention: Duration) -> Result<bool> {
         let request = self
             .client
             .put_item()
@@ -270,10 +287,10 @@ impl Store {
         while found.len() < at_most
             && let Some(item) = items.next().await
         {
-            let item: Item = item?;
-            let key = key_of(&item)?;
-            let DueRow { attempt_count, next_attempt_at, sweep_at } = from_item(item)?;
-            found.push(Due { key, attempt_count, next_attempt_at, sweep_at });
+            match due_of(item?) {
+                Ok(due) => found.push(due),
+                Err(error) => tracing::error!(shard, %error, "a due delivery cannot be read and is left out"),
+            }
         }
         Ok(found)
     }
@@ -305,6 +322,12 @@ impl Store {
             .set_key(Some(keys::delivery(key).into_item()))
             .expression_attribute_names("#status", "status")
     }
+}
+
+fn due_of(item: Item) -> Result<Due> {
+    let key = key_of(&item)?;
+    let DueRow { attempt_count, next_attempt_at, sweep_at } = from_item(item)?;
+    Ok(Due { key, attempt_count, next_attempt_at, sweep_at })
 }
 
 fn number(n: i64) -> AttributeValue {

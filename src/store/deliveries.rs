@@ -43,6 +43,7 @@ pub(super) struct Row {
     body: String,
     status: String,
     attempt_count: u32,
+    step: u32,
     attempts: Vec<Attempt>,
     created_at: Instant,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -204,6 +205,7 @@ impl Row {
             body: delivery.body.to_string(),
             status: status.to_owned(),
             attempt_count: delivery.attempt_count,
+            step: delivery.step,
             attempts: delivery.attempts.clone(),
             created_at: delivery.created_at,
             next_attempt_at,
@@ -230,6 +232,7 @@ impl Row {
             state: state(&self.status, self.next_attempt_at)?,
             resume,
             attempt_count: self.attempt_count,
+            step: self.step,
             attempts: self.attempts,
             created_at: self.created_at,
         })

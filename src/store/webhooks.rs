@@ -178,7 +178,11 @@ impl Store {
                 // Health sorts right behind its webhook; one whose webhook is gone belongs to nobody.
                 && sk == keys::health(account, last.webhook.id).sk
             {
-                last.health = from_item(item)?;
+                // Health is only a hint: what cannot be read is as good as nothing known.
+                last.health = from_item(item).unwrap_or_else(|error| {
+                    tracing::error!(%account, webhook = %last.webhook.id, %error, "health cannot be read");
+                    Health::default()
+                });
             }
         }
         Ok(subscribers)

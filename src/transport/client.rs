@@ -112,6 +112,11 @@ impl Client {
         Ok(Self { http, limits })
     }
 
+    /// How long an exchange may take.
+    pub const fn limits(&self) -> Limits {
+        self.limits
+    }
+
     /// Makes one attempt: posts `body` to `url`, within the client's limits and `at_most`.
     pub async fn attempt(
         &self,

@@ -240,6 +240,11 @@ async fn a_webhook_that_cannot_be_read_harms_no_other() {
     assert_eq!(run(&world.dispatcher(), &[insert(1, job("t", "failed"))]).await, []);
     let received = receiver.wait_for(1).await;
     assert_eq!(received.iter().map(|request| request.path.as_str()).collect::<Vec<_>>(), ["/healthy"]);
+    let kept = world.items_under("POISON#").await;
+    assert!(
+        kept[0]["reason"].as_s().unwrap().starts_with("a webhook of the account cannot be read"),
+        "what it missed is kept"
+    );
 }
 
 #[tokio::test]

@@ -397,28 +397,66 @@ async fn what_finds_no_place_is_put_off_without_using_an_attempt() {
 }
 
 #[tokio::test]
-async fn an_attempt_out_of_turn_counts_on_and_does_not_restart_the_schedule() {
-    let scene = Scene::new("1h").await;
+async fn an_attempt_out_of_turn_counts_on_and_neither_restarts_the_schedule_nor_uses_it_up() {
+    let scene = Scene::new("1h,1h").await;
     let webhook = scene.subscribe("/status/500").await;
     scene.end_jobs(1, 1).await;
-    let store = &scene.world.store;
-    let before = scene.only(webhook).await;
-    let mut hastened = before.clone();
-    hastened.hasten(START);
-    assert!(store.hasten(&hastened, START, Duration::from_hours(1)).await.unwrap());
-    scene.retry(&Message { key: before.key.clone(), attempt_count: 1 }).await;
-    let after = scene.only(webhook).await;
-    assert_eq!((after.state, after.attempt_count, after.resume), (before.state, 2, None), "it is due when it was");
+    let by_hand = async || {
+        let before = scene.only(webhook).await;
+        let mut hastened = before.clone();
+        hastened.hasten(scene.clock.now());
+        assert!(scene.world.store.restate(&hastened, scene.clock.now(), Duration::from_hours(1)).await.unwrap());
+        scene.retry(&Message { key: before.key.clone(), attempt_count: before.attempt_count }).await;
+        let after = scene.only(webhook).await;
+        assert_eq!((after.state, after.attempt_count, after.resume), (before.state, before.attempt_count + 1, None));
+    };
+    let by_schedule = async || {
+        scene.clock.advance(Duration::from_hours(2));
+        let before = scene.only(webhook).await;
+        scene.retry(&Message { key: before.key.clone(), attempt_count: before.attempt_count }).await;
+        scene.only(webhook).await.state
+    };
+    by_hand().await;
+    by_hand().await;
+    assert!(matches!(by_schedule().await, State::Pending(_)));
+    by_hand().await;
+    assert_eq!(by_schedule().await, State::Failed);
+    by_hand().await;
+    assert_eq!((scene.only(webhook).await.state, scene.requests()), (State::Failed, 7));
+}
 
-    scene.clock.advance(Duration::from_hours(2));
-    scene.retry(&Message { key: before.key.clone(), attempt_count: 2 }).await;
-    assert_eq!(scene.only(webhook).await.state, State::Failed);
+#[tokio::test]
+async fn an_attempt_out_of_turn_that_was_not_made_leaves_the_delivery_as_it_was_when_its_webhook_goes() {
+    let scene = Scene::new("1h").await;
+    let webhook = scene.subscribe("/ok").await;
+    scene.end_jobs(1, 1).await;
     let mut hastened = scene.only(webhook).await;
-    hastened.hasten(scene.clock.now());
-    assert!(store.hasten(&hastened, scene.clock.now(), Duration::from_hours(1)).await.unwrap());
-    scene.retry(&Message { key: before.key.clone(), attempt_count: 3 }).await;
-    let after = scene.only(webhook).await;
-    assert_eq!((after.state, after.attempt_count), (State::Failed, 4));
+    hastened.hasten(START);
+    assert!(scene.world.store.restate(&hastened, START, Duration::from_hours(1)).await.unwrap());
+    scene.world.store.delete_webhook(&account("acme"), webhook).await.unwrap();
+    scene.retry(&Message { key: hastened.key.clone(), attempt_count: 1 }).await;
+    assert_eq!((scene.only(webhook).await.state, scene.requests()), (State::Delivered, 1));
+}
+
+#[tokio::test]
+async fn what_cannot_be_read_of_one_endpoint_holds_up_no_other() {
+    let scene = Scene::new("2h").await;
+    let broken = scene.subscribe("/ok").await;
+    let failing = scene.subscribe("/status/500").await;
+    let text = |text: &str| aws_sdk_dynamodb::types::AttributeValue::S(text.to_owned());
+    let tables = &scene.world.tables;
+    let put = |table: &str| scene.world.client.put_item().table_name(table);
+    let health = put(&tables.webhooks).item("PK", text("ACCOUNT#acme")).item("SK", text("WEBHOOK#0000000001#HEALTH"));
+    health.item("last_failure", text("unheard of")).send().await.unwrap();
+    let due =
+        put(&tables.deliveries).item("PK", text("acme#1")).item("SK", text("evt_broken")).item("due_shard", text("00"));
+    due.item("sweep_at", aws_sdk_dynamodb::types::AttributeValue::N("1".to_owned())).send().await.unwrap();
+    scene.end_jobs(1, 1).await;
+    assert_eq!(scene.only(failing).await.attempt_count, 1);
+    scene.clock.advance(Duration::from_hours(3));
+    assert_eq!(scene.sweep().await, 1);
+    let listed = scene.world.items(&tables.deliveries).await;
+    assert!(listed.iter().any(|item| item["PK"] == text("acme#1") && item["status"] == text("delivered")), "{broken}");
 }
 
 #[tokio::test]
