@@ -21,6 +21,7 @@ use crate::{
         Delivery, State,
         attempt::{Outcome, Request},
         due::is_within_reach,
+        health::Health,
         schedule::Schedule,
     },
     event::MAX_BODY,
@@ -146,24 +147,37 @@ impl Dispatcher {
         let now = self.clock.now();
         let Subscriber { webhook, health: before, .. } = subscriber;
         let endpoint = (account.clone(), webhook.id);
-        let mut health = outcomes.iter().fold(*before, |health, outcome| health.after(outcome.seen(), now));
         let seen = outcomes.iter().map(|outcome| outcome.seen());
-        health.failures = health.failures.max(self.gates.failures(&endpoint, before.failures, seen));
-        let reason = if outcomes.iter().any(|outcome| outcome.status_code == Some(410)) {
-            Some("The endpoint answered 410 Gone.".to_owned())
-        } else if health.failing_for(self.disable_after, now) {
-            let time = humantime::format_duration(self.disable_after);
-            Some(format!("Every attempt of the last {time} failed."))
-        } else {
-            None
+        let failures = self.gates.failures(&endpoint, before.failures, seen);
+        let learned = |known: Health| {
+            let health = outcomes.iter().fold(known, |health, outcome| health.after(outcome.seen(), now));
+            Health { failures: health.failures.max(failures), ..health }
         };
+        let gone = outcomes.iter().any(|outcome| outcome.status_code == Some(410));
+        let supposed = learned(*before);
+        if !gone && !supposed.failing_for(self.disable_after, now) && !supposed.differs_from(before) {
+            return;
+        }
         let written = async {
-            if let Some(reason) = &reason
-                && self.store.disable_webhook(account, webhook.id, reason, now).await?
+            // What was known when a long attempt began may be out of date by now.
+            let Some(Subscriber { health: before, .. }) = self.store.subscriber(account, webhook.id).await? else {
+                return Ok(());
+            };
+            let health = learned(before);
+            let reason = if gone {
+                Some("The endpoint answered 410 Gone.".to_owned())
+            } else if health.failing_for(self.disable_after, now) {
+                let time = humantime::format_duration(self.disable_after);
+                Some(format!("Every attempt of the last {time} failed."))
+            } else {
+                None
+            };
+            if let Some(reason) = reason
+                && self.store.disable_webhook(account, webhook.id, &reason, now).await?
             {
                 tracing::warn!(%account, webhook = %webhook.id, reason, "webhook disabled");
             }
-            if health.differs_from(before) && self.gates.may_write_health(&endpoint, now) {
+            if health.differs_from(&before) && self.gates.may_write_health(&endpoint, now) {
                 self.store.keep_health(account, webhook.id, &health).await?;
             }
             Ok::<_, crate::store::Error>(())
