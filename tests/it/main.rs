@@ -10,3 +10,4 @@ mod proxy;
 mod retries;
 mod serve;
 mod support;
+mod tls;

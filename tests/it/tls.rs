@@ -1,0 +1,78 @@
+//! HTTPS out: whom the client trusts.
+
+use std::{io::Write, sync::Arc, time::Duration};
+
+use nano_webhooks::{
+    clock::Clock,
+    delivery::attempt::{Failure, Outcome, Request},
+    event::EventId,
+    transport::{Client, Guard, client::Limits, guard::Policy},
+    webhook::{EndpointUrl, EventType},
+};
+use rustls::{
+    ServerConfig,
+    pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer},
+};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpListener,
+};
+use tokio_rustls::TlsAcceptor;
+
+/// Answers 200 over TLS, with a certificate for `localhost` that nobody has signed but itself. Gives its port and the
+/// certificate as PEM.
+async fn serve() -> (u16, String) {
+    let certified = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(certified.signing_key.serialize_der()));
+    let config = ServerConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![certified.cert.der().clone()], key)
+        .unwrap();
+    let (listener, acceptor) = (TcpListener::bind("127.0.0.1:0").await.unwrap(), TlsAcceptor::from(Arc::new(config)));
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        while let Ok((tcp, _)) = listener.accept().await {
+            let Ok(mut tls) = acceptor.accept(tcp).await else { continue };
+            let mut request = Vec::new();
+            while !request.ends_with(b"{}") && tls.read_buf(&mut request).await.is_ok_and(|read| read > 0) {}
+            let _ = tls.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await;
+        }
+    });
+    (port, certified.cert.pem())
+}
+
+async fn post(client: &Client, url: &str) -> Outcome {
+    let request = Request {
+        id: &EventId::parse("evt_01JFS8TX800000000000000000").unwrap(),
+        event: EventType::JobCompleted,
+        number: 1,
+        at: Clock::system().now(),
+        signatures: None,
+        version: "0",
+    };
+    client.attempt(&EndpointUrl::parse(url).unwrap(), request, "{}", Duration::from_secs(10)).await.1
+}
+
+#[tokio::test]
+async fn a_certificate_is_trusted_if_the_operator_says_so_and_for_its_own_name_alone() {
+    let (port, pem) = serve().await;
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    file.write_all(pem.as_bytes()).unwrap();
+    let client = |ca| Client::new(Guard::new(Policy::Any, vec![]), Limits::QUEUED, ca).unwrap();
+    let (trusting, other) = (client(Some(file.path())), client(None));
+    let named = format!("https://localhost:{port}/hook");
+    let accepted = post(&trusting, &named).await;
+    assert_eq!((accepted.failure, accepted.status_code, accepted.excerpt.as_deref()), (None, Some(200), Some("ok")));
+    assert_eq!(post(&other, &named).await.failure, Some(Failure::Tls), "nobody else vouches for it");
+    let by_address = post(&trusting, &format!("https://127.0.0.1:{port}/hook")).await;
+    assert_eq!(by_address.failure, Some(Failure::Tls), "it is not for this name");
+}
+
+#[test]
+fn a_file_without_certificates_is_refused() {
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    file.write_all(b"no certificate").unwrap();
+    assert!(Client::new(Guard::new(Policy::Any, vec![]), Limits::QUEUED, Some(file.path())).is_err());
+}
