@@ -2,12 +2,9 @@
 
 use aws_sdk_dynamodb::types::{AttributeValue, Delete, Put, TransactWriteItem, Update};
 
-use super::{
-    Error, Result, Store, back_off, keys,
-    webhooks::{MAX_TIME, cancelled, failed_condition},
-};
+use super::{Result, Store, keys};
 use crate::{
-    clock::{Deadline, Instant},
+    clock::Instant,
     webhook::{Account, EndpointUrl, Events, Secret, Status, WebhookId},
 };
 
@@ -41,31 +38,17 @@ impl Store {
         change: &Change,
         now: Instant,
     ) -> Result<bool> {
-        let deadline = Deadline::after(MAX_TIME);
-        for tried in 0.. {
-            if deadline.remaining().is_zero() {
-                break;
-            }
-            let mut parts = vec![TransactWriteItem::builder().update(self.update(account, id, change, now)).build()];
-            if change.status == Some(Status::Active) {
-                let health = Delete::builder().table_name(&self.tables.webhooks);
-                let health = health.set_key(Some(keys::health(account, id).into_item())).build();
-                let parked = Put::builder().table_name(&self.tables.webhooks);
-                let parked = parked.set_item(Some(keys::unparking(account, id).into_item()));
-                let parked = parked.item("created_at", AttributeValue::N(now.millis().to_string())).build();
-                parts.push(TransactWriteItem::builder().delete(health.expect("every required part is set")).build());
-                parts.push(TransactWriteItem::builder().put(parked.expect("every required part is set")).build());
-            }
-            let reasons = match self.client.transact_write_items().set_transact_items(Some(parts)).send().await {
-                Ok(_) => return Ok(true),
-                Err(error) => cancelled(error)?,
-            };
-            if reasons.first().is_some_and(failed_condition) {
-                return Ok(false);
-            }
-            back_off(tried).await;
+        let mut parts = vec![TransactWriteItem::builder().update(self.update(account, id, change, now)).build()];
+        if change.status == Some(Status::Active) {
+            let health = Delete::builder().table_name(&self.tables.webhooks);
+            let health = health.set_key(Some(keys::health(account, id).into_item())).build();
+            let parked = Put::builder().table_name(&self.tables.webhooks);
+            let parked = parked.set_item(Some(keys::unparking(account, id).into_item()));
+            let parked = parked.item("created_at", AttributeValue::N(now.millis().to_string())).build();
+            parts.push(TransactWriteItem::builder().delete(health.expect("every required part is set")).build());
+            parts.push(TransactWriteItem::builder().put(parked.expect("every required part is set")).build());
         }
-        Err(Error::Unavailable("too many changes of one account at the same time".to_owned()))
+        self.transact(parts).await
     }
 
     fn update(&self, account: &Account, id: WebhookId, change: &Change, now: Instant) -> Update {

@@ -24,7 +24,7 @@ use crate::{
 
 /// How long a transaction is tried again when others change the same account at the same time. Each round one of them gets
 /// through.
-pub(super) const MAX_TIME: Duration = Duration::from_secs(5);
+const MAX_TIME: Duration = Duration::from_secs(5);
 
 /// A webhook and the health of its endpoint.
 #[derive(Clone, Debug)]
@@ -364,38 +364,42 @@ impl Store {
     /// # Errors
     /// If DynamoDB does not answer.
     pub async fn delete_webhook(&self, account: &Account, id: WebhookId) -> Result<bool> {
+        let webhook = Delete::builder()
+            .table_name(&self.tables.webhooks)
+            .set_key(Some(keys::webhook(account, id).into_item()))
+            .condition_expression("attribute_exists(PK)")
+            .build()
+            .expect("every required part is set");
+        let health = Delete::builder()
+            .table_name(&self.tables.webhooks)
+            .set_key(Some(keys::health(account, id).into_item()))
+            .build()
+            .expect("every required part is set");
+        let counter = Update::builder()
+            .table_name(&self.tables.webhooks)
+            .set_key(Some(keys::meta(account).into_item()))
+            .update_expression("ADD webhooks :less")
+            .expression_attribute_values(":less", AttributeValue::N("-1".to_owned()))
+            .build()
+            .expect("every required part is set");
+        self.transact(vec![
+            TransactWriteItem::builder().delete(webhook).build(),
+            TransactWriteItem::builder().delete(health).build(),
+            TransactWriteItem::builder().update(counter).build(),
+        ])
+        .await
+    }
+
+    /// Writes all parts or none, again while others change the same items; `false` if the first part's condition does not
+    /// hold.
+    pub(super) async fn transact(&self, parts: Vec<TransactWriteItem>) -> Result<bool> {
         let deadline = Deadline::after(MAX_TIME);
         for tried in 0.. {
             if deadline.remaining().is_zero() {
                 break;
             }
-            let webhook = Delete::builder()
-                .table_name(&self.tables.webhooks)
-                .set_key(Some(keys::webhook(account, id).into_item()))
-                .condition_expression("attribute_exists(PK)")
-                .build()
-                .expect("every required part is set");
-            let health = Delete::builder()
-                .table_name(&self.tables.webhooks)
-                .set_key(Some(keys::health(account, id).into_item()))
-                .build()
-                .expect("every required part is set");
-            let counter = Update::builder()
-                .table_name(&self.tables.webhooks)
-                .set_key(Some(keys::meta(account).into_item()))
-                .update_expression("ADD webhooks :less")
-                .expression_attribute_values(":less", AttributeValue::N("-1".to_owned()))
-                .build()
-                .expect("every required part is set");
-            let sent = self
-                .client
-                .transact_write_items()
-                .transact_items(TransactWriteItem::builder().delete(webhook).build())
-                .transact_items(TransactWriteItem::builder().delete(health).build())
-                .transact_items(TransactWriteItem::builder().update(counter).build())
-                .send()
-                .await;
-            let reasons = match sent {
+            let request = self.client.transact_write_items().set_transact_items(Some(parts.clone()));
+            let reasons = match request.send().await {
                 Ok(_) => return Ok(true),
                 Err(error) => cancelled(error)?,
             };
