@@ -67,7 +67,7 @@ def reached(known, roots):
     names, open_ = set(), set(roots)
     while open_:
         names |= open_
-        called = {name for root in open_ for name in re.findall(r"\bself\.(\w+)\(", known[root])}
+        called = {name for root in open_ for name in re.findall(r"self\.(\w+)\(", known[root])}
         open_ = (called & set(known)) - names
     return [known[name] for name in sorted(names)]
 
@@ -125,7 +125,9 @@ class Template(unittest.TestCase):
 
     def statements(self, role):
         for policy in self.properties(role)["Policies"]:
-            yield from policy["PolicyDocument"]["Statement"]
+            for statement in policy["PolicyDocument"]["Statement"]:
+                # A statement may have a condition of the template: then it is there or nothing is.
+                yield statement["Fn::If"][1] if "Fn::If" in statement else statement
 
     def actions(self, role, resource):
         """What a role may do with one resource: `Table`, `Table/index/name` or any other with an ARN."""
@@ -386,36 +388,64 @@ class Template(unittest.TestCase):
 
     def test_the_roles_have_no_statement_that_these_tests_do_not_know(self):
         known = {
-            "ApiRole": {"Webhooks", "Deliveries", "DeliveriesByState", "Retry", "Logs"},
+            "ApiRole": {"Webhooks", "Deliveries", "DeliveriesByState", "Retry", "SecretsKey", "Logs"},
             "DispatchRole": {
-                "Webhooks", "Health", "Poison", "Unparking", "Deliveries", "DeliveriesDue", "DeliveriesByState", "Retry",
+                "SecretsKey", "Webhooks", "DataKeys", "Health", "Poison", "Unparking", "Deliveries", "DeliveriesDue", "DeliveriesByState", "Retry",
                 "JobsStream", "GivenUp", "Logs",
             },
-            "RetryRole": {"Webhooks", "Health", "Deliveries", "Retry", "Logs"},
+            "RetryRole": {"SecretsKey", "Webhooks", "DataKeys", "Health", "Deliveries", "Retry", "Logs"},
         }
         self.assertEqual({role: {s["Sid"] for s in self.statements(role)} for role in ROLES}, known)
 
-    def test_dispatch_writes_to_no_partition_but_those_of_accounts_poison_and_unparking(self):
-        keys = functions("store/keys.rs")
+    def test_dispatch_reaches_no_partition_but_those_of_accounts_poison_unparking_and_data_keys(self):
+        code, keys = source("src/store/keys.rs"), functions("store/keys.rs")
         account = the(re.findall(r'format!\("(ACCOUNT#)\{account\}"\)', keys["account"])) + "*"
         poison = the(re.findall(r'format!\("(POISON#)\{day\}"\)', keys["poison"])) + "*"
-        unparking = the(re.findall(r'UNPARKING: &str = "(\w+)"', source("src/store/keys.rs")))
-        writes = {
+        unparking = the(re.findall(r'UNPARKING: &str = "(\w+)"', code))
+        data_keys = the(re.findall(r'DATA_KEYS: &str = "(\w+)"', code))
+        reached = {
             "DispatchRole": {
+                "dynamodb:Query": {account, unparking},
+                "dynamodb:GetItem": {data_keys},
                 "dynamodb:PutItem": {account, poison, unparking},
                 "dynamodb:UpdateItem": {account},
                 "dynamodb:DeleteItem": {unparking},
             },
-            "RetryRole": {"dynamodb:PutItem": {account}, "dynamodb:UpdateItem": {account}},
+            "RetryRole": {
+                "dynamodb:Query": {account},
+                "dynamodb:GetItem": {data_keys},
+                "dynamodb:PutItem": {account},
+                "dynamodb:UpdateItem": {account},
+            },
         }
-        for role, expected in writes.items():
+        for role, expected in reached.items():
             granted = {}
             for statement in self.statements(role):
-                if statement["Resource"] == {"Fn::GetAtt": ["Webhooks", "Arn"]} and statement["Action"] != "dynamodb:Query":
+                if statement["Resource"] == {"Fn::GetAtt": ["Webhooks", "Arn"]}:
                     partitions = statement["Condition"]["ForAllValues:StringLike"]["dynamodb:LeadingKeys"]
                     for action in listed(statement["Action"]):
                         granted.setdefault(action, set()).update(partitions)
             self.assertEqual(granted, expected, role)
+
+    def test_the_key_of_the_secrets_is_kept_and_used_for_data_keys_alone(self):
+        key = self.resources["SecretsKey"]
+        self.assertEqual((key["DeletionPolicy"], key["UpdateReplacePolicy"]), ("Retain", "Retain"))
+        self.assertIs(key["Properties"]["EnableKeyRotation"], True)
+        vault = functions("store/vault.rs")
+        calls = {".generate_data_key()": "kms:GenerateDataKey", ".decrypt()": "kms:Decrypt"}
+        context = the(re.findall(r'CONTEXT: &str = "([\w-]+)"', source("src/store/vault.rs")))
+        arn = {"Fn::If": ["CreateSecretsKey", {"Fn::GetAtt": ["SecretsKey", "Arn"]}, {"Ref": "SecretsKmsKey"}]}
+        # Only the API seals; the others open.
+        for role, roots in {"ApiRole": ["sealing_key"], "DispatchRole": ["secrets_of"], "RetryRole": ["secrets_of"]}.items():
+            asked = {action for text in reached(vault, roots) for call, action in calls.items() if call in text}
+            statement = the(s for s in self.statements(role) if s["Sid"] == "SecretsKey")
+            self.assertEqual(set(listed(statement["Action"])), asked, role)
+            self.assertEqual(statement["Resource"], arn, role)
+            self.assertEqual(statement["Condition"], {"Null": {f"kms:EncryptionContext:{context}": "false"}}, role)
+        for name in BINARIES:
+            given = self.properties(name)["Environment"]["Variables"]["SECRETS_KMS_KEY_ID"]
+            self.assertEqual(given["Fn::If"][:2], arn["Fn::If"][:2], name)
+            self.assertEqual(given["Fn::If"][2], {"Fn::If": ["SealSecrets", {"Ref": "SecretsKmsKey"}, ""]}, name)
 
 
 if __name__ == "__main__":

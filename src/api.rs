@@ -33,6 +33,9 @@ use error::Error;
 pub struct Api {
     /// The tables.
     pub store: Store,
+    /// The claim of API Gateway's authorizer that names the account; without it an API key does, and what an authorizer says
+    /// is ignored.
+    pub account_claim: Option<String>,
     /// Checks the URLs that webhooks are created with.
     pub guard: Guard,
     /// The time.

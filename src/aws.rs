@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use aws_config::{BehaviorVersion, SdkConfig, timeout::TimeoutConfig};
 
+use crate::store::vault::{Vault, Wrapping};
+
 /// How long one try of a request to AWS may take; the SDK makes up to three.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a request may take in all.
@@ -17,4 +19,11 @@ pub async fn config() -> SdkConfig {
 /// The bounds of every request to AWS.
 pub fn timeouts() -> TimeoutConfig {
     TimeoutConfig::builder().operation_attempt_timeout(ATTEMPT_TIMEOUT).operation_timeout(OPERATION_TIMEOUT).build()
+}
+
+/// The vault whose data keys this KMS key wraps; without one secrets are stored as they are.
+pub fn vault(config: &SdkConfig, kms_key_id: Option<String>) -> Vault {
+    Vault::new(
+        kms_key_id.map_or(Wrapping::None, |key_id| Wrapping::Kms { client: aws_sdk_kms::Client::new(config), key_id }),
+    )
 }

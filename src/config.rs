@@ -35,6 +35,12 @@ pub struct Config {
     pub webhooks_per_account: u32,
     /// `RATE_LIMIT_PER_MINUTE` and `RATE_LIMIT_PER_DAY`.
     pub rate_limits: rate::Limits,
+    /// `ACCOUNT_CLAIM`: the claim of API Gateway's authorizer that names the account, for platforms that authenticate in front;
+    /// API keys are not looked at then. Deployed functions only.
+    pub account_claim: Option<String>,
+    /// `SECRETS_KMS_KEY_ID`: the KMS key that wraps the data keys under which secrets are stored. Deployed functions only: local
+    /// mode has a key in its data directory.
+    pub secrets_kms_key_id: Option<String>,
     /// `EXTRA_CA_FILE`: a PEM file with certificates that are trusted beside the public ones.
     pub extra_ca_file: Option<PathBuf>,
 }
@@ -184,6 +190,8 @@ impl Config {
                 per_minute: limit("RATE_LIMIT_PER_MINUTE", defaults.rate_limits.per_minute.map(Positive))?.map(|n| n.0),
                 per_day: limit("RATE_LIMIT_PER_DAY", defaults.rate_limits.per_day.map(Positive))?.map(|n| n.0),
             },
+            account_claim: get("ACCOUNT_CLAIM")?,
+            secrets_kms_key_id: get("SECRETS_KMS_KEY_ID")?,
             extra_ca_file: get("EXTRA_CA_FILE")?.map(PathBuf::from),
         })
     }

@@ -29,7 +29,7 @@ use crate::{
     random, signing,
     store::{Store, poison::Poison, webhooks::Subscriber},
     transport::Client,
-    webhook::{Account, Webhook},
+    webhook::{Account, Secret, Webhook},
 };
 use deliver::Occurrence;
 pub use gates::Gates;
@@ -101,9 +101,16 @@ impl Dispatcher {
     }
 
     /// Makes the next attempt of a delivery, and decides where it stands then.
-    async fn attempt(&self, client: &Client, webhook: &Webhook, delivery: &mut Delivery, at_most: Duration) -> Outcome {
+    async fn attempt(
+        &self,
+        client: &Client,
+        webhook: &Webhook,
+        secrets: &[Secret],
+        delivery: &mut Delivery,
+        at_most: Duration,
+    ) -> Outcome {
         let at = self.clock.now();
-        let signatures = signing::sign(&webhook.secrets, &delivery.key.event, at, delivery.body.as_bytes());
+        let signatures = signing::sign(secrets, &delivery.key.event, at, delivery.body.as_bytes());
         let request = Request {
             id: &delivery.key.event,
             event: delivery.event_type,

@@ -4,7 +4,7 @@
 //!
 //! | what | where |
 //! |---|---|
-//! | what is decided, without I/O | [`webhook`], [`event`], [`signing`], [`delivery`], [`api_key`] |
+//! | what is decided, without I/O | [`webhook`], [`event`], [`signing`], [`delivery`], [`api_key`], [`data_key`] |
 //! | what talks to the outside | [`store`] (DynamoDB), [`queue`] (SQS), [`transport`] (endpoints), [`telemetry`] (logs) |
 //! | what the functions do | [`api`] (the HTTP API), [`dispatch`] (the fan-out) |
 //! | what a developer's machine runs | `local`, behind the cargo feature of that name |
@@ -18,6 +18,7 @@ pub mod aws;
 mod bounded;
 pub mod clock;
 pub mod config;
+pub mod data_key;
 pub mod delivery;
 pub mod dispatch;
 pub mod event;

@@ -12,6 +12,7 @@ pub mod poison;
 pub mod positions;
 pub mod rate;
 pub mod tables;
+pub mod vault;
 pub mod webhooks;
 
 use std::{collections::HashMap, error::Error as StdError, time::Duration};
@@ -22,6 +23,8 @@ use aws_sdk_dynamodb::{
     types::AttributeValue,
 };
 use serde::{Deserialize, Serialize};
+
+use vault::Vault;
 
 /// An item as DynamoDB has it.
 pub type Item = HashMap<String, AttributeValue>;
@@ -40,12 +43,13 @@ pub struct Tables {
 pub struct Store {
     client: Client,
     tables: Tables,
+    vault: Vault,
 }
 
 impl Store {
-    /// A store over these tables.
-    pub const fn new(client: Client, tables: Tables) -> Self {
-        Self { client, tables }
+    /// A store over these tables, whose secrets the vault seals.
+    pub const fn new(client: Client, tables: Tables, vault: Vault) -> Self {
+        Self { client, tables, vault }
     }
 }
 
@@ -58,6 +62,10 @@ pub enum Error {
     /// Refused, or an item that cannot be understood: the same request would fail again.
     #[error("DynamoDB request failed: {0}")]
     Internal(String),
+    /// A data key cannot be unwrapped: KMS does not answer or refuses, or the settings are others than those it was wrapped
+    /// with. The same request may succeed when that is mended.
+    #[error("secrets cannot be opened: {0}")]
+    Locked(String),
 }
 
 /// Shorthand for what the store returns.
@@ -121,7 +129,12 @@ async fn back_off(tried: u32) {
 
 /// A stored shape as an item.
 fn to_item(row: &impl Serialize) -> Result<Item> {
-    serde_dynamo::to_item(row).map_err(|error| Error::Internal(format!("a row could not be written: {error}")))
+    serde_dynamo::to_item(row).map_err(unwritable)
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "the signature that `map_err` asks for")]
+fn unwritable(error: serde_dynamo::Error) -> Error {
+    Error::Internal(format!("a row could not be written: {error}"))
 }
 
 /// An item as a stored shape.

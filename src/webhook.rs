@@ -291,8 +291,6 @@ pub struct Webhook {
     pub events: Events,
     /// Whether it receives events.
     pub status: Status,
-    /// The secrets that sign, the newest first; none: callbacks are not signed.
-    pub secrets: Vec<Secret>,
 }
 
 impl Webhook {

@@ -1,4 +1,4 @@
-//! Who is asking: the account behind an API key, within its rate limit.
+//! Who is asking: the account behind an API key or an authorizer's claim, within its rate limit.
 
 use std::sync::Arc;
 
@@ -6,24 +6,42 @@ use axum::{
     extract::FromRequestParts,
     http::{header::AUTHORIZATION, request::Parts},
 };
+use lambda_http::request::RequestContext;
+use serde_json::Value;
 
 use super::{Api, Error};
 use crate::{api_key::ApiKey, store::rate::Verdict, webhook::Account};
 
-/// The account whose key the request bears. An operation that takes this answers 401 and 429 by itself.
+/// The account that the request is made for. An operation that takes this answers 401 and 429 by itself.
 pub(super) struct Authenticated(pub Account);
 
 impl FromRequestParts<Arc<Api>> for Authenticated {
     type Rejection = Error;
 
     async fn from_request_parts(parts: &mut Parts, api: &Arc<Api>) -> Result<Self, Error> {
-        let key = bearer(parts).and_then(|token| ApiKey::parse(token).ok()).ok_or(Error::Unauthorized)?;
-        let account = api.store.account_of(&key).await?.ok_or(Error::Unauthorized)?;
-        match api.store.count_request(&account, api.rate_limits, api.clock.now()).await? {
+        let now = api.clock.now();
+        let account = match &api.account_claim {
+            Some(claim) => claimed(parts, claim).and_then(|name| Account::parse(name).ok()),
+            None => match bearer(parts).and_then(|token| ApiKey::parse(token).ok()) {
+                Some(key) => api.store.account_of(&key, now).await?,
+                None => None,
+            },
+        };
+        let account = account.ok_or(Error::Unauthorized)?;
+        match api.store.count_request(&account, api.rate_limits, now).await? {
             Verdict::Allowed => Ok(Self(account)),
             Verdict::Refused { retry_after_seconds } => Err(Error::RateLimited { retry_after_seconds }),
         }
     }
+}
+
+/// What the authorizer in front says of this claim: that of a verified token, or a text of a Lambda authorizer's context. No
+/// caller can put it there: it comes with the gateway's event, beside the request.
+fn claimed<'a>(parts: &'a Parts, claim: &str) -> Option<&'a str> {
+    let RequestContext::ApiGatewayV2(context) = parts.extensions.get()? else { return None };
+    let authorizer = context.authorizer.as_ref()?;
+    let of_token = authorizer.jwt.as_ref().and_then(|token| token.claims.get(claim)).map(String::as_str);
+    of_token.or_else(|| authorizer.fields.get(claim).and_then(Value::as_str))
 }
 
 /// The token of `Authorization: Bearer …`; the scheme's case does not matter (RFC 9110, section 11.1).

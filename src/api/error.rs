@@ -64,7 +64,7 @@ impl Error {
 impl From<store::Error> for Error {
     fn from(error: store::Error) -> Self {
         match error {
-            store::Error::Unavailable(_) => Self::Unavailable(error.to_string()),
+            store::Error::Unavailable(_) | store::Error::Locked(_) => Self::Unavailable(error.to_string()),
             store::Error::Internal(_) => Self::Internal(error.to_string()),
         }
     }

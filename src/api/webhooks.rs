@@ -80,13 +80,13 @@ struct HealthView {
 }
 
 impl From<&Subscriber> for Detailed {
-    fn from(Subscriber { webhook, health, detail }: &Subscriber) -> Self {
+    fn from(Subscriber { webhook, secrets, health, detail }: &Subscriber) -> Self {
         Self {
             webhook: View::from(webhook),
             created_at: detail.created_at.rfc3339(),
             updated_at: detail.updated_at.rfc3339(),
             description: detail.description.clone(),
-            signed: !webhook.secrets.is_empty(),
+            signed: !secrets.is_empty(),
             disabled_reason: detail.disabled_reason.clone(),
             health: HealthView {
                 state: health.state(),
@@ -241,8 +241,7 @@ fn idempotency(headers: &HeaderMap, body: &[u8], now: Instant) -> Result<Option<
         value.to_str().ok().filter(|key| (1..=MAX_IDEMPOTENCY_KEY).contains(&key.len()) && values.next().is_none());
     let key =
         key.ok_or_else(|| Error::field("Idempotency-Key", "expected one, of 1 to 255 printable ASCII characters"))?;
-    let fingerprint = hex::encode(Sha256::digest(body));
-    Ok(Some(Idempotency { key: key.to_owned(), fingerprint, expires_at: now + IDEMPOTENCY }))
+    Ok(Some(Idempotency { key: key.to_owned(), sha256: Sha256::digest(body).into(), expires_at: now + IDEMPOTENCY }))
 }
 
 fn url<'de, D: Deserializer<'de>>(from: D) -> Result<Option<EndpointUrl>, D::Error> {

@@ -17,13 +17,14 @@ async fn main() -> Result<(), lambda_http::Error> {
     let aws = aws::config().await;
     let client = aws_sdk_dynamodb::Client::new(&aws);
     let router = api::router(Api {
+        account_claim: config.account_claim.clone(),
         guard: config.guard(),
         clock: Clock::system(),
         queue: Queue::Sqs { client: aws_sdk_sqs::Client::new(&aws), url: retry_queue_url()? },
         retention: config.retention,
         webhooks_per_account: config.webhooks_per_account,
         rate_limits: config.rate_limits,
-        store: Store::new(client, config.tables),
+        store: Store::new(client, config.tables, aws::vault(&aws, config.secrets_kms_key_id)),
     });
     lambda_http::run(router).await
 }

@@ -29,7 +29,11 @@ async fn main() -> Result<(), lambda_runtime::Error> {
         schedule: config.retry_schedule,
         retention: config.retention,
         disable_after: config.disable_after,
-        store: Store::new(aws_sdk_dynamodb::Client::new(&aws), config.tables),
+        store: Store::new(
+            aws_sdk_dynamodb::Client::new(&aws),
+            config.tables,
+            aws::vault(&aws, config.secrets_kms_key_id),
+        ),
     };
     let handler = async |event: LambdaEvent<Box<RawValue>>| {
         let left = event.context.deadline().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();

@@ -20,8 +20,8 @@ use crate::{
         health::{Path, fails_to_answer},
     },
     event::JobEvent,
-    store::webhooks::Subscriber,
-    webhook::{Account, EventType},
+    store::{Error, webhooks::Subscriber},
+    webhook::{Account, EventType, Secret},
 };
 
 /// How many accounts' webhooks are loaded at the same time.
@@ -45,6 +45,7 @@ pub(super) struct Occurrence {
 struct Part<'a> {
     account: &'a Account,
     subscriber: &'a Subscriber,
+    secrets: Vec<Secret>,
     due: Vec<Due<'a>>,
 }
 
@@ -97,8 +98,8 @@ impl Dispatcher {
                 let key = Key { account: account.clone(), webhook: id, event: event.id.clone() };
                 // The same record may be in a batch twice.
                 if records.insert(key.clone(), occurrence.record).is_none() {
-                    let part = parts.entry((account, id)).or_insert(Part { account, subscriber, due: Vec::new() });
-                    part.due.push(Due { occurrence, key });
+                    let new = || Part { account, subscriber, secrets: Vec::new(), due: Vec::new() };
+                    parts.entry((account, id)).or_insert_with(new).due.push(Due { occurrence, key });
                 }
             }
         }
@@ -112,11 +113,13 @@ impl Dispatcher {
                 return delivered;
             }
         }
+        self.open_secrets(&mut parts, &mut delivered).await;
         let in_all = Semaphore::new(CONCURRENT_ATTEMPTS);
         let serves = parts.values().map(|part| self.serve(part, &in_all, deadline)).collect();
         let served = bounded::join(serves, CONCURRENT_ENDPOINTS).await;
 
         let now = self.clock.now();
+        let unfinished = &mut delivered.unfinished;
         let deliveries: Vec<_> = served.iter().flat_map(|(_, begun)| begun).map(|(delivery, _)| delivery).collect();
         let unrecorded = self.store.record(&deliveries, now, self.retention, deadline).await;
         if let Some(error) = unrecorded.error {
@@ -131,6 +134,36 @@ impl Dispatcher {
         });
         bounded::join(learn.collect(), CONCURRENT_LOADS).await;
         delivered
+    }
+
+    /// Opens the secrets of those that are due to be called. Where that is not possible for now, the records are to be read
+    /// again; where it never will be, they are poison.
+    async fn open_secrets<K>(&self, parts: &mut HashMap<K, Part<'_>>, delivered: &mut Delivered) {
+        let mut out_of_reach = false;
+        for part in parts.values_mut().filter(|part| !part.due.is_empty() && !part.subscriber.secrets.is_empty()) {
+            let records = part.due.iter().map(|due| due.occurrence.record);
+            // What one could not reach, the others would only wait for in vain.
+            if out_of_reach {
+                delivered.unfinished.extend(records);
+                part.due.clear();
+                continue;
+            }
+            match self.store.secrets_of(part.account, part.subscriber).await {
+                Ok(secrets) => part.secrets = secrets,
+                Err(error @ (Error::Unavailable(_) | Error::Locked(_))) => {
+                    tracing::error!(account = %part.account, %error, "secrets were not opened; their records will be read again");
+                    out_of_reach = true;
+                    delivered.unfinished.extend(records);
+                    part.due.clear();
+                }
+                Err(error) => {
+                    let reason =
+                        format!("the secret of webhook {} cannot be read: {error}", part.subscriber.webhook.id);
+                    delivered.poisoned.extend(records.map(|record| (record, reason.clone())));
+                    part.due.clear();
+                }
+            }
+        }
     }
 
     /// Each account's webhooks, by one query; `None` where it failed.
@@ -165,7 +198,7 @@ impl Dispatcher {
     ) -> (&'a Part<'a>, Vec<Begun>) {
         let path = part.subscriber.health.path();
         let leave_to_queue = AtomicBool::new(path == Path::Queue);
-        let begin = |due| self.begin(part.subscriber, due, &leave_to_queue, in_all, deadline);
+        let begin = |due| self.begin(part, due, &leave_to_queue, in_all, deadline);
         let mut due = part.due.iter();
         let mut begun = Vec::with_capacity(due.len());
         if path == Path::Trial
@@ -183,7 +216,7 @@ impl Dispatcher {
     /// Begins a delivery, with an attempt unless that is left to the queue: then it is due at once.
     async fn begin(
         &self,
-        subscriber: &Subscriber,
+        part: &Part<'_>,
         due: &Due<'_>,
         leave_to_queue: &AtomicBool,
         in_all: &Semaphore,
@@ -195,7 +228,7 @@ impl Dispatcher {
             key: due.key.clone(),
             event_type: event_type(due.occurrence),
             task_id: due.occurrence.event.task_id.clone(),
-            url: subscriber.webhook.url.as_str().to_owned(),
+            url: part.subscriber.webhook.url.as_str().to_owned(),
             body: due.occurrence.body.clone(),
             state: State::Pending(now),
             resume: None,
@@ -209,7 +242,8 @@ impl Dispatcher {
         if leave_to_queue.load(Ordering::Relaxed) || remaining < self.direct.limits().total {
             return (delivery, None);
         }
-        let outcome = self.attempt(&self.direct, &subscriber.webhook, &mut delivery, remaining).await;
+        let webhook = &part.subscriber.webhook;
+        let outcome = self.attempt(&self.direct, webhook, &part.secrets, &mut delivery, remaining).await;
         if outcome.failure.as_ref().is_some_and(|failure| fails_to_answer(failure.kind())) {
             leave_to_queue.store(true, Ordering::Relaxed);
         }

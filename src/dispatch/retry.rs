@@ -28,6 +28,7 @@ impl Dispatcher {
             self.store.park(key, *attempt_count, now, self.retention).await?;
             return Ok(());
         }
+        let secrets = self.store.secrets_of(&key.account, &subscriber).await?;
         let endpoint = (key.account.clone(), key.webhook);
         let place = self.gates.enter(&endpoint, subscriber.health.queued_in_flight(), random::unit());
         let _place = match place {
@@ -49,7 +50,8 @@ impl Dispatcher {
             Claimed::Early(_) | Claimed::Stale => return Ok(()),
         };
         let mut delivery = claim.delivery.clone();
-        let outcome = self.attempt(&self.queued, &subscriber.webhook, &mut delivery, Limits::QUEUED.total).await;
+        let outcome =
+            self.attempt(&self.queued, &subscriber.webhook, &secrets, &mut delivery, Limits::QUEUED.total).await;
         let now = self.clock.now();
         if self.store.settle(&claim, &delivery, now, self.retention).await? {
             self.set_timers([&delivery], now).await;

@@ -53,6 +53,9 @@ enum Command {
     /// Writes a job that ended, as a worker would
     #[command(subcommand)]
     Job(JobCommand),
+    /// Looks after the secrets as they are stored
+    #[command(subcommand)]
+    Secrets(SecretsCommand),
 }
 
 /// Options of `serve`.
@@ -161,6 +164,25 @@ pub enum KeysCommand {
     },
 }
 
+/// Commands on stored secrets.
+#[derive(Subcommand, Clone)]
+pub enum SecretsCommand {
+    /// Seals every secret that the newest data key has not sealed: those stored before there was one, and after a new one was
+    /// started
+    Reseal {
+        /// Start a new data key first
+        #[arg(long)]
+        new_key: bool,
+        /// Where a local `serve` keeps its data, the key that wraps data keys among it; with --aws `SECRETS_KMS_KEY_ID` names
+        /// that key
+        #[arg(long, env = "DATA_DIR", default_value = ".nano-webhooks")]
+        data_dir: PathBuf,
+        /// Which tables.
+        #[command(flatten)]
+        tables: TablesArgs,
+    },
+}
+
 /// Commands on jobs.
 #[derive(Subcommand, Clone)]
 pub enum JobCommand {
@@ -226,6 +248,9 @@ pub async fn run() -> Result<(), Failed> {
         Command::Demo => demo::run().await,
         Command::Listen(args) => listen::run(args).await,
         Command::Keys(command) => operate::keys(command).await,
+        Command::Secrets(SecretsCommand::Reseal { new_key, data_dir, tables }) => {
+            operate::reseal(new_key, &data_dir, &tables).await
+        }
         Command::Job(JobCommand::Complete(args)) => operate::job(args, crate::event::Outcome::Completed).await,
         Command::Job(JobCommand::Fail(args)) => operate::job(args, crate::event::Outcome::Failed).await,
     }

@@ -1,6 +1,6 @@
 //! `keys` and `job`: what operators and workers do, against local or real tables.
 
-use std::{collections::HashMap, io::Write};
+use std::{collections::HashMap, io::Write, path::Path};
 
 use aws_sdk_dynamodb::{Client, types::AttributeValue};
 use serde_json::{json, value::RawValue};
@@ -8,16 +8,19 @@ use serde_json::{json, value::RawValue};
 use super::{
     cli::{Failed, JobArgs, KeysCommand, TablesArgs},
     dynamodb,
-    serve::out_of_reach,
+    serve::{kept_secrets_key, out_of_reach},
 };
 use crate::{
     api_key::ApiKey,
     aws,
     clock::Clock,
-    config::{Config, Defaults, variable},
+    config::{Config, ConfigError, Defaults, variable},
     event::Outcome,
     random,
-    store::{self, Store},
+    store::{
+        self, Store,
+        vault::{Resealed, Vault, Wrapping},
+    },
     webhook::Account,
 };
 
@@ -39,11 +42,13 @@ pub(super) async fn keys(command: KeysCommand) -> Result<(), Failed> {
         KeysCommand::List { account, json, tables } => {
             let listed = open(&tables).await?.keys_of(&parse_account(&account)?).await;
             for key in listed.map_err(|error| explain(&error, &tables))? {
-                let created_at = key.created_at.rfc3339();
+                let (created_at, last_used_on) = (key.created_at.rfc3339(), key.last_used_on);
                 if json {
-                    writeln!(out, "{}", json!({ "prefix": key.prefix, "created_at": created_at }))?;
+                    let key = json!({ "prefix": key.prefix, "created_at": created_at, "last_used_on": last_used_on });
+                    writeln!(out, "{key}")?;
                 } else {
-                    writeln!(out, "{}…  created {created_at}", key.prefix)?;
+                    let used = last_used_on.map_or_else(|| "never used".to_owned(), |day| format!("last used {day}"));
+                    writeln!(out, "{}…  created {created_at}  {used}", key.prefix)?;
                 }
             }
         }
@@ -59,6 +64,43 @@ pub(super) async fn keys(command: KeysCommand) -> Result<(), Failed> {
         }
     }
     Ok(())
+}
+
+/// Seals every stored secret under the newest data key, or under a new one.
+pub(super) async fn reseal(new_key: bool, data_dir: &Path, tables: &TablesArgs) -> Result<(), Failed> {
+    let config = Config::read(variable, Defaults::LOCAL)?;
+    let vault = if tables.aws {
+        let missing =
+            || ConfigError::new("SECRETS_KMS_KEY_ID", "missing, expected the KMS key that the functions have");
+        aws::vault(&aws::config().await, Some(config.secrets_kms_key_id.ok_or_else(missing)?))
+    } else {
+        Vault::new(Wrapping::Local(kept_secrets_key(data_dir)?))
+    };
+    let store = Store::new(client(tables).await, config.tables, vault);
+    let clock = Clock::system();
+    let explain = |error: store::Error| explain(&error, tables);
+    if new_key {
+        let version = store.start_data_key(clock.now()).await.map_err(explain)?;
+        writeln!(std::io::stderr(), "Started data key {version}.")?;
+    }
+    let (mut all, mut from) = (Resealed::default(), None);
+    loop {
+        let (part, next) = store.reseal(from, clock.now()).await.map_err(explain)?;
+        all.sealed += part.sealed;
+        all.kept += part.kept;
+        all.changed += part.changed;
+        from = next;
+        if from.is_none() {
+            break;
+        }
+    }
+    if all.changed > 0 {
+        return Err(Failed(format!(
+            "{} webhooks were changed by others at the same time ({} sealed anew): run it again",
+            all.changed, all.sealed
+        )));
+    }
+    Ok(writeln!(std::io::stdout(), "Secrets of {} webhooks sealed anew, {} were so already.", all.sealed, all.kept)?)
 }
 
 /// Writes a job that ended, as a worker would: one PutItem, and nothing else.
@@ -101,9 +143,10 @@ async fn client(args: &TablesArgs) -> Client {
     if args.aws { Client::new(&aws::config().await) } else { dynamodb(&args.dynamodb_endpoint) }
 }
 
+/// The tables, for commands that have nothing to do with secrets.
 async fn open(args: &TablesArgs) -> Result<Store, Failed> {
     let config = Config::read(variable, Defaults::LOCAL)?;
-    Ok(Store::new(client(args).await, config.tables))
+    Ok(Store::new(client(args).await, config.tables, Vault::new(Wrapping::None)))
 }
 
 /// JSON as DynamoDB stores it. Numbers keep their text: it may have more digits than a double.

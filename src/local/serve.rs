@@ -29,12 +29,17 @@ use crate::{
     api_key::ApiKey,
     clock::Clock,
     config::{Config, Defaults, variable},
+    data_key::KeyBytes,
     dispatch::{Dispatcher, Gates},
     queue::Queue,
-    store::{self, Store, Tables, tables},
+    store::{
+        self, Store, Tables, tables,
+        vault::{Vault, Wrapping},
+    },
     transport::client::Limits,
     webhook::Account,
 };
+use zeroize::Zeroizing;
 
 /// The account that local mode begins with.
 pub(super) const ACCOUNT: &str = "demo";
@@ -105,7 +110,10 @@ impl Service {
         let new = tables::create_missing(&client, &config.tables, &jobs)
             .await
             .map_err(|error| out_of_reach(&error, &endpoint))?;
-        let store = Store::new(client.clone(), config.tables.clone());
+        let vault = Vault::new(Wrapping::Local(secrets_key(home)?));
+        let store = Store::new(client.clone(), config.tables.clone(), vault);
+        // Now, rather than when the first secret comes: the tables may have been begun with another data directory.
+        store.sealing_key(clock.now()).await.map_err(|error| out_of_reach(&error, &endpoint))?;
         let (api_key, made) = match args.api_key {
             Some(key) => (ApiKey::parse(&key).map_err(|error| Failed(format!("--api-key: {error}")))?, true),
             None => kept_key(home)?,
@@ -123,6 +131,7 @@ impl Service {
             store: store.clone(),
             queue: queue.clone(),
             retention: config.retention,
+            account_claim: None,
             guard: config.guard(),
             clock: clock.clone(),
             webhooks_per_account: config.webhooks_per_account,
@@ -256,17 +265,59 @@ fn lock(home: &Path) -> Result<File, Failed> {
 /// The API key that is kept in the data directory, and whether it was made just now because there was none.
 fn kept_key(home: Option<&Path>) -> Result<(ApiKey, bool), Failed> {
     let Some(home) = home else { return Ok((ApiKey::generate(), true)) };
-    let path = home.join("api-key");
-    let unusable = |error: String| Failed(format!("{}: {error}", path.display()));
-    match fs::read_to_string(&path) {
-        Ok(text) => Ok((ApiKey::parse(text.trim()).map_err(|error| unusable(error.to_string()))?, false)),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+    kept(
+        &home.join("api-key"),
+        |text| ApiKey::parse(text).map_err(|error| error.to_string()),
+        || {
             let key = ApiKey::generate();
+            let text = key.expose().to_owned();
+            (key, text.into())
+        },
+    )
+}
+
+/// The file with the key that wraps data keys: in the data directory beside the tables, not in them.
+const SECRETS_KEY: &str = "secrets-key";
+
+fn parse_secrets_key(text: &str) -> Result<KeyBytes, String> {
+    KeyBytes::from_hex(text).ok_or_else(|| "expected 64 hexadecimal digits".to_owned())
+}
+
+/// The key that wraps data keys, made if there is none.
+fn secrets_key(home: Option<&Path>) -> Result<KeyBytes, Failed> {
+    let Some(home) = home else { return Ok(KeyBytes::generate()) };
+    let make = || {
+        let key = KeyBytes::generate();
+        let text = key.to_hex();
+        (key, text)
+    };
+    Ok(kept(&home.join(SECRETS_KEY), parse_secrets_key, make)?.0)
+}
+
+/// The key that wraps data keys of a data directory in use.
+pub(super) fn kept_secrets_key(home: &Path) -> Result<KeyBytes, Failed> {
+    let path = home.join(SECRETS_KEY);
+    let text = fs::read_to_string(&path).map(Zeroizing::new).map_err(|error| error.to_string());
+    text.and_then(|text| parse_secrets_key(text.trim())).map_err(|error| Failed(format!("{}: {error}", path.display())))
+}
+
+/// What a file in the data directory holds, and whether it was made just now because there was none.
+fn kept<T>(
+    path: &Path,
+    parse: impl FnOnce(&str) -> Result<T, String>,
+    make: impl FnOnce() -> (T, Zeroizing<String>),
+) -> Result<(T, bool), Failed> {
+    let unusable = |error: String| Failed(format!("{}: {error}", path.display()));
+    match fs::read_to_string(path).map(Zeroizing::new) {
+        Ok(text) => Ok((parse(text.trim()).map_err(unusable)?, false)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            let (made, text) = make();
             // Written aside and moved, so that it is there whole or not at all; such files are their owner's alone.
-            let mut file = tempfile::NamedTempFile::new_in(home)?;
-            writeln!(file, "{}", key.expose())?;
-            file.persist(&path).map_err(|error| unusable(error.to_string()))?;
-            Ok((key, true))
+            let mut file = tempfile::NamedTempFile::new_in(path.parent().unwrap_or(Path::new(".")))?;
+            writeln!(file, "{}", *text)?;
+            file.as_file().sync_all()?;
+            file.persist(path).map_err(|error| unusable(error.to_string()))?;
+            Ok((made, true))
         }
         Err(error) => Err(unusable(error.to_string())),
     }
@@ -280,5 +331,6 @@ pub fn out_of_reach(error: &store::Error, endpoint: &str) -> Failed {
             Failed(format!("no DynamoDB engine answers at {endpoint}: does `nano-webhooks serve` run?"))
         }
         store::Error::Internal(cause) => Failed(format!("DynamoDB at {endpoint} refused a request: {cause}")),
+        store::Error::Locked(_) => Failed(error.to_string()),
     }
 }

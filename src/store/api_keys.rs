@@ -4,12 +4,12 @@ use aws_sdk_dynamodb::types::{AttributeValue, Delete, Put, TransactWriteItem};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Error, Result, Store, corrupt, from_item,
+    Error, Result, Store, corrupt, from_item, held,
     keys::{self, Primary},
     to_item,
     webhooks::{cancelled, failed_condition},
 };
-use crate::{api_key::ApiKey, clock::Instant, webhook::Account};
+use crate::{api_key::ApiKey, bounded, clock::Instant, webhook::Account};
 
 /// An API key as it may be shown.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,9 +18,14 @@ pub struct ListedKey {
     pub prefix: String,
     /// When it was created.
     pub created_at: Instant,
+    /// The day (UTC) of its last use, such as `2024-12-23`; `None`: it was never used.
+    pub last_used_on: Option<String>,
 }
 
-/// The key by its hash: whose it is.
+/// How many keys are looked up at the same time.
+const CONCURRENT_LOOKUPS: usize = 8;
+
+/// The key by its hash: whose it is, and when it was last used.
 #[derive(Serialize, Deserialize)]
 struct OwnerRow {
     #[serde(rename = "PK")]
@@ -28,6 +33,8 @@ struct OwnerRow {
     #[serde(rename = "SK")]
     sk: String,
     account: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    last_used_on: Option<String>,
 }
 
 /// The key in its account's list: what may be shown, and the hash by which to find the other.
@@ -41,15 +48,46 @@ struct ListedRow {
     created_at: Instant,
 }
 
+impl ListedRow {
+    fn hash(&self) -> Result<[u8; 32]> {
+        let mut sha256 = [0; 32];
+        hex::decode_to_slice(&self.sha256, &mut sha256).map_err(|_| corrupt("key hash"))?;
+        Ok(sha256)
+    }
+}
+
 impl Store {
-    /// The account that a key belongs to; `None` if there is no such key or it was revoked.
+    /// The account that a key belongs to; `None` if there is no such key or it was revoked. The first use on a day is written
+    /// down.
     ///
     /// # Errors
     /// If DynamoDB does not answer.
-    pub async fn account_of(&self, key: &ApiKey) -> Result<Option<Account>> {
-        let Some(item) = self.item(keys::api_key(&key.sha256())).await? else { return Ok(None) };
-        let row: OwnerRow = from_item(item)?;
+    pub async fn account_of(&self, key: &ApiKey, now: Instant) -> Result<Option<Account>> {
+        let Some(row) = self.owner(keys::api_key(&key.sha256())).await? else { return Ok(None) };
+        let today = keys::day(now);
+        if row.last_used_on.is_none_or(|day| day < today)
+            && let Err(error) = self.keep_last_use(key, today).await
+        {
+            tracing::warn!(account = row.account, %error, "the use of an API key was not written down");
+        }
         Account::parse(&row.account).map(Some).map_err(|_| corrupt("account"))
+    }
+
+    async fn owner(&self, key: Primary) -> Result<Option<OwnerRow>> {
+        self.item(key).await?.map(from_item).transpose()
+    }
+
+    async fn keep_last_use(&self, key: &ApiKey, today: String) -> Result<()> {
+        let update = self
+            .client
+            .update_item()
+            .table_name(&self.tables.webhooks)
+            .set_key(Some(keys::api_key(&key.sha256()).into_item()))
+            .update_expression("SET last_used_on = :today")
+            // A key that is revoked meanwhile must not come back.
+            .condition_expression("attribute_exists(PK)")
+            .expression_attribute_values(":today", AttributeValue::S(today));
+        held(update.send().await).map(drop)
     }
 
     /// Adds a key to an account; adding it again changes nothing.
@@ -63,15 +101,15 @@ impl Store {
             TransactWriteItem::builder().put(put).build()
         };
         let Primary { pk, sk } = keys::api_key(&key.sha256());
-        let owner = put(to_item(&OwnerRow { pk, sk, account: account.to_string() })?);
+        let owner = put(to_item(&OwnerRow { pk, sk, account: account.to_string(), last_used_on: None })?);
         let Primary { pk, sk } = keys::listed_api_key(account, key.prefix());
         let listed = put(to_item(&ListedRow { pk, sk, sha256: hex::encode(key.sha256()), created_at: now })?);
         match self.client.transact_write_items().transact_items(owner).transact_items(listed).send().await {
             Ok(_) => Ok(()),
             Err(error) => {
                 cancelled(error)?;
-                match self.account_of(key).await? {
-                    Some(owner) if owner == *account => Ok(()),
+                match self.owner(keys::api_key(&key.sha256())).await? {
+                    Some(owner) if owner.account == account.as_str() => Ok(()),
                     _ => Err(Error::Internal("the API key is in use".to_owned())),
                 }
             }
@@ -94,13 +132,16 @@ impl Store {
             .into_paginator()
             .items()
             .send();
-        let mut listed = Vec::new();
+        let mut rows = Vec::new();
         while let Some(item) = pages.next().await {
-            let row: ListedRow = from_item(item?)?;
-            let prefix = row.sk.strip_prefix(keys::API_KEY_PREFIX).ok_or_else(|| corrupt("key prefix"))?;
-            listed.push(ListedKey { prefix: prefix.to_owned(), created_at: row.created_at });
+            rows.push(from_item(item?)?);
         }
-        Ok(listed)
+        let listed = rows.into_iter().map(|row: ListedRow| async move {
+            let prefix = row.sk.strip_prefix(keys::API_KEY_PREFIX).ok_or_else(|| corrupt("key prefix"))?.to_owned();
+            let last_used_on = self.owner(keys::api_key(&row.hash()?)).await?.and_then(|owner| owner.last_used_on);
+            Ok(ListedKey { prefix, created_at: row.created_at, last_used_on })
+        });
+        bounded::join(listed.collect(), CONCURRENT_LOOKUPS).await.into_iter().collect()
     }
 
     /// Revokes the key with this prefix, at once; `false` if the account has none.
@@ -111,8 +152,7 @@ impl Store {
         let listed = keys::listed_api_key(account, prefix);
         let Some(item) = self.item(listed.clone()).await? else { return Ok(false) };
         let row: ListedRow = from_item(item)?;
-        let mut sha256 = [0; 32];
-        hex::decode_to_slice(&row.sha256, &mut sha256).map_err(|_| corrupt("key hash"))?;
+        let sha256 = row.hash()?;
         let delete = |key: Primary| {
             let delete = Delete::builder().table_name(&self.tables.webhooks).set_key(Some(key.into_item()));
             let delete =

@@ -2,7 +2,7 @@
 
 use aws_sdk_dynamodb::types::{AttributeValue, Delete, Put, TransactWriteItem, Update};
 
-use super::{Result, Store, keys};
+use super::{Result, Store, keys, unwritable, vault::stored};
 use crate::{
     clock::Instant,
     webhook::{Account, EndpointUrl, Events, Secret, Status, WebhookId},
@@ -38,7 +38,18 @@ impl Store {
         change: &Change,
         now: Instant,
     ) -> Result<bool> {
-        let mut parts = vec![TransactWriteItem::builder().update(self.update(account, id, change, now)).build()];
+        let secrets = match &change.secret {
+            None => None,
+            Some(None) => Some(Vec::new()),
+            Some(Some(secret)) => {
+                let key = self.sealing_key(now).await?;
+                Some(vec![stored(key.as_deref(), account, id, secret)])
+            }
+        };
+        let secrets =
+            secrets.map(|secrets| serde_dynamo::to_attribute_value(secrets).map_err(unwritable)).transpose()?;
+        let update = self.update(account, id, change, secrets, now);
+        let mut parts = vec![TransactWriteItem::builder().update(update).build()];
         if change.status == Some(Status::Active) {
             let health = Delete::builder().table_name(&self.tables.webhooks);
             let health = health.set_key(Some(keys::health(account, id).into_item())).build();
@@ -51,7 +62,14 @@ impl Store {
         self.transact(parts).await
     }
 
-    fn update(&self, account: &Account, id: WebhookId, change: &Change, now: Instant) -> Update {
+    fn update(
+        &self,
+        account: &Account,
+        id: WebhookId,
+        change: &Change,
+        secrets: Option<AttributeValue>,
+        now: Instant,
+    ) -> Update {
         let text = |text: &str| AttributeValue::S(text.to_owned());
         let list = |texts: Vec<&str>| AttributeValue::L(texts.into_iter().map(text).collect());
         let mut set = vec![("updated_at", AttributeValue::N(now.millis().to_string()))];
@@ -64,7 +82,6 @@ impl Store {
             Some(Status::Disabled) => set.push(("disabled_reason", text(BY_OWNER))),
             None => {}
         }
-        let secrets = change.secret.as_ref().map(|secret| list(secret.iter().map(Secret::expose).collect()));
         set.extend(secrets.map(|secrets| ("secrets", secrets)));
         match &change.description {
             Some(Some(description)) => set.push(("description", text(description))),

@@ -48,6 +48,11 @@ pub fn account(account: &Account) -> String {
     format!("ACCOUNT#{account}")
 }
 
+/// The account whose partition this is.
+pub fn parse_account(pk: &str) -> Option<Account> {
+    Account::parse(pk.strip_prefix("ACCOUNT#")?).ok()
+}
+
 /// The item with an account's last webhook id and number of webhooks.
 pub fn meta(of: &Account) -> Primary {
     Primary::new(account(of), "META")
@@ -89,6 +94,19 @@ pub fn api_key(sha256: &[u8; 32]) -> Primary {
 /// another account's.
 pub fn idempotency(of: &Account, key: &str) -> Primary {
     Primary::new(format!("IDEMPOTENCY#{of}#{}", hex::encode(Sha256::digest(key))), SINGLE)
+}
+
+/// The partition of the data keys.
+pub const DATA_KEYS: &str = "DATAKEY";
+
+/// A data key, wrapped; versions have ten digits, so that they sort by number.
+pub fn data_key(version: u32) -> Primary {
+    Primary::new(DATA_KEYS.to_owned(), format!("{version:010}"))
+}
+
+/// The version of the data key that a sort key names.
+pub fn parse_data_key(sk: &str) -> Option<u32> {
+    sk.parse().ok().filter(|_| sk.len() == 10)
 }
 
 /// A record that could not be understood; one partition a day. `stream` and `sequence_number` name the record.

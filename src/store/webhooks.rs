@@ -1,6 +1,6 @@
 //! Webhooks: listed by one query, created and deleted by one transaction each.
 
-use std::{collections::HashMap, time::Duration};
+use std::time::Duration;
 
 use aws_sdk_dynamodb::{
     error::DisplayErrorContext,
@@ -15,9 +15,11 @@ use super::{
     Error, Item, Result, Store, back_off, corrupt, from_item, held, is_transient,
     keys::{self, Primary},
     to_item,
+    vault::{Fingerprint, StoredSecret, stored},
 };
 use crate::{
     clock::{Deadline, Instant},
+    data_key::DataKey,
     delivery::health::Health,
     webhook::{Account, EndpointUrl, Events, Secret, Status, Webhook, WebhookId},
 };
@@ -31,6 +33,9 @@ const MAX_TIME: Duration = Duration::from_secs(5);
 pub struct Subscriber {
     /// The webhook.
     pub webhook: Webhook,
+    /// The secrets that sign, the newest first, as they are stored; none: callbacks are not signed. [`Store::secrets_of`] opens
+    /// them.
+    pub secrets: Vec<StoredSecret>,
     /// What is known of its endpoint.
     pub health: Health,
     /// What is shown of it beside.
@@ -70,8 +75,8 @@ pub struct NewWebhook {
 pub struct Idempotency {
     /// The caller's key.
     pub key: String,
-    /// The hash of the request's body.
-    pub fingerprint: String,
+    /// The SHA-256 of the request's body.
+    pub sha256: [u8; 32],
     /// When the key may be used anew.
     pub expires_at: Instant,
 }
@@ -96,7 +101,7 @@ struct Row {
     #[serde(flatten)]
     fields: Fields,
     #[serde(default)]
-    secrets: Vec<String>,
+    secrets: Vec<StoredSecret>,
     #[serde(flatten)]
     detail: Detail,
 }
@@ -115,7 +120,8 @@ struct IdempotencyRow {
     pk: String,
     #[serde(rename = "SK")]
     sk: String,
-    fingerprint: String,
+    #[serde(flatten)]
+    fingerprint: Fingerprint,
     id: u64,
     #[serde(flatten)]
     fields: Fields,
@@ -236,6 +242,12 @@ impl Store {
         if let Some(answer) = self.answered(account, idempotency, now).await? {
             return Ok(answer);
         }
+        let key = if new.secret.is_some() { self.sealing_key(now).await? } else { None };
+        let fingerprint = match idempotency {
+            Some(given) => Some(self.fingerprint(&given.sha256, now).await?),
+            None => None,
+        };
+        let record = idempotency.zip(fingerprint);
         let mut meta = self.item(keys::meta(account)).await?;
         let deadline = Deadline::after(MAX_TIME);
         for tried in 0.. {
@@ -253,9 +265,9 @@ impl Store {
                 url: new.url.clone(),
                 events: new.events.clone(),
                 status: Status::Active,
-                secrets: new.secret.iter().cloned().collect(),
             };
-            let transaction = self.creation(account, new, &webhook, last_id, limit, idempotency, now)?;
+            let transaction =
+                self.creation(account, new, &webhook, key.as_deref(), last_id, limit, record.as_ref(), now)?;
             let sent = self.client.transact_write_items().set_transact_items(Some(transaction)).send().await;
             let mut reasons = match sent {
                 Ok(_) => return Ok(Created::Webhook(webhook)),
@@ -264,7 +276,7 @@ impl Store {
             // The reasons stand in the order of the transaction's parts: counter, webhook, idempotency record.
             let counter = reasons.next();
             if let (Some(given), Some(record)) = (idempotency, reasons.nth(1).and_then(|reason| reason.item))
-                && let Some(answer) = replay(record, given, now)?
+                && let Some(answer) = self.replay(record, given, now).await?
             {
                 return Ok(answer);
             }
@@ -287,7 +299,23 @@ impl Store {
     ) -> Result<Option<Created>> {
         let Some(given) = idempotency else { return Ok(None) };
         let record = self.item(keys::idempotency(account, &given.key)).await?;
-        record.map_or(Ok(None), |record| replay(record, given, now))
+        match record {
+            Some(record) => self.replay(record, given, now).await,
+            None => Ok(None),
+        }
+    }
+
+    /// What an unexpired record of the same `Idempotency-Key` answers; `None` if the record has expired.
+    async fn replay(&self, record: Item, given: &Idempotency, now: Instant) -> Result<Option<Created>> {
+        let record: IdempotencyRow = from_item(record)?;
+        if record.expires_at <= now.seconds() {
+            return Ok(None);
+        }
+        if !self.is_fingerprint(&record.fingerprint, &given.sha256).await? {
+            return Ok(Some(Created::KeyReused));
+        }
+        let id = WebhookId::new(record.id).ok_or_else(|| corrupt("webhook id"))?;
+        Ok(Some(Created::Webhook(record.fields.into_webhook(id)?)))
     }
 
     #[expect(clippy::too_many_arguments, reason = "each is another part of the one transaction")]
@@ -296,9 +324,10 @@ impl Store {
         account: &Account,
         new: &NewWebhook,
         webhook: &Webhook,
+        key: Option<&DataKey>,
         last_id: u64,
         limit: u32,
-        idempotency: Option<&Idempotency>,
+        idempotency: Option<&(&Idempotency, Fingerprint)>,
         now: Instant,
     ) -> Result<Vec<TransactWriteItem>> {
         let table = &self.tables.webhooks;
@@ -319,7 +348,7 @@ impl Store {
             pk,
             sk,
             fields: Fields::of(webhook),
-            secrets: webhook.secrets.iter().map(|secret| secret.expose().to_owned()).collect(),
+            secrets: new.secret.iter().map(|secret| stored(key, account, webhook.id, secret)).collect(),
             detail: Detail {
                 created_at: now,
                 updated_at: now,
@@ -335,12 +364,12 @@ impl Store {
             .expect("every required part is set");
         let mut parts =
             vec![TransactWriteItem::builder().update(counter).build(), TransactWriteItem::builder().put(row).build()];
-        if let Some(given) = idempotency {
+        if let Some((given, fingerprint)) = idempotency {
             let Primary { pk, sk } = keys::idempotency(account, &given.key);
             let record = IdempotencyRow {
                 pk,
                 sk,
-                fingerprint: given.fingerprint.clone(),
+                fingerprint: fingerprint.clone(),
                 id: webhook.id.get(),
                 fields: Fields::of(webhook),
                 expires_at: given.expires_at.seconds(),
@@ -418,19 +447,6 @@ impl Store {
     }
 }
 
-/// What an unexpired record of the same `Idempotency-Key` answers; `None` if the record has expired.
-fn replay(record: HashMap<String, AttributeValue>, given: &Idempotency, now: Instant) -> Result<Option<Created>> {
-    let record: IdempotencyRow = from_item(record)?;
-    if record.expires_at <= now.seconds() {
-        return Ok(None);
-    }
-    if record.fingerprint != given.fingerprint {
-        return Ok(Some(Created::KeyReused));
-    }
-    let id = WebhookId::new(record.id).ok_or_else(|| corrupt("webhook id"))?;
-    Ok(Some(Created::Webhook(record.fields.into_webhook(id, Vec::new())?)))
-}
-
 /// Why a transaction was cancelled, part by part; any other error is passed on.
 pub(super) fn cancelled<R: std::fmt::Debug>(
     error: aws_sdk_dynamodb::error::SdkError<TransactWriteItemsError, R>,
@@ -464,9 +480,8 @@ fn number(n: u64) -> AttributeValue {
 
 impl Row {
     fn into_subscriber(self, id: WebhookId) -> Result<Subscriber> {
-        let secrets = self.secrets.into_iter().map(Secret::parse).collect::<std::result::Result<_, _>>();
-        let webhook = self.fields.into_webhook(id, secrets.map_err(|_| corrupt("secret"))?)?;
-        Ok(Subscriber { webhook, health: Health::default(), detail: self.detail })
+        let webhook = self.fields.into_webhook(id)?;
+        Ok(Subscriber { webhook, secrets: self.secrets, health: Health::default(), detail: self.detail })
     }
 }
 
@@ -479,13 +494,12 @@ impl Fields {
         }
     }
 
-    fn into_webhook(self, id: WebhookId, secrets: Vec<Secret>) -> Result<Webhook> {
+    fn into_webhook(self, id: WebhookId) -> Result<Webhook> {
         Ok(Webhook {
             id,
             url: EndpointUrl::parse(&self.url).map_err(|_| corrupt("url"))?,
             events: Events::parse(self.events.iter().map(String::as_str)).map_err(|_| corrupt("events"))?,
             status: Status::parse(&self.status).ok_or_else(|| corrupt("status"))?,
-            secrets,
         })
     }
 }

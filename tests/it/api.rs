@@ -14,7 +14,7 @@ use nano_webhooks::{
     clock::{Clock, Instant},
     dispatch::Dispatcher,
     local::dynamodb,
-    store::{Store, rate::Limits},
+    store::rate::Limits,
     transport::{Guard, guard::Policy},
 };
 use serde_json::{Value, json};
@@ -66,6 +66,7 @@ impl App {
         world.store.add_key(&account("acme"), &key, clock.now()).await.unwrap();
         let router = router(Api {
             store: world.store.clone(),
+            account_claim: None,
             guard: Guard::new(targets, vec![]),
             clock: clock.clone(),
             queue: world.queue.clone(),
@@ -236,6 +237,31 @@ async fn a_missing_or_invalid_key_is_refused_in_the_documented_words() {
     let revoked = app.world.store.revoke_key(&account("acme"), app.key.prefix()).await.unwrap();
     assert!(revoked);
     assert_eq!(app.get(WEBHOOKS).await.status, StatusCode::UNAUTHORIZED);
+}
+
+#[tokio::test]
+async fn a_key_shows_the_day_of_its_last_use_and_its_beginning_alone() {
+    let app = App::new().await;
+    let (acme, unused) = (account("acme"), ApiKey::generate());
+    app.world.store.add_key(&acme, &unused, app.clock.now()).await.unwrap();
+    let used_on = async || {
+        let listed = app.world.store.keys_of(&acme).await.unwrap();
+        assert_eq!(listed.len(), 2);
+        let of =
+            |key: &ApiKey| listed.iter().find(|listed| listed.prefix == key.prefix()).unwrap().last_used_on.clone();
+        assert_eq!(of(&unused), None);
+        of(&app.key)
+    };
+    assert_eq!(used_on().await, None);
+    for (wait, day) in [(0, "2024-12-23"), (60, "2024-12-23"), (24 * 60 * 60, "2024-12-24")] {
+        app.clock.advance(Duration::from_secs(wait));
+        assert_eq!(app.get(WEBHOOKS).await.status, StatusCode::OK);
+        assert_eq!(used_on().await.as_deref(), Some(day));
+    }
+    let everything = format!("{:?}", app.world.items(&app.world.tables.webhooks).await);
+    for key in [&unused, &app.key] {
+        assert!(!everything.contains(&key.expose()[key.prefix().len()..]));
+    }
 }
 
 #[tokio::test]
@@ -631,9 +657,9 @@ async fn a_target_that_the_policy_refuses_is_named_at_creation() {
 #[tokio::test]
 async fn without_dynamodb_the_answer_is_503_and_tells_nothing_of_the_cause() {
     let app = App::new().await;
-    let tables = app.world.tables.clone();
     let unreachable = router(Api {
-        store: Store::new(dynamodb("http://127.0.0.1:9"), tables),
+        store: app.world.store_through(dynamodb("http://127.0.0.1:9")),
+        account_claim: None,
         guard: Guard::new(Policy::Any, vec![]),
         clock: app.clock.clone(),
         queue: app.world.queue.clone(),

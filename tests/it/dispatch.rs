@@ -345,13 +345,13 @@ async fn a_record_is_reported_as_failed_while_its_deliveries_cannot_be_recorded(
     let records = [insert(1, job("t1", "processing")), insert(2, job("t2", "completed")), json!(1)];
     let numbers = [Some(format!("{:021}", 2)), None];
 
-    let unreachable = Store::new(dynamodb("http://127.0.0.1:9"), world.tables.clone());
+    let unreachable = world.store_through(dynamodb("http://127.0.0.1:9"));
     let dispatcher = Dispatcher { store: unreachable, ..world.dispatcher() };
     assert_eq!(run(&dispatcher, &records).await, numbers, "nothing is reachable");
 
     let mut tables = world.tables.clone();
     tables.deliveries = "no-such-table".into();
-    let no_deliveries = Store::new(world.client.clone(), tables);
+    let no_deliveries = Store::new(world.client.clone(), tables, world.vault.clone());
     let dispatcher = Dispatcher { store: no_deliveries, ..world.dispatcher() };
     assert_eq!(run(&dispatcher, &records).await, numbers[..1], "the deliveries table is not reachable");
 

@@ -30,6 +30,7 @@ async fn the_api_function_answers_each_sample_as_api_gateway_expects() {
     let key = ApiKey::generate();
     world.store.add_key(&account("acme"), &key, Clock::system().now()).await.unwrap();
     let mut function = Adapter::from(router(Api {
+        account_claim: None,
         store: world.store.clone(),
         guard: Guard::new(Policy::Public, vec![]),
         clock: Clock::system(),
@@ -55,6 +56,54 @@ async fn the_api_function_answers_each_sample_as_api_gateway_expects() {
     }
     for name in ["api-create.json", "api-list.json", "api-delete.json"] {
         assert_eq!(invoke(name, "sk-REPLACE").await["statusCode"], 401, "{name}");
+    }
+}
+
+#[tokio::test]
+async fn with_a_claim_set_the_authorizer_in_front_names_the_account_and_without_it_is_ignored() {
+    let world = World::new().await;
+    let key = ApiKey::generate();
+    world.store.add_key(&account("acme"), &key, Clock::system().now()).await.unwrap();
+    subscribe(&world, "acme", "https://example.com/acme", None).await;
+    subscribe(&world, "globex", "https://example.com/globex", None).await;
+    let of = |webhook: &str| json!([format!("https://example.com/{webhook}")]);
+    let token = |claims: Value| json!({"jwt": {"claims": claims, "scopes": null}});
+    let of_lambda = |context: Value| json!({"lambda": context});
+    for (claim, authorizer, key, seen) in [
+        (None, Some(token(json!({"tenant": "globex"}))), key.expose(), Some(of("acme"))),
+        (None, Some(token(json!({"tenant": "globex"}))), "sk-REPLACE", None),
+        (None, Some(of_lambda(json!({"tenant": "globex"}))), "sk-REPLACE", None),
+        (Some("tenant"), Some(token(json!({"tenant": "globex"}))), "sk-REPLACE", Some(of("globex"))),
+        (Some("tenant"), Some(token(json!({"tenant": "globex"}))), key.expose(), Some(of("globex"))),
+        (Some("tenant"), Some(of_lambda(json!({"tenant": "globex"}))), "sk-REPLACE", Some(of("globex"))),
+        (Some("tenant"), Some(of_lambda(json!({"tenant": 7}))), key.expose(), None),
+        (Some("tenant"), Some(token(json!({"sub": "globex"}))), key.expose(), None),
+        (Some("tenant"), Some(token(json!({"tenant": ""}))), key.expose(), None),
+        (Some("tenant"), None, key.expose(), None),
+    ] {
+        let mut function = Adapter::from(router(Api {
+            store: world.store.clone(),
+            account_claim: claim.map(str::to_owned),
+            guard: Guard::new(Policy::Public, vec![]),
+            clock: Clock::system(),
+            queue: world.queue.clone(),
+            retention: Duration::from_hours(24),
+            webhooks_per_account: 50,
+            rate_limits: Limits { per_minute: None, per_day: None },
+        }));
+        let mut sent: Value = serde_json::from_str(&event("api-list.json").replace("sk-REPLACE", key)).unwrap();
+        let shown = format!("{claim:?} {authorizer:?}");
+        if let Some(authorizer) = authorizer {
+            sent["requestContext"]["authorizer"] = authorizer;
+        }
+        let request: LambdaRequest = serde_json::from_value(sent).unwrap();
+        let answer = function.call(LambdaEvent::new(request, Context::default())).await.unwrap();
+        let answer = serde_json::to_value(answer).unwrap();
+        let body: Value = serde_json::from_str(answer["body"].as_str().unwrap()).unwrap();
+        let urls =
+            body["data"].as_array().map(|all| all.iter().map(|webhook| webhook["url"].clone()).collect::<Value>());
+        assert_eq!((answer["statusCode"] == 200, urls), (seen.is_some(), seen), "{shown}: {answer}");
+        assert!(answer["statusCode"] == 200 || answer["statusCode"] == 401, "{shown}: {answer}");
     }
 }
 

@@ -166,7 +166,7 @@ impl Cell {
                     .operation_attempt_timeout(Duration::from_millis(400))
                     .build(),
             );
-        let store = Store::new(aws_sdk_dynamodb::Client::from_conf(impatient.build()), world.tables.clone());
+        let store = world.store_through(aws_sdk_dynamodb::Client::from_conf(impatient.build()));
         let clock = Clock::manual(START);
         Self { world, proxy, store, endpoints, clock, gates: Gates::default(), disturbance }
     }

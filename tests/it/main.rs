@@ -8,6 +8,7 @@ mod fixed_point;
 mod layers;
 mod proxy;
 mod retries;
+mod secrets;
 mod serve;
 mod support;
 mod tls;

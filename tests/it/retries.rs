@@ -509,10 +509,7 @@ async fn a_queue_batch_names_the_messages_that_must_come_again_and_drops_what_is
             .await
             .unwrap()
     };
-    let unreachable = nano_webhooks::store::Store::new(
-        nano_webhooks::local::dynamodb("http://127.0.0.1:9"),
-        scene.world.tables.clone(),
-    );
+    let unreachable = scene.world.store_through(nano_webhooks::local::dynamodb("http://127.0.0.1:9"));
     let without_tables = Dispatcher { store: unreachable, ..scene.dispatcher.clone() };
     assert_eq!(invoke(&without_tables).await, json!({"batchItemFailures": [{"itemIdentifier": "m1"}]}));
     assert_eq!(invoke(&scene.dispatcher).await, json!({"batchItemFailures": []}));
@@ -530,8 +527,7 @@ async fn the_happy_path_costs_one_write_unit_a_delivery_and_reads_are_amortised(
     // The first success is written down; from then on nothing is.
     scene.end_jobs(1000, 1).await;
     let proxy = Proxy::start(scene.world.endpoint.clone()).await;
-    let counted =
-        nano_webhooks::store::Store::new(nano_webhooks::local::dynamodb(&proxy.url), scene.world.tables.clone());
+    let counted = scene.world.store_through(nano_webhooks::local::dynamodb(&proxy.url));
     let dispatcher = Dispatcher { store: counted, ..scene.dispatcher.clone() };
     let records: Vec<_> = (0..100).map(|n| insert(n, job(&format!("t{n}"), "completed"))).collect();
     assert_eq!(run(&dispatcher, &records).await, []);

@@ -15,12 +15,16 @@ use axum::{
 };
 use nano_webhooks::{
     clock::Clock,
+    data_key::KeyBytes,
     delivery::schedule::Schedule,
     dispatch::{Dispatcher, Gates},
     local::{dynamodb, engine::Engine},
     queue::{Queue, Timer},
     random,
-    store::{Store, Tables, tables},
+    store::{
+        Store, Tables, tables,
+        vault::{Vault, Wrapping},
+    },
     transport::{Client, Guard, client::Limits, guard::Policy},
     webhook::Account,
 };
@@ -45,6 +49,7 @@ pub struct World {
     pub endpoint: String,
     pub tables: Tables,
     pub store: Store,
+    pub vault: Vault,
     pub queue: Queue,
     timers: Mutex<mpsc::Receiver<Timer>>,
     _engine: Option<Engine>,
@@ -64,13 +69,15 @@ impl World {
         let tables = Tables { webhooks: format!("webhooks-{unique}"), deliveries: format!("deliveries-{unique}") };
         let client = dynamodb(&endpoint);
         tables::create_missing(&client, &tables, &format!("jobs-{unique}")).await.unwrap();
-        let store = Store::new(client.clone(), tables.clone());
+        let vault = Vault::new(Wrapping::Local(KeyBytes::generate()));
+        let store = Store::new(client.clone(), tables.clone(), vault.clone());
         let (sender, timers) = mpsc::channel(10_000);
         Self {
             client,
             endpoint,
             tables,
             store,
+            vault,
             queue: Queue::Local(sender),
             timers: Mutex::new(timers),
             _engine: engine,
@@ -90,6 +97,11 @@ impl World {
             retention: Duration::from_hours(24),
             disable_after: Duration::from_hours(120),
         }
+    }
+
+    /// The same tables through another client.
+    pub fn store_through(&self, client: aws_sdk_dynamodb::Client) -> Store {
+        Store::new(client, self.tables.clone(), self.vault.clone())
     }
 
     /// The timers that were set since the last look.

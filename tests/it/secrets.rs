@@ -1,0 +1,158 @@
+//! Secrets at rest: who reads the tables learns none, and what is needed to sign is never lost.
+
+use aws_sdk_dynamodb::types::AttributeValue;
+use nano_webhooks::{
+    clock::Clock,
+    data_key::KeyBytes,
+    dispatch::Dispatcher,
+    signing,
+    store::{
+        Store, keys,
+        vault::{Vault, Wrapping},
+        webhooks::Subscriber,
+    },
+    webhook::{Secret, WebhookId},
+};
+use sha2::{Digest, Sha256};
+
+use crate::{
+    dispatch::{insert, job, run, subscribe},
+    support::{Receiver, World, account},
+};
+
+const SECRET: &str = "my-secret-key";
+
+async fn secrets(world: &World, store: &Store, webhook: WebhookId) -> Vec<Secret> {
+    let subscriber: Subscriber = world.store.subscriber(&account("acme"), webhook).await.unwrap().unwrap();
+    store.secrets_of(&account("acme"), &subscriber).await.unwrap()
+}
+
+fn secret() -> Vec<Secret> {
+    vec![Secret::parse(SECRET.to_owned()).unwrap()]
+}
+
+/// Another process over the same tables.
+fn another(world: &World, wrapping: Wrapping) -> Store {
+    Store::new(world.client.clone(), world.tables.clone(), Vault::new(wrapping))
+}
+
+async fn versions(world: &World) -> Vec<String> {
+    let mut versions: Vec<_> =
+        world.items_under(keys::DATA_KEYS).await.iter().map(|key| key["SK"].as_s().unwrap().clone()).collect();
+    versions.sort();
+    versions
+}
+
+#[tokio::test]
+async fn the_tables_hold_neither_a_secret_nor_a_hash_to_try_one_against() {
+    let world = World::new().await;
+    let webhook = subscribe(&world, "acme", "https://example.com/", Some(SECRET)).await;
+    let everything = format!("{:?}", world.items(&world.tables.webhooks).await);
+    for trace in [SECRET.to_owned(), hex::encode(SECRET), hex::encode(Sha256::digest(SECRET))] {
+        assert!(!everything.contains(&trace), "{trace} is in the table");
+    }
+    assert_eq!(secrets(&world, &world.store, webhook).await, secret());
+}
+
+#[tokio::test]
+async fn processes_that_begin_at_the_same_time_share_one_data_key() {
+    let (world, key) = (World::new().await, KeyBytes::generate());
+    let stores: Vec<_> = (0..8).map(|_| another(&world, Wrapping::Local(key.clone()))).collect();
+    let now = Clock::system().now();
+    let sealing = stores.iter().map(|store| store.sealing_key(now));
+    for key in futures_util::future::join_all(sealing).await {
+        assert_eq!(key.unwrap().unwrap().version(), 1);
+    }
+    assert_eq!(versions(&world).await, ["0000000001"]);
+}
+
+#[tokio::test]
+async fn a_new_data_key_seals_from_now_on_and_what_the_old_one_sealed_stays_readable() {
+    let (world, now) = (World::new().await, Clock::system().now());
+    let old = subscribe(&world, "acme", "https://example.com/", Some(SECRET)).await;
+    assert_eq!(world.store.start_data_key(now).await.unwrap(), 2);
+    let new = subscribe(&world, "acme", "https://example.com/", Some(SECRET)).await;
+    assert_eq!(versions(&world).await, ["0000000001", "0000000002"]);
+    for webhook in [old, new] {
+        assert_eq!(secrets(&world, &world.store, webhook).await, secret());
+    }
+    let sealed_by = async || {
+        let mut items = world.items_under("ACCOUNT#acme").await;
+        items.retain(|item| item["SK"].as_s().unwrap().starts_with("WEBHOOK#"));
+        items.sort_by_key(|item| item["SK"].as_s().unwrap().clone());
+        let version = |item: &std::collections::HashMap<String, AttributeValue>| {
+            item["secrets"].as_l().unwrap()[0].as_m().unwrap()["data_key"].as_n().unwrap().clone()
+        };
+        items.iter().map(version).collect::<Vec<_>>()
+    };
+    assert_eq!(sealed_by().await, ["1", "2"]);
+
+    let (resealed, next) = world.store.reseal(None, now).await.unwrap();
+    assert_eq!((resealed.sealed, resealed.kept, resealed.changed, next.is_none()), (1, 1, 0, true));
+    assert_eq!(sealed_by().await, ["2", "2"]);
+    for webhook in [old, new] {
+        assert_eq!(secrets(&world, &world.store, webhook).await, secret());
+    }
+}
+
+#[tokio::test]
+async fn secrets_from_the_time_before_there_was_a_key_are_read_and_can_be_sealed() {
+    let mut world = World::new().await;
+    let plain = another(&world, Wrapping::None);
+    let sealing = std::mem::replace(&mut world.store, plain);
+    let webhook = subscribe(&world, "acme", "https://example.com/", Some(SECRET)).await;
+    world.store = sealing;
+    assert!(format!("{:?}", world.items(&world.tables.webhooks).await).contains(SECRET));
+    assert_eq!(secrets(&world, &world.store, webhook).await, secret());
+    let (resealed, _) = world.store.reseal(None, Clock::system().now()).await.unwrap();
+    assert_eq!(resealed.sealed, 1);
+    assert!(!format!("{:?}", world.items(&world.tables.webhooks).await).contains(SECRET));
+    assert_eq!(secrets(&world, &world.store, webhook).await, secret());
+}
+
+#[tokio::test]
+async fn while_secrets_cannot_be_opened_signed_events_wait_in_the_stream_and_unsigned_ones_go() {
+    let (world, receiver) = (World::new().await, Receiver::start().await);
+    let signed = subscribe(&world, "acme", &receiver.url("/signed"), Some(SECRET)).await;
+    subscribe(&world, "acme", &receiver.url("/unsigned"), None).await;
+    let record = insert(1, job("t1", "completed"));
+    let number = record["dynamodb"]["SequenceNumber"].as_str().map(str::to_owned);
+    for wrapping in [Wrapping::None, Wrapping::Local(KeyBytes::generate())] {
+        let locked = Dispatcher { store: another(&world, wrapping), ..world.dispatcher() };
+        assert_eq!(run(&locked, std::slice::from_ref(&record)).await, std::slice::from_ref(&number));
+    }
+    assert_eq!(receiver.wait_for(1).await.len(), 1, "the unsigned one has gone out, once");
+
+    assert_eq!(run(&world.dispatcher(), &[record]).await, []);
+    let received = receiver.wait_for(2).await;
+    assert_eq!((received[0].path.as_str(), received[1].path.as_str()), ("/unsigned", "/signed"));
+    let id = nano_webhooks::event::EventId::parse(received[1].header("webhook-id")).unwrap();
+    let at = nano_webhooks::clock::Instant::from_millis(
+        received[1].header("x-nano-timestamp").parse::<i64>().unwrap() * 1000,
+    );
+    let expected =
+        signing::sign(&secrets(&world, &world.store, signed).await, &id, at, received[1].body.as_bytes()).unwrap();
+    assert_eq!(received[1].header("x-nano-signature"), expected.nano);
+    assert!(world.items_under("POISON#").await.is_empty());
+}
+
+#[tokio::test]
+async fn a_secret_that_was_moved_to_another_webhook_signs_nothing_there() {
+    let (world, receiver) = (World::new().await, Receiver::start().await);
+    subscribe(&world, "acme", "https://example.com/", Some(SECRET)).await;
+    let thief = subscribe(&world, "acme", &receiver.url("/thief"), Some("another-secret")).await;
+    let mut items = world.items_under("ACCOUNT#acme").await;
+    items.retain(|item| item.contains_key("secrets"));
+    items.sort_by_key(|item| item["SK"].as_s().unwrap().clone());
+    let mut moved = items.remove(1);
+    assert_eq!(keys::parse_webhook(moved["SK"].as_s().unwrap()), Some(thief));
+    moved.insert("secrets".to_owned(), items[0]["secrets"].clone());
+    world.client.put_item().table_name(&world.tables.webhooks).set_item(Some(moved)).send().await.unwrap();
+
+    let record = insert(1, job("t1", "completed"));
+    assert_eq!(run(&world.dispatcher(), &[record]).await, []);
+    assert_eq!(receiver.received().len(), 0);
+    let poison = world.items_under("POISON#").await;
+    let reason = poison[0]["reason"].as_s().unwrap();
+    assert!(reason.contains("the secret of webhook 2 cannot be read"), "{reason}");
+}
