@@ -1,7 +1,11 @@
-"""Fixtures: the service in memory, a folder for its log, and a receiver."""
+"""Fixtures: the service in memory, a folder for its log, a receiver, and the functions as they are deployed."""
+
+import contextlib
 
 import pytest
+from moto.server import ThreadedMotoServer
 
+from deployment import Deployment
 from support import Receiver, Service
 
 
@@ -38,3 +42,25 @@ def receiver():
     receiver = Receiver()
     yield receiver
     receiver.close()
+
+
+@pytest.fixture(scope="session")
+def aws():
+    """An engine that speaks the protocols of SQS and KMS."""
+    server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
+    server.start()
+    yield "http://{}:{}".format(*server.get_host_and_port())
+    server.stop()
+
+
+@pytest.fixture
+def deploy(service, aws, tmp_path):
+    """Deploys the functions: `deploy(schedule, SETTING=value)`."""
+    with contextlib.ExitStack() as deployed:
+
+        def deploy(schedule, **env):
+            deployment = Deployment(service, aws, tmp_path, schedule, **env)
+            deployed.callback(deployment.closing.close)
+            return deployment
+
+        yield deploy
