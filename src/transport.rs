@@ -2,6 +2,8 @@
 
 pub mod client;
 pub mod guard;
+pub mod resolver;
 
 pub use client::Client;
 pub use guard::Guard;
+pub use resolver::Resolver;

@@ -11,6 +11,7 @@ use std::{
 use ipnet::IpNet;
 use url::Host;
 
+use super::resolver::Resolver;
 use crate::{delivery::attempt::Failure, webhook::EndpointUrl};
 
 /// The target policy.
@@ -92,6 +93,7 @@ pub fn refusal(address: IpAddr) -> Option<&'static str> {
 pub struct Guard {
     policy: Policy,
     allowed: Vec<IpNet>,
+    resolver: Resolver,
 }
 
 impl Guard {
@@ -99,9 +101,16 @@ impl Guard {
     /// does not resolve yet.
     const CREATION_TIMEOUT: Duration = Duration::from_secs(2);
 
-    /// A guard with this policy; `allowed` are ranges that the operator permits beside it.
-    pub const fn new(policy: Policy, allowed: Vec<IpNet>) -> Self {
-        Self { policy, allowed }
+    /// A guard with this policy; `allowed` are ranges that the operator permits beside it. Names go through the system's
+    /// resolver.
+    pub fn new(policy: Policy, allowed: Vec<IpNet>) -> Self {
+        Self { policy, allowed, resolver: Resolver::system() }
+    }
+
+    /// The same guard, with names going through another resolver.
+    #[must_use]
+    pub fn with_resolver(self, resolver: Resolver) -> Self {
+        Self { resolver, ..self }
     }
 
     /// Checks a URL when a webhook is created or changed. A name that does not resolve is accepted: its attempts will say `dns`.
@@ -130,7 +139,10 @@ impl Guard {
         let addresses: Vec<SocketAddr> = match url.host().ok_or(Failure::Dns)? {
             Host::Ipv4(ip) => vec![(ip, port).into()],
             Host::Ipv6(ip) => vec![(ip, port).into()],
-            Host::Domain(name) => tokio::net::lookup_host((name, port)).await.map_err(|_| Failure::Dns)?.collect(),
+            Host::Domain(name) => {
+                let found = self.resolver.addresses(name).await.into_iter();
+                found.map(|address| (address.ip(), port).into()).collect()
+            }
         };
         if addresses.is_empty() {
             return Err(Failure::Dns);
@@ -260,6 +272,28 @@ mod tests {
         let target = url("https://no-such-host.invalid/");
         assert_eq!(guard.check(&target).await, Ok(()));
         assert_eq!(guard.resolve(&target).await, Err(Failure::Dns));
+    }
+
+    #[tokio::test]
+    async fn one_address_that_is_refused_among_several_refuses_the_name() {
+        let name = url("https://mixed.example/");
+        for (answer, refused) in [
+            (&["93.184.215.14", "2606:4700::1111"][..], None),
+            (&["93.184.215.14", "127.0.0.1"], Some("loopback address")),
+            (&["169.254.169.254", "93.184.215.14"], Some("link-local address")),
+            (&["93.184.215.14", "::1"], Some("not a global unicast address")),
+            (&["2606:4700::1111", "::ffff:10.0.0.1"], Some("not a global unicast address")),
+        ] {
+            let found: Vec<SocketAddr> = answer.iter().map(|ip| (ip.parse::<IpAddr>().unwrap(), 0).into()).collect();
+            let resolver = Resolver::new(std::sync::Arc::new(move |_| {
+                let found = found.clone();
+                Box::pin(async { Ok(found) })
+            }));
+            let guard = Guard::new(Policy::Public, vec![]).with_resolver(resolver);
+            let resolved = guard.resolve(&name).await.map(|_| ());
+            assert_eq!(resolved, refused.map_or(Ok(()), |rule| Err(Failure::Blocked(rule))), "{answer:?}");
+            assert_eq!(guard.check(&name).await.is_err(), refused.is_some(), "{answer:?}");
+        }
     }
 
     #[tokio::test]

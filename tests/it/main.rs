@@ -11,4 +11,5 @@ mod retries;
 mod secrets;
 mod serve;
 mod support;
+mod targets;
 mod tls;

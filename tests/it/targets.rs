@@ -1,0 +1,114 @@
+//! The guard in the client: a socket is opened to addresses that were checked, and to no others.
+
+use std::{
+    collections::VecDeque,
+    net::{IpAddr, SocketAddr},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use nano_webhooks::{
+    clock::Clock,
+    delivery::attempt::{Failure, Outcome, Request},
+    event::EventId,
+    transport::{Client, Guard, Resolver, client::Limits, guard::Policy},
+    webhook::{EndpointUrl, EventType},
+};
+use tokio::net::TcpListener;
+
+/// A port of this machine's loopback addresses that counts who connects, and closes at once.
+struct Canary {
+    port: u16,
+    connected: Arc<AtomicUsize>,
+}
+
+impl Canary {
+    async fn start() -> Self {
+        let listener = TcpListener::bind("0.0.0.0:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let connected = Arc::new(AtomicUsize::new(0));
+        let count = connected.clone();
+        tokio::spawn(async move {
+            loop {
+                let _ = listener.accept().await;
+                count.fetch_add(1, Ordering::Relaxed);
+            }
+        });
+        Self { port, connected }
+    }
+
+    fn connected(&self) -> usize {
+        self.connected.load(Ordering::Relaxed)
+    }
+
+    fn url(&self, host: &str) -> EndpointUrl {
+        EndpointUrl::parse(&format!("https://{host}:{}/", self.port)).unwrap()
+    }
+}
+
+/// A resolver that gives these answers one after the other, and what it has not given yet.
+fn answers(answers: &[&[&str]]) -> (Resolver, Arc<Mutex<VecDeque<Vec<SocketAddr>>>>) {
+    let address = |ip: &&str| SocketAddr::from((ip.parse::<IpAddr>().unwrap(), 0));
+    let left: VecDeque<_> = answers.iter().map(|answer| answer.iter().map(address).collect()).collect();
+    let left = Arc::new(Mutex::new(left));
+    let given = left.clone();
+    let lookup = move |_| {
+        let answer = given.lock().unwrap().pop_front().expect("a look-up more than was expected");
+        Box::pin(async { Ok(answer) }) as _
+    };
+    (Resolver::new(Arc::new(lookup)), left)
+}
+
+async fn attempt(guard: &Guard, url: &EndpointUrl) -> Outcome {
+    let client = Client::new(guard.clone(), Limits::QUEUED, None).unwrap();
+    let request = Request {
+        id: &EventId::parse("evt_01JFS8TX800000000000000000").unwrap(),
+        event: EventType::JobCompleted,
+        number: 1,
+        at: Clock::system().now(),
+        signatures: None,
+        version: "0",
+    };
+    client.attempt(url, request, "{}", Duration::from_secs(10)).await.1
+}
+
+#[tokio::test]
+async fn a_name_that_is_public_when_it_is_registered_and_private_when_it_is_called_reaches_nothing() {
+    let canary = Canary::start().await;
+    let (resolver, left) = answers(&[&["93.184.215.14"], &["127.0.0.1"], &["93.184.215.14", "127.0.0.1"], &["::1"]]);
+    let guard = Guard::new(Policy::Public, vec![]).with_resolver(resolver);
+    let url = canary.url("rebinding.example");
+    assert_eq!(guard.check(&url).await, Ok(()));
+    for rule in ["loopback address", "loopback address", "not a global unicast address"] {
+        let outcome = attempt(&guard, &url).await;
+        assert_eq!(outcome.failure, Some(Failure::Blocked(rule)));
+    }
+    assert_eq!((canary.connected(), left.lock().unwrap().len()), (0, 0));
+}
+
+#[tokio::test]
+async fn the_address_that_was_checked_is_the_one_that_is_connected_to() {
+    let canary = Canary::start().await;
+    // A second look-up in the same attempt would get the other answer, and reach what is not allowed.
+    let (resolver, left) = answers(&[&["127.0.0.2"], &["127.0.0.1"]]);
+    let guard = Guard::new(Policy::Public, vec!["127.0.0.2/32".parse().unwrap()]).with_resolver(resolver);
+    let url = canary.url("changing.example");
+    assert_eq!(attempt(&guard, &url).await.failure, Some(Failure::Tls), "the canary was reached, and spoke no TLS");
+    assert_eq!((canary.connected(), left.lock().unwrap().len()), (1, 1));
+    assert_eq!(attempt(&guard, &url).await.failure, Some(Failure::Blocked("loopback address")));
+    assert_eq!(canary.connected(), 1);
+}
+
+#[tokio::test]
+async fn literals_go_through_the_guard_although_they_need_no_resolver() {
+    let canary = Canary::start().await;
+    let guard = Guard::new(Policy::Public, vec![]).with_resolver(answers(&[]).0);
+    for host in ["127.0.0.1", "127.1", "2130706433", "0x7f.1", "[::1]", "[::ffff:127.0.0.1]", "0", "0.0.0.0", "[::]"] {
+        let outcome = attempt(&guard, &canary.url(host)).await;
+        assert!(matches!(outcome.failure, Some(Failure::Blocked(_))), "{host}: {outcome:?}");
+    }
+    assert_eq!(canary.connected(), 0);
+}
