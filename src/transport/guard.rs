@@ -178,6 +178,28 @@ mod tests {
     }
 
     #[test]
+    fn what_clouds_and_lambda_itself_listen_on_is_refused() {
+        for address in [
+            "127.0.0.1",       // Lambda's runtime API, by name `localhost`
+            "169.254.100.1",   // Lambda's runtime API
+            "169.254.169.254", // instance metadata: EC2, Azure, GCP and others
+            "fd00:ec2::254",   // the same of EC2 over IPv6
+            "169.254.170.2",   // ECS: credentials of the task
+            "169.254.170.23",  // EKS: credentials of the pod
+            "fd00:ec2::23",    // the same over IPv6
+            "169.254.169.253", // the VPC's resolver
+            "168.63.129.16",   // Azure's host agent
+            "100.100.100.200", // Alibaba's metadata
+            "192.0.0.192",     // Oracle's metadata
+            "::ffff:169.254.169.254",
+            "64:ff9b::a9fe:a9fe", // the same through NAT64
+            "2002:a9fe:a9fe::1",  // the same through 6to4
+        ] {
+            assert!(refusal(address.parse().unwrap()).is_some(), "{address}");
+        }
+    }
+
+    #[test]
     fn addresses_beside_the_refused_ranges_are_public() {
         for address in [
             "1.0.0.0",

@@ -28,22 +28,23 @@ use crate::{
 const NO_LIMITS: Limits = Limits { per_minute: None, per_day: None };
 const WEBHOOKS: &str = "/api/v1/webhooks";
 
-struct App {
-    world: World,
+/// The API as account `acme`.
+pub struct App {
+    pub world: World,
     router: Router,
-    key: ApiKey,
-    clock: Clock,
+    pub key: ApiKey,
+    pub clock: Clock,
 }
 
-struct Answer {
-    status: StatusCode,
-    headers: HeaderMap,
-    text: String,
-    json: Value,
+pub struct Answer {
+    pub status: StatusCode,
+    pub headers: HeaderMap,
+    pub text: String,
+    pub json: Value,
 }
 
 impl Answer {
-    fn error(&self) -> (u16, &str, &str) {
+    pub fn error(&self) -> (u16, &str, &str) {
         assert_eq!(self.json["success"], false, "{}", self.text);
         let part = |name| self.json["error"][name].as_str().unwrap();
         (self.status.as_u16(), part("code"), part("message"))
@@ -55,7 +56,7 @@ impl Answer {
 }
 
 impl App {
-    async fn new() -> Self {
+    pub async fn new() -> Self {
         Self::with(Policy::Any, NO_LIMITS, 50).await
     }
 
@@ -103,7 +104,7 @@ impl App {
         self.send(self.request("DELETE", path).body(Body::empty()).unwrap()).await
     }
 
-    async fn post(&self, body: impl Into<Body>) -> Answer {
+    pub async fn post(&self, body: impl Into<Body>) -> Answer {
         self.send(self.request("POST", WEBHOOKS).header("content-type", "application/json").body(body.into()).unwrap())
             .await
     }

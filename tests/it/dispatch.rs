@@ -20,7 +20,7 @@ use crate::support::{Receiver, World, account};
 
 const ARN: &str = "arn:aws:dynamodb:eu-west-1:123456789012:table/jobs/stream/2024-12-23T00:00:00.000";
 
-fn deadline() -> Deadline {
+pub fn deadline() -> Deadline {
     Deadline::after(Duration::from_secs(20))
 }
 

@@ -6,6 +6,7 @@ mod events;
 mod faults;
 mod fixed_point;
 mod layers;
+mod limits;
 mod proxy;
 mod retries;
 mod secrets;

@@ -1,0 +1,96 @@
+//! The bounds of `docs/LIMITS.md`: the page agrees with the code, and what no other test shows is shown here.
+
+use std::{fs, path::Path};
+
+use axum::http::StatusCode;
+use nano_webhooks::dispatch::invocation::Invocation;
+use serde_json::{Value, json};
+
+use crate::{
+    api::App,
+    dispatch::{deadline, insert, job, run, subscribe},
+    support::{Receiver, World},
+};
+
+fn read(file: &str) -> String {
+    fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(file))
+        .unwrap_or_else(|error| panic!("{file}: {error}"))
+}
+
+#[test]
+fn the_page_of_limits_has_the_values_of_the_code_and_names_tests_that_exist() {
+    let page = read("docs/LIMITS.md");
+    let rows: Vec<Vec<&str>> = page
+        .lines()
+        .filter(|line| line.starts_with("| ") && !line.starts_with("| bound"))
+        .map(|line| line.trim_matches(['|', ' ']).split(" | ").map(str::trim).collect())
+        .collect();
+    assert!(rows.len() > 35, "{}", rows.len());
+    let mut constants = 0;
+    for row in rows {
+        let mut quoted = row[2].split('`').skip(1).step_by(2);
+        if let (Some(file), Some(text)) = (quoted.next(), quoted.next()) {
+            assert!(read(file).contains(text), "{file} has no `{text}`");
+            constants += 1;
+        }
+        if let Some(test) = row.last().unwrap().split('`').nth(1).filter(|test| test.contains('/')) {
+            assert!(Path::new(env!("CARGO_MANIFEST_DIR")).join(test).exists(), "{test}");
+        }
+    }
+    assert!(constants > 30, "{constants}");
+}
+
+#[tokio::test]
+async fn a_request_nested_too_deeply_is_a_400_and_its_message_is_short() {
+    let app = App::new().await;
+    for (open, close) in [("[", "]"), ("{\"a\":", "}")] {
+        for depth in [120, 10_000] {
+            let deep = format!("{}1{}", open.repeat(depth), close.repeat(depth));
+            for field in ["url", "events", "secret_key", "description", "unknown"] {
+                let body = format!(r#"{{"{field}":{deep}}}"#);
+                let answer = app.post(body).await;
+                let (status, code, message) = answer.error();
+                assert_eq!((status, code), (400, "invalid_request"), "{field}");
+                assert!(message.len() < 300, "{message}");
+            }
+        }
+    }
+    let long = "x".repeat(50_000);
+    let answer = app.post(json!({ long: 1 }).to_string()).await;
+    assert_eq!(answer.status, StatusCode::BAD_REQUEST);
+    assert!(answer.text.len() < 500, "{}", answer.text.len());
+}
+
+#[tokio::test]
+async fn a_record_nested_too_deeply_is_poison_and_holds_up_no_other() {
+    let (world, receiver) = (World::new().await, Receiver::start().await);
+    subscribe(&world, "acme", &receiver.url("/hook"), None).await;
+    let mut deep = insert(1, job("deep", "completed"));
+    deep["dynamodb"]["NewImage"]["data"] = json!({"M": {"deep": {"S": "DEEP"}}});
+    let leaf = r#"{"S":"DEEP"}"#;
+    let nested = format!(r#"{}{leaf}{}"#, r#"{"L":["#.repeat(5_000), "]}".repeat(5_000));
+    let deep = deep.to_string().replace(leaf, &nested);
+    let event = format!(r#"{{"Records":[{deep},{}]}}"#, insert(2, job("flat", "completed")));
+    let invocation = Invocation::from_json(&event).unwrap();
+    let answer = world.dispatcher().invoke(invocation, deadline()).await.unwrap();
+    assert_eq!(answer["batchItemFailures"], json!([]));
+    assert_eq!(receiver.wait_for(1).await[0].json()["task_id"], "flat");
+    assert_eq!(world.items_under("POISON#").await.len(), 1);
+}
+
+#[tokio::test]
+async fn a_batch_of_any_size_is_worked_on() {
+    let (world, receiver) = (World::new().await, Receiver::start().await);
+    subscribe(&world, "acme", &receiver.url("/hook"), None).await;
+    assert_eq!(run(&world.dispatcher(), &[insert(0, job("first", "completed"))]).await, []);
+    let records: Vec<Value> = (1..=1_000).map(|n| insert(n, job(&format!("t{n}"), "completed"))).collect();
+    assert_eq!(run(&world.dispatcher(), &records).await, []);
+    assert_eq!(receiver.wait_for(1_001).await.len(), 1_001);
+
+    let messages: Vec<Value> = (0..500)
+        .map(|n| json!({"messageId": n.to_string(), "body": "none of ours", "eventSource": "aws:sqs", "awsRegion": "us-east-1"}))
+        .collect();
+    let invocation = Invocation::from_json(&json!({ "Records": messages }).to_string()).unwrap();
+    let answer = world.dispatcher().invoke(invocation, deadline()).await.unwrap();
+    assert_eq!(answer["batchItemFailures"], json!([]));
+}
