@@ -68,7 +68,7 @@ async fn a_record_nested_too_deeply_is_poison_and_holds_up_no_other() {
     let mut deep = insert(1, job("deep", "completed"));
     deep["dynamodb"]["NewImage"]["data"] = json!({"M": {"deep": {"S": "DEEP"}}});
     let leaf = r#"{"S":"DEEP"}"#;
-    let nested = format!(r#"{}{leaf}{}"#, r#"{"L":["#.repeat(5_000), "]}".repeat(5_000));
+    let nested = format!("{}{leaf}{}", r#"{"L":["#.repeat(5_000), "]}".repeat(5_000));
     let deep = deep.to_string().replace(leaf, &nested);
     let event = format!(r#"{{"Records":[{deep},{}]}}"#, insert(2, job("flat", "completed")));
     let invocation = Invocation::from_json(&event).unwrap();
