@@ -3,6 +3,7 @@
 pub mod attempt;
 pub mod due;
 pub mod health;
+pub mod phases;
 pub mod retry_after;
 pub mod schedule;
 
@@ -138,6 +139,7 @@ mod tests {
         let now = Instant::from_millis(1_000_000);
         let ok = Outcome {
             took: Duration::ZERO,
+            phases: phases::Phases::default(),
             status_code: Some(204),
             failure: None,
             retry_after: Some("600".into()),
@@ -145,6 +147,7 @@ mod tests {
         };
         let failed = |status, retry_after: Option<&str>| Outcome {
             took: Duration::ZERO,
+            phases: phases::Phases::default(),
             status_code: Some(status),
             failure: Some(Failure::Status(status)),
             retry_after: retry_after.map(str::to_owned),
@@ -152,8 +155,9 @@ mod tests {
         };
         let broken = Outcome {
             took: Duration::ZERO,
+            phases: phases::Phases::default(),
             status_code: None,
-            failure: Some(Failure::Timeout(attempt::Phase::Answer)),
+            failure: Some(Failure::Timeout(attempt::Stage::Answer)),
             retry_after: None,
             excerpt: None,
         };

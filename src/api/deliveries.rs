@@ -23,6 +23,7 @@ use crate::{
     delivery::{
         self, Delivery, Key,
         attempt::{Attempt, FailureKind, Request},
+        phases::Phases,
     },
     event::EventId,
     queue::{Message, Timer},
@@ -68,15 +69,27 @@ pub(super) struct View {
 
 /// One attempt.
 #[derive(Serialize)]
-struct AttemptView {
+pub(super) struct AttemptView {
     number: u32,
     at: String,
     duration_ms: u64,
+    phases: PhasesView,
     status_code: Option<u16>,
     failure: Option<FailureKind>,
     detail: Option<String>,
     response_excerpt: Option<String>,
     request_headers: Map<String, Value>,
+}
+
+/// Where an attempt's time went, in milliseconds; `null`: the phase did not happen.
+#[derive(Serialize)]
+#[expect(clippy::struct_field_names, reason = "a number on the wire has its unit in its name")]
+struct PhasesView {
+    dns_ms: Option<f64>,
+    connect_ms: Option<f64>,
+    tls_ms: Option<f64>,
+    answer_ms: Option<f64>,
+    body_ms: Option<f64>,
 }
 
 /// `GET /api/v1/webhooks/{id}/deliveries`
@@ -247,35 +260,49 @@ impl From<&Delivery> for Row {
 
 impl From<&Delivery> for View {
     fn from(delivery: &Delivery) -> Self {
-        let attempt = |attempt: &Attempt| {
-            let request = Request {
-                id: &delivery.key.event,
-                event: delivery.event_type,
-                number: attempt.number,
-                at: attempt.at,
-                signatures: attempt.signatures.as_ref(),
-                version: &attempt.version,
-            };
-            AttemptView {
-                number: attempt.number,
-                at: attempt.at.rfc3339(),
-                duration_ms: attempt.duration_ms,
-                status_code: attempt.status_code,
-                failure: attempt.failure,
-                detail: attempt.detail.clone(),
-                response_excerpt: attempt.response_excerpt.clone(),
-                request_headers: request
-                    .headers()
-                    .into_iter()
-                    .map(|(name, value)| (name.to_owned(), value.into()))
-                    .collect(),
-            }
-        };
         Self {
             row: Row::from(delivery),
             payload: delivery.body.to_string(),
             url: delivery.url.clone(),
-            attempts: delivery.attempts.iter().map(attempt).collect(),
+            attempts: delivery
+                .attempts
+                .iter()
+                .map(|attempt| AttemptView::new(&delivery.key.event, delivery.event_type, attempt))
+                .collect(),
         }
+    }
+}
+
+impl AttemptView {
+    pub(super) fn new(event: &EventId, event_type: EventType, attempt: &Attempt) -> Self {
+        let request = Request {
+            id: event,
+            event: event_type,
+            number: attempt.number,
+            at: attempt.at,
+            signatures: attempt.signatures.as_ref(),
+            version: &attempt.version,
+        };
+        let headers = request.headers().into_iter();
+        Self {
+            number: attempt.number,
+            at: attempt.at.rfc3339(),
+            duration_ms: attempt.duration_ms,
+            phases: PhasesView::from(attempt.phases),
+            status_code: attempt.status_code,
+            failure: attempt.failure,
+            detail: attempt.detail.clone(),
+            response_excerpt: attempt.response_excerpt.clone(),
+            request_headers: headers.map(|(name, value)| (name.to_owned(), value.into())).collect(),
+        }
+    }
+}
+
+impl From<Phases> for PhasesView {
+    fn from(Phases { dns, connect, tls, answer, body }: Phases) -> Self {
+        // To a tenth of a millisecond.
+        #[expect(clippy::cast_precision_loss, reason = "a phase lasts seconds, not centuries")]
+        let ms = |micros: Option<u64>| micros.map(|micros| (micros as f64 / 100.0).round() / 10.0);
+        Self { dns_ms: ms(dns), connect_ms: ms(connect), tls_ms: ms(tls), answer_ms: ms(answer), body_ms: ms(body) }
     }
 }

@@ -4,12 +4,12 @@ use std::{fmt, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-use super::health::Seen;
+use super::{health::Seen, phases::Phases};
 use crate::{clock::Instant, event::EventId, signing::Signatures, webhook::EventType};
 
-/// How far an attempt had come.
+/// How far an attempt had come when its time was over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Phase {
+pub enum Stage {
     /// Resolving the name, connecting, the TLS handshake.
     Connect,
     /// The request was on its way or sent, and no answer had begun.
@@ -27,8 +27,8 @@ pub enum Failure {
     Connect,
     /// The TLS handshake failed.
     Tls,
-    /// The deadline passed, in this phase.
-    Timeout(Phase),
+    /// The deadline passed, at this stage.
+    Timeout(Stage),
     /// The target policy refuses the address; the rule that does.
     Blocked(&'static str),
     /// The answer was a redirect, which is not followed.
@@ -88,13 +88,13 @@ impl fmt::Display for Failure {
             Self::Tls => f.write_str(
                 "The TLS handshake failed: check that the certificate is valid, matches the host name and comes with its chain.",
             ),
-            Self::Timeout(Phase::Connect) => f.write_str(
+            Self::Timeout(Stage::Connect) => f.write_str(
                 "No connection in time: check that the server is up and reachable, and that its DNS and TLS answer quickly.",
             ),
-            Self::Timeout(Phase::Answer) => {
+            Self::Timeout(Stage::Answer) => {
                 f.write_str("Connected, but no answer in time: answer 2xx at once and do the work afterwards.")
             }
-            Self::Timeout(Phase::Body) => {
+            Self::Timeout(Stage::Body) => {
                 f.write_str("The answer began but did not end in time: send a short body, or none, at once.")
             }
             Self::Blocked(rule) => write!(f, "The target is refused ({rule}): use a public https address."),
@@ -114,6 +114,8 @@ impl fmt::Display for Failure {
 pub struct Outcome {
     /// How long it took.
     pub took: Duration,
+    /// Where that time went.
+    pub phases: Phases,
     /// The status of the answer, if one came.
     pub status_code: Option<u16>,
     /// Why it counts as failed; `None`: a 2xx was read.
@@ -140,6 +142,9 @@ pub struct Attempt {
     pub at: Instant,
     /// How long it took, in milliseconds.
     pub duration_ms: u64,
+    /// Where that time went.
+    #[serde(default)]
+    pub phases: Phases,
     /// The status of the answer, if one came.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub status_code: Option<u16>,
@@ -166,6 +171,7 @@ impl Attempt {
             number: request.number,
             at: request.at,
             duration_ms: u64::try_from(outcome.took.as_millis()).unwrap_or(u64::MAX),
+            phases: outcome.phases,
             status_code: outcome.status_code,
             failure: outcome.failure.as_ref().map(Failure::kind),
             detail: outcome.failure.as_ref().map(ToString::to_string),

@@ -9,7 +9,7 @@ use std::{
     net::SocketAddr,
     path::Path,
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll},
     time::Duration,
 };
@@ -34,7 +34,10 @@ use tower::Service;
 use super::guard::Guard;
 use crate::{
     clock::Stopwatch,
-    delivery::attempt::{Attempt, Failure, Outcome, Phase, Request},
+    delivery::{
+        attempt::{Attempt, Failure, Outcome, Request, Stage},
+        phases::{Phase, Phases},
+    },
     webhook::EndpointUrl,
 };
 
@@ -125,9 +128,10 @@ impl Client {
         body: &str,
         at_most: Duration,
     ) -> (Attempt, Outcome) {
-        let watch = Stopwatch::start();
-        let mut outcome = self.post(url, request.headers(), Bytes::copy_from_slice(body.as_bytes()), at_most).await;
-        outcome.took = watch.elapsed();
+        let marks = Marks::start();
+        let body = Bytes::copy_from_slice(body.as_bytes());
+        let mut outcome = MARKS.scope(marks.clone(), self.post(url, request.headers(), body, at_most)).await;
+        (outcome.took, outcome.phases) = marks.end();
         (Attempt::new(&request, &outcome), outcome)
     }
 
@@ -138,8 +142,14 @@ impl Client {
         body: Bytes,
         at_most: Duration,
     ) -> Outcome {
-        let mut outcome =
-            Outcome { took: Duration::ZERO, status_code: None, failure: None, retry_after: None, excerpt: None };
+        let mut outcome = Outcome {
+            took: Duration::ZERO,
+            phases: Phases::default(),
+            status_code: None,
+            failure: None,
+            retry_after: None,
+            excerpt: None,
+        };
         let mut request = http::Request::new(Full::new(body));
         *request.method_mut() = Method::POST;
         *request.uri_mut() = Uri::try_from(url.url().as_str()).expect("an endpoint URL was checked to be a URI");
@@ -153,14 +163,15 @@ impl Client {
         let ended = tokio::time::timeout(self.limits.total.min(at_most), self.exchange(request, &mut outcome)).await;
         outcome.failure = match ended {
             Ok(result) => result.err(),
-            Err(_) if outcome.status_code.is_some() => Some(Failure::Timeout(Phase::Body)),
-            Err(_) => Some(Failure::Timeout(Phase::Answer)),
+            Err(_) if outcome.status_code.is_some() => Some(Failure::Timeout(Stage::Body)),
+            Err(_) => Some(Failure::Timeout(Stage::Answer)),
         };
         outcome
     }
 
     async fn exchange(&self, request: http::Request<Full<Bytes>>, outcome: &mut Outcome) -> Result<(), Failure> {
         let response = self.http.request(request).await.map_err(|error| failure_of(&error))?;
+        Marks::mark(Phase::Body);
         let status = response.status().as_u16();
         outcome.status_code = Some(status);
         outcome.retry_after = text_of(response.headers(), &RETRY_AFTER);
@@ -246,9 +257,11 @@ impl Service<Uri> for Connector {
 
     fn call(&mut self, uri: Uri) -> Self::Future {
         let this = self.clone();
+        // It goes on apart from the attempt if another connection becomes free first.
+        let marks = MARKS.try_with(Marks::clone).unwrap_or_else(|_| Marks::start());
         Box::pin(async move {
-            let connection = tokio::time::timeout(this.timeout, this.connect(&uri)).await;
-            connection.unwrap_or(Err(Failure::Timeout(Phase::Connect))).map_err(ConnectError)
+            let connection = MARKS.scope(marks, tokio::time::timeout(this.timeout, this.connect(&uri))).await;
+            connection.unwrap_or(Err(Failure::Timeout(Stage::Connect))).map_err(ConnectError)
         })
     }
 }
@@ -257,17 +270,62 @@ impl Connector {
     async fn connect(&self, uri: &Uri) -> Result<Connection, Failure> {
         // The pool hands on scheme and authority alone, which is all that is needed here.
         let url = EndpointUrl::parse(&uri.to_string()).map_err(|_| Failure::Blocked("not a URL"))?;
+        if matches!(url.url().host(), Some(url::Host::Domain(_))) {
+            Marks::mark(Phase::Dns);
+        }
         let addresses = self.guard.resolve(&url).await?;
+        Marks::mark(Phase::Connect);
         let tcp = connect_to_any(&addresses).await.ok_or(Failure::Connect)?;
         // Without it small requests wait for acknowledgements (Nagle); a socket that refuses it still works.
         let _ = tcp.set_nodelay(true);
         if url.url().scheme() == "http" {
+            Marks::mark(Phase::Answer);
             return Ok(MaybeHttpsStream::Http(TokioIo::new(tcp)));
         }
+        Marks::mark(Phase::Tls);
         let host = url.url().host_str().ok_or(Failure::Tls)?.trim_matches(['[', ']']).to_owned();
         let name = ServerName::try_from(host).map_err(|_| Failure::Tls)?;
         let tls = self.tls.connect(name, TokioIo::new(TokioIo::new(tcp))).await.map_err(|_| Failure::Tls)?;
+        Marks::mark(Phase::Answer);
         Ok(MaybeHttpsStream::Https(TokioIo::new(tls)))
+    }
+}
+
+tokio::task_local! {
+    /// Those of the attempt that is being made: the connector is reached through a library that knows nothing of them.
+    static MARKS: Marks;
+}
+
+/// When the phases of an attempt began.
+#[derive(Clone)]
+struct Marks {
+    watch: Stopwatch,
+    began: Arc<Mutex<Vec<(Phase, Duration)>>>,
+}
+
+impl Marks {
+    fn start() -> Self {
+        Self { watch: Stopwatch::start(), began: Arc::default() }
+    }
+
+    /// A phase begins now.
+    fn mark(phase: Phase) {
+        let _ = MARKS.try_with(|marks| {
+            let mut began = marks.began.lock().unwrap_or_else(PoisonError::into_inner);
+            if began.is_empty() && phase == Phase::Body {
+                // Over a connection that was kept alive.
+                began.push((Phase::Answer, Duration::ZERO));
+            }
+            began.push((phase, marks.watch.elapsed()));
+        });
+    }
+
+    /// How long the attempt took, and its phases.
+    fn end(&self) -> (Duration, Phases) {
+        let took = self.watch.elapsed();
+        let began = self.began.lock().unwrap_or_else(PoisonError::into_inner);
+        let waited = [(Phase::Answer, Duration::ZERO)];
+        (took, Phases::new(if began.is_empty() { &waited } else { &began }, took))
     }
 }
 

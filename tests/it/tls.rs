@@ -34,10 +34,19 @@ async fn serve() -> (u16, String) {
     let port = listener.local_addr().unwrap().port();
     tokio::spawn(async move {
         while let Ok((tcp, _)) = listener.accept().await {
-            let Ok(mut tls) = acceptor.accept(tcp).await else { continue };
-            let mut request = Vec::new();
-            while !request.ends_with(b"{}") && tls.read_buf(&mut request).await.is_ok_and(|read| read > 0) {}
-            let _ = tls.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await;
+            let acceptor = acceptor.clone();
+            tokio::spawn(async move {
+                let Ok(mut tls) = acceptor.accept(tcp).await else { return };
+                loop {
+                    let mut request = Vec::new();
+                    while !request.ends_with(b"{}") {
+                        if tls.read_buf(&mut request).await.is_ok_and(|read| read == 0) {
+                            return;
+                        }
+                    }
+                    let _ = tls.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await;
+                }
+            });
         }
     });
     (port, certified.cert.pem())
@@ -68,6 +77,27 @@ async fn a_certificate_is_trusted_if_the_operator_says_so_and_for_its_own_name_a
     assert_eq!(post(&other, &named).await.failure, Some(Failure::Tls), "nobody else vouches for it");
     let by_address = post(&trusting, &format!("https://127.0.0.1:{port}/hook")).await;
     assert_eq!(by_address.failure, Some(Failure::Tls), "it is not for this name");
+}
+
+#[tokio::test]
+async fn an_attempt_says_where_its_time_went_and_one_over_a_kept_connection_waits_for_the_answer_alone() {
+    let (port, pem) = serve().await;
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    file.write_all(pem.as_bytes()).unwrap();
+    let client = Client::new(Guard::new(Policy::Any, vec![]), Limits::QUEUED, Some(file.path())).unwrap();
+    let happened = |outcome: &Outcome| {
+        let phases = outcome.phases;
+        let all = [phases.dns, phases.connect, phases.tls, phases.answer, phases.body];
+        assert!(all.iter().flatten().sum::<u64>() <= u64::try_from(outcome.took.as_micros()).unwrap(), "{outcome:?}");
+        all.map(|phase| phase.is_some())
+    };
+    let named = format!("https://localhost:{port}/hook");
+    assert_eq!(happened(&post(&client, &named).await), [true; 5]);
+    assert_eq!(happened(&post(&client, &named).await), [false, false, false, true, true]);
+    let by_address = post(&client, &format!("https://127.0.0.1:{port}/hook")).await;
+    assert_eq!(happened(&by_address), [false, true, true, false, false], "its handshake failed");
+    let unresolved = post(&client, "https://no-such-host.invalid/").await;
+    assert_eq!(happened(&unresolved), [true, false, false, false, false]);
 }
 
 #[test]

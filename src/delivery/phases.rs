@@ -1,0 +1,106 @@
+//! The phases of an attempt: where its time went.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+/// One phase of an exchange, in their order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Phase {
+    /// The host name is looked up.
+    Dns,
+    /// A connection is made.
+    Connect,
+    /// The TLS handshake.
+    Tls,
+    /// The request is sent, and the answer waited for.
+    Answer,
+    /// The answer's body is read.
+    Body,
+}
+
+/// How long each phase lasted, in microseconds; one that did not happen is absent. Over a connection that was kept alive the
+/// first three do not.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Phases {
+    /// See [`Phase::Dns`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dns: Option<u64>,
+    /// See [`Phase::Connect`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub connect: Option<u64>,
+    /// See [`Phase::Tls`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls: Option<u64>,
+    /// See [`Phase::Answer`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub answer: Option<u64>,
+    /// See [`Phase::Body`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub body: Option<u64>,
+}
+
+impl Phases {
+    /// From when each phase began and when the last one ended, as times since the attempt began. A phase lasts until the next
+    /// one begins; what is marked out of order is left out.
+    pub fn new(began: &[(Phase, Duration)], ended: Duration) -> Self {
+        let mut in_order: Vec<(Phase, Duration)> = Vec::with_capacity(began.len());
+        for &(phase, at) in began {
+            if in_order.last().is_none_or(|(last, _)| *last < phase) {
+                in_order.push((phase, at));
+            }
+        }
+        let mut phases = Self::default();
+        let ends = in_order.iter().skip(1).map(|(_, at)| *at).chain([ended]);
+        for ((phase, at), end) in in_order.iter().zip(ends) {
+            let lasted = u64::try_from(end.saturating_sub(*at).as_micros()).unwrap_or(u64::MAX);
+            let slot = match phase {
+                Phase::Dns => &mut phases.dns,
+                Phase::Connect => &mut phases.connect,
+                Phase::Tls => &mut phases.tls,
+                Phase::Answer => &mut phases.answer,
+                Phase::Body => &mut phases.body,
+            };
+            *slot = Some(lasted);
+        }
+        phases
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const fn at(micros: u64) -> Duration {
+        Duration::from_micros(micros)
+    }
+
+    #[test]
+    fn a_phase_lasts_until_the_next_one_begins_and_the_last_until_the_end() {
+        use Phase::{Answer, Body, Connect, Dns, Tls};
+        for (began, ended, phases) in [
+            (
+                &[(Dns, at(10)), (Connect, at(30)), (Tls, at(60)), (Answer, at(100)), (Body, at(150))][..],
+                210,
+                Phases { dns: Some(20), connect: Some(30), tls: Some(40), answer: Some(50), body: Some(60) },
+            ),
+            (&[(Answer, at(5)), (Body, at(15))], 15, Phases { answer: Some(10), body: Some(0), ..Phases::default() }),
+            (&[(Dns, at(0))], 500, Phases { dns: Some(500), ..Phases::default() }),
+            (
+                &[(Dns, at(0)), (Connect, at(10)), (Answer, at(20))],
+                30,
+                Phases { dns: Some(10), connect: Some(10), answer: Some(10), ..Phases::default() },
+            ),
+            (&[], 10, Phases::default()),
+            // A connection that was begun for this attempt may go on beside the one that became free first.
+            (
+                &[(Dns, at(0)), (Answer, at(5)), (Connect, at(7)), (Body, at(9))],
+                10,
+                Phases { dns: Some(5), answer: Some(4), body: Some(1), ..Phases::default() },
+            ),
+        ] {
+            assert_eq!(Phases::new(began, at(ended)), phases, "{began:?}");
+        }
+    }
+}
