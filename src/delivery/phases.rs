@@ -19,8 +19,8 @@ pub enum Phase {
     Body,
 }
 
-/// How long each phase lasted, in microseconds; one that did not happen is absent. Over a connection that was kept alive the
-/// first three do not.
+/// How long each phase lasted, in microseconds; one that did not happen is absent. Over a connection that was kept alive
+/// there is no connecting and no handshake, and to an address there is no look-up.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Phases {

@@ -34,7 +34,7 @@ impl Engine {
     pub fn start(listener: TcpListener, directory: Option<&Path>) -> Result<Self, Failed> {
         let temporary = match directory {
             Some(_) => None,
-            None => Some(tempfile::Builder::new().prefix("nano-webhooks-").tempdir()?),
+            None => Some(temporary_directory()?),
         };
         let home = directory.or(temporary.as_ref().map(TempDir::path)).expect("one of both is there");
         let path = home.join("dynamodb.sqlite");
@@ -81,4 +81,13 @@ impl Engine {
         let _ = self.stop.send(());
         let _ = self.server.await;
     }
+}
+
+/// A folder of this user's alone: payloads are in there.
+fn temporary_directory() -> std::io::Result<TempDir> {
+    let mut builder = tempfile::Builder::new();
+    builder.prefix("nano-webhooks-");
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o700));
+    builder.tempdir()
 }

@@ -1,7 +1,7 @@
 //! The HTTP client: one bounded exchange at a time over pooled connections, each made to an address that was checked.
 //!
-//! The guard sits in the connector, below every way an HTTP library has to reach a host, so that no literal, redirect or
-//! proxy setting can go around it. The client follows no redirect, reads no proxy from the environment and decompresses nothing.
+//! Each attempt resolves its name and has all addresses checked. The connector, below every way an HTTP library has to reach
+//! a host, connects to these and to nothing else, so that no literal, redirect or proxy setting can go around it. The client follows no redirect, reads no proxy from the environment and decompresses nothing.
 
 use std::{
     error::Error as StdError,
@@ -9,13 +9,13 @@ use std::{
     net::SocketAddr,
     path::Path,
     pin::Pin,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll},
     time::Duration,
 };
 
 use futures_util::{StreamExt, stream::FuturesUnordered};
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, header::RETRY_AFTER};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, header::RETRY_AFTER, uri::Scheme};
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Bytes, Incoming};
 use hyper_rustls::MaybeHttpsStream;
@@ -30,6 +30,7 @@ use rustls::{
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tower::Service;
+use url::Host;
 
 use super::guard::Guard;
 use crate::{
@@ -73,6 +74,7 @@ const NEXT_ADDRESS_AFTER: Duration = Duration::from_millis(150);
 /// Sends signed requests to endpoints.
 #[derive(Clone)]
 pub struct Client {
+    guard: Guard,
     http: legacy::Client<Connector, Full<Bytes>>,
     limits: Limits,
 }
@@ -105,14 +107,14 @@ impl Client {
             .expect("the provider supports TLS 1.2 and 1.3")
             .with_root_certificates(roots)
             .with_no_client_auth();
-        let connector = Connector { guard, timeout: limits.connect, tls: TlsConnector::from(Arc::new(tls)) };
+        let connector = Connector { timeout: limits.connect, tls: TlsConnector::from(Arc::new(tls)) };
         let http = legacy::Client::builder(TokioExecutor::new())
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(IDLE_TIMEOUT)
             .pool_max_idle_per_host(MAX_IDLE_PER_HOST)
             .http1_max_buf_size(MAX_HEAD)
             .build(connector);
-        Ok(Self { http, limits })
+        Ok(Self { guard, http, limits })
     }
 
     /// How long an exchange may take.
@@ -130,7 +132,7 @@ impl Client {
     ) -> (Attempt, Outcome) {
         let marks = Marks::start();
         let body = Bytes::copy_from_slice(body.as_bytes());
-        let mut outcome = MARKS.scope(marks.clone(), self.post(url, request.headers(), body, at_most)).await;
+        let mut outcome = self.post(url, request.headers(), body, at_most, &marks).await;
         (outcome.took, outcome.phases) = marks.end();
         (Attempt::new(&request, &outcome), outcome)
     }
@@ -141,6 +143,7 @@ impl Client {
         headers: Vec<(&'static str, String)>,
         body: Bytes,
         at_most: Duration,
+        marks: &Marks,
     ) -> Outcome {
         let mut outcome = Outcome {
             took: Duration::ZERO,
@@ -160,7 +163,8 @@ impl Client {
                 (HeaderName::from_static(name), value)
             })
             .collect();
-        let ended = tokio::time::timeout(self.limits.total.min(at_most), self.exchange(request, &mut outcome)).await;
+        let exchange = self.exchange(url, request, marks, &mut outcome);
+        let ended = tokio::time::timeout(self.limits.total.min(at_most), exchange).await;
         outcome.failure = match ended {
             Ok(result) => result.err(),
             Err(_) if outcome.status_code.is_some() => Some(Failure::Timeout(Stage::Body)),
@@ -169,9 +173,23 @@ impl Client {
         outcome
     }
 
-    async fn exchange(&self, request: http::Request<Full<Bytes>>, outcome: &mut Outcome) -> Result<(), Failure> {
-        let response = self.http.request(request).await.map_err(|error| failure_of(&error))?;
-        Marks::mark(Phase::Body);
+    async fn exchange(
+        &self,
+        url: &EndpointUrl,
+        request: http::Request<Full<Bytes>>,
+        marks: &Marks,
+        outcome: &mut Outcome,
+    ) -> Result<(), Failure> {
+        if matches!(url.url().host(), Some(Host::Domain(_))) {
+            marks.begin(Phase::Dns);
+        }
+        // Also where a kept connection will be used: a name that has changed since is not to be called.
+        let resolved = tokio::time::timeout(self.limits.connect, self.guard.resolve(url)).await;
+        let addresses = resolved.unwrap_or(Err(Failure::Timeout(Stage::Connect)))?.into();
+        marks.resolved();
+        let permit = Permit { addresses, marks: marks.clone() };
+        let response = PERMIT.scope(permit, self.http.request(request)).await.map_err(|error| failure_of(&error))?;
+        marks.begin(Phase::Body);
         let status = response.status().as_u16();
         outcome.status_code = Some(status);
         outcome.retry_after = text_of(response.headers(), &RETRY_AFTER);
@@ -239,7 +257,6 @@ struct ConnectError(Failure);
 /// Makes connections, and only to addresses that the guard let through.
 #[derive(Clone)]
 struct Connector {
-    guard: Guard,
     timeout: Duration,
     tls: TlsConnector,
 }
@@ -257,50 +274,59 @@ impl Service<Uri> for Connector {
 
     fn call(&mut self, uri: Uri) -> Self::Future {
         let this = self.clone();
-        // It goes on apart from the attempt if another connection becomes free first.
-        let marks = MARKS.try_with(Marks::clone).unwrap_or_else(|_| Marks::start());
+        let permit = PERMIT.try_with(Permit::clone);
         Box::pin(async move {
-            let connection = MARKS.scope(marks, tokio::time::timeout(this.timeout, this.connect(&uri))).await;
+            let permit = permit.map_err(|_| ConnectError(Failure::Connect))?;
+            let left = this.timeout.saturating_sub(permit.marks.watch.elapsed());
+            let connection = tokio::time::timeout(left, this.connect(&uri, &permit)).await;
             connection.unwrap_or(Err(Failure::Timeout(Stage::Connect))).map_err(ConnectError)
         })
     }
 }
 
 impl Connector {
-    async fn connect(&self, uri: &Uri) -> Result<Connection, Failure> {
-        // The pool hands on scheme and authority alone, which is all that is needed here.
-        let url = EndpointUrl::parse(&uri.to_string()).map_err(|_| Failure::Blocked("not a URL"))?;
-        if matches!(url.url().host(), Some(url::Host::Domain(_))) {
-            Marks::mark(Phase::Dns);
-        }
-        let addresses = self.guard.resolve(&url).await?;
-        Marks::mark(Phase::Connect);
-        let tcp = connect_to_any(&addresses).await.ok_or(Failure::Connect)?;
+    async fn connect(&self, uri: &Uri, Permit { addresses, marks }: &Permit) -> Result<Connection, Failure> {
+        marks.begin(Phase::Connect);
+        let tcp = connect_to_any(addresses).await.ok_or(Failure::Connect)?;
         // Without it small requests wait for acknowledgements (Nagle); a socket that refuses it still works.
         let _ = tcp.set_nodelay(true);
-        if url.url().scheme() == "http" {
-            Marks::mark(Phase::Answer);
+        if uri.scheme() == Some(&Scheme::HTTP) {
+            marks.begin(Phase::Answer);
             return Ok(MaybeHttpsStream::Http(TokioIo::new(tcp)));
         }
-        Marks::mark(Phase::Tls);
-        let host = url.url().host_str().ok_or(Failure::Tls)?.trim_matches(['[', ']']).to_owned();
+        marks.begin(Phase::Tls);
+        let host = uri.host().ok_or(Failure::Tls)?.trim_matches(['[', ']']).to_owned();
         let name = ServerName::try_from(host).map_err(|_| Failure::Tls)?;
         let tls = self.tls.connect(name, TokioIo::new(TokioIo::new(tcp))).await.map_err(|_| Failure::Tls)?;
-        Marks::mark(Phase::Answer);
+        marks.begin(Phase::Answer);
         Ok(MaybeHttpsStream::Https(TokioIo::new(tls)))
     }
 }
 
 tokio::task_local! {
-    /// Those of the attempt that is being made: the connector is reached through a library that knows nothing of them.
-    static MARKS: Marks;
+    /// That of the attempt that is being made: the connector is reached through a library that knows nothing of it.
+    static PERMIT: Permit;
+}
+
+/// What a connection may be made to: the addresses that the guard let through for this attempt, and no others.
+#[derive(Clone)]
+struct Permit {
+    addresses: Arc<[SocketAddr]>,
+    marks: Marks,
 }
 
 /// When the phases of an attempt began.
 #[derive(Clone)]
 struct Marks {
     watch: Stopwatch,
-    began: Arc<Mutex<Vec<(Phase, Duration)>>>,
+    began: Arc<Mutex<Began>>,
+}
+
+#[derive(Default)]
+struct Began {
+    phases: Vec<(Phase, Duration)>,
+    /// When there was nothing to do but to connect, or to ask over a connection that was kept.
+    resolved: Option<Duration>,
 }
 
 impl Marks {
@@ -308,24 +334,41 @@ impl Marks {
         Self { watch: Stopwatch::start(), began: Arc::default() }
     }
 
+    fn began(&self) -> MutexGuard<'_, Began> {
+        self.began.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// A phase begins now.
-    fn mark(phase: Phase) {
-        let _ = MARKS.try_with(|marks| {
-            let mut began = marks.began.lock().unwrap_or_else(PoisonError::into_inner);
-            if began.is_empty() && phase == Phase::Body {
-                // Over a connection that was kept alive.
-                began.push((Phase::Answer, Duration::ZERO));
-            }
-            began.push((phase, marks.watch.elapsed()));
-        });
+    fn begin(&self, phase: Phase) {
+        let mut began = self.began();
+        if phase == Phase::Body {
+            began.ask();
+        }
+        began.phases.push((phase, self.watch.elapsed()));
+    }
+
+    /// The name is resolved.
+    fn resolved(&self) {
+        self.began().resolved = Some(self.watch.elapsed());
     }
 
     /// How long the attempt took, and its phases.
     fn end(&self) -> (Duration, Phases) {
         let took = self.watch.elapsed();
-        let began = self.began.lock().unwrap_or_else(PoisonError::into_inner);
-        let waited = [(Phase::Answer, Duration::ZERO)];
-        (took, Phases::new(if began.is_empty() { &waited } else { &began }, took))
+        let mut began = self.began();
+        began.ask();
+        (took, Phases::new(&began.phases, took))
+    }
+}
+
+impl Began {
+    /// Without a new connection the answer was waited for as soon as the name was resolved.
+    fn ask(&mut self) {
+        if let Some(resolved) = self.resolved
+            && self.phases.iter().all(|(phase, _)| *phase == Phase::Dns)
+        {
+            self.phases.push((Phase::Answer, resolved));
+        }
     }
 }
 
