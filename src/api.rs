@@ -4,7 +4,9 @@ mod auth;
 mod body;
 mod deliveries;
 mod error;
+mod secrets;
 mod telemetry;
+mod trial;
 mod webhooks;
 
 use std::{any::Any, sync::Arc, time::Duration};
@@ -24,8 +26,9 @@ use crate::{
     clock::Clock,
     queue::Queue,
     store::{Store, rate},
-    transport::Guard,
+    transport::{Client, Guard},
 };
+use body::shown;
 use error::Error;
 
 /// What the API's operations work with.
@@ -38,6 +41,8 @@ pub struct Api {
     pub account_claim: Option<String>,
     /// Checks the URLs that webhooks are created with.
     pub guard: Guard,
+    /// Sends test events.
+    pub client: Client,
     /// The time.
     pub clock: Clock,
     /// Where attempts that are asked for are put.
@@ -56,6 +61,8 @@ pub fn router(api: Api) -> Router {
         Router::new()
             .route("/api/v1/webhooks", get(webhooks::list).post(webhooks::create))
             .route("/api/v1/webhooks/{id}", get(webhooks::show).patch(webhooks::change).delete(webhooks::remove))
+            .route("/api/v1/webhooks/{id}/rotate-secret", post(secrets::rotate))
+            .route("/api/v1/webhooks/{id}/test", post(trial::send))
             .route("/api/v1/webhooks/{id}/deliveries", get(deliveries::list))
             .route("/api/v1/webhooks/{id}/deliveries/{event_id}", get(deliveries::show))
             .route("/api/v1/webhooks/{id}/deliveries/{event_id}/retry", post(deliveries::retry))
@@ -90,11 +97,11 @@ async fn healthz() -> Response {
 }
 
 async fn not_found(request: Request) -> Error {
-    Error::NotFound(format!("No route {} {}", request.method(), request.uri().path()))
+    Error::NotFound(format!("No route {} {}", request.method(), shown(request.uri().path())))
 }
 
 async fn method_not_allowed(request: Request) -> Error {
-    Error::MethodNotAllowed(format!("{} does not support {}", request.uri().path(), request.method()))
+    Error::MethodNotAllowed(format!("{} does not support {}", shown(request.uri().path()), request.method()))
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "the signature that the layer asks for")]

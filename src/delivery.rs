@@ -62,8 +62,8 @@ pub struct Delivery {
     pub key: Key,
     /// The type of the event.
     pub event_type: EventType,
-    /// The job that ended.
-    pub task_id: String,
+    /// The job that ended; `None` for an event that is not of a job.
+    pub task_id: Option<String>,
     /// Where it goes, as the webhook had it.
     pub url: String,
     /// The bytes that are signed and sent, in every attempt.
@@ -83,6 +83,30 @@ pub struct Delivery {
 }
 
 impl Delivery {
+    /// One of which no attempt was made, due at once.
+    pub fn new(
+        key: Key,
+        event_type: EventType,
+        task_id: Option<String>,
+        url: String,
+        body: Arc<str>,
+        now: Instant,
+    ) -> Self {
+        Self {
+            key,
+            event_type,
+            task_id,
+            url,
+            body,
+            state: State::Pending(now),
+            resume: None,
+            attempt_count: 0,
+            step: 0,
+            attempts: Vec::new(),
+            created_at: now,
+        }
+    }
+
     /// Makes the next attempt due now, because a person asked for it; if it fails, the delivery stands again where it does.
     pub fn hasten(&mut self, now: Instant) {
         // Asked for twice, it still goes back to where it stood before the first time.

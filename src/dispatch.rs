@@ -10,6 +10,7 @@ mod sweep;
 use std::{
     collections::HashSet,
     panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
     time::Duration,
 };
 
@@ -18,18 +19,18 @@ use aws_lambda_events::event::streams::{DynamoDbBatchItemFailure, DynamoDbEventR
 use crate::{
     clock::{Clock, Deadline, Instant},
     delivery::{
-        Delivery, State,
+        Delivery, Key, State,
         attempt::{Outcome, Request},
         due::is_within_reach,
         health::Health,
         schedule::Schedule,
     },
-    event::MAX_BODY,
+    event::{EventId, MAX_BODY},
     queue::{Message, Queue, Timer},
     random, signing,
     store::{Store, poison::Poison, webhooks::Subscriber},
     transport::Client,
-    webhook::{Account, Secret, Webhook},
+    webhook::{Account, EventType, Secret, Webhook},
 };
 use deliver::Occurrence;
 pub use gates::Gates;
@@ -38,6 +39,10 @@ use stream::Record;
 /// What is left of an invocation's time for recording and answering when attempts must end: more than the longest request
 /// to a table.
 pub const RESERVE: Duration = Duration::from_secs(5);
+
+/// How many of an account's other webhooks are told that one was disabled: what a transaction takes beside the disabling
+/// (TransactWriteItems: 100 items).
+const MAX_TOLD: usize = 99;
 
 /// Takes what the platform's jobs table tells and calls the endpoints.
 #[derive(Clone)]
@@ -179,10 +184,8 @@ impl Dispatcher {
             } else {
                 None
             };
-            if let Some(reason) = reason
-                && self.store.disable_webhook(account, webhook.id, &reason, now).await?
-            {
-                tracing::warn!(%account, webhook = %webhook.id, reason, "webhook disabled");
+            if let Some(reason) = reason {
+                self.disable(account, webhook, &reason, now).await?;
             }
             if health.differs_from(&before) && self.gates.may_write_health(&endpoint, now) {
                 self.store.keep_health(account, webhook.id, &health).await?;
@@ -192,6 +195,35 @@ impl Dispatcher {
         if let Err(error) = written.await {
             tracing::warn!(%account, webhook = %webhook.id, %error, "health was not written");
         }
+    }
+
+    /// Disables a webhook, and tells those of the account's others that want to know: nobody is to learn of a dead endpoint from
+    /// silence.
+    async fn disable(
+        &self,
+        account: &Account,
+        webhook: &Webhook,
+        reason: &str,
+        now: Instant,
+    ) -> crate::store::Result<()> {
+        let event_type = EventType::WebhookDisabled;
+        let event = EventId::at(now, account, &webhook.id.to_string(), event_type);
+        let body: Arc<str> =
+            crate::event::webhook_disabled(webhook.id, webhook.url.as_str(), reason, &now.rfc3339()).into();
+        let others = self.store.subscribers(account).await?.into_iter().flatten().map(|other| other.webhook);
+        let others = others.filter(|other| other.id != webhook.id && other.wants(event_type));
+        let tell: Vec<_> = others
+            .take(MAX_TOLD)
+            .map(|other| {
+                let key = Key { account: account.clone(), webhook: other.id, event: event.clone() };
+                Delivery::new(key, event_type, None, other.url.as_str().to_owned(), body.clone(), now)
+            })
+            .collect();
+        if self.store.disable_webhook(account, webhook.id, reason, &tell, now, self.retention).await? {
+            tracing::warn!(%account, webhook = %webhook.id, reason, "webhook disabled");
+            self.set_timers(&tell, now).await;
+        }
+        Ok(())
     }
 
     /// Keeps a record that could not be understood; `false` if even that failed.

@@ -9,8 +9,9 @@ use sha2::{Digest, Sha256};
 
 use crate::{
     clock::Instant,
-    webhook::{Account, EventType},
+    webhook::{Account, EventType, WebhookId},
 };
+use number::Number;
 use value::{Value, write_string};
 
 /// The largest body that is sent: 256 KiB. It keeps a delivery item, which holds the body, well under DynamoDB's 400 KB.
@@ -72,6 +73,24 @@ pub struct JobEvent {
 }
 
 impl JobEvent {
+    /// A job to try an endpoint with; its `data` says that it is none.
+    pub fn sample(id: EventId, account: Account, task_id: &str, outcome: Outcome, now: Instant) -> Self {
+        let text = |text: &str| Value::String(text.to_owned());
+        let told = match outcome {
+            Outcome::Completed => ("url".to_owned(), text("https://cdn.example.com/image.png")),
+            Outcome::Failed => ("error".to_owned(), text("an example of an error")),
+        };
+        Self {
+            id,
+            account,
+            task_id: task_id.to_owned(),
+            task_type: "image".to_owned(),
+            outcome,
+            timestamp: now.rfc3339(),
+            data: Value::Map(vec![told, ("test".to_owned(), Value::Bool(true))]),
+        }
+    }
+
     /// The body that every subscriber receives: exactly these bytes are stored, signed and sent.
     pub fn body(&self) -> String {
         let mut out = Vec::with_capacity(512);
@@ -90,6 +109,24 @@ impl JobEvent {
         out.push(b'}');
         String::from_utf8(out).expect("JSON that was written from strings is UTF-8")
     }
+}
+
+/// The body that tells an account's other webhooks that one was disabled, in the form of a job's.
+pub fn webhook_disabled(webhook: WebhookId, url: &str, reason: &str, timestamp: &str) -> String {
+    let mut out = Vec::with_capacity(256);
+    out.extend_from_slice(b"{\"event\":");
+    write_string(EventType::WebhookDisabled.name(), &mut out);
+    out.extend_from_slice(b",\"data\":");
+    let data = Value::Map(vec![
+        ("disabled_reason".to_owned(), Value::String(reason.to_owned())),
+        ("url".to_owned(), Value::String(url.to_owned())),
+        ("webhook_id".to_owned(), Value::Number(Number::parse(&webhook.to_string()).expect("an id is a number"))),
+    ]);
+    data.write_json(&mut out);
+    out.extend_from_slice(b",\"timestamp\":");
+    write_string(timestamp, &mut out);
+    out.push(b'}');
+    String::from_utf8(out).expect("JSON that was written from strings is UTF-8")
 }
 
 /// `evt_` and 26 characters of Crockford base32: 48 bits of time, then 80 bits of a hash. Sorts by time.
@@ -133,6 +170,13 @@ impl EventId {
         Self(Self::PREFIX.chars().chain(digits).collect())
     }
 
+    /// The id of an event that no stream record told of: this account's and subject's own, at this moment.
+    pub fn at(moment: Instant, account: &Account, subject: &str, event: EventType) -> Self {
+        let sequence_number = moment.millis().to_string();
+        let origin = Origin { stream: "", sequence_number: &sequence_number, created_at: moment };
+        Self::derive(origin, account, subject, event)
+    }
+
     /// Reads an id; `None` if `text` cannot be one.
     pub fn parse(text: &str) -> Option<Self> {
         let digits = text.strip_prefix(Self::PREFIX)?;
@@ -155,7 +199,6 @@ impl fmt::Display for EventId {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use number::Number;
 
     fn account(name: &str) -> Account {
         Account::parse(name).unwrap()
@@ -179,6 +222,14 @@ mod tests {
         assert_eq!(
             event.body(),
             r#"{"event":"job.completed","task_id":"task_xxx","task_type":"image","status":"completed","data":{"credits_charged":6,"url":"https://cdn.example.com/image.png"},"timestamp":"2024-12-23T10:00:00Z"}"#
+        );
+    }
+
+    #[test]
+    fn a_disabled_webhook_is_told_of_in_the_form_of_a_job() {
+        assert_eq!(
+            webhook_disabled(WebhookId::new(7).unwrap(), "https://example.com/\"", "Gone.", "2024-12-23T10:00:00Z"),
+            r#"{"event":"webhook.disabled","data":{"disabled_reason":"Gone.","url":"https://example.com/\"","webhook_id":7},"timestamp":"2024-12-23T10:00:00Z"}"#
         );
     }
 

@@ -44,8 +44,9 @@ fn claimed<'a>(parts: &'a Parts, claim: &str) -> Option<&'a str> {
     of_token.or_else(|| authorizer.fields.get(claim).and_then(Value::as_str))
 }
 
-/// The token of `Authorization: Bearer …`; the scheme's case does not matter (RFC 9110, section 11.1).
+/// The token of the one `Authorization: Bearer …`; the scheme's case does not matter (RFC 9110, section 11.1).
 fn bearer(parts: &Parts) -> Option<&str> {
-    let (scheme, token) = parts.headers.get(AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
+    let mut given = parts.headers.get_all(AUTHORIZATION).iter();
+    let (scheme, token) = given.next().filter(|_| given.next().is_none())?.to_str().ok()?.split_once(' ')?;
     scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
 }

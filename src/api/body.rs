@@ -35,22 +35,23 @@ impl<T: DeserializeOwned, S: Sync> FromRequest<S> for JsonBody<T> {
     }
 }
 
-/// The body of a request that needs none: empty, or an object with nothing in it, which some clients send.
-pub(super) struct NoBody;
+/// A request's body as `T`, or none: empty, or an object with nothing in it, which some clients send.
+pub(super) struct OptionalBody<T>(pub T);
 
-#[derive(Deserialize)]
+/// The body of a request that needs none.
+pub(super) type NoBody = OptionalBody<Nothing>;
+
+/// An object with nothing in it.
+#[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Nothing {}
+pub(super) struct Nothing {}
 
-impl<S: Sync> FromRequest<S> for NoBody {
+impl<T: DeserializeOwned + Default, S: Sync> FromRequest<S> for OptionalBody<T> {
     type Rejection = Error;
 
     async fn from_request(request: Request, _: &S) -> Result<Self, Error> {
         let (headers, bytes) = read(request).await?;
-        if !bytes.is_empty() {
-            parse::<Nothing>(&headers, &bytes)?;
-        }
-        Ok(Self)
+        Ok(Self(if bytes.is_empty() { T::default() } else { parse(&headers, &bytes)? }))
     }
 }
 
@@ -59,7 +60,7 @@ async fn read(request: Request) -> Result<(HeaderMap, Bytes), Error> {
     match Limited::new(body, MAX_BODY).collect().await {
         Ok(collected) => Ok((parts.headers, collected.to_bytes())),
         Err(error) if error.is::<LengthLimitError>() => Err(Error::PayloadTooLarge),
-        Err(_) => Err(Error::InvalidRequest("The body broke off".to_owned())),
+        Err(_) => Err(Error::InvalidRequest("The body broke off, expected all of it".to_owned())),
     }
 }
 
@@ -96,7 +97,7 @@ fn parse<T: DeserializeOwned>(headers: &HeaderMap, bytes: &[u8]) -> Result<T, Er
 }
 
 /// The beginning of a text that may hold what the caller gave.
-fn shown(text: &str) -> String {
+pub(super) fn shown(text: &str) -> String {
     text.chars().take(MAX_SHOWN).collect()
 }
 

@@ -49,7 +49,7 @@ pub(super) struct List {
 pub(super) struct Row {
     event_id: String,
     event: String,
-    task_id: String,
+    task_id: Option<String>,
     status: String,
     attempt_count: u32,
     created_at: String,

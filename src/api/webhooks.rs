@@ -258,7 +258,7 @@ fn status<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Status>, D::Error
 }
 
 /// A secret, or `null` for none.
-fn secret<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Secret>, D::Error> {
+pub(super) fn secret<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Secret>, D::Error> {
     body::string_or_null(from)?.map(Secret::parse).transpose().map_err(D::Error::custom)
 }
 

@@ -8,6 +8,7 @@ use nano_webhooks::{
     queue::Queue,
     store::Store,
     telemetry::{self, Format},
+    transport::client::Limits,
 };
 
 #[tokio::main]
@@ -19,6 +20,7 @@ async fn main() -> Result<(), lambda_http::Error> {
     let router = api::router(Api {
         account_claim: config.account_claim.clone(),
         guard: config.guard(),
+        client: config.client(Limits::QUEUED)?,
         clock: Clock::system(),
         queue: Queue::Sqs { client: aws_sdk_sqs::Client::new(&aws), url: retry_queue_url()? },
         retention: config.retention,

@@ -148,7 +148,7 @@ impl Dispatcher {
                 part.due.clear();
                 continue;
             }
-            match self.store.secrets_of(part.account, part.subscriber).await {
+            match self.store.secrets_of(part.account, part.subscriber, self.clock.now()).await {
                 Ok(secrets) => part.secrets = secrets,
                 Err(error @ (Error::Unavailable(_) | Error::Locked(_))) => {
                     tracing::error!(account = %part.account, %error, "secrets were not opened; their records will be read again");
@@ -224,19 +224,9 @@ impl Dispatcher {
     ) -> Begun {
         let _place = in_all.acquire().await;
         let now = self.clock.now();
-        let mut delivery = Delivery {
-            key: due.key.clone(),
-            event_type: event_type(due.occurrence),
-            task_id: due.occurrence.event.task_id.clone(),
-            url: part.subscriber.webhook.url.as_str().to_owned(),
-            body: due.occurrence.body.clone(),
-            state: State::Pending(now),
-            resume: None,
-            attempt_count: 0,
-            step: 0,
-            attempts: Vec::new(),
-            created_at: now,
-        };
+        let (event, url) = (&due.occurrence.event, part.subscriber.webhook.url.as_str().to_owned());
+        let (key, task_id, body) = (due.key.clone(), Some(event.task_id.clone()), due.occurrence.body.clone());
+        let mut delivery = Delivery::new(key, event_type(due.occurrence), task_id, url, body, now);
         let remaining = deadline.remaining();
         // What is cut short by the end of the invocation would look like a slow endpoint.
         if leave_to_queue.load(Ordering::Relaxed) || remaining < self.direct.limits().total {

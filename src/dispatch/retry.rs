@@ -28,7 +28,7 @@ impl Dispatcher {
             self.store.park(key, *attempt_count, now, self.retention).await?;
             return Ok(());
         }
-        let secrets = self.store.secrets_of(&key.account, &subscriber).await?;
+        let secrets = self.store.secrets_of(&key.account, &subscriber, now).await?;
         let endpoint = (key.account.clone(), key.webhook);
         let place = self.gates.enter(&endpoint, subscriber.health.queued_in_flight(), random::unit());
         let _place = match place {

@@ -133,6 +133,7 @@ impl Service {
             retention: config.retention,
             account_claim: None,
             guard: config.guard(),
+            client: config.client(Limits::QUEUED)?,
             clock: clock.clone(),
             webhooks_per_account: config.webhooks_per_account,
             rate_limits: config.rate_limits,

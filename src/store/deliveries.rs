@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use aws_sdk_dynamodb::types::{AttributeValue, KeysAndAttributes, PutRequest, WriteRequest};
+use aws_sdk_dynamodb::types::{AttributeValue, KeysAndAttributes, Put, PutRequest, TransactWriteItem, WriteRequest};
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -38,7 +38,8 @@ pub(super) struct Row {
     #[serde(rename = "SK")]
     sk: String,
     event: String,
-    task_id: String,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    task_id: Option<String>,
     url: String,
     body: String,
     status: String,
@@ -128,6 +129,18 @@ impl Store {
             }
         }
         unrecorded
+    }
+
+    /// The recording of a delivery as a part of a transaction.
+    pub(super) fn recording(
+        &self,
+        delivery: &Delivery,
+        now: Instant,
+        retention: Duration,
+    ) -> Result<TransactWriteItem> {
+        let put = Put::builder().table_name(&self.tables.deliveries);
+        let put = put.set_item(Some(to_item(&Row::of(delivery, now, retention))?));
+        Ok(TransactWriteItem::builder().put(put.build().expect("every required part is set")).build())
     }
 
     async fn record_batch(

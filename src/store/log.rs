@@ -79,8 +79,9 @@ pub struct Listed {
 pub struct ListedRow {
     /// The event's type.
     pub event: String,
-    /// The job.
-    pub task_id: String,
+    /// The job, if the event is of one.
+    #[serde(default)]
+    pub task_id: Option<String>,
     /// Where the delivery stands.
     pub status: String,
     /// How many attempts were made.

@@ -34,7 +34,7 @@ const MAX_TRIES: usize = 5;
 /// How many secrets are sealed anew at the same time.
 const RESEALING: usize = 16;
 /// The attribute of a webhook that holds its secrets.
-const SECRETS: &str = "secrets";
+pub(super) const SECRETS: &str = "secrets";
 
 /// What became of a part of the secrets that were to be sealed anew.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -100,6 +100,28 @@ impl fmt::Debug for Vault {
 pub struct StoredSecret {
     #[serde(flatten)]
     form: Form,
+    /// When it signs no more, because a newer one has taken its place; absent: it is the newest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    until: Option<Instant>,
+}
+
+impl StoredSecret {
+    /// Whether it signs at `now`.
+    pub fn is_live(&self, now: Instant) -> bool {
+        self.until.is_none_or(|until| until > now)
+    }
+
+    /// When it signs no more.
+    pub const fn until(&self) -> Option<Instant> {
+        self.until
+    }
+
+    /// The same secret, signing until `until` at the latest.
+    #[must_use]
+    pub fn ending(self, until: Instant) -> Self {
+        let until = self.until.map_or(until, |before| before.min(until));
+        Self { until: Some(until), ..self }
+    }
 }
 
 #[derive(Clone, Serialize, Deserialize)]
@@ -190,9 +212,9 @@ impl Store {
     ///
     /// # Errors
     /// [`Error::Internal`] if a secret was not sealed for this webhook, and never will open; others if it does not for now.
-    pub async fn secrets_of(&self, account: &Account, subscriber: &Subscriber) -> Result<Vec<Secret>> {
+    pub async fn secrets_of(&self, account: &Account, subscriber: &Subscriber, now: Instant) -> Result<Vec<Secret>> {
         let mut secrets = Vec::with_capacity(subscriber.secrets.len());
-        for stored in &subscriber.secrets {
+        for stored in subscriber.secrets.iter().filter(|stored| stored.is_live(now)) {
             secrets.push(self.open(account, subscriber.webhook.id, stored).await?);
         }
         Ok(secrets)
@@ -381,7 +403,7 @@ pub(super) fn stored(key: Option<&DataKey>, account: &Account, id: WebhookId, se
         None => Form::Plain { plain: Zeroizing::new(secret.expose().to_owned()) },
         Some(key) => Form::Sealed { data_key: key.version(), sealed: key.seal(account, id, secret) },
     };
-    StoredSecret { form }
+    StoredSecret { form, until: None }
 }
 
 /// KMS did not do as it was asked.

@@ -12,7 +12,7 @@ use aws_sdk_dynamodb::{
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Error, Item, Result, Store, back_off, corrupt, from_item, held, is_transient,
+    Error, Item, Result, Store, back_off, corrupt, from_item, is_transient,
     keys::{self, Primary},
     to_item,
     vault::{Fingerprint, StoredSecret, stored},
@@ -20,7 +20,7 @@ use super::{
 use crate::{
     clock::{Deadline, Instant},
     data_key::DataKey,
-    delivery::health::Health,
+    delivery::{Delivery, health::Health},
     webhook::{Account, EndpointUrl, Events, Secret, Status, Webhook, WebhookId},
 };
 
@@ -205,15 +205,22 @@ impl Store {
         Ok(())
     }
 
-    /// Disables an active webhook; `false` if there is none.
+    /// Disables an active webhook and records the deliveries that tell the account's others, all at once or not at all; `false`
+    /// if it is not active.
     ///
     /// # Errors
     /// If DynamoDB does not answer.
-    pub async fn disable_webhook(&self, account: &Account, id: WebhookId, reason: &str, now: Instant) -> Result<bool> {
+    pub async fn disable_webhook(
+        &self,
+        account: &Account,
+        id: WebhookId,
+        reason: &str,
+        tell: &[Delivery],
+        now: Instant,
+        retention: Duration,
+    ) -> Result<bool> {
         let text = |text: &str| AttributeValue::S(text.to_owned());
-        let update = self
-            .client
-            .update_item()
+        let update = Update::builder()
             .table_name(&self.tables.webhooks)
             .set_key(Some(keys::webhook(account, id).into_item()))
             .update_expression("SET #status = :disabled, disabled_reason = :reason, updated_at = :now")
@@ -222,8 +229,14 @@ impl Store {
             .expression_attribute_values(":disabled", text(Status::Disabled.name()))
             .expression_attribute_values(":active", text(Status::Active.name()))
             .expression_attribute_values(":reason", text(reason))
-            .expression_attribute_values(":now", AttributeValue::N(now.millis().to_string()));
-        held(update.send().await)
+            .expression_attribute_values(":now", AttributeValue::N(now.millis().to_string()))
+            .build()
+            .expect("every required part is set");
+        let mut parts = vec![TransactWriteItem::builder().update(update).build()];
+        for delivery in tell {
+            parts.push(self.recording(delivery, now, retention)?);
+        }
+        self.transact(parts).await
     }
 
     /// Creates a webhook: counter, limit, webhook and idempotency record in one transaction, so that two requests at the

@@ -15,7 +15,7 @@ use nano_webhooks::{
     dispatch::Dispatcher,
     local::dynamodb,
     store::rate::Limits,
-    transport::{Guard, guard::Policy},
+    transport::{Client, Guard, client, guard::Policy},
 };
 use serde_json::{Value, json};
 use tower::ServiceExt;
@@ -50,7 +50,7 @@ impl Answer {
         (self.status.as_u16(), part("code"), part("message"))
     }
 
-    fn header(&self, name: &str) -> &str {
+    pub fn header(&self, name: &str) -> &str {
         self.headers[name].to_str().unwrap()
     }
 }
@@ -60,7 +60,7 @@ impl App {
         Self::with(Policy::Any, NO_LIMITS, 50).await
     }
 
-    async fn with(targets: Policy, rate_limits: Limits, webhooks_per_account: u32) -> Self {
+    pub async fn with(targets: Policy, rate_limits: Limits, webhooks_per_account: u32) -> Self {
         let world = World::new().await;
         let clock = Clock::manual(Instant::from_millis(1_734_948_000_000));
         let key = ApiKey::generate();
@@ -68,6 +68,7 @@ impl App {
         let router = router(Api {
             store: world.store.clone(),
             account_claim: None,
+            client: Client::new(Guard::new(targets, vec![]), client::Limits::QUEUED, None).unwrap(),
             guard: Guard::new(targets, vec![]),
             clock: clock.clone(),
             queue: world.queue.clone(),
@@ -96,7 +97,7 @@ impl App {
             .header("authorization", format!("Bearer {}", self.key.expose()))
     }
 
-    async fn get(&self, path: &str) -> Answer {
+    pub async fn get(&self, path: &str) -> Answer {
         self.send(self.request("GET", path).body(Body::empty()).unwrap()).await
     }
 
@@ -109,8 +110,18 @@ impl App {
             .await
     }
 
-    async fn create(&self, body: Value) -> Answer {
+    pub async fn create(&self, body: Value) -> Answer {
         self.post(body.to_string()).await
+    }
+
+    pub async fn send_json(&self, method: &str, path: &str, body: &Value) -> Answer {
+        let request = self.request(method, path).header("content-type", "application/json");
+        self.send(request.body(body.to_string().into()).unwrap()).await
+    }
+
+    /// A POST without a body.
+    pub async fn post_to(&self, path: &str) -> Answer {
+        self.send(self.request("POST", path).body(Body::empty()).unwrap()).await
     }
 }
 
@@ -306,9 +317,11 @@ async fn another_accounts_webhook_does_not_exist() {
 }
 
 /// Every route that names a webhook, with its methods. A route that is not here fails the test below.
-const ROUTES: [(&str, &[&str]); 6] = [
+const ROUTES: [(&str, &[&str]); 8] = [
     ("/api/v1/webhooks", &["GET", "POST"]),
     ("/api/v1/webhooks/{id}", &["GET", "PATCH", "DELETE"]),
+    ("/api/v1/webhooks/{id}/rotate-secret", &["POST"]),
+    ("/api/v1/webhooks/{id}/test", &["POST"]),
     ("/api/v1/webhooks/{id}/deliveries", &["GET"]),
     ("/api/v1/webhooks/{id}/deliveries/{event_id}", &["GET"]),
     ("/api/v1/webhooks/{id}/deliveries/{event_id}/retry", &["POST"]),
@@ -661,6 +674,7 @@ async fn without_dynamodb_the_answer_is_503_and_tells_nothing_of_the_cause() {
     let unreachable = router(Api {
         store: app.world.store_through(dynamodb("http://127.0.0.1:9")),
         account_claim: None,
+        client: crate::support::client(),
         guard: Guard::new(Policy::Any, vec![]),
         clock: app.clock.clone(),
         queue: app.world.queue.clone(),

@@ -25,9 +25,13 @@ pub fn deadline() -> Deadline {
 }
 
 pub async fn subscribe(world: &World, who: &str, url: &str, secret: Option<&str>) -> WebhookId {
+    subscribe_to(world, who, url, &["job.completed", "job.failed"], secret).await
+}
+
+pub async fn subscribe_to(world: &World, who: &str, url: &str, events: &[&str], secret: Option<&str>) -> WebhookId {
     let new = NewWebhook {
         url: EndpointUrl::parse(url).unwrap(),
-        events: Events::parse(["job.completed", "job.failed"]).unwrap(),
+        events: Events::parse(events.iter().copied()).unwrap(),
         secret: secret.map(|text| Secret::parse(text.to_owned()).unwrap()),
         description: None,
     };

@@ -32,6 +32,7 @@ async fn the_api_function_answers_each_sample_as_api_gateway_expects() {
     let mut function = Adapter::from(router(Api {
         account_claim: None,
         store: world.store.clone(),
+        client: crate::support::client(),
         guard: Guard::new(Policy::Public, vec![]),
         clock: Clock::system(),
         queue: world.queue.clone(),
@@ -84,6 +85,7 @@ async fn with_a_claim_set_the_authorizer_in_front_names_the_account_and_without_
         let mut function = Adapter::from(router(Api {
             store: world.store.clone(),
             account_claim: claim.map(str::to_owned),
+            client: crate::support::client(),
             guard: Guard::new(Policy::Public, vec![]),
             clock: Clock::system(),
             queue: world.queue.clone(),

@@ -54,6 +54,10 @@ impl Scene {
         subscribe(&self.world, "acme", &self.receiver.url(path), Some("my-secret-key")).await
     }
 
+    async fn subscribe_to(&self, path: &str, events: &[&str]) -> WebhookId {
+        crate::dispatch::subscribe_to(&self.world, "acme", &self.receiver.url(path), events, None).await
+    }
+
     async fn end_jobs(&self, sequence: usize, n: usize) {
         let records: Vec<_> = (sequence..sequence + n).map(|n| insert(n, job(&format!("t{n}"), "completed"))).collect();
         assert_eq!(run(&self.dispatcher, &records).await, []);
@@ -272,6 +276,37 @@ async fn an_endpoint_that_is_gone_is_disabled_at_once_and_its_deliveries_are_par
         (1, 1),
         "events in the meantime are not recorded"
     );
+}
+
+#[tokio::test]
+async fn the_accounts_other_webhooks_are_told_that_one_was_disabled() {
+    let scene = Scene::new("10s").await;
+    let gone = scene.subscribe_to("/status/410", &["job.completed", "webhook.disabled"]).await;
+    let told = scene.subscribe_to("/told", &["webhook.disabled"]).await;
+    let other = scene.subscribe_to("/other", &["job.failed"]).await;
+    scene.end_jobs(1, 1).await;
+    let timer = scene.world.timers().into_iter().find(|timer| timer.message.key.webhook == told);
+    scene.retry(&timer.expect("it is due at once").message).await;
+    let requests = scene.receiver.received();
+    assert_eq!(requests.len(), 2, "{requests:?}");
+    let heard = &requests[1];
+    assert_eq!((heard.path.as_str(), heard.header("x-nano-event")), ("/told", "webhook.disabled"));
+    assert_eq!(
+        heard.json(),
+        json!({
+            "event": "webhook.disabled",
+            "data": {
+                "disabled_reason": "The endpoint answered 410 Gone.",
+                "url": scene.receiver.url("/status/410"),
+                "webhook_id": gone.get(),
+            },
+            "timestamp": START.rfc3339(),
+        })
+    );
+    let delivery = scene.only(told).await;
+    assert_eq!((delivery.state, delivery.task_id), (State::Delivered, None));
+    assert!(scene.deliveries(other).await.is_empty());
+    assert_eq!(scene.deliveries(gone).await.len(), 1, "the job's alone");
 }
 
 #[tokio::test]

@@ -24,7 +24,7 @@ const SECRET: &str = "my-secret-key";
 
 async fn secrets(world: &World, store: &Store, webhook: WebhookId) -> Vec<Secret> {
     let subscriber: Subscriber = world.store.subscriber(&account("acme"), webhook).await.unwrap().unwrap();
-    store.secrets_of(&account("acme"), &subscriber).await.unwrap()
+    store.secrets_of(&account("acme"), &subscriber, Clock::system().now()).await.unwrap()
 }
 
 fn secret() -> Vec<Secret> {

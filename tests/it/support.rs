@@ -13,6 +13,7 @@ use axum::{
     http::{HeaderMap, StatusCode, Uri, header::LOCATION},
     response::{IntoResponse, Response},
 };
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use nano_webhooks::{
     clock::Clock,
     data_key::KeyBytes,
@@ -89,7 +90,7 @@ impl World {
         Dispatcher {
             store: self.store.clone(),
             direct: Client::new(Guard::new(Policy::Any, vec![]), Limits::DIRECT, None).unwrap(),
-            queued: Client::new(Guard::new(Policy::Any, vec![]), Limits::QUEUED, None).unwrap(),
+            queued: client(),
             queue: self.queue.clone(),
             gates: Gates::default(),
             clock: Clock::system(),
@@ -124,6 +125,11 @@ impl World {
     }
 }
 
+/// A client that may call anything.
+pub fn client() -> Client {
+    Client::new(Guard::new(Policy::Any, vec![]), Limits::QUEUED, None).unwrap()
+}
+
 pub fn account(name: &str) -> Account {
     Account::parse(name).unwrap()
 }
@@ -139,6 +145,18 @@ pub struct Received {
 impl Received {
     pub fn header(&self, name: &str) -> &str {
         self.headers.get(name).map_or("", |value| value.to_str().unwrap())
+    }
+
+    /// Whether one of its Standard Webhooks signatures is that of `secret` (Standard Webhooks 1.0.0, "Verifying signatures").
+    pub fn is_signed_by(&self, secret: &str) -> bool {
+        let key = match secret.strip_prefix("whsec_") {
+            Some(encoded) => STANDARD.decode(encoded).unwrap(),
+            None => secret.as_bytes().to_vec(),
+        };
+        let key = aws_lc_rs::hmac::Key::new(aws_lc_rs::hmac::HMAC_SHA256, &key);
+        let signed = format!("{}.{}.{}", self.header("webhook-id"), self.header("webhook-timestamp"), self.body);
+        let expected = format!("v1,{}", STANDARD.encode(aws_lc_rs::hmac::sign(&key, signed.as_bytes())));
+        self.header("webhook-signature").split(' ').any(|signature| signature == expected)
     }
 
     pub fn json(&self) -> serde_json::Value {

@@ -1,0 +1,85 @@
+//! `/api/v1/webhooks/{id}/rotate-secret`: another secret, without losing an event on the way.
+
+use std::{sync::Arc, time::Duration};
+
+use axum::{
+    Json,
+    extract::State,
+    http::{HeaderName, header::CACHE_CONTROL},
+};
+use serde::{Deserialize, Deserializer, Serialize, de::Error as _};
+use zeroize::Zeroizing;
+
+use super::{
+    Api, Envelope, Error,
+    auth::Authenticated,
+    body::OptionalBody,
+    success,
+    webhooks::{Subject, no_webhook, secret},
+};
+use crate::{
+    clock::Instant,
+    store::rotation::{MAX_LIVE, Rotated},
+    webhook::Secret,
+};
+
+/// How long the old secret signs beside the new, unless it is said.
+const GRACE_HOURS: u16 = 24;
+/// The longest that can be asked for: a week.
+const MAX_GRACE_HOURS: u16 = 7 * 24;
+
+/// What a secret is rotated by.
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Rotate {
+    #[serde(deserialize_with = "secret")]
+    secret_key: Option<Secret>,
+    #[serde(deserialize_with = "grace_hours")]
+    grace_hours: Option<u16>,
+}
+
+/// A secret that was rotated.
+#[derive(Serialize)]
+pub(super) struct View {
+    id: u64,
+    /// Only if it was generated, and only here.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    secret_key: Option<Zeroizing<String>>,
+    /// When the one before signs no more.
+    previous_valid_until: Option<String>,
+    live_secrets: usize,
+}
+
+/// `POST /api/v1/webhooks/{id}/rotate-secret`
+pub(super) async fn rotate(
+    State(api): State<Arc<Api>>,
+    Authenticated(account): Authenticated,
+    Subject(id): Subject,
+    OptionalBody(Rotate { secret_key, grace_hours }): OptionalBody<Rotate>,
+) -> Result<([(HeaderName, &'static str); 1], Json<Envelope<View>>), Error> {
+    let generated = secret_key.is_none();
+    let secret = secret_key.unwrap_or_else(Secret::generate);
+    let grace = Duration::from_hours(grace_hours.unwrap_or(GRACE_HOURS).into());
+    match api.store.rotate_secret(&account, id, &secret, grace, api.clock.now()).await? {
+        Rotated::Done { live, previous_until } => {
+            let view = View {
+                id: id.get(),
+                secret_key: generated.then(|| Zeroizing::new(secret.expose().to_owned())),
+                previous_valid_until: previous_until.map(Instant::rfc3339),
+                live_secrets: live,
+            };
+            Ok(([(CACHE_CONTROL, "no-store")], success(view)))
+        }
+        Rotated::TooMany { until } => Err(Error::Conflict(format!(
+            "{MAX_LIVE} secrets sign already: wait until {}, or end the old ones now with `grace_hours` 0",
+            until.rfc3339()
+        ))),
+        Rotated::NotFound => Err(no_webhook(id)),
+    }
+}
+
+fn grace_hours<'de, D: Deserializer<'de>>(from: D) -> Result<Option<u16>, D::Error> {
+    let hours = serde_json::Value::deserialize(from)?.as_u64().and_then(|hours| u16::try_from(hours).ok());
+    let hours = hours.filter(|hours| *hours <= MAX_GRACE_HOURS);
+    hours.map(Some).ok_or_else(|| D::Error::custom(format!("expected a whole number from 0 to {MAX_GRACE_HOURS}")))
+}

@@ -1,0 +1,88 @@
+//! `/api/v1/webhooks/{id}/test`: a signed sample event, sent now, and how that went.
+
+use std::sync::Arc;
+
+use axum::{Json, extract::State};
+use serde::{Deserialize, Deserializer, Serialize, de::Error as _};
+
+use super::{
+    Api, Envelope, Error,
+    auth::Authenticated,
+    body::{self, OptionalBody},
+    deliveries::AttemptView,
+    success,
+    webhooks::{Subject, no_webhook},
+};
+use crate::{
+    clock::Instant,
+    delivery::attempt::{Failure, Request},
+    event::{self, EventId, JobEvent, Outcome},
+    signing,
+    webhook::{Account, EventType, WebhookId},
+};
+
+/// The job that a sample tells of.
+const TASK: &str = "task_test";
+
+/// What is asked for.
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Trial {
+    #[serde(deserialize_with = "event_type")]
+    event: Option<EventType>,
+}
+
+/// The attempt as it went.
+#[derive(Serialize)]
+pub(super) struct View {
+    event: &'static str,
+    payload: String,
+    url: String,
+    #[serde(flatten)]
+    attempt: AttemptView,
+    /// What `X-Nano-Signature` signs, when the receiver refused it: to compare with what the receiver has computed.
+    signed_content: Option<String>,
+}
+
+/// `POST /api/v1/webhooks/{id}/test`
+pub(super) async fn send(
+    State(api): State<Arc<Api>>,
+    Authenticated(account): Authenticated,
+    Subject(id): Subject,
+    OptionalBody(Trial { event }): OptionalBody<Trial>,
+) -> Result<Json<Envelope<View>>, Error> {
+    let subscriber = api.store.subscriber(&account, id).await?.ok_or_else(|| no_webhook(id))?;
+    let url = &subscriber.webhook.url;
+    let subscribed = EventType::ALL.into_iter().find(|event| subscriber.webhook.events.contain(*event));
+    let event = event.or(subscribed).unwrap_or(EventType::JobCompleted);
+    let now = api.clock.now();
+    let secrets = api.store.secrets_of(&account, &subscriber, now).await?;
+    let event_id = EventId::at(now, &account, TASK, event);
+    let payload = sample(event, &account, id, url.as_str(), now);
+    let signatures = signing::sign(&secrets, &event_id, now, payload.as_bytes());
+    let request =
+        Request { id: &event_id, event, number: 1, at: now, signatures: signatures.as_ref(), version: crate::VERSION };
+    let (attempt, outcome) = api.client.attempt(url, request, &payload, api.client.limits().total).await;
+    let refused = matches!(outcome.failure, Some(Failure::Status(_)));
+    let signed_content = (refused && signatures.is_some()).then(|| format!("{}.{payload}", now.seconds()));
+    let attempt = AttemptView::new(&event_id, event, &attempt);
+    Ok(success(View { event: event.name(), payload, url: url.as_str().to_owned(), attempt, signed_content }))
+}
+
+/// An event as it would come, of a job that there never was.
+fn sample(event: EventType, account: &Account, id: WebhookId, url: &str, now: Instant) -> String {
+    let outcome = match event {
+        EventType::JobCompleted => Outcome::Completed,
+        EventType::JobFailed => Outcome::Failed,
+        EventType::WebhookDisabled => {
+            return event::webhook_disabled(id, url, "This is a test: nothing was disabled.", &now.rfc3339());
+        }
+    };
+    JobEvent::sample(EventId::at(now, account, TASK, event), account.clone(), TASK, outcome, now).body()
+}
+
+fn event_type<'de, D: Deserializer<'de>>(from: D) -> Result<Option<EventType>, D::Error> {
+    let event = EventType::parse(&body::string(from)?);
+    let known = || EventType::ALL.map(EventType::name).join("`, `");
+    event.map(Some).ok_or_else(|| D::Error::custom(format!("expected one of `{}`", known())))
+}

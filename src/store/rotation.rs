@@ -1,0 +1,100 @@
+//! Rotation of a webhook's secret: the old one goes on signing beside the new for a while. Its end is a time in the item, so
+//! nothing has to come by and end it.
+
+use std::time::Duration;
+
+use super::{
+    Error, Result, Store, back_off, held, keys, unwritable,
+    vault::{SECRETS, StoredSecret, stored},
+};
+use crate::{
+    clock::{Deadline, Instant},
+    webhook::{Account, Secret, WebhookId},
+};
+use aws_sdk_dynamodb::types::AttributeValue;
+
+/// How many secrets of a webhook may sign at the same time. Receivers look at each signature, so they are few.
+pub const MAX_LIVE: usize = 3;
+/// How long a rotation is tried again when others change the same webhook at the same time.
+const MAX_TIME: Duration = Duration::from_secs(5);
+
+/// What became of a request to rotate.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Rotated {
+    /// The new secret signs.
+    Done {
+        /// How many secrets sign now.
+        live: usize,
+        /// When the one before signs no more; `None`: it does not already, or there was none.
+        previous_until: Option<Instant>,
+    },
+    /// There are [`MAX_LIVE`] already, until this time.
+    TooMany {
+        /// When the first of them ends.
+        until: Instant,
+    },
+    /// The account has no such webhook.
+    NotFound,
+}
+
+impl Store {
+    /// Makes `secret` the one that signs; those before sign beside it for `grace`, or end at once if that is zero.
+    ///
+    /// # Errors
+    /// If DynamoDB or KMS does not answer.
+    pub async fn rotate_secret(
+        &self,
+        account: &Account,
+        id: WebhookId,
+        secret: &Secret,
+        grace: Duration,
+        now: Instant,
+    ) -> Result<Rotated> {
+        let key = self.sealing_key(now).await?;
+        let new = stored(key.as_deref(), account, id, secret);
+        let deadline = Deadline::after(MAX_TIME);
+        for tried in 0.. {
+            if deadline.remaining().is_zero() {
+                break;
+            }
+            let Some(subscriber) = self.subscriber(account, id).await? else { return Ok(Rotated::NotFound) };
+            let before = subscriber.secrets;
+            let after = match rotated(&before, new.clone(), grace, now) {
+                Ok(after) => after,
+                Err(until) => return Ok(Rotated::TooMany { until }),
+            };
+            let update = self
+                .client
+                .update_item()
+                .table_name(&self.tables.webhooks)
+                .set_key(Some(keys::webhook(account, id).into_item()))
+                .update_expression("SET #secrets = :after, updated_at = :now")
+                .condition_expression("#secrets = :before")
+                .expression_attribute_names("#secrets", SECRETS)
+                .expression_attribute_values(":before", serde_dynamo::to_attribute_value(&before).map_err(unwritable)?)
+                .expression_attribute_values(":after", serde_dynamo::to_attribute_value(&after).map_err(unwritable)?)
+                .expression_attribute_values(":now", AttributeValue::N(now.millis().to_string()));
+            if held(update.send().await)? {
+                let previous_until = after.get(1).and_then(StoredSecret::until);
+                return Ok(Rotated::Done { live: after.len(), previous_until });
+            }
+            back_off(tried).await;
+        }
+        Err(Error::Unavailable("too many changes of one webhook at the same time".to_owned()))
+    }
+}
+
+/// The secrets after a rotation, the newest first, those that have ended left out. `Err`: there would be too many, until then.
+fn rotated(
+    before: &[StoredSecret],
+    new: StoredSecret,
+    grace: Duration,
+    now: Instant,
+) -> std::result::Result<Vec<StoredSecret>, Instant> {
+    let ends = now + grace;
+    let old: Vec<_> = before.iter().cloned().map(|old| old.ending(ends)).filter(|old| old.is_live(now)).collect();
+    if old.len() >= MAX_LIVE {
+        return Err(old.iter().filter_map(StoredSecret::until).min().unwrap_or(ends));
+    }
+    Ok([vec![new], old].concat())
+}
