@@ -30,7 +30,12 @@ class Names:
 
     def __init__(self, folder):
         self.file = Path(folder) / "hosts"
-        self.env = {"LD_PRELOAD": RESOLVER, "NSS_WRAPPER_HOSTS": str(self.file)}
+        # It knows 100 names unless it is told that there are more.
+        self.env = {
+            "LD_PRELOAD": RESOLVER,
+            "NSS_WRAPPER_HOSTS": str(self.file),
+            "NSS_WRAPPER_MAX_HOSTENTS": "10000",
+        }
         self.names = {}
         self.lock = threading.Lock()
         # The resolver reads the file again when the seconds of its modification time are others: each version has its own.
