@@ -1,4 +1,4 @@
-"""The network as the service sees it: names that a test decides on, certificates, and listeners that nothing may reach."""
+"""The network as the service sees it: names that a test decides on, certificates, and listeners to watch."""
 
 import contextlib
 import datetime
@@ -26,7 +26,7 @@ PUBLIC_V6 = "2606:2800:21f:cb07:6820:80da:af6b:8b2c"
 
 
 class Names:
-    """What the system's resolver answers in a process that has `env`: `set` takes effect at once, and nothing is cached."""
+    """What the system's resolver answers in a process that has `env`; `set` takes effect at once."""
 
     def __init__(self, folder):
         self.file = Path(folder) / "hosts"
@@ -38,7 +38,7 @@ class Names:
         }
         self.names = {}
         self.lock = threading.Lock()
-        # The resolver reads the file again when the seconds of its modification time are others: each version has its own.
+        # The resolver reads the file again when it was modified in another second: each version has its own.
         self.stamp = 1_000_000_000
         self.set({"probe.example": "192.0.2.77"})
         lookup = "import socket; print(socket.getaddrinfo('probe.example', 443)[0][4][0])"
@@ -78,9 +78,7 @@ class Authority:
         """The TLS context of a server that is known by these names and addresses."""
         key = ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "example server")])
-        certificate = self._certificate(
-            subject, key, x509.SubjectAlternativeName([_general(name) for name in names])
-        )
+        certificate = self._certificate(subject, key, x509.SubjectAlternativeName([_general(name) for name in names]))
         file = self.folder / f"{certificate.serial_number}.pem"
         private = key.private_bytes(
             serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()

@@ -1,7 +1,7 @@
 """What a name resolves to is checked when a webhook is made and again at every attempt, and nothing leads around that.
 
-The operator allows 127.0.0.2, where a receiver is; on the same port of 127.0.0.1 and ::1 are canaries, so that a name that
-is bound anew would lead to them.
+The operator allows 127.0.0.2, where a receiver is; on the same port of 127.0.0.1 and ::1 are canaries, so that a name
+that is bound anew would lead to them.
 """
 
 import contextlib
@@ -126,14 +126,18 @@ def is_blocked(delivery, rule, attempts=3):
     for attempt in delivery["attempts"]:
         assert attempt["failure"] == "blocked", attempt
         assert rule in attempt["detail"], attempt
-        assert not [address for address in [*PRIVATE, PUBLIC, PUBLIC_V6] if len(address) > 2 and address in attempt["detail"]]
+        assert not [
+            address for address in [*PRIVATE, PUBLIC, PUBLIC_V6] if len(address) > 2 and address in attempt["detail"]
+        ]
         assert attempt["status_code"] is None and attempt["response_excerpt"] is None
 
 
 # Controls: that the names, the certificates and the canaries work --------------------------------------------------
 
 
-def test_an_allowed_range_and_a_trusted_authority_let_a_name_through(service, api, names, receiver, url, name, canaries):
+def test_an_allowed_range_and_a_trusted_authority_let_a_name_through(
+    service, api, names, receiver, url, name, canaries
+):
     names.set({name: ALLOWED})
     webhook = api.subscribe(url)
     delivery = ends(service, api, webhook)
@@ -255,7 +259,7 @@ def test_a_blocked_name_is_delivered_to_once_it_is_allowed_again(service, api, n
 def test_a_retry_is_guarded_as_the_first_attempt_is(
     service, api, names, receiver, url, name, canaries, number, connection
 ):
-    """The name is bound anew while attempt `number` is in flight, and a connection that is kept is no way around the check."""
+    """The name is bound anew while attempt `number` is in flight; a connection that is kept leads not around that."""
     names.set({name: ALLOWED})
     webhook = api.subscribe(url)
 
@@ -289,11 +293,13 @@ def test_a_manual_retry_is_guarded_as_the_first_attempt_is(service, api, names, 
 def test_a_name_that_is_bound_anew_all_the_time_is_never_followed_to_a_private_address(
     service, api, names, receiver, url, name, canaries
 ):
-    """Between the check of an address and the connection to it there is no second look-up that could answer otherwise."""
+    """Between the check of an address and the connection to it no second look-up could answer otherwise."""
     names.set({name: ALLOWED})
     webhooks = [api.subscribe(url) for _ in range(20)]
     service.put_job(f"{api.account}-job", api.account)
-    settled = lambda: all(row["status"] != "pending" for webhook in webhooks for row in api.log(webhook) or [{"status": "pending"}])
+    settled = lambda: all(
+        row["status"] != "pending" for webhook in webhooks for row in api.log(webhook) or [{"status": "pending"}]
+    )
     flip = itertools.cycle(["127.0.0.1", ALLOWED])
 
     def flipped():
@@ -310,7 +316,9 @@ def test_a_name_that_is_bound_anew_all_the_time_is_never_followed_to_a_private_a
 
 
 @pytest.mark.parametrize("status", [200, 201, 300, 301, 302, 303, 304, 305, 307, 308, 401, 407, 503])
-def test_no_answer_makes_the_service_call_another_address(service, api, names, receiver, url, name, place, canaries, status):
+def test_no_answer_makes_the_service_call_another_address(
+    service, api, names, receiver, url, name, place, canaries, status
+):
     canary = f"127.0.0.1:{canaries[0].port}"
     headers = [
         ("Location", f"https://{canary}/location"),
