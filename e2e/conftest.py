@@ -1,4 +1,4 @@
-"""Fixtures: the service in memory, a folder for its log, a receiver, and the functions as they are deployed."""
+"""Fixtures: the service in memory, a receiver, names and certificates, and the functions as they are deployed."""
 
 import contextlib
 
@@ -6,6 +6,7 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 from deployment import Deployment
+from network import Authority, Names
 from support import Receiver, Service
 
 
@@ -64,3 +65,15 @@ def deploy(service, aws, tmp_path):
             return deployment
 
         yield deploy
+
+
+@pytest.fixture(scope="session")
+def authority(tmp_path_factory):
+    """A certificate authority that a service can be told to trust."""
+    return Authority(tmp_path_factory.mktemp("authority"))
+
+
+@pytest.fixture(scope="module")
+def names(tmp_path_factory):
+    """What names resolve to in services that are started with `env=names.env`."""
+    return Names(tmp_path_factory.mktemp("names"))

@@ -323,15 +323,22 @@ class Received:
 
 
 class Receiver:
-    """An HTTP server that records what it receives. A path answers 204 unless `answer` says otherwise."""
+    """An HTTP server, over TLS if it is given a context, that records what it receives.
 
-    def __init__(self):
+    A path answers 204 unless `answer` says otherwise.
+    """
+
+    def __init__(self, address="127.0.0.1", port=0, tls=None):
         self.requests = []
         self.answers = {}
         self.closing = threading.Event()
-        self.server = _Server(("127.0.0.1", 0), _Handler)
+        self.server = _Server((address, port), _Handler)
         self.server.receiver = self
-        self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
+        self.port = self.server.server_address[1]
+        self.url = f"{'https' if tls else 'http'}://{address}:{self.port}"
+        if tls:
+            # The handshake is left to the thread that serves the connection.
+            self.server.socket = tls.wrap_socket(self.server.socket, server_side=True, do_handshake_on_connect=False)
         threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True).start()
 
     def answer(self, path, action):
