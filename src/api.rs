@@ -4,6 +4,7 @@ mod auth;
 mod body;
 mod deliveries;
 mod error;
+mod portal;
 mod secrets;
 mod telemetry;
 mod trial;
@@ -67,6 +68,7 @@ pub fn router(api: Api) -> Router {
             .route("/api/v1/webhooks/{id}/deliveries/{event_id}", get(deliveries::show))
             .route("/api/v1/webhooks/{id}/deliveries/{event_id}/retry", post(deliveries::retry))
             .route("/healthz", get(healthz))
+            .route("/portal", get(portal::page))
             .with_state(Arc::new(api)),
     )
 }

@@ -317,7 +317,7 @@ async fn another_accounts_webhook_does_not_exist() {
 }
 
 /// Every route that names a webhook, with its methods. A route that is not here fails the test below.
-const ROUTES: [(&str, &[&str]); 8] = [
+const ROUTES: [(&str, &[&str]); 9] = [
     ("/api/v1/webhooks", &["GET", "POST"]),
     ("/api/v1/webhooks/{id}", &["GET", "PATCH", "DELETE"]),
     ("/api/v1/webhooks/{id}/rotate-secret", &["POST"]),
@@ -326,6 +326,7 @@ const ROUTES: [(&str, &[&str]); 8] = [
     ("/api/v1/webhooks/{id}/deliveries/{event_id}", &["GET"]),
     ("/api/v1/webhooks/{id}/deliveries/{event_id}/retry", &["POST"]),
     ("/healthz", &[]),
+    ("/portal", &[]),
 ];
 
 #[tokio::test]
