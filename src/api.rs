@@ -4,6 +4,8 @@ mod auth;
 mod body;
 mod deliveries;
 mod error;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod telemetry;
 mod webhooks;
 
