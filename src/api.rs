@@ -4,6 +4,8 @@ mod auth;
 mod body;
 mod deliveries;
 mod error;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod portal;
 mod secrets;
 mod telemetry;

@@ -175,7 +175,7 @@ impl<S: Send + Sync> FromRequestParts<S> for Named {
 }
 
 /// Reads the query of a list; each parameter must be known, and given once.
-fn filter(query: &str) -> Result<Filter, Error> {
+pub(super) fn filter(query: &str) -> Result<Filter, Error> {
     let mut filter = Filter { status: None, event: None, after: None, limit: DEFAULT_LIMIT };
     let mut seen = Vec::new();
     for (name, value) in url::form_urlencoded::parse(query.as_bytes()) {

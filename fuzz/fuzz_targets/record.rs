@@ -1,0 +1,106 @@
+//! What Lambda hands over: an invocation, its records, and the events in them. A body is valid, canonical JSON whose keys stand
+//! in the documented order, and reading a record again gives the same event.
+#![no_main]
+
+use std::collections::BTreeMap;
+
+use libfuzzer_sys::fuzz_target;
+use nano_webhooks::{
+    clock::rfc3339_in_utc,
+    dispatch::{invocation::Invocation, stream::Record},
+    event::{EventId, JobEvent, number::Number, value::Value},
+    queue::Message,
+};
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+fuzz_target!(|text: &str| {
+    match Invocation::from_json(text) {
+        Ok(Invocation::Stream(records)) => records.iter().for_each(|record| check(record, text.len())),
+        Ok(Invocation::Queue(messages)) => {
+            for message in messages.iter().filter_map(|message| Message::from_json(message.body.as_deref()?)) {
+                assert_eq!(Message::from_json(&message.to_json()), Some(message));
+            }
+        }
+        Ok(Invocation::Sweep) => {}
+        Err(error) => assert!(error.to_string().len() <= text.len() + 1024),
+    }
+    let record = Record::from_json(text);
+    check(&record, text.len());
+    // The maps of two events may list their keys in different order, their bodies not.
+    let read = |record: &Record| record.event().map(|event| event.map(|event| (event.id.clone(), event.body())));
+    assert_eq!(read(&Record::from_json(text)), read(&record));
+});
+
+/// `length` bounds what the record was read from.
+fn check(record: &Record, length: usize) {
+    match record.event() {
+        Ok(Some(event)) => check_event(&event, length),
+        Ok(None) => {}
+        Err(reason) => {
+            let poison = record.poison(reason);
+            assert!(!poison.reason.is_empty() && poison.reason.len() <= length + 1024);
+        }
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Body<'a> {
+    #[serde(borrow)]
+    event: &'a RawValue,
+    #[serde(borrow)]
+    task_id: &'a RawValue,
+    #[serde(borrow)]
+    task_type: &'a RawValue,
+    #[serde(borrow)]
+    status: &'a RawValue,
+    #[serde(borrow)]
+    data: &'a RawValue,
+    #[serde(borrow)]
+    timestamp: &'a RawValue,
+}
+
+fn check_event(event: &JobEvent, length: usize) {
+    assert_eq!(EventId::parse(event.id.as_str()).as_ref(), Some(&event.id));
+    assert_eq!(rfc3339_in_utc(&event.timestamp).as_ref(), Some(&event.timestamp));
+
+    let body = event.body();
+    assert_eq!(event.body(), body);
+    // A number of a few characters may become as many digits as `Number` reads.
+    assert!(body.len() <= 256 * length + 1024, "{} bytes from {length}", body.len());
+
+    let Body { event: name, task_id, task_type, status, data, timestamp } = serde_json::from_str(&body).expect("JSON");
+    assert_eq!(
+        body,
+        format!(
+            r#"{{"event":{name},"task_id":{task_id},"task_type":{task_type},"status":{status},"data":{data},"timestamp":{timestamp}}}"#
+        )
+    );
+    assert_eq!(name.get(), format!("\"job.{}\"", event.outcome.status()));
+    let text = |raw: &RawValue| serde_json::from_str::<String>(raw.get()).expect("a string");
+    assert_eq!([text(task_id), text(task_type)], [event.task_id.as_str(), event.task_type.as_str()]);
+
+    // Canonical: reading it and writing it again changes nothing.
+    let mut again = Vec::new();
+    read(data.get()).write_json(&mut again);
+    assert_eq!(data.get().as_bytes(), again);
+}
+
+fn read(json: &str) -> Value {
+    let parsed = "what is in valid JSON is valid";
+    match json.as_bytes()[0] {
+        b'{' => {
+            let entries: BTreeMap<String, &RawValue> = serde_json::from_str(json).expect(parsed);
+            Value::Map(entries.into_iter().map(|(key, value)| (key, read(value.get()))).collect())
+        }
+        b'[' => {
+            let items: Vec<&RawValue> = serde_json::from_str(json).expect(parsed);
+            Value::List(items.into_iter().map(|item| read(item.get())).collect())
+        }
+        b'"' => Value::String(serde_json::from_str(json).expect(parsed)),
+        b't' | b'f' => Value::Bool(serde_json::from_str(json).expect(parsed)),
+        b'n' => Value::Null,
+        _ => Value::Number(Number::parse(json).expect("a JSON number is a number")),
+    }
+}

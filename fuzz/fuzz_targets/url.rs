@@ -1,0 +1,108 @@
+//! A webhook's URL, and the address that it names: what is accepted is what is called, and the guard lets no address through
+//! that is not public.
+#![no_main]
+
+use std::{
+    hash::{DefaultHasher, Hash, Hasher},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+};
+
+use libfuzzer_sys::fuzz_target;
+use nano_webhooks::{
+    delivery::attempt::Failure,
+    transport::guard::{Guard, Policy, refusal},
+    webhook::EndpointUrl,
+};
+use nano_webhooks_fuzz::ready;
+use url::Host;
+
+fuzz_target!(|given: &str| {
+    check(given);
+
+    // Mutated text is seldom the literal of an address, so each input stands for some as well.
+    let mut hasher = DefaultHasher::new();
+    given.hash(&mut hasher);
+    let hash = hasher.finish();
+    let v4 = Ipv4Addr::from_bits((hash & u64::from(u32::MAX)) as u32);
+    let v6 = Ipv6Addr::from_bits(u128::from(hash) << 64 | u128::from(hash));
+    for host in
+        [format!("{v4}"), format!("[{v6}]"), format!("[::{v4}]"), format!("[::ffff:{v4}]"), format!("[64:ff9b::{v4}]")]
+    {
+        check(&format!("https://{host}/"));
+    }
+});
+
+fn check(given: &str) {
+    let Ok(endpoint) = EndpointUrl::parse(given) else { return };
+    let url = endpoint.url();
+
+    assert_eq!(endpoint.as_str(), given);
+    assert!(!given.chars().any(|c| c.is_control() || c.is_whitespace() || c == '\\'));
+    assert!(["http", "https"].contains(&url.scheme()));
+    let (_, rest) = given.split_once("://").expect("a scheme");
+    assert!(!rest.starts_with(['/', '?', '#', ':', '@']));
+    assert!(url.username().is_empty() && url.password().is_none() && url.fragment().is_none());
+
+    // The connector reads the normal form with another parser.
+    let uri: http::Uri = url.as_str().parse().expect("a URI");
+    assert_eq!(uri.host(), url.host_str());
+    assert_eq!(uri.port_u16(), url.port());
+    assert_eq!(uri.path(), url.path());
+    assert_eq!(uri.query(), url.query());
+
+    // Escapes may make it longer than what may be given.
+    if url.as_str().chars().count() <= EndpointUrl::MAX {
+        let again = EndpointUrl::parse(url.as_str()).expect("the normal form of a URL is one");
+        assert_eq!(again.url(), url);
+    }
+
+    let ip = match url.host().expect("a host") {
+        Host::Ipv4(ip) => IpAddr::V4(ip),
+        Host::Ipv6(ip) => IpAddr::V6(ip),
+        Host::Domain(_) => return,
+    };
+    let guard = |policy| ready(Guard::new(policy, vec![]).resolve(&endpoint));
+    let address = SocketAddr::new(ip, url.port_or_known_default().expect("a port"));
+    assert_eq!(guard(Policy::Any), Ok(vec![address]));
+    let expected = match refusal(ip) {
+        _ if url.scheme() == "http" => Err(Failure::Blocked("not https")),
+        Some(rule) => Err(Failure::Blocked(rule)),
+        None => Ok(vec![address]),
+    };
+    assert_eq!(guard(Policy::Public), expected);
+    if expected.is_ok() {
+        assert!(is_public(ip), "{ip}");
+    }
+}
+
+/// What the standard library knows of addresses, apart from the guard's table.
+fn is_public(ip: IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(ip) => is_public_v4(ip),
+        IpAddr::V6(ip) => is_public_v6(ip),
+    }
+}
+
+fn is_public_v4(ip: Ipv4Addr) -> bool {
+    !(ip.is_unspecified()
+        || ip.is_loopback()
+        || ip.is_private()
+        || ip.is_link_local()
+        || ip.is_multicast()
+        || ip.is_broadcast()
+        || ip.is_documentation()
+        || ip.octets()[0] == 0)
+}
+
+fn is_public_v6(ip: Ipv6Addr) -> bool {
+    let [.., a, b] = ip.segments();
+    let last = Ipv4Addr::from_bits(u32::from(a) << 16 | u32::from(b));
+    let nat64 = ip.segments()[..6] == [0x64, 0xff9b, 0, 0, 0, 0];
+    !(ip.is_unspecified()
+        || ip.is_loopback()
+        || ip.is_multicast()
+        || ip.is_unique_local()
+        || ip.is_unicast_link_local()
+        || ip.to_ipv4().is_some_and(|ip| !is_public_v4(ip))
+        || nat64 && !is_public_v4(last))
+}

@@ -1,0 +1,38 @@
+//! What the fuzz targets need of what is private to the API. It is there only with `--cfg fuzzing`.
+
+use axum::{
+    extract::{FromRequest, Request},
+    response::{IntoResponse, Response},
+};
+use serde::de::DeserializeOwned;
+
+use super::{body::JsonBody, deliveries, webhooks};
+use crate::store::log::Filter;
+
+/// Reads the body of `POST /api/v1/webhooks`.
+///
+/// # Errors
+/// The answer.
+pub async fn create(request: Request) -> Result<(), Response> {
+    body::<webhooks::Create>(request).await
+}
+
+/// Reads the body of `PATCH /api/v1/webhooks/{id}`.
+///
+/// # Errors
+/// The answer.
+pub async fn patch(request: Request) -> Result<(), Response> {
+    body::<webhooks::Patch>(request).await
+}
+
+/// Reads the query of `GET /api/v1/webhooks/{id}/deliveries`.
+///
+/// # Errors
+/// The answer.
+pub fn filter(query: &str) -> Result<Filter, Response> {
+    deliveries::filter(query).map_err(IntoResponse::into_response)
+}
+
+async fn body<T: DeserializeOwned>(request: Request) -> Result<(), Response> {
+    JsonBody::<T>::from_request(request, &()).await.map(drop).map_err(IntoResponse::into_response)
+}
