@@ -60,7 +60,7 @@ impl Record {
             Self::Parsed(record) => Poison {
                 reason,
                 stream: record.event_source_arn.clone().unwrap_or_default(),
-                sequence_number: record.change.sequence_number.clone().unwrap_or_else(|| record.event_id.clone()),
+                sequence_number: number_of(record),
                 keys: json(&record.change.keys),
                 image: json(&record.change.new_image),
             },
@@ -72,6 +72,16 @@ impl Record {
                 image: text.clone(),
             },
         })
+    }
+}
+
+/// What names a record among others: its number in the stream, else its id, else what it says.
+fn number_of(record: &EventRecord) -> String {
+    let named = record.change.sequence_number.clone().unwrap_or_else(|| record.event_id.clone());
+    if named.is_empty() {
+        format!("unknown-{}", fingerprint(&serde_json::to_value(record).unwrap_or_default().to_string()))
+    } else {
+        named
     }
 }
 

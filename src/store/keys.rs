@@ -109,9 +109,12 @@ pub fn parse_data_key(sk: &str) -> Option<u32> {
     sk.parse().ok().filter(|_| sk.len() == 10)
 }
 
-/// A record that could not be understood; one partition a day. `stream` and `sequence_number` name the record.
+/// A record that could not be understood; one partition a day. `stream` and `sequence_number` name the record; names that no
+/// stream gives, and that are longer than a sort key may be (1,024 bytes), are hashed.
 pub fn poison(day: &str, stream: &str, sequence_number: &str) -> Primary {
-    Primary::new(format!("POISON#{day}"), format!("{sequence_number}#{stream}"))
+    let name = format!("{sequence_number}#{stream}");
+    let name = if name.len() > 1024 { hex::encode(Sha256::digest(name)) } else { name };
+    Primary::new(format!("POISON#{day}"), name)
 }
 
 /// The position of a reader of a stream's shard.

@@ -8,6 +8,9 @@ use crate::clock::Instant;
 /// How much of a record's image is kept: 256 KiB, which leaves room in an item of 400 KB.
 pub const MAX_IMAGE: usize = 256 * 1024;
 
+/// How much of the reason is kept, in bytes: it may repeat what the record holds.
+const MAX_REASON: usize = 1024;
+
 /// A record that could not be understood.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Poison {
@@ -32,7 +35,7 @@ impl Store {
         let text = |text: &str| AttributeValue::S(text.to_owned());
         let mut item = keys::poison(&keys::day(now), &poison.stream, &poison.sequence_number).into_item();
         item.extend([
-            ("reason".to_owned(), text(&poison.reason)),
+            ("reason".to_owned(), text(&poison.reason[..poison.reason.floor_char_boundary(MAX_REASON)])),
             ("stream".to_owned(), text(&poison.stream)),
             ("sequence_number".to_owned(), text(&poison.sequence_number)),
             ("keys".to_owned(), text(&poison.keys)),

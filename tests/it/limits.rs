@@ -79,6 +79,23 @@ async fn a_record_nested_too_deeply_is_poison_and_holds_up_no_other() {
 }
 
 #[tokio::test]
+async fn a_record_whose_names_are_endless_is_kept_as_poison_and_so_is_each_of_those_without_names() {
+    let world = World::new().await;
+    let mut endless = insert(1, job("t", "completed"));
+    endless["eventName"] = json!("X".repeat(300_000));
+    endless["dynamodb"]["SequenceNumber"] = json!("9".repeat(5_000));
+    let mut nameless = insert(2, json!({"status": {"S": "completed"}}));
+    nameless["eventID"] = json!("");
+    nameless["dynamodb"].as_object_mut().unwrap().remove("SequenceNumber");
+    let mut another = nameless.clone();
+    another["dynamodb"]["NewImage"]["n"] = json!({"N": "1"});
+    run(&world.dispatcher(), &[endless, nameless, another]).await;
+    let poison = world.items_under("POISON#").await;
+    assert_eq!(poison.len(), 3, "{poison:?}");
+    assert!(poison.iter().all(|item| item["reason"].as_s().unwrap().len() <= 1024));
+}
+
+#[tokio::test]
 async fn a_batch_of_any_size_is_worked_on() {
     let (world, receiver) = (World::new().await, Receiver::start().await);
     subscribe(&world, "acme", &receiver.url("/hook"), None).await;
