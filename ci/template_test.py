@@ -390,30 +390,31 @@ class Template(unittest.TestCase):
         known = {
             "ApiRole": {"Webhooks", "Deliveries", "DeliveriesByState", "Retry", "SecretsKey", "Logs"},
             "DispatchRole": {
-                "SecretsKey", "Webhooks", "DataKeys", "Health", "Poison", "Unparking", "Deliveries", "DeliveriesDue", "DeliveriesByState", "Retry",
+                "SecretsKey", "Webhooks", "DataKeysAndReplays", "Health", "Poison", "Unparking", "Replaying", "Deliveries", "DeliveriesDue", "DeliveriesByState", "Retry",
                 "JobsStream", "GivenUp", "Logs",
             },
-            "RetryRole": {"SecretsKey", "Webhooks", "DataKeys", "Health", "Deliveries", "Retry", "Logs"},
+            "RetryRole": {"SecretsKey", "Webhooks", "DataKeysAndReplays", "Health", "Deliveries", "Retry", "Logs"},
         }
         self.assertEqual({role: {s["Sid"] for s in self.statements(role)} for role in ROLES}, known)
 
-    def test_dispatch_reaches_no_partition_but_those_of_accounts_poison_unparking_and_data_keys(self):
+    def test_dispatch_reaches_no_partition_but_those_of_accounts_poison_data_keys_and_what_goes_on_with_sweeps(self):
         code, keys = source("src/store/keys.rs"), functions("store/keys.rs")
         account = the(re.findall(r'format!\("(ACCOUNT#)\{account\}"\)', keys["account"])) + "*"
         poison = the(re.findall(r'format!\("(POISON#)\{day\}"\)', keys["poison"])) + "*"
         unparking = the(re.findall(r'UNPARKING: &str = "(\w+)"', code))
+        replaying = the(re.findall(r'REPLAYING: &str = "(\w+)"', code))
         data_keys = the(re.findall(r'DATA_KEYS: &str = "(\w+)"', code))
         reached = {
             "DispatchRole": {
-                "dynamodb:Query": {account, unparking},
-                "dynamodb:GetItem": {data_keys},
+                "dynamodb:Query": {account, unparking, replaying},
+                "dynamodb:GetItem": {data_keys, account},
                 "dynamodb:PutItem": {account, poison, unparking},
                 "dynamodb:UpdateItem": {account},
-                "dynamodb:DeleteItem": {unparking},
+                "dynamodb:DeleteItem": {unparking, replaying},
             },
             "RetryRole": {
                 "dynamodb:Query": {account},
-                "dynamodb:GetItem": {data_keys},
+                "dynamodb:GetItem": {data_keys, account},
                 "dynamodb:PutItem": {account},
                 "dynamodb:UpdateItem": {account},
             },

@@ -7,6 +7,7 @@ mod error;
 #[cfg(fuzzing)]
 pub mod fuzzing;
 mod portal;
+mod replays;
 mod secrets;
 mod telemetry;
 mod trial;
@@ -66,6 +67,8 @@ pub fn router(api: Api) -> Router {
             .route("/api/v1/webhooks/{id}", get(webhooks::show).patch(webhooks::change).delete(webhooks::remove))
             .route("/api/v1/webhooks/{id}/rotate-secret", post(secrets::rotate))
             .route("/api/v1/webhooks/{id}/test", post(trial::send))
+            .route("/api/v1/webhooks/{id}/replay", post(replays::begin))
+            .route("/api/v1/webhooks/{id}/replays/{replay}", get(replays::show).delete(replays::cancel))
             .route("/api/v1/webhooks/{id}/deliveries", get(deliveries::list))
             .route("/api/v1/webhooks/{id}/deliveries/{event_id}", get(deliveries::show))
             .route("/api/v1/webhooks/{id}/deliveries/{event_id}/retry", post(deliveries::retry))

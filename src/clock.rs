@@ -49,6 +49,12 @@ impl Instant {
         self.0.div_euclid(1000)
     }
 
+    /// Reads an RFC 3339 time; what is finer than a millisecond is cut.
+    pub fn parse_rfc3339(text: &str) -> Option<Self> {
+        let nanos = OffsetDateTime::parse(text, &Rfc3339).ok()?.unix_timestamp_nanos();
+        i64::try_from(nanos.div_euclid(1_000_000)).ok().map(Self::from_millis)
+    }
+
     /// The instant in RFC 3339, UTC with `Z`; a fraction only if there is one.
     pub fn rfc3339(self) -> String {
         OffsetDateTime::from_unix_timestamp_nanos(i128::from(self.0) * 1_000_000)

@@ -7,7 +7,9 @@ pub mod phases;
 pub mod retry_after;
 pub mod schedule;
 
-use std::{sync::Arc, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
+
+use serde::{Deserialize, Serialize};
 
 use crate::{
     clock::Instant,
@@ -72,6 +74,8 @@ pub struct Delivery {
     pub state: State,
     /// Where it goes back to if the attempt that a person asked for fails; `None`: nobody did.
     pub resume: Option<State>,
+    /// The replay that asked for it; `None`: no replay did.
+    pub replay: Option<ReplayId>,
     /// How many attempts were made.
     pub attempt_count: u32,
     /// How many of them the schedule asked for, rather than a person.
@@ -80,6 +84,38 @@ pub struct Delivery {
     pub attempts: Vec<Attempt>,
     /// When the event was taken from the stream.
     pub created_at: Instant,
+}
+
+/// Names a replay: `rpl_` and 16 hex digits.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct ReplayId(String);
+
+impl ReplayId {
+    const PREFIX: &'static str = "rpl_";
+
+    /// A new one.
+    pub fn generate() -> Self {
+        let random: [u8; 8] = crate::random::bytes();
+        Self(format!("{}{}", Self::PREFIX, hex::encode(random)))
+    }
+
+    /// Reads one; `None` if `text` cannot be one.
+    pub fn parse(text: &str) -> Option<Self> {
+        let digits = text.strip_prefix(Self::PREFIX)?;
+        let known = digits.len() == 16 && digits.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
+        known.then(|| Self(text.to_owned()))
+    }
+
+    /// The id as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for ReplayId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
 }
 
 impl Delivery {
@@ -100,6 +136,7 @@ impl Delivery {
             body,
             state: State::Pending(now),
             resume: None,
+            replay: None,
             attempt_count: 0,
             step: 0,
             attempts: Vec::new(),
@@ -107,17 +144,26 @@ impl Delivery {
         }
     }
 
-    /// Makes the next attempt due now, because a person asked for it; if it fails, the delivery stands again where it does.
-    pub fn hasten(&mut self, now: Instant) {
+    /// Makes the next attempt due at `at`, because a person asked for it; if it fails, the delivery stands again where it does.
+    pub fn hasten(&mut self, at: Instant) {
         // Asked for twice, it still goes back to where it stood before the first time.
         self.resume.get_or_insert(self.state);
-        self.state = State::Pending(now);
+        self.state = State::Pending(at);
+    }
+
+    /// Takes back an attempt that a person asked for and that was not made; `false` if nobody did.
+    pub fn withdraw(&mut self) -> bool {
+        let Some(before) = self.resume.take() else { return false };
+        self.state = before;
+        self.replay = None;
+        true
     }
 
     /// Takes an attempt that ended at `now` with `outcome`: it is kept among the latest, and decides where the delivery
     /// stands. `jitter` is from 0 to 1.
     pub fn take(&mut self, attempt: Attempt, outcome: &Outcome, schedule: &Schedule, now: Instant, jitter: f64) {
         self.attempt_count = attempt.number;
+        self.replay = None;
         self.state = match self.resume.take() {
             _ if outcome.failure.is_none() => State::Delivered,
             // An attempt out of turn neither restarts the schedule nor uses it up.

@@ -158,10 +158,26 @@ impl EventId {
             hash.update((part.len() as u64).to_be_bytes());
             hash.update(part.as_bytes());
         }
+        let mut rest = [0; 10];
+        rest.copy_from_slice(&hash.finalize()[..10]);
+        Self::from_parts(origin.created_at, rest)
+    }
+
+    /// The id that comes before all others of this moment.
+    pub fn earliest(at: Instant) -> Self {
+        Self::from_parts(at, [0; 10])
+    }
+
+    /// The id that comes after all others of this moment.
+    pub fn latest(at: Instant) -> Self {
+        Self::from_parts(at, [0xff; 10])
+    }
+
+    fn from_parts(at: Instant, rest: [u8; 10]) -> Self {
         let mut bytes = [0; 16];
-        let millis = u64::try_from(origin.created_at.millis()).unwrap_or(0);
+        let millis = u64::try_from(at.millis()).unwrap_or(0);
         bytes[..6].copy_from_slice(&millis.to_be_bytes()[2..]);
-        bytes[6..].copy_from_slice(&hash.finalize()[..10]);
+        bytes[6..].copy_from_slice(&rest);
         let bits = u128::from_be_bytes(bytes);
         let digits = (0..Self::LENGTH).rev().map(|place| {
             let digit = (bits >> (place * 5)) & 31;
@@ -263,6 +279,9 @@ mod tests {
         assert_eq!(id.as_str().len(), 30);
         assert!(id.as_str().starts_with("evt_01JFSFB480"), "{id}");
         assert!(at(1) < at(2) && at(2) < at(1_000_000) && at(1_000_000) < id);
+        let moment = Instant::from_millis(2);
+        assert!(at(1) < EventId::earliest(moment) && EventId::earliest(moment) < at(2));
+        assert!(at(2) < EventId::latest(moment) && EventId::latest(moment) < at(3));
         assert_eq!(EventId::parse(id.as_str()), Some(id));
         for wrong in [
             "",

@@ -11,6 +11,7 @@ pub mod poison;
 #[cfg(feature = "local")]
 pub mod positions;
 pub mod rate;
+pub mod replays;
 pub mod rotation;
 pub mod tables;
 pub mod vault;

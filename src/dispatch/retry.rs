@@ -2,10 +2,14 @@
 
 use super::Dispatcher;
 use crate::{
-    delivery::due::is_within_reach,
+    delivery::{Delivery, due::is_within_reach},
     queue::{Message, Timer},
     random,
-    store::{Result, claims::Claimed},
+    store::{
+        Result,
+        claims::Claimed,
+        replays::{ReplayState, Replaying},
+    },
     transport::client::Limits,
     webhook::Status,
 };
@@ -50,6 +54,11 @@ impl Dispatcher {
             Claimed::Early(_) | Claimed::Stale => return Ok(()),
         };
         let mut delivery = claim.delivery.clone();
+        if self.is_called_off(&delivery).await? {
+            delivery.withdraw();
+            self.store.settle(&claim, &delivery, now, self.retention).await?;
+            return Ok(());
+        }
         let outcome =
             self.attempt(&self.queued, &subscriber.webhook, &secrets, &mut delivery, Limits::QUEUED.total).await;
         let now = self.clock.now();
@@ -58,5 +67,13 @@ impl Dispatcher {
         }
         self.learn(&key.account, &subscriber, vec![&outcome]).await;
         Ok(())
+    }
+
+    /// Whether the attempt was asked for by a replay that has been cancelled since.
+    async fn is_called_off(&self, delivery: &Delivery) -> Result<bool> {
+        let Some(id) = delivery.replay.clone() else { return Ok(false) };
+        let of = Replaying { account: delivery.key.account.clone(), webhook: delivery.key.webhook, id };
+        let replay = self.store.replay_of(&of).await?;
+        Ok(replay.is_some_and(|replay| replay.state() == ReplayState::Cancelled))
     }
 }

@@ -6,7 +6,7 @@ use crate::{
     clock::Deadline,
     delivery::due::{GRACE, LEASE, QUEUE_REACH},
     queue::Timer,
-    store::{Result, claims::Due},
+    store::{Result, claims::Due, replays::STEP},
 };
 
 /// How many due deliveries are taken from each shard of the index at a time.
@@ -32,6 +32,11 @@ impl Dispatcher {
         }
         for unparking in self.store.unparking().await? {
             let due = self.store.unpark(&unparking, self.clock.now()).await?;
+            sent += due.len();
+            self.queue.set(due.into_iter().map(Timer::from).collect(), self.clock.now()).await;
+        }
+        for replaying in self.store.replaying().await? {
+            let due = self.store.step_replay(&replaying, STEP, self.clock.now(), self.retention).await?;
             sent += due.len();
             self.queue.set(due.into_iter().map(Timer::from).collect(), self.clock.now()).await;
         }

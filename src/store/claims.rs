@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use aws_sdk_dynamodb::{
     operation::update_item::{UpdateItemError, builders::UpdateItemFluentBuilder},
-    types::{AttributeValue, ReturnValue, ReturnValuesOnConditionCheckFailure},
+    types::{AttributeValue, Put, ReturnValue, ReturnValuesOnConditionCheckFailure, TransactWriteItem},
 };
 use serde::Deserialize;
 
@@ -89,6 +89,14 @@ const NOT_IN_FLIGHT: &str = "(attribute_not_exists(leased_until) OR leased_until
 /// The condition that no attempt was asked for out of turn.
 const AS_SCHEDULED: &str = "attribute_not_exists(resume_status)";
 
+/// The condition that a worker's claim stands.
+const CLAIMED: &str = "leased_until = :until AND attempt_count = :count";
+
+/// The condition that a delivery is there, was not attempted since it was read, and is not in flight.
+fn unmoved() -> String {
+    format!("attribute_exists(PK) AND attempt_count = :count AND {NOT_IN_FLIGHT}")
+}
+
 /// The condition that a delivery is pending after so many attempts and not in flight.
 fn waiting() -> String {
     format!("#status = :pending AND attempt_count = :count AND {NOT_IN_FLIGHT}")
@@ -144,20 +152,47 @@ impl Store {
         Ok(waiting.and_then(|current| current.next_attempt_at).map_or(Claimed::Stale, Claimed::Early))
     }
 
-    /// Writes what came of a claimed attempt; `false` if the claim had run out and the delivery went on without it.
+    /// Writes what came of a claimed attempt; `false` if the claim had run out and the delivery went on without it. An attempt
+    /// that a replay asked for is counted with it.
     ///
     /// # Errors
     /// If DynamoDB does not answer.
     pub async fn settle(&self, claim: &Claim, delivery: &Delivery, now: Instant, retention: Duration) -> Result<bool> {
+        let attempted = delivery.attempt_count > claim.delivery.attempt_count;
+        if let Some(replay) = claim.delivery.replay.as_ref().filter(|_| attempted) {
+            let parts = vec![self.settling(claim, delivery, now, retention)?, self.replayed(delivery, replay)];
+            match self.transact_all(parts).await? {
+                Ok(()) => return Ok(true),
+                Err(0) => return Ok(false),
+                // Nothing is left of the replay; the delivery is settled all the same.
+                Err(_) => {}
+            }
+        }
         let put = self
             .client
             .put_item()
             .table_name(&self.tables.deliveries)
             .set_item(Some(to_item(&Row::of(delivery, now, retention))?))
-            .condition_expression("leased_until = :until AND attempt_count = :count")
+            .condition_expression(CLAIMED)
             .expression_attribute_values(":until", number(claim.until.millis()))
             .expression_attribute_values(":count", number(claim.delivery.attempt_count.into()));
         held(put.send().await)
+    }
+
+    fn settling(
+        &self,
+        claim: &Claim,
+        delivery: &Delivery,
+        now: Instant,
+        retention: Duration,
+    ) -> Result<TransactWriteItem> {
+        let put = Put::builder()
+            .table_name(&self.tables.deliveries)
+            .set_item(Some(to_item(&Row::of(delivery, now, retention))?))
+            .condition_expression(CLAIMED)
+            .expression_attribute_values(":until", number(claim.until.millis()))
+            .expression_attribute_values(":count", number(claim.delivery.attempt_count.into()));
+        Ok(TransactWriteItem::builder().put(put.build().expect("every required part is set")).build())
     }
 
     /// Makes a delivery that is due wait until `due`, without using an attempt; `false` if it is not due.
@@ -217,9 +252,18 @@ impl Store {
     /// if there is none. One that then is pending is cancelled or parked when it is due.
     async fn withdraw(&self, key: &Key, now: Instant, retention: Duration) -> Result<bool> {
         let Some(mut delivery) = self.delivery(key).await? else { return Ok(false) };
-        let Some(before) = delivery.resume.take() else { return Ok(false) };
-        delivery.state = before;
-        self.restate(&delivery, now, retention).await
+        let replay = delivery.replay.clone();
+        if !delivery.withdraw() {
+            return Ok(false);
+        }
+        let Some(replay) = replay else { return self.restate(&delivery, now, retention).await };
+        let parts = vec![self.restating(&delivery, now, retention)?, self.not_replayed(&delivery, &replay)];
+        match self.transact_all(parts).await? {
+            Ok(()) => Ok(true),
+            Err(0) => Ok(false),
+            // Nothing is left of the replay.
+            Err(_) => self.restate(&delivery, now, retention).await,
+        }
     }
 
     /// Cancels what is pending to a webhook that was deleted, as far as the index tells and up to a bound. What it misses is
@@ -254,10 +298,26 @@ impl Store {
             .put_item()
             .table_name(&self.tables.deliveries)
             .set_item(Some(to_item(&Row::of(delivery, now, retention))?))
-            .condition_expression(format!("attribute_exists(PK) AND attempt_count = :count AND {NOT_IN_FLIGHT}"))
+            .condition_expression(unmoved())
             .expression_attribute_values(":count", number(delivery.attempt_count.into()))
             .expression_attribute_values(":now", number(now.millis()));
         held(request.send().await)
+    }
+
+    /// The same as a part of a transaction.
+    pub(super) fn restating(
+        &self,
+        delivery: &Delivery,
+        now: Instant,
+        retention: Duration,
+    ) -> Result<TransactWriteItem> {
+        let put = Put::builder()
+            .table_name(&self.tables.deliveries)
+            .set_item(Some(to_item(&Row::of(delivery, now, retention))?))
+            .condition_expression(unmoved())
+            .expression_attribute_values(":count", number(delivery.attempt_count.into()))
+            .expression_attribute_values(":now", number(now.millis()));
+        Ok(TransactWriteItem::builder().put(put.build().expect("every required part is set")).build())
     }
 
     /// Deliveries whose time for a look has come by `until`, at most so many of each shard of the index.

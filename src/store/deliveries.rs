@@ -17,7 +17,7 @@ use crate::{
     bounded,
     clock::{Deadline, Instant},
     delivery::{
-        Delivery, Key, State,
+        Delivery, Key, ReplayId, State,
         attempt::{Attempt, FailureKind},
         due,
     },
@@ -59,6 +59,9 @@ pub(super) struct Row {
     resume_status: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none", default)]
     resume_at: Option<Instant>,
+    /// The replay that asked for the attempt that is due.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    replay: Option<ReplayId>,
     /// Keys of the due index: only what is pending has them.
     #[serde(skip_serializing_if = "Option::is_none")]
     due_shard: Option<String>,
@@ -226,6 +229,7 @@ impl Row {
             leased_until: None,
             resume_status: resume_status.map(str::to_owned),
             resume_at: resume_at.flatten(),
+            replay: delivery.replay.clone(),
             due_shard: next_attempt_at.map(|_| keys::due_shard(&delivery.key.event)),
             sweep_at: next_attempt_at.map(|due| due::sweep_at(due, now)),
             state_key: listed.then(|| keys::deliveries_in_state(&delivery.key.account, delivery.key.webhook, status)),
@@ -244,6 +248,7 @@ impl Row {
             body: self.body.into(),
             state: state(&self.status, self.next_attempt_at)?,
             resume,
+            replay: self.replay,
             attempt_count: self.attempt_count,
             step: self.step,
             attempts: self.attempts,

@@ -6,7 +6,7 @@ use sha2::{Digest, Sha256};
 use super::Item;
 use crate::{
     clock::Instant,
-    delivery::Key,
+    delivery::{Key, ReplayId},
     event::EventId,
     webhook::{Account, WebhookId},
 };
@@ -139,6 +139,19 @@ pub const UNPARKING: &str = "UNPARKING";
 /// A webhook that was enabled again and may still have parked deliveries.
 pub fn unparking(of: &Account, id: WebhookId) -> Primary {
     Primary::new(UNPARKING.to_owned(), deliveries(of, id))
+}
+
+/// A replay of a webhook's deliveries.
+pub fn replay(of: &Account, id: WebhookId, replay: &ReplayId) -> Primary {
+    Primary::new(account(of), format!("REPLAY#{:010}#{replay}", id.get()))
+}
+
+/// The partition of webhooks of which a replay goes on.
+pub const REPLAYING: &str = "REPLAYING";
+
+/// A webhook of which a replay goes on: one at a time.
+pub fn replaying(of: &Account, id: WebhookId) -> Primary {
+    Primary::new(REPLAYING.to_owned(), deliveries(of, id))
 }
 
 /// A delivery.

@@ -432,9 +432,13 @@ impl Store {
         .await
     }
 
-    /// Writes all parts or none, again while others change the same items; `false` if the first part's condition does not
-    /// hold.
+    /// Writes all parts or none, again while others change the same items; `false` if a part's condition does not hold.
     pub(super) async fn transact(&self, parts: Vec<TransactWriteItem>) -> Result<bool> {
+        Ok(self.transact_all(parts).await?.is_ok())
+    }
+
+    /// The same; `Err` names the first part whose condition does not hold.
+    pub(super) async fn transact_all(&self, parts: Vec<TransactWriteItem>) -> Result<std::result::Result<(), usize>> {
         let deadline = Deadline::after(MAX_TIME);
         for tried in 0.. {
             if deadline.remaining().is_zero() {
@@ -442,11 +446,11 @@ impl Store {
             }
             let request = self.client.transact_write_items().set_transact_items(Some(parts.clone()));
             let reasons = match request.send().await {
-                Ok(_) => return Ok(true),
+                Ok(_) => return Ok(Ok(())),
                 Err(error) => cancelled(error)?,
             };
-            if reasons.first().is_some_and(failed_condition) {
-                return Ok(false);
+            if let Some(refused) = reasons.iter().position(failed_condition) {
+                return Ok(Err(refused));
             }
             back_off(tried).await;
         }

@@ -317,11 +317,13 @@ async fn another_accounts_webhook_does_not_exist() {
 }
 
 /// Every route that names a webhook, with its methods. A route that is not here fails the test below.
-const ROUTES: [(&str, &[&str]); 9] = [
+const ROUTES: [(&str, &[&str]); 11] = [
     ("/api/v1/webhooks", &["GET", "POST"]),
     ("/api/v1/webhooks/{id}", &["GET", "PATCH", "DELETE"]),
     ("/api/v1/webhooks/{id}/rotate-secret", &["POST"]),
     ("/api/v1/webhooks/{id}/test", &["POST"]),
+    ("/api/v1/webhooks/{id}/replay", &["POST"]),
+    ("/api/v1/webhooks/{id}/replays/{replay}", &["GET", "DELETE"]),
     ("/api/v1/webhooks/{id}/deliveries", &["GET"]),
     ("/api/v1/webhooks/{id}/deliveries/{event_id}", &["GET"]),
     ("/api/v1/webhooks/{id}/deliveries/{event_id}/retry", &["POST"]),
@@ -340,17 +342,25 @@ async fn every_route_asks_for_a_key_and_shows_nothing_of_another_account() {
     let listed = app.get("/api/v1/webhooks/1/deliveries").await;
     let event = listed.json["data"][0]["event_id"].as_str().unwrap();
 
+    app.clock.advance(Duration::from_secs(1));
+    let window = json!({"since": "2024-12-23T09:00:00Z"});
+    let replay = app.send_json("POST", "/api/v1/webhooks/1/replay", &window).await;
+    let replay = replay.json["data"]["id"].as_str().unwrap();
     let (theirs, other) = (ApiKey::generate(), account("other"));
     app.world.store.add_key(&other, &theirs, app.clock.now()).await.unwrap();
     let other = App { key: theirs, ..app };
     for (route, methods) in ROUTES {
         assert!(router.contains(&format!(".route(\"{route}\"")), "{route}");
-        let path = route.replace("{id}", "1").replace("{event_id}", event);
+        let path = route.replace("{id}", "1").replace("{event_id}", event).replace("{replay}", replay);
         for method in methods {
             let bare = Request::builder().method(*method).uri(&path).body(Body::empty()).unwrap();
             assert_eq!(other.send(bare).await.error().0, 401, "{method} {route}");
             if route.contains("{id}") {
-                let body = if *method == "PATCH" { "{}" } else { "" };
+                let body = match route.rsplit('/').next() {
+                    Some("replay") => r#"{"since":"2024-12-23T09:00:00Z"}"#,
+                    _ if *method == "PATCH" => "{}",
+                    _ => "",
+                };
                 let request = other.request(method, &path).header("content-type", "application/json");
                 let answer = other.send(request.body(Body::from(body)).unwrap()).await;
                 assert_eq!(answer.error().0, 404, "{method} {route}");

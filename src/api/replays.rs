@@ -1,0 +1,162 @@
+//! `/api/v1/webhooks/{id}/replay`: what failed in a window of time, delivered again.
+
+use std::sync::Arc;
+
+use axum::{
+    Json,
+    extract::{FromRequestParts, Path, State},
+    http::{StatusCode, header::LOCATION, request::Parts},
+    response::{IntoResponse, Response},
+};
+use serde::{Deserialize, Deserializer, Serialize, de::Error as _};
+
+use super::{
+    Api, Envelope, Error,
+    auth::Authenticated,
+    body::{self, JsonBody, NoBody, shown},
+    success,
+    webhooks::{Subject, no_webhook},
+};
+use crate::{
+    clock::Instant,
+    delivery::ReplayId,
+    queue::Timer,
+    store::replays::{FIRST_STEP, Replay, Replaying, Selection},
+    webhook::{Status, WebhookId},
+};
+
+/// What is to be delivered again.
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Begin {
+    #[serde(deserialize_with = "time")]
+    since: Option<Instant>,
+    #[serde(deserialize_with = "time")]
+    until: Option<Instant>,
+    #[serde(deserialize_with = "selection")]
+    status: Option<Selection>,
+}
+
+/// A replay and how far it is.
+#[derive(Serialize)]
+pub(super) struct View {
+    id: String,
+    state: &'static str,
+    since: String,
+    until: String,
+    /// How many deliveries were found so far.
+    found: u64,
+    /// How many of them are on their way or were attempted.
+    sent: u64,
+    delivered: u64,
+    failed: u64,
+}
+
+impl View {
+    fn new(id: &ReplayId, replay: &Replay) -> Self {
+        Self {
+            id: id.to_string(),
+            state: replay.state().name(),
+            since: replay.since.rfc3339(),
+            until: replay.until.rfc3339(),
+            found: replay.found,
+            sent: replay.sent,
+            delivered: replay.delivered,
+            failed: replay.failed,
+        }
+    }
+}
+
+/// `POST /api/v1/webhooks/{id}/replay`
+pub(super) async fn begin(
+    State(api): State<Arc<Api>>,
+    Authenticated(account): Authenticated,
+    Subject(webhook): Subject,
+    JsonBody { value: Begin { since, until, status }, .. }: JsonBody<Begin>,
+) -> Result<Response, Error> {
+    let now = api.clock.now();
+    let since = since.ok_or_else(|| Error::field("since", format!("missing, {EXPECTED_TIME}")))?;
+    let until = until.unwrap_or(now).min(now);
+    if since >= until {
+        return Err(Error::field("since", "expected a time before `until` and before now"));
+    }
+    match api.store.subscriber(&account, webhook).await? {
+        None => return Err(no_webhook(webhook)),
+        Some(subscriber) if subscriber.webhook.status == Status::Disabled => {
+            return Err(Error::Conflict(format!("Webhook {webhook} is disabled: enable it first")));
+        }
+        Some(_) => {}
+    }
+    let of = Replaying { account, webhook, id: ReplayId::generate() };
+    let replay = Replay::new(since, until, status.unwrap_or(Selection::Failed));
+    if !api.store.begin_replay(&of, &replay, now + api.retention).await? {
+        return Err(Error::Conflict(format!("A replay of webhook {webhook} goes on: wait for it, or cancel it")));
+    }
+    // The first step at once; the sweep takes the others, and this one too if it fails.
+    match api.store.step_replay(&of, FIRST_STEP, now, api.retention).await {
+        Ok(due) => api.queue.set(due.into_iter().map(Timer::from).collect(), now).await,
+        Err(error) => {
+            tracing::warn!(account = %of.account, %webhook, %error, "the replay's first step is left to the sweep");
+        }
+    }
+    let replay = api.store.replay_of(&of).await?.unwrap_or(replay);
+    let location = format!("/api/v1/webhooks/{webhook}/replays/{}", of.id);
+    Ok((StatusCode::ACCEPTED, [(LOCATION, location)], success(View::new(&of.id, &replay))).into_response())
+}
+
+/// `GET /api/v1/webhooks/{id}/replays/{replay}`
+pub(super) async fn show(
+    State(api): State<Arc<Api>>,
+    Authenticated(account): Authenticated,
+    Named(webhook, id): Named,
+) -> Result<Json<Envelope<View>>, Error> {
+    find(&api, &Replaying { account, webhook, id }).await
+}
+
+/// `DELETE /api/v1/webhooks/{id}/replays/{replay}`
+pub(super) async fn cancel(
+    State(api): State<Arc<Api>>,
+    Authenticated(account): Authenticated,
+    Named(webhook, id): Named,
+    _: NoBody,
+) -> Result<Json<Envelope<View>>, Error> {
+    let of = Replaying { account, webhook, id };
+    api.store.cancel_replay(&of).await?;
+    find(&api, &of).await
+}
+
+async fn find(api: &Api, of: &Replaying) -> Result<Json<Envelope<View>>, Error> {
+    let not_found = || Error::NotFound(format!("No replay {} of webhook {}", of.id, of.webhook));
+    let replay = api.store.replay_of(of).await?.ok_or_else(not_found)?;
+    Ok(success(View::new(&of.id, &replay)))
+}
+
+/// The replay that a request's path names. What cannot be an id names nothing that exists.
+pub(super) struct Named(WebhookId, ReplayId);
+
+impl<S: Send + Sync> FromRequestParts<S> for Named {
+    type Rejection = Error;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Error> {
+        let path = Path::<(String, String)>::from_request_parts(parts, state).await;
+        let (webhook, replay) = path.map_or_else(|_| Default::default(), |Path(names)| names);
+        let names = WebhookId::parse(&webhook).zip(ReplayId::parse(&replay));
+        let (webhook, replay) = names.ok_or_else(|| Error::NotFound(format!("No replay {}", shown(&replay))))?;
+        Ok(Self(webhook, replay))
+    }
+}
+
+const EXPECTED_TIME: &str = "expected a time such as `2024-12-23T10:00:00Z` (RFC 3339)";
+
+fn time<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Instant>, D::Error> {
+    let time = Instant::parse_rfc3339(&body::string(from)?);
+    time.map(Some).ok_or_else(|| D::Error::custom(EXPECTED_TIME))
+}
+
+fn selection<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Selection>, D::Error> {
+    match body::string(from)?.as_str() {
+        "failed" => Ok(Some(Selection::Failed)),
+        "all" => Ok(Some(Selection::All)),
+        _ => Err(D::Error::custom("expected `failed` or `all`")),
+    }
+}

@@ -1,0 +1,389 @@
+//! Replays: the deliveries of a webhook in a window of time, made again. A replay goes on step by step, by whoever sweeps; each
+//! delivery is made due and counted in one transaction, so that a crash neither loses nor repeats one.
+
+use std::time::Duration;
+
+use aws_sdk_dynamodb::types::{AttributeValue, Put, TransactWriteItem, Update};
+use serde::{Deserialize, Serialize};
+
+use super::{
+    Item, Result, Store,
+    claims::Due,
+    corrupt,
+    deliveries::key_of,
+    from_item, held,
+    keys::{self, Primary},
+    log::Status,
+    tables::{EXPIRES_AT, STATE_INDEX},
+    to_item,
+};
+use crate::{
+    clock::Instant,
+    delivery::{Delivery, Key, ReplayId, State, due},
+    event::EventId,
+    webhook::{Account, Status as WebhookStatus, WebhookId},
+};
+
+/// How many deliveries a sweep's step looks at.
+pub const STEP: usize = 300;
+/// How many the first step does, which the request to begin waits for.
+pub const FIRST_STEP: usize = 60;
+/// The time between two of them: a minute's sweep takes a step, so this is as fast as it goes on.
+const SPACING: Duration = Duration::from_millis(200);
+/// How many replays are looked at in a sweep.
+const REPLAYS: i32 = 100;
+
+/// Which deliveries are made again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Selection {
+    /// Those that failed.
+    Failed,
+    /// All that are settled.
+    All,
+}
+
+/// Where a replay stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReplayState {
+    /// Not all of its deliveries have been attempted.
+    Running,
+    /// All have.
+    Done,
+    /// It was cancelled, or its webhook deleted.
+    Cancelled,
+}
+
+impl ReplayState {
+    /// The name on the wire.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Running => "running",
+            Self::Done => "done",
+            Self::Cancelled => "cancelled",
+        }
+    }
+}
+
+/// A replay.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Replay {
+    /// Deliveries of events from this time on.
+    pub since: Instant,
+    /// And of events up to this time.
+    pub until: Instant,
+    /// Which of them.
+    pub selection: Selection,
+    /// How many were found so far.
+    #[serde(default)]
+    pub found: u64,
+    /// How many of them were made due.
+    #[serde(default)]
+    pub sent: u64,
+    /// How many of these were delivered.
+    #[serde(default)]
+    pub delivered: u64,
+    /// How many of these failed again.
+    #[serde(default)]
+    pub failed: u64,
+    /// The last that was looked at.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    after: Option<String>,
+    /// All of the window was looked at.
+    #[serde(default)]
+    scanned: bool,
+    #[serde(default)]
+    cancelled: bool,
+}
+
+impl Replay {
+    /// One that begins.
+    pub const fn new(since: Instant, until: Instant, selection: Selection) -> Self {
+        Self {
+            since,
+            until,
+            selection,
+            found: 0,
+            sent: 0,
+            delivered: 0,
+            failed: 0,
+            after: None,
+            scanned: false,
+            cancelled: false,
+        }
+    }
+
+    /// Where it stands.
+    pub const fn state(&self) -> ReplayState {
+        if self.cancelled {
+            ReplayState::Cancelled
+        } else if self.scanned && self.delivered + self.failed >= self.sent {
+            ReplayState::Done
+        } else {
+            ReplayState::Running
+        }
+    }
+}
+
+/// A replay whose window was not looked at to its end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Replaying {
+    /// Whose it is.
+    pub account: Account,
+    /// The webhook.
+    pub webhook: WebhookId,
+    /// The replay.
+    pub id: ReplayId,
+}
+
+impl Store {
+    /// Begins a replay; `false` if one of the same webhook is still looking at its window.
+    ///
+    /// # Errors
+    /// If DynamoDB does not answer.
+    pub async fn begin_replay(&self, of: &Replaying, replay: &Replay, expires_at: Instant) -> Result<bool> {
+        let table = &self.tables.webhooks;
+        let marker = Put::builder()
+            .table_name(table)
+            .set_item(Some(keys::replaying(&of.account, of.webhook).into_item()))
+            .item("replay", text(of.id.as_str()))
+            .condition_expression("attribute_not_exists(PK)")
+            .build()
+            .expect("every required part is set");
+        let mut item = key_of_replay(of).into_item();
+        item.extend(to_item(replay)?);
+        item.insert(EXPIRES_AT.to_owned(), number(expires_at.seconds()));
+        let item = Put::builder().table_name(table).set_item(Some(item)).build().expect("every required part is set");
+        self.transact(vec![
+            TransactWriteItem::builder().put(marker).build(),
+            TransactWriteItem::builder().put(item).build(),
+        ])
+        .await
+    }
+
+    /// A replay.
+    ///
+    /// # Errors
+    /// If DynamoDB does not answer, or holds an item that breaks the rules.
+    pub async fn replay_of(&self, of: &Replaying) -> Result<Option<Replay>> {
+        self.item(key_of_replay(of)).await?.map(from_item).transpose()
+    }
+
+    /// Cancels a replay, unless it is done; `false` if there is none. What it has made due is not sent any more.
+    ///
+    /// # Errors
+    /// If DynamoDB does not answer.
+    pub async fn cancel_replay(&self, of: &Replaying) -> Result<bool> {
+        let Some(replay) = self.replay_of(of).await? else { return Ok(false) };
+        if replay.state() == ReplayState::Running {
+            let update = self
+                .client
+                .update_item()
+                .table_name(&self.tables.webhooks)
+                .set_key(Some(key_of_replay(of).into_item()))
+                .update_expression("SET cancelled = :yes")
+                .condition_expression("attribute_exists(PK)")
+                .expression_attribute_values(":yes", AttributeValue::Bool(true));
+            held(update.send().await)?;
+        }
+        self.end_replaying(of).await?;
+        Ok(true)
+    }
+
+    /// The replays whose windows were not looked at to their end.
+    ///
+    /// # Errors
+    /// If DynamoDB does not answer, or holds an item that breaks the rules.
+    pub async fn replaying(&self) -> Result<Vec<Replaying>> {
+        let query = self
+            .client
+            .query()
+            .table_name(&self.tables.webhooks)
+            .consistent_read(true)
+            .key_condition_expression("PK = :replaying")
+            .expression_attribute_values(":replaying", text(keys::REPLAYING))
+            .limit(REPLAYS);
+        let read = |item: &Item| {
+            let text = |name: &str| item.get(name).and_then(|value| value.as_s().ok());
+            let (account, webhook) = keys::parse_deliveries(text(keys::SK)?)?;
+            Some(Replaying { account, webhook, id: ReplayId::parse(text("replay")?)? })
+        };
+        let items = query.send().await?.items.unwrap_or_default();
+        items.iter().map(|item| read(item).ok_or_else(|| corrupt("replay"))).collect()
+    }
+
+    /// Takes a step: makes a part of a replay's deliveries due, one after the other, and says which.
+    ///
+    /// # Errors
+    /// If DynamoDB does not answer.
+    pub async fn step_replay(
+        &self,
+        of: &Replaying,
+        at_most: usize,
+        now: Instant,
+        retention: Duration,
+    ) -> Result<Vec<Due>> {
+        let subscriber = self.subscriber(&of.account, of.webhook).await?;
+        let replay = self.replay_of(of).await?.filter(|replay| replay.state() == ReplayState::Running);
+        let (Some(subscriber), Some(replay)) = (subscriber, replay) else {
+            // Deleted, cancelled, or expired.
+            self.cancel_replay(of).await?;
+            self.end_replaying(of).await?;
+            return Ok(Vec::new());
+        };
+        if subscriber.webhook.status == WebhookStatus::Disabled {
+            // It goes on when the webhook is enabled again.
+            return Ok(Vec::new());
+        }
+        let (found, next) = self.window(of, &replay, at_most).await?;
+        let mut due_at = now;
+        let mut made_due = Vec::new();
+        for key in found {
+            let Some(mut delivery) = self.delivery(&key).await? else { continue };
+            let selected = match delivery.state {
+                State::Failed => true,
+                State::Delivered | State::Cancelled => replay.selection == Selection::All,
+                // It is on its way, or waits for the webhook.
+                State::Pending(_) | State::Parked => false,
+            };
+            if !selected {
+                continue;
+            }
+            due_at = due_at + SPACING;
+            delivery.hasten(due_at);
+            delivery.replay = Some(of.id.clone());
+            let parts = vec![self.restating(&delivery, now, retention)?, self.progress(of, &key.event)];
+            match self.transact_all(parts).await? {
+                Ok(()) => {
+                    made_due.push(Due::new(key, delivery.attempt_count, due_at, due::sweep_at(due_at, now)));
+                }
+                // It has changed since it was read.
+                Err(0) => {}
+                // The replay was cancelled, or another process goes on with it.
+                Err(_) => return Ok(made_due),
+            }
+        }
+        self.advance(of, next).await?;
+        Ok(made_due)
+    }
+
+    /// The deliveries of the window that were not looked at yet, the oldest first, and where to go on.
+    async fn window(&self, of: &Replaying, replay: &Replay, at_most: usize) -> Result<(Vec<Key>, Option<EventId>)> {
+        let from = replay.after.clone().unwrap_or_else(|| EventId::earliest(replay.since).as_str().to_owned());
+        let query = self
+            .client
+            .query()
+            .table_name(&self.tables.deliveries)
+            .projection_expression("PK, SK")
+            .expression_attribute_values(":from", text(&from))
+            .expression_attribute_values(":to", text(EventId::latest(replay.until).as_str()))
+            .limit(i32::try_from(at_most).unwrap_or(i32::MAX));
+        let query = match replay.selection {
+            Selection::Failed => {
+                let partition = keys::deliveries_in_state(&of.account, of.webhook, Status::Failed.name());
+                query
+                    .index_name(STATE_INDEX)
+                    .key_condition_expression("state_key = :partition AND SK BETWEEN :from AND :to")
+                    .expression_attribute_values(":partition", text(&partition))
+            }
+            Selection::All => query
+                .consistent_read(true)
+                .key_condition_expression("PK = :partition AND SK BETWEEN :from AND :to")
+                .expression_attribute_values(":partition", text(&keys::deliveries(&of.account, of.webhook))),
+        };
+        let page = query.send().await?;
+        let next = page.last_evaluated_key.as_ref().map(key_of).transpose()?.map(|key| key.event);
+        let found = page.items.unwrap_or_default().iter().map(key_of).collect::<Result<Vec<_>>>()?;
+        // The window begins with what was looked at last.
+        Ok((found.into_iter().filter(|key| replay.after.as_deref() != Some(key.event.as_str())).collect(), next))
+    }
+
+    /// One more was made due.
+    fn progress(&self, of: &Replaying, event: &EventId) -> TransactWriteItem {
+        let update = Update::builder()
+            .table_name(&self.tables.webhooks)
+            .set_key(Some(key_of_replay(of).into_item()))
+            .update_expression("SET #after = :event ADD #found :one, sent :one")
+            .condition_expression(
+                "attribute_exists(PK) AND cancelled = :no AND (attribute_not_exists(#after) OR #after < :event)",
+            )
+            .expression_attribute_names("#after", "after")
+            .expression_attribute_names("#found", "found")
+            .expression_attribute_values(":event", text(event.as_str()))
+            .expression_attribute_values(":no", AttributeValue::Bool(false))
+            .expression_attribute_values(":one", number(1));
+        TransactWriteItem::builder().update(update.build().expect("every required part is set")).build()
+    }
+
+    /// One more was delivered, or failed again.
+    pub(super) fn replayed(&self, delivery: &Delivery, id: &ReplayId) -> TransactWriteItem {
+        let Key { account, webhook, .. } = &delivery.key;
+        let counter =
+            if delivery.attempts.last().is_some_and(|last| last.failure.is_none()) { "delivered" } else { "failed" };
+        let update = Update::builder()
+            .table_name(&self.tables.webhooks)
+            .set_key(Some(keys::replay(account, *webhook, id).into_item()))
+            .update_expression("ADD #counter :one")
+            .condition_expression("attribute_exists(PK)")
+            .expression_attribute_names("#counter", counter)
+            .expression_attribute_values(":one", number(1));
+        TransactWriteItem::builder().update(update.build().expect("every required part is set")).build()
+    }
+
+    /// One that was made due was taken back before it was attempted: its webhook was disabled or deleted.
+    pub(super) fn not_replayed(&self, delivery: &Delivery, id: &ReplayId) -> TransactWriteItem {
+        let Key { account, webhook, .. } = &delivery.key;
+        let update = Update::builder()
+            .table_name(&self.tables.webhooks)
+            .set_key(Some(keys::replay(account, *webhook, id).into_item()))
+            .update_expression("ADD sent :less")
+            .condition_expression("attribute_exists(PK)")
+            .expression_attribute_values(":less", number(-1));
+        TransactWriteItem::builder().update(update.build().expect("every required part is set")).build()
+    }
+
+    /// What was looked at and needed nothing is not looked at again; at the end of the window the replay is taken from those that
+    /// sweeps go on with.
+    async fn advance(&self, of: &Replaying, next: Option<EventId>) -> Result<()> {
+        let update = self
+            .client
+            .update_item()
+            .table_name(&self.tables.webhooks)
+            .set_key(Some(key_of_replay(of).into_item()))
+            .condition_expression("attribute_exists(PK)");
+        let Some(next) = next else {
+            let update = update.update_expression("SET scanned = :yes");
+            held(update.expression_attribute_values(":yes", AttributeValue::Bool(true)).send().await)?;
+            return self.end_replaying(of).await;
+        };
+        let update = update
+            .update_expression("SET #after = :event")
+            .expression_attribute_names("#after", "after")
+            .expression_attribute_values(":event", text(next.as_str()));
+        held(update.send().await).map(drop)
+    }
+
+    async fn end_replaying(&self, of: &Replaying) -> Result<()> {
+        let delete = self
+            .client
+            .delete_item()
+            .table_name(&self.tables.webhooks)
+            .set_key(Some(keys::replaying(&of.account, of.webhook).into_item()))
+            // A later replay of the webhook may have begun.
+            .condition_expression("replay = :replay")
+            .expression_attribute_values(":replay", text(of.id.as_str()));
+        held(delete.send().await).map(drop)
+    }
+}
+
+fn key_of_replay(of: &Replaying) -> Primary {
+    keys::replay(&of.account, of.webhook, &of.id)
+}
+
+fn text(text: &str) -> AttributeValue {
+    AttributeValue::S(text.to_owned())
+}
+
+fn number(n: i64) -> AttributeValue {
+    AttributeValue::N(n.to_string())
+}

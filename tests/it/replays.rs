@@ -1,0 +1,269 @@
+//! Replays: what failed in a window of time is delivered again, once, at a pace, and counted.
+
+use std::{collections::HashSet, time::Duration};
+
+use axum::http::StatusCode;
+use nano_webhooks::{
+    clock::Deadline,
+    delivery::{Key, State},
+    dispatch::Dispatcher,
+    event::EventId,
+    queue::Timer,
+    store::replays::{FIRST_STEP, STEP},
+    webhook::WebhookId,
+};
+use serde_json::{Value, json};
+
+use crate::{
+    api::{Answer, App},
+    dispatch::{insert, job, run},
+    support::{Received, Receiver, account},
+};
+
+const WEBHOOK: &str = "/api/v1/webhooks/1";
+/// Long before all events of these tests.
+const SINCE: &str = "2024-12-23T09:00:00Z";
+
+/// A webhook whose endpoint was broken, and deliveries to it that failed.
+struct Scene {
+    app: App,
+    receiver: Receiver,
+    dispatcher: Dispatcher,
+}
+
+impl Scene {
+    async fn new(failed: usize) -> Self {
+        let (app, receiver) = (App::new().await, Receiver::start().await);
+        let created = json!({"url": receiver.url("/status/500"), "events": ["job.completed"]});
+        assert_eq!(app.create(created).await.status, StatusCode::CREATED);
+        let dispatcher =
+            Dispatcher { clock: app.clock.clone(), schedule: "1s".parse().unwrap(), ..app.world.dispatcher() };
+        let scene = Self { app, receiver, dispatcher };
+        let records: Vec<_> = (0..failed).map(|n| insert(n, job(&format!("t{n}"), "completed"))).collect();
+        assert_eq!(run(&scene.dispatcher, &records).await, []);
+        // Each fails twice, which exhausts the schedule; what finds no place comes again.
+        while !scene.retry_all().await.is_empty() {}
+        let listed = scene.app.get(&format!("{WEBHOOK}/deliveries?status=pending")).await;
+        assert_eq!(listed.json["data"], json!([]));
+        scene
+    }
+
+    async fn mend(&self) {
+        let mended = json!({"url": self.receiver.url("/ok")});
+        assert_eq!(self.app.send_json("PATCH", WEBHOOK, &mended).await.status, StatusCode::OK);
+    }
+
+    /// Makes all attempts whose timers were set, when they are due, and gives the timers.
+    async fn retry_all(&self) -> Vec<Timer> {
+        let timers = self.app.world.timers();
+        self.app.clock.advance(Duration::from_mins(10));
+        for timer in &timers {
+            self.dispatcher.retry(&timer.message).await.unwrap();
+        }
+        timers
+    }
+
+    async fn replay(&self, body: Value) -> Answer {
+        self.app.send_json("POST", &format!("{WEBHOOK}/replay"), &body).await
+    }
+
+    async fn begun(&self, body: Value) -> String {
+        let answer = self.replay(body).await;
+        assert_eq!(answer.status, StatusCode::ACCEPTED, "{}", answer.text);
+        answer.header("location").to_owned()
+    }
+
+    /// state, found, sent, delivered, failed
+    async fn progress(&self, replay: &str) -> (String, [u64; 4]) {
+        let answer = self.app.get(replay).await;
+        let data = &answer.json["data"];
+        let counts = ["found", "sent", "delivered", "failed"].map(|name| data[name].as_u64().unwrap());
+        (data["state"].as_str().unwrap().to_owned(), counts)
+    }
+
+    async fn sweep(&self) -> usize {
+        self.dispatcher.sweep(Deadline::after(Duration::from_mins(1))).await.unwrap()
+    }
+
+    async fn state(&self, event: &str) -> State {
+        let key = Key {
+            account: account("acme"),
+            webhook: WebhookId::new(1).unwrap(),
+            event: EventId::parse(event).unwrap(),
+        };
+        self.app.world.store.delivery(&key).await.unwrap().unwrap().state
+    }
+
+    fn received_at(&self, path: &str) -> Vec<Received> {
+        self.receiver.received().into_iter().filter(|received| received.path == path).collect()
+    }
+}
+
+fn done(counts: [u64; 4]) -> (String, [u64; 4]) {
+    ("done".to_owned(), counts)
+}
+
+#[tokio::test]
+async fn what_failed_is_delivered_again_with_its_own_id_one_after_the_other_and_counted() {
+    let scene = Scene::new(3).await;
+    scene.mend().await;
+    let answer = scene.replay(json!({"since": SINCE})).await;
+    assert_eq!(answer.status, StatusCode::ACCEPTED);
+    let location = answer.header("location").to_owned();
+    let data = &answer.json["data"];
+    assert_eq!(location, format!("{WEBHOOK}/replays/{}", data["id"].as_str().unwrap()));
+    let now = scene.app.clock.now();
+    let id = data["id"].clone();
+    assert_eq!(
+        data,
+        &json!({
+            "id": id, "state": "running", "since": SINCE, "until": now.rfc3339(),
+            "found": 3, "sent": 3, "delivered": 0, "failed": 0,
+        })
+    );
+    let timers = scene.retry_all().await;
+    let waits: Vec<_> = timers.iter().map(|timer| timer.due.since(now).as_millis()).collect();
+    assert_eq!(waits, [200, 400, 600], "the endpoint is not flooded");
+    assert_eq!(scene.progress(&location).await, done([3, 3, 3, 0]));
+    let received = scene.received_at("/ok");
+    assert!(received.iter().all(|received| received.header("x-nano-attempt") == "3"));
+    let before: HashSet<_> =
+        scene.received_at("/status/500").iter().map(|received| received.header("webhook-id").to_owned()).collect();
+    assert!(received.iter().all(|received| before.contains(received.header("webhook-id"))) && before.len() == 3);
+    for event in before {
+        assert_eq!(scene.state(&event).await, State::Delivered);
+    }
+    let again = scene.begun(json!({"since": SINCE})).await;
+    assert_eq!(scene.progress(&again).await, done([0, 0, 0, 0]), "nothing has failed any more");
+}
+
+#[tokio::test]
+async fn what_fails_again_is_counted_and_stands_where_it_stood() {
+    let scene = Scene::new(2).await;
+    let replay = scene.begun(json!({"since": SINCE, "status": "failed"})).await;
+    assert_eq!(scene.retry_all().await.len(), 2);
+    assert_eq!(scene.progress(&replay).await, done([2, 2, 0, 2]));
+    assert!(scene.app.world.timers().is_empty(), "the schedule is not begun anew");
+    for received in scene.receiver.received() {
+        assert_eq!(scene.state(received.header("webhook-id")).await, State::Failed);
+    }
+}
+
+#[tokio::test]
+async fn all_takes_what_was_delivered_too_and_the_window_is_held() {
+    let scene = Scene::new(1).await;
+    scene.mend().await;
+    assert_eq!(run(&scene.dispatcher, &[insert(7, job("t7", "completed"))]).await, []);
+    for (window, found) in [
+        (json!({"since": SINCE, "status": "all"}), 2),
+        (json!({"since": "2024-12-23T10:00:01Z", "status": "all"}), 0),
+        (json!({"since": SINCE, "until": "2024-12-23T09:59:59Z", "status": "all"}), 0),
+        (json!({"since": "2024-12-23T11:00:00+01:00", "until": "2024-12-23T10:00:00.001Z", "status": "all"}), 2),
+    ] {
+        let replay = scene.begun(window.clone()).await;
+        scene.retry_all().await;
+        assert_eq!(scene.progress(&replay).await, done([found, found, found, 0]), "{window}");
+    }
+}
+
+#[tokio::test]
+async fn a_long_replay_goes_on_with_each_sweep_and_neither_a_crash_nor_two_sweepers_repeat_or_lose_one() {
+    let all = FIRST_STEP + STEP + 40;
+    let scene = Scene::new(all).await;
+    scene.mend().await;
+    let replay = scene.begun(json!({"since": SINCE})).await;
+    assert_eq!(scene.progress(&replay).await.1[1], FIRST_STEP as u64);
+    let refused = scene.replay(json!({"since": SINCE})).await;
+    let (status, code, _) = refused.error();
+    assert_eq!((status, code), (409, "conflict"), "one at a time");
+
+    let mut timers = scene.app.world.timers();
+    // The timers of this first sweep are lost with its process; a later sweep finds what they were for.
+    tokio::join!(scene.sweep(), scene.sweep());
+    drop(scene.app.world.timers());
+    assert_eq!(scene.progress(&replay).await.1[1], (FIRST_STEP + STEP) as u64);
+    scene.sweep().await;
+    timers.extend(scene.app.world.timers());
+    assert_eq!(scene.progress(&replay).await.1[1], all as u64);
+    scene.app.clock.advance(Duration::from_mins(30));
+    scene.sweep().await;
+    timers.extend(scene.app.world.timers());
+    for timer in timers {
+        scene.dispatcher.retry(&timer.message).await.unwrap();
+    }
+    assert_eq!(scene.progress(&replay).await, done([all as u64, all as u64, all as u64, 0]));
+    let heard: HashSet<_> =
+        scene.received_at("/ok").iter().map(|received| received.header("webhook-id").to_owned()).collect();
+    assert_eq!((heard.len(), scene.received_at("/ok").len()), (all, all), "each once");
+}
+
+#[tokio::test]
+async fn a_replay_that_is_cancelled_sends_nothing_more() {
+    let scene = Scene::new(FIRST_STEP + 5).await;
+    scene.mend().await;
+    let replay = scene.begun(json!({"since": SINCE})).await;
+    let mut timers = scene.app.world.timers();
+    scene.app.clock.advance(Duration::from_mins(10));
+    let first = timers.remove(0);
+    scene.dispatcher.retry(&first.message).await.unwrap();
+    let cancelled = scene.app.send_json("DELETE", &replay, &json!({})).await;
+    assert_eq!((cancelled.status, &cancelled.json["data"]["state"]), (StatusCode::OK, &json!("cancelled")));
+    for timer in timers {
+        scene.dispatcher.retry(&timer.message).await.unwrap();
+        assert_eq!(scene.state(timer.message.key.event.as_str()).await, State::Failed);
+    }
+    assert_eq!(scene.sweep().await, 0);
+    assert_eq!(scene.received_at("/ok").len(), 1);
+    let (state, [_, _, delivered, failed]) = scene.progress(&replay).await;
+    assert_eq!((state.as_str(), delivered, failed), ("cancelled", 1, 0));
+
+    let next = scene.begun(json!({"since": SINCE})).await;
+    scene.retry_all().await;
+    scene.sweep().await;
+    scene.retry_all().await;
+    let rest = (FIRST_STEP + 4) as u64;
+    assert_eq!(scene.progress(&next).await, done([rest, rest, rest, 0]), "another can begin");
+    let too_late = scene.app.send_json("DELETE", &next, &json!({})).await;
+    assert_eq!(too_late.json["data"]["state"], "done");
+}
+
+#[tokio::test]
+async fn disabling_the_webhook_takes_back_what_was_due_and_deleting_it_ends_the_replay() {
+    let scene = Scene::new(FIRST_STEP + 5).await;
+    let replay = scene.begun(json!({"since": SINCE})).await;
+    scene.app.send_json("PATCH", WEBHOOK, &json!({"status": "disabled"})).await;
+    scene.retry_all().await;
+    assert_eq!(scene.sweep().await, 0, "it waits for the webhook");
+    assert_eq!(scene.progress(&replay).await, ("running".to_owned(), [FIRST_STEP as u64, 0, 0, 0]));
+    let refused = scene.replay(json!({"since": SINCE})).await;
+    assert_eq!(refused.error().0, 409);
+
+    scene.app.send_json("DELETE", WEBHOOK, &json!({})).await;
+    assert_eq!(scene.sweep().await, 0);
+    assert_eq!(scene.progress(&replay).await.0, "cancelled");
+    assert!(scene.app.world.items_under("REPLAYING").await.is_empty());
+}
+
+#[tokio::test]
+async fn what_is_asked_for_is_checked() {
+    let scene = Scene::new(0).await;
+    for (body, field) in [
+        (json!({}), "since"),
+        (json!({"since": "yesterday"}), "since"),
+        (json!({"since": 1_734_948_000}), "since"),
+        (json!({"since": "2999-01-01T00:00:00Z"}), "since"),
+        (json!({"since": SINCE, "until": "2024-12-23T08:00:00Z"}), "since"),
+        (json!({"since": SINCE, "until": null}), "until"),
+        (json!({"since": SINCE, "status": "pending"}), "status"),
+        (json!({"since": SINCE, "events": []}), "events"),
+    ] {
+        let refused = scene.replay(body.clone()).await;
+        let (status, code, message) = refused.error();
+        assert_eq!((status, code), (400, "invalid_request"), "{body}");
+        assert!(message.contains(field), "{message}");
+    }
+    for path in ["/api/v1/webhooks/1/replays/rpl_0123456789abcdef", "/api/v1/webhooks/1/replays/x"] {
+        assert_eq!(scene.app.get(path).await.error().0, 404);
+        assert_eq!(scene.app.send_json("DELETE", path, &json!({})).await.error().0, 404);
+    }
+}
