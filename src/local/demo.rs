@@ -104,7 +104,8 @@ pub(super) async fn run() -> Result<(), Failed> {
         let verdicts = verify(&received.headers, &received.body, Some(&secret), Clock::system().now());
         write!(out, "{}", describe(&received.method, &received.uri, &received.headers, &received.body, verdicts))?;
         let about_it = serde_json::from_slice::<serde_json::Value>(&received.body)?["task_id"] == task_id;
-        if (verdicts.nano, verdicts.standard, verdicts.fresh, about_it) != (Verdict::Holds, Verdict::Holds, true, true)
+        if (verdicts.nano, verdicts.standard, verdicts.stale_by, about_it)
+            != (Verdict::Holds, Verdict::Holds, None, true)
         {
             return Err(Failed("the webhook that arrived is not the one that was expected".to_owned()));
         }

@@ -82,17 +82,20 @@ pub(super) fn describe(method: &Method, uri: &Uri, headers: &HeaderMap, body: &[
     let _ = writeln!(out, "\n  {}\n", String::from_utf8_lossy(body));
     for (name, verdict) in [("X-Nano-Signature", verdicts.nano), ("webhook-signature", verdicts.standard)] {
         let (color, mark, says) = match verdict {
-            Verdict::Holds => (AnsiColor::Green, "✓", "holds"),
-            Verdict::Wrong => (AnsiColor::Red, "✗", "does not hold"),
-            Verdict::Missing => (AnsiColor::Yellow, "–", "is missing: the webhook has no secret"),
-            Verdict::Unchecked => (AnsiColor::Yellow, "–", "was not checked: no --secret was given"),
+            Verdict::Holds => (AnsiColor::Green, "✓", "holds".to_owned()),
+            Verdict::Wrong(reason) => (AnsiColor::Red, "✗", format!("does not hold: {reason}")),
+            Verdict::Missing => (AnsiColor::Yellow, "–", "is missing: the webhook has no secret".to_owned()),
+            Verdict::Unchecked => (AnsiColor::Yellow, "–", "was not checked: no --secret was given".to_owned()),
         };
         let style = color.on_default();
         let _ = writeln!(out, "  {style}{mark} {name} {says}{style:#}");
     }
-    if !verdicts.fresh {
+    if let Some(by) = verdicts.stale_by {
         let style = AnsiColor::Red.on_default();
-        let _ = writeln!(out, "  {style}✗ the timestamp is not within five minutes of now{style:#}");
+        let (age, side) =
+            (humantime::format_duration(Duration::from_secs(by.unsigned_abs())), if by < 0 { "ahead" } else { "old" });
+        let why = "five minutes are allowed: it is a repeat of an earlier request, or a clock is wrong";
+        let _ = writeln!(out, "  {style}✗ the timestamp is {age} {side}; {why}{style:#}");
     }
     out
 }
