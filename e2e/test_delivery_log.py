@@ -12,6 +12,7 @@ ATTEMPT = {
     "number",
     "at",
     "duration_ms",
+    "phases",
     "status_code",
     "failure",
     "detail",
@@ -164,6 +165,9 @@ def test_one_delivery_shows_the_request_and_the_answer_as_they_were(api, receive
     (attempt,) = shown["attempts"]
     assert set(attempt) == ATTEMPT
     assert attempt["number"] == 1 and UTC.fullmatch(attempt["at"]) and 0 <= attempt["duration_ms"] <= 1_500
+    phases = attempt["phases"]
+    assert set(phases) == {"dns_ms", "connect_ms", "tls_ms", "answer_ms", "body_ms"} and phases["tls_ms"] is None
+    assert 0 < phases["answer_ms"] <= attempt["duration_ms"] + 1 and phases["body_ms"] is not None
     assert (attempt["status_code"], attempt["failure"]) == (500, "status")
     assert attempt["response_excerpt"].startswith("sorry: ü") and len(attempt["response_excerpt"].encode()) <= 1024
     sent = {name.lower(): value for name, value in attempt["request_headers"].items()}

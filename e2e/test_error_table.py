@@ -607,9 +607,23 @@ def test_local_mode_has_no_limit_unless_one_is_set(api):
 # 503 ----------------------------------------------------------------------------------------------------------------
 
 
-def test_503_with_retry_after_and_without_the_cause_when_dynamodb_is_out_of_reach(start, tmp_path):
+def over_another_engine(start, tmp_path):
+    """A service over the engine of another, with tables of its own."""
     engine = start("--in-memory")
-    service = start("--data-dir", str(tmp_path / "data"), "--dynamodb-endpoint", engine.dynamodb)
+    tables = {name: f"{name.lower()}-2" for name in ("JOBS_TABLE", "WEBHOOKS_TABLE", "DELIVERIES_TABLE")}
+    service = start("--data-dir", str(tmp_path / "data"), "--dynamodb-endpoint", engine.dynamodb, env=tables)
+    return engine, service
+
+
+def test_the_tables_of_another_data_directory_are_refused_before_a_secret_is_lost(start, tmp_path):
+    engine = start("--in-memory")
+    options = ("--data-dir", str(tmp_path / "data"), "--dynamodb-endpoint", engine.dynamodb)
+    refused = command("serve", "--listen", "127.0.0.1:0", *options, check=False)
+    assert refused.returncode == 1 and "wrapped by another key than this data directory's" in refused.stderr
+
+
+def test_503_with_retry_after_and_without_the_cause_when_dynamodb_is_out_of_reach(start, tmp_path):
+    engine, service = over_another_engine(start, tmp_path)
     assert service.api.subscribe(URL) == 1
     engine.kill()
     begun = time.monotonic()
@@ -625,8 +639,7 @@ def test_503_with_retry_after_and_without_the_cause_when_dynamodb_is_out_of_reac
 
 
 def test_what_needs_no_table_is_still_answered_when_dynamodb_is_out_of_reach(start, tmp_path):
-    engine = start("--in-memory")
-    service = start("--data-dir", str(tmp_path / "data"), "--dynamodb-endpoint", engine.dynamodb)
+    engine, service = over_another_engine(start, tmp_path)
     engine.kill()
     service.api.call("GET", HOOKS, headers={"Authorization": "Bearer sk-typo"}).is_error(401, "unauthorized")
     service.api.call("GET", "/api/v1/nope").is_error(404, "not_found")

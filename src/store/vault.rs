@@ -388,7 +388,7 @@ impl Store {
                     .ok_or_else(|| wrong("it has no 32 bytes"))?
             }
             (Wrapping::Local(key), None) => KeyBytes::open_under(key, &row.wrapped, &version.to_string())
-                .map_err(|_| wrong("it was wrapped by another key than this data directory's"))?,
+                .map_err(|_| wrong("it was wrapped by another key than this data directory's; use the one that the tables were begun with, or other tables"))?,
             (Wrapping::None, _) => return Err(wrong("SECRETS_KMS_KEY_ID is not set")),
             (Wrapping::Kms { .. }, None) => return Err(wrong("local mode wrapped it, not KMS")),
             (Wrapping::Local(_), Some(_)) => return Err(wrong("KMS wrapped it, not local mode")),
