@@ -269,7 +269,7 @@ class Generator:
     def query(self):
         if self.chance(0.6):
             return ""
-        cursor = base64.urlsafe_b64encode(self.one_of(*self.events).encode()).decode().rstrip("=")
+        cursor = base64.urlsafe_b64encode(f"1.{self.one_of(*self.events)}".encode()).decode().rstrip("=")
         known = {
             "status": ["pending", "delivered", "failed", "cancelled", "", "x", "PENDING"],
             "event": ["job.completed", "job.failed", "", "%00", "job%2Ecompleted"],

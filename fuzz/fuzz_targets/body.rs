@@ -1,4 +1,4 @@
-//! The bodies that create and change a webhook: what is accepted is an object of known fields, and a message says where the
+//! The bodies that create and change a webhook, rotate its secret and replay its deliveries: what is accepted is an object of known fields, and a message says where the
 //! fault is, is bounded, and never repeats a secret.
 //!
 //! The input is a line with the content type, a line of JSON that goes before a secret, and JSON that goes after it.
@@ -8,7 +8,7 @@ use axum::{body::Body, extract::Request};
 use http::{HeaderValue, header::CONTENT_TYPE};
 use libfuzzer_sys::fuzz_target;
 use nano_webhooks::{
-    api::fuzzing::{create, patch},
+    api::fuzzing::{create, patch, replay, rotate},
     webhook::EndpointUrl,
 };
 use nano_webhooks_fuzz::{ready, refusal};
@@ -56,7 +56,7 @@ fn split(input: &[u8]) -> (&[u8], &[u8]) {
     (&input[..end], input.get(end + 1..).unwrap_or_default())
 }
 
-/// Reads a body both ways; returns what the refusals say.
+/// Reads a body in every way; returns what the refusals say.
 fn check(content_type: &[u8], body: Vec<u8>) -> Vec<String> {
     let request = || {
         let mut request = Request::new(Body::from(body.clone()));
@@ -69,6 +69,8 @@ fn check(content_type: &[u8], body: Vec<u8>) -> Vec<String> {
     for (fields, outcome) in [
         (&["url", "events", "secret_key", "description"][..], ready(create(request()))),
         (&["url", "events", "status", "secret_key", "description"][..], ready(patch(request()))),
+        (&["secret_key", "grace_hours"][..], ready(rotate(request()))),
+        (&["since", "until", "status"][..], ready(replay(request()))),
     ] {
         match outcome {
             Ok(()) => check_accepted(fields, content_type, &body),

@@ -3,7 +3,10 @@
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use libfuzzer_sys::fuzz_target;
-use nano_webhooks::{api::fuzzing::filter, webhook::EventType};
+use nano_webhooks::{
+    api::fuzzing::filter,
+    webhook::{EventType, WebhookId},
+};
 use nano_webhooks_fuzz::refusal;
 use url::form_urlencoded;
 
@@ -15,7 +18,8 @@ fuzz_target!(|query: &str| {
     let known = |name: &str| ["status", "event", "limit", "cursor"].contains(&name);
     let once = given.iter().enumerate().all(|(n, (name, _))| given[..n].iter().all(|(other, _)| other != name));
 
-    let filter = match filter(query) {
+    let webhook = WebhookId::new(1).expect("an id");
+    let filter = match filter(query, webhook) {
         Ok(filter) => filter,
         Err(response) => {
             let (status, message) = refusal(response);
@@ -31,7 +35,7 @@ fuzz_target!(|query: &str| {
     let value = |name: &str| given.iter().find(|(given, _)| given == name).map(|(_, value)| value.to_string());
     assert_eq!(filter.status.map(|status| status.name().to_owned()), value("status"));
     assert_eq!(filter.event.map(|event: EventType| event.name().to_owned()), value("event"));
-    assert_eq!(filter.after.map(|event| URL_SAFE_NO_PAD.encode(event.as_str())), value("cursor"));
+    assert_eq!(filter.after.map(|event| URL_SAFE_NO_PAD.encode(format!("1.{event}"))), value("cursor"));
     assert!((1..=100).contains(&filter.limit));
     assert_eq!(filter.limit, value("limit").map_or(50, |limit| limit.parse().expect("a number")));
 });

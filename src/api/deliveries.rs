@@ -99,7 +99,7 @@ pub(super) async fn list(
     Subject(webhook): Subject,
     RawQuery(query): RawQuery,
 ) -> Result<Json<List>, Error> {
-    let filter = filter(query.as_deref().unwrap_or_default())?;
+    let filter = filter(query.as_deref().unwrap_or_default(), webhook)?;
     let deleted = api.store.subscriber(&account, webhook).await?.is_none();
     if deleted && !api.store.has_had_webhook(&account, webhook).await? {
         return Err(no_webhook(webhook));
@@ -108,7 +108,7 @@ pub(super) async fn list(
         return Ok(Json(List { success: true, data: Vec::new(), next_cursor: None }));
     }
     let page = api.store.deliveries_of(&account, webhook, &filter).await?;
-    let next_cursor = page.next.map(|event| URL_SAFE_NO_PAD.encode(event.as_str()));
+    let next_cursor = page.next.map(|event| cursor(webhook, &event));
     let data = page.deliveries.into_iter().map(|listed| Row::from(listed).of_webhook(deleted)).collect();
     Ok(Json(List { success: true, data, next_cursor }))
 }
@@ -174,8 +174,18 @@ impl<S: Send + Sync> FromRequestParts<S> for Named {
     }
 }
 
-/// Reads the query of a list; each parameter must be known, and given once.
-pub(super) fn filter(query: &str) -> Result<Filter, Error> {
+/// Where a list goes on: good for the webhook whose list it is, and for no other.
+fn cursor(webhook: WebhookId, event: &EventId) -> String {
+    URL_SAFE_NO_PAD.encode(format!("{webhook}.{event}"))
+}
+
+fn parse_cursor(webhook: WebhookId, cursor: &str) -> Option<EventId> {
+    let text = String::from_utf8(URL_SAFE_NO_PAD.decode(cursor).ok()?).ok()?;
+    EventId::parse(text.strip_prefix(&format!("{webhook}."))?)
+}
+
+/// Reads the query of a webhook's list; each parameter must be known, and given once.
+pub(super) fn filter(query: &str, webhook: WebhookId) -> Result<Filter, Error> {
     let mut filter = Filter { status: None, event: None, after: None, limit: DEFAULT_LIMIT };
     let mut seen = Vec::new();
     for (name, value) in url::form_urlencoded::parse(query.as_bytes()) {
@@ -199,10 +209,8 @@ pub(super) fn filter(query: &str) -> Result<Filter, Error> {
                 filter.limit = limit.ok_or_else(|| Error::field("limit", "expected a whole number from 1 to 100"))?;
             }
             "cursor" => {
-                let cursor = URL_SAFE_NO_PAD.decode(&*value).ok().and_then(|bytes| String::from_utf8(bytes).ok());
-                let after = cursor.as_deref().and_then(EventId::parse);
-                filter.after =
-                    Some(after.ok_or_else(|| Error::field("cursor", "expected the `next_cursor` of a page"))?);
+                let expected = || Error::field("cursor", "expected the `next_cursor` of a page of this webhook's");
+                filter.after = Some(parse_cursor(webhook, &value).ok_or_else(expected)?);
             }
             _ => {
                 let shown: String = name.chars().take(64).collect();

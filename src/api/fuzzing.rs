@@ -6,8 +6,8 @@ use axum::{
 };
 use serde::de::DeserializeOwned;
 
-use super::{body::JsonBody, deliveries, webhooks};
-use crate::store::log::Filter;
+use super::{body::JsonBody, deliveries, replays, secrets, webhooks};
+use crate::{store::log::Filter, webhook::WebhookId};
 
 /// Reads the body of `POST /api/v1/webhooks`.
 ///
@@ -25,12 +25,28 @@ pub async fn patch(request: Request) -> Result<(), Response> {
     body::<webhooks::Patch>(request).await
 }
 
+/// Reads the body of `POST /api/v1/webhooks/{id}/rotate-secret`.
+///
+/// # Errors
+/// The answer.
+pub async fn rotate(request: Request) -> Result<(), Response> {
+    body::<secrets::Rotate>(request).await
+}
+
+/// Reads the body of `POST /api/v1/webhooks/{id}/replay`.
+///
+/// # Errors
+/// The answer.
+pub async fn replay(request: Request) -> Result<(), Response> {
+    body::<replays::Begin>(request).await
+}
+
 /// Reads the query of `GET /api/v1/webhooks/{id}/deliveries`.
 ///
 /// # Errors
 /// The answer.
-pub fn filter(query: &str) -> Result<Filter, Response> {
-    deliveries::filter(query).map_err(IntoResponse::into_response)
+pub fn filter(query: &str, webhook: WebhookId) -> Result<Filter, Response> {
+    deliveries::filter(query, webhook).map_err(IntoResponse::into_response)
 }
 
 async fn body<T: DeserializeOwned>(request: Request) -> Result<(), Response> {

@@ -544,6 +544,9 @@ async fn deliveries_are_listed_shown_and_retried() {
         .get(&format!("/api/v1/webhooks/1/deliveries?limit=5&cursor={cursor}&status=pending&event=job.completed"))
         .await;
     assert_eq!(second.json["next_cursor"], Value::Null);
+    app.create(valid()).await;
+    let of_another = app.get(&format!("/api/v1/webhooks/2/deliveries?cursor={cursor}")).await;
+    assert_eq!(of_another.error().0, 400, "a cursor is good for its own list alone");
     let row = &first.json["data"][0];
     let keys: Vec<_> = row.as_object().unwrap().keys().map(String::as_str).collect();
     let listed =
@@ -600,7 +603,7 @@ async fn a_question_to_the_log_that_is_not_as_expected_is_refused_with_its_name(
         ("event=job.done", "event: expected one of `job.completed`, `job.failed`, `webhook.disabled`"),
         ("limit=0", "limit: expected a whole number from 1 to 100"),
         ("limit=101", "limit: expected a whole number from 1 to 100"),
-        ("cursor=abc", "cursor: expected the `next_cursor` of a page"),
+        ("cursor=abc", "cursor: expected the `next_cursor` of a page of this webhook's"),
         ("page=2", "page: unknown parameter, expected `status`, `event`, `limit` or `cursor`"),
         ("limit=1&limit=2", "limit: given twice, expected once"),
     ] {
