@@ -208,6 +208,7 @@ impl Service {
 nano-webhooks is ready.
 
   API        http://{api}/api/v1
+  Portal     http://{api}/portal
   DynamoDB   {dynamodb}   (any AWS SDK or CLI, any credentials; jobs go into table `{jobs}`)
   Account    {ACCOUNT}
   API key    {key}
