@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use aws_sdk_dynamodb::{
     operation::update_item::{UpdateItemError, builders::UpdateItemFluentBuilder},
-    types::{AttributeValue, Put, ReturnValue, ReturnValuesOnConditionCheckFailure, TransactWriteItem},
+    types::{
+        AttributeValue, Put, ReturnValue, ReturnValuesOnConditionCheckFailure, TransactWriteItem, builders::PutBuilder,
+    },
 };
 use serde::Deserialize;
 
@@ -89,14 +91,6 @@ const NOT_IN_FLIGHT: &str = "(attribute_not_exists(leased_until) OR leased_until
 /// The condition that no attempt was asked for out of turn.
 const AS_SCHEDULED: &str = "attribute_not_exists(resume_status)";
 
-/// The condition that a worker's claim stands.
-const CLAIMED: &str = "leased_until = :until AND attempt_count = :count";
-
-/// The condition that a delivery is there, was not attempted since it was read, and is not in flight.
-fn unmoved() -> String {
-    format!("attribute_exists(PK) AND attempt_count = :count AND {NOT_IN_FLIGHT}")
-}
-
 /// The condition that a delivery is pending after so many attempts and not in flight.
 fn waiting() -> String {
     format!("#status = :pending AND attempt_count = :count AND {NOT_IN_FLIGHT}")
@@ -158,41 +152,39 @@ impl Store {
     /// # Errors
     /// If DynamoDB does not answer.
     pub async fn settle(&self, claim: &Claim, delivery: &Delivery, now: Instant, retention: Duration) -> Result<bool> {
-        let attempted = delivery.attempt_count > claim.delivery.attempt_count;
-        if let Some(replay) = claim.delivery.replay.as_ref().filter(|_| attempted) {
-            let parts = vec![self.settling(claim, delivery, now, retention)?, self.replayed(delivery, replay)];
-            match self.transact_all(parts).await? {
-                Ok(()) => return Ok(true),
-                Err(0) => return Ok(false),
-                // Nothing is left of the replay; the delivery is settled all the same.
-                Err(_) => {}
-            }
-        }
-        let put = self
-            .client
-            .put_item()
-            .table_name(&self.tables.deliveries)
+        let put = Put::builder()
             .set_item(Some(to_item(&Row::of(delivery, now, retention))?))
-            .condition_expression(CLAIMED)
+            .condition_expression("leased_until = :until AND attempt_count = :count")
             .expression_attribute_values(":until", number(claim.until.millis()))
             .expression_attribute_values(":count", number(claim.delivery.attempt_count.into()));
-        held(put.send().await)
+        let attempted = delivery.attempt_count > claim.delivery.attempt_count;
+        match claim.delivery.replay.as_ref().filter(|_| attempted) {
+            Some(replay) => self.put_and_count(put, self.replayed(delivery, replay)).await,
+            None => self.put(put).await,
+        }
     }
 
-    fn settling(
-        &self,
-        claim: &Claim,
-        delivery: &Delivery,
-        now: Instant,
-        retention: Duration,
-    ) -> Result<TransactWriteItem> {
-        let put = Put::builder()
-            .table_name(&self.tables.deliveries)
-            .set_item(Some(to_item(&Row::of(delivery, now, retention))?))
-            .condition_expression(CLAIMED)
-            .expression_attribute_values(":until", number(claim.until.millis()))
-            .expression_attribute_values(":count", number(claim.delivery.attempt_count.into()));
-        Ok(TransactWriteItem::builder().put(put.build().expect("every required part is set")).build())
+    /// Writes a delivery if the condition holds.
+    async fn put(&self, put: PutBuilder) -> Result<bool> {
+        let put = put.table_name(&self.tables.deliveries).build().expect("every required part is set");
+        let request = self.client.put_item().table_name(put.table_name).set_item(Some(put.item));
+        let request = request.set_condition_expression(put.condition_expression);
+        held(request.set_expression_attribute_values(put.expression_attribute_values).send().await)
+    }
+
+    /// The same as a part of a transaction.
+    fn put_part(&self, put: PutBuilder) -> TransactWriteItem {
+        let put = put.table_name(&self.tables.deliveries).build().expect("every required part is set");
+        TransactWriteItem::builder().put(put).build()
+    }
+
+    /// Writes a delivery if the condition holds, and counts it with its replay, if anything is left of that.
+    async fn put_and_count(&self, put: PutBuilder, count: TransactWriteItem) -> Result<bool> {
+        match self.transact_all(vec![self.put_part(put.clone()), count]).await? {
+            Ok(()) => Ok(true),
+            Err(0) => Ok(false),
+            Err(_) => self.put(put).await,
+        }
     }
 
     /// Makes a delivery that is due wait until `due`, without using an attempt; `false` if it is not due.
@@ -256,13 +248,10 @@ impl Store {
         if !delivery.withdraw() {
             return Ok(false);
         }
-        let Some(replay) = replay else { return self.restate(&delivery, now, retention).await };
-        let parts = vec![self.restating(&delivery, now, retention)?, self.not_replayed(&delivery, &replay)];
-        match self.transact_all(parts).await? {
-            Ok(()) => Ok(true),
-            Err(0) => Ok(false),
-            // Nothing is left of the replay.
-            Err(_) => self.restate(&delivery, now, retention).await,
+        let put = restated(&delivery, now, retention)?;
+        match replay {
+            Some(replay) => self.put_and_count(put, self.not_replayed(&delivery, &replay)).await,
+            None => self.put(put).await,
         }
     }
 
@@ -293,15 +282,7 @@ impl Store {
     /// # Errors
     /// If DynamoDB does not answer.
     pub async fn restate(&self, delivery: &Delivery, now: Instant, retention: Duration) -> Result<bool> {
-        let request = self
-            .client
-            .put_item()
-            .table_name(&self.tables.deliveries)
-            .set_item(Some(to_item(&Row::of(delivery, now, retention))?))
-            .condition_expression(unmoved())
-            .expression_attribute_values(":count", number(delivery.attempt_count.into()))
-            .expression_attribute_values(":now", number(now.millis()));
-        held(request.send().await)
+        self.put(restated(delivery, now, retention)?).await
     }
 
     /// The same as a part of a transaction.
@@ -311,13 +292,7 @@ impl Store {
         now: Instant,
         retention: Duration,
     ) -> Result<TransactWriteItem> {
-        let put = Put::builder()
-            .table_name(&self.tables.deliveries)
-            .set_item(Some(to_item(&Row::of(delivery, now, retention))?))
-            .condition_expression(unmoved())
-            .expression_attribute_values(":count", number(delivery.attempt_count.into()))
-            .expression_attribute_values(":now", number(now.millis()));
-        Ok(TransactWriteItem::builder().put(put.build().expect("every required part is set")).build())
+        Ok(self.put_part(restated(delivery, now, retention)?))
     }
 
     /// Deliveries whose time for a look has come by `until`, at most so many of each shard of the index.
@@ -382,6 +357,15 @@ impl Store {
             .set_key(Some(keys::delivery(key).into_item()))
             .expression_attribute_names("#status", "status")
     }
+}
+
+/// A delivery as it is to stand, if it is there, was not attempted since it was read, and is not in flight.
+fn restated(delivery: &Delivery, now: Instant, retention: Duration) -> Result<PutBuilder> {
+    Ok(Put::builder()
+        .set_item(Some(to_item(&Row::of(delivery, now, retention))?))
+        .condition_expression(format!("attribute_exists(PK) AND attempt_count = :count AND {NOT_IN_FLIGHT}"))
+        .expression_attribute_values(":count", number(delivery.attempt_count.into()))
+        .expression_attribute_values(":now", number(now.millis())))
 }
 
 fn due_of(item: Item) -> Result<Due> {

@@ -17,8 +17,12 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use nano_webhooks::{
     clock::Clock,
     data_key::KeyBytes,
-    delivery::schedule::Schedule,
+    delivery::{
+        attempt::{Outcome, Request},
+        schedule::Schedule,
+    },
     dispatch::{Dispatcher, Gates},
+    event::EventId,
     local::{dynamodb, engine::Engine},
     queue::{Queue, Timer},
     random,
@@ -27,7 +31,7 @@ use nano_webhooks::{
         vault::{Vault, Wrapping},
     },
     transport::{Client, Guard, client::Limits, guard::Policy},
-    webhook::Account,
+    webhook::{Account, EndpointUrl, EventType},
 };
 use tokio::{
     net::TcpListener,
@@ -128,6 +132,19 @@ impl World {
 /// A client that may call anything.
 pub fn client() -> Client {
     Client::new(Guard::new(Policy::Any, vec![]), Limits::QUEUED, None).unwrap()
+}
+
+/// Makes one attempt of an unsigned event.
+pub async fn post(client: &Client, url: &str) -> Outcome {
+    let request = Request {
+        id: &EventId::parse("evt_01JFS8TX800000000000000000").unwrap(),
+        event: EventType::JobCompleted,
+        number: 1,
+        at: Clock::system().now(),
+        signatures: None,
+        version: "0",
+    };
+    client.attempt(&EndpointUrl::parse(url).unwrap(), request, "{}", Duration::from_secs(10)).await.1
 }
 
 pub fn account(name: &str) -> Account {

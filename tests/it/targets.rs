@@ -7,17 +7,16 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
     },
-    time::Duration,
 };
 
 use nano_webhooks::{
-    clock::Clock,
-    delivery::attempt::{Failure, Outcome, Request},
-    event::EventId,
+    delivery::attempt::{Failure, Outcome},
     transport::{Client, Guard, Resolver, client::Limits, guard::Policy},
-    webhook::{EndpointUrl, EventType},
+    webhook::EndpointUrl,
 };
 use tokio::net::TcpListener;
+
+use crate::support::post;
 
 /// A port of this machine's loopback addresses that counts who connects, and closes at once.
 struct Canary {
@@ -64,15 +63,7 @@ fn answers(answers: &[&[&str]]) -> (Resolver, Arc<Mutex<VecDeque<Vec<SocketAddr>
 
 async fn attempt(guard: &Guard, url: &EndpointUrl) -> Outcome {
     let client = Client::new(guard.clone(), Limits::QUEUED, None).unwrap();
-    let request = Request {
-        id: &EventId::parse("evt_01JFS8TX800000000000000000").unwrap(),
-        event: EventType::JobCompleted,
-        number: 1,
-        at: Clock::system().now(),
-        signatures: None,
-        version: "0",
-    };
-    client.attempt(url, request, "{}", Duration::from_secs(10)).await.1
+    post(&client, url.as_str()).await
 }
 
 #[tokio::test]

@@ -1,13 +1,10 @@
 //! HTTPS out: whom the client trusts.
 
-use std::{io::Write, sync::Arc, time::Duration};
+use std::{io::Write, sync::Arc};
 
 use nano_webhooks::{
-    clock::Clock,
-    delivery::attempt::{Failure, Outcome, Request},
-    event::EventId,
+    delivery::attempt::{Failure, Outcome},
     transport::{Client, Guard, client::Limits, guard::Policy},
-    webhook::{EndpointUrl, EventType},
 };
 use rustls::{
     ServerConfig,
@@ -18,6 +15,8 @@ use tokio::{
     net::TcpListener,
 };
 use tokio_rustls::TlsAcceptor;
+
+use crate::support::post;
 
 /// Answers 200 over TLS, with a certificate for `localhost` that nobody has signed but itself. Gives its port and the
 /// certificate as PEM.
@@ -50,18 +49,6 @@ async fn serve() -> (u16, String) {
         }
     });
     (port, certified.cert.pem())
-}
-
-async fn post(client: &Client, url: &str) -> Outcome {
-    let request = Request {
-        id: &EventId::parse("evt_01JFS8TX800000000000000000").unwrap(),
-        event: EventType::JobCompleted,
-        number: 1,
-        at: Clock::system().now(),
-        signatures: None,
-        version: "0",
-    };
-    client.attempt(&EndpointUrl::parse(url).unwrap(), request, "{}", Duration::from_secs(10)).await.1
 }
 
 #[tokio::test]
