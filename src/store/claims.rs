@@ -152,11 +152,7 @@ impl Store {
     /// # Errors
     /// If DynamoDB does not answer.
     pub async fn settle(&self, claim: &Claim, delivery: &Delivery, now: Instant, retention: Duration) -> Result<bool> {
-        let put = Put::builder()
-            .set_item(Some(to_item(&Row::of(delivery, now, retention))?))
-            .condition_expression("leased_until = :until AND attempt_count = :count")
-            .expression_attribute_values(":until", number(claim.until.millis()))
-            .expression_attribute_values(":count", number(claim.delivery.attempt_count.into()));
+        let put = settled(claim, delivery, now, retention)?;
         let attempted = delivery.attempt_count > claim.delivery.attempt_count;
         match claim.delivery.replay.as_ref().filter(|_| attempted) {
             Some(replay) => self.put_and_count(put, self.replayed(delivery, replay)).await,
@@ -357,6 +353,15 @@ impl Store {
             .set_key(Some(keys::delivery(key).into_item()))
             .expression_attribute_names("#status", "status")
     }
+}
+
+/// A delivery as it is to stand, if the claim still does.
+fn settled(claim: &Claim, delivery: &Delivery, now: Instant, retention: Duration) -> Result<PutBuilder> {
+    Ok(Put::builder()
+        .set_item(Some(to_item(&Row::of(delivery, now, retention))?))
+        .condition_expression("leased_until = :until AND attempt_count = :count")
+        .expression_attribute_values(":until", number(claim.until.millis()))
+        .expression_attribute_values(":count", number(claim.delivery.attempt_count.into())))
 }
 
 /// A delivery as it is to stand, if it is there, was not attempted since it was read, and is not in flight.
