@@ -156,7 +156,7 @@ pub(super) struct PhasesView {
 /// The newest first; also those of a webhook that was deleted.
 #[utoipa::path(get, path = "/api/v1/webhooks/{id}/deliveries", operation_id = "listDeliveries", tag = "Deliveries",
     params(Subject, ListQuery),
-    responses((status = 200, description = "A page of the deliveries.", body = List), Authenticated, Subject, ListQuery))]
+    responses((status = 200, description = "A page of the deliveries.", body = inline(List)), Authenticated, Subject, ListQuery))]
 pub(super) async fn list(
     State(api): State<Arc<Api>>,
     Authenticated(account): Authenticated,
@@ -182,7 +182,7 @@ pub(super) async fn list(
 /// With what was sent, and every attempt.
 #[utoipa::path(get, path = "/api/v1/webhooks/{id}/deliveries/{event_id}", operation_id = "getDelivery", tag = "Deliveries",
     params(Named),
-    responses((status = 200, description = "The delivery.", body = inline(Envelope<View>)), Authenticated, Named))]
+    responses((status = 200, description = "The delivery.", body = View), Authenticated, Named))]
 pub(super) async fn show(
     State(api): State<Arc<Api>>,
     Authenticated(account): Authenticated,
@@ -200,7 +200,7 @@ pub(super) async fn show(
 /// `{}`.
 #[utoipa::path(post, path = "/api/v1/webhooks/{id}/deliveries/{event_id}/retry", operation_id = "retryDelivery",
     tag = "Deliveries", params(Named),
-    responses((status = 202, description = "An attempt is due.", body = inline(Envelope<Row>)),
+    responses((status = 202, description = "An attempt is due.", body = Row),
         (status = 409, description = "It is being attempted at this moment, or the webhook is disabled.",
         body = error::Envelope,
         example = json!({"success":false,"error":{"code":"conflict","message":"Webhook 1 is disabled: enable it first"}})),

@@ -11,8 +11,8 @@ use serde_json::{Value, json};
 use utoipa::{
     IntoParams, IntoResponses, Modify, OpenApi, PartialSchema, ToSchema,
     openapi::{
-        self, Array, ArrayBuilder, ContentBuilder, Header, HeaderBuilder, KnownFormat, Object, ObjectBuilder, Ref,
-        RefOr, Required, Response, ResponseBuilder, Schema, SchemaFormat, Type,
+        self, Array, ArrayBuilder, Content, ContentBuilder, Header, HeaderBuilder, KnownFormat, Object, ObjectBuilder,
+        Ref, RefOr, Required, Response, ResponseBuilder, Schema, SchemaFormat, Type,
         path::{Operation, Parameter, ParameterBuilder, ParameterIn, PathItem},
         schema::SchemaType,
         security::{HttpAuthScheme, HttpBuilder, SecurityScheme},
@@ -91,11 +91,17 @@ struct Common;
 
 impl Modify for Common {
     fn modify(&self, api: &mut openapi::OpenApi) {
-        for item in api.paths.paths.values_mut() {
-            for response in operations(item).flat_map(|operation| operation.responses.responses.values_mut()) {
+        for operation in api.paths.paths.values_mut().flat_map(operations) {
+            for (status, response) in &mut operation.responses.responses {
                 if let RefOr::T(response) = response {
                     response.headers.insert("X-Request-Id".to_owned(), request_id().into());
+                    if status.starts_with('2') {
+                        response.content.values_mut().for_each(enveloped);
+                    }
                 }
+            }
+            if let Some(RefOr::T(body)) = &mut operation.request_body {
+                body.content.values_mut().for_each(absent_or_whole);
             }
         }
         api.webhooks = Some(callbacks::all());
@@ -108,6 +114,25 @@ impl Modify for Common {
              instead.",
         ));
         components.add_security_scheme("api_key", SecurityScheme::Http(key.build()));
+    }
+}
+
+/// What is described of a success is the `data` of its envelope. Only what is described inline stands outside.
+fn enveloped(content: &mut RefOr<Content>) {
+    if let RefOr::T(Content { schema: Some(schema), .. }) = content
+        && matches!(schema, RefOr::Ref(_) | RefOr::T(Schema::Array(_)))
+    {
+        let envelope = ObjectBuilder::new().property("success", yes()).property("data", schema.clone());
+        *schema = envelope.required("success").required("data").build().into();
+    }
+}
+
+/// A body that is an `Option` may be absent, which is said beside it. It may not be `null`, as its schema has it.
+fn absent_or_whole(content: &mut RefOr<Content>) {
+    if let RefOr::T(Content { schema: Some(schema), .. }) = content
+        && let RefOr::T(Schema::OneOf(either)) = schema
+    {
+        *schema = either.items.swap_remove(0);
     }
 }
 
@@ -304,7 +329,7 @@ pub(super) fn id_of_event() -> Object {
 }
 
 /// What is always so.
-pub(super) fn always(value: bool) -> Object {
+fn always(value: bool) -> Object {
     ObjectBuilder::new().schema_type(Type::Boolean).enum_values(Some([value])).build()
 }
 

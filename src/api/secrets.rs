@@ -68,7 +68,7 @@ pub(super) struct View {
 #[utoipa::path(post, path = "/api/v1/webhooks/{id}/rotate-secret", operation_id = "rotateSecret", tag = "Webhooks",
     params(Subject),
     request_body(content = Option<Rotate>, example = json!({"secret_key":"my-new-secret-key","grace_hours":24})),
-    responses((status = 200, description = "The new secret signs.", body = inline(Envelope<View>),
+    responses((status = 200, description = "The new secret signs.", body = View,
         headers(("Cache-Control" = String, description = "`no-store`.")),
         example = json!({"success":true,"data":{"id":1,"secret_key":"whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSwMfKQ9r8GKYo=","previous_valid_until":"2024-12-24T10:00:00Z","live_secrets":2}})),
         (status = 409, description = "As many secrets sign as may at once.", body = error::Envelope,

@@ -57,7 +57,7 @@ pub(super) struct View {
 /// first that the webhook subscribes to, unless the body names one.
 #[utoipa::path(post, path = "/api/v1/webhooks/{id}/test", operation_id = "testWebhook", tag = "Webhooks", params(Subject),
     request_body(content = Option<Trial>, example = json!({"event":"job.completed"})),
-    responses((status = 200, description = "The attempt, also if it failed.", body = inline(Envelope<View>)),
+    responses((status = 200, description = "The attempt, also if it failed.", body = View),
         Authenticated, Subject, OptionalBody<Trial>))]
 pub(super) async fn send(
     State(api): State<Arc<Api>>,

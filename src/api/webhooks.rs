@@ -185,7 +185,7 @@ pub(super) struct Removed {
 ///
 /// All of them, in the order of their ids.
 #[utoipa::path(get, path = "/api/v1/webhooks", operation_id = "listWebhooks", tag = "Webhooks",
-    responses((status = 200, description = "The webhooks.", body = inline(Envelope<Vec<View>>),
+    responses((status = 200, description = "The webhooks.", body = Vec<View>,
         example = json!({"success":true,"data":[{"id":1,"url":"https://example.com/hooks","events":["job.completed","job.failed"],"status":"active"}]})),
         Authenticated))]
 pub(super) async fn list(
@@ -203,7 +203,7 @@ pub(super) async fn list(
 #[utoipa::path(post, path = "/api/v1/webhooks", operation_id = "createWebhook", tag = "Webhooks",
     params(openapi::IdempotencyKey),
     request_body(content = Create, example = json!({"url":"https://example.com/hooks","events":["job.completed","job.failed"],"secret_key":"my-secret-key"})),
-    responses((status = 201, description = "The webhook.", body = inline(Envelope<View>),
+    responses((status = 201, description = "The webhook.", body = View,
         headers(("Location" = String, description = "The path of the webhook.")),
         example = json!({"success":true,"data":{"id":1,"url":"https://example.com/hooks","events":["job.completed","job.failed"],"status":"active"}})),
         (status = 409, description = "The account has as many webhooks as it may have, or the `Idempotency-Key` was used \
@@ -238,7 +238,7 @@ pub(super) async fn create(
 ///
 /// With its health and, if it is disabled, why.
 #[utoipa::path(get, path = "/api/v1/webhooks/{id}", operation_id = "getWebhook", tag = "Webhooks", params(Subject),
-    responses((status = 200, description = "The webhook.", body = inline(Envelope<Detailed>)),
+    responses((status = 200, description = "The webhook.", body = Detailed),
         Authenticated, Subject))]
 pub(super) async fn show(
     State(api): State<Arc<Api>>,
@@ -254,7 +254,7 @@ pub(super) async fn show(
 /// What is not named stays. Enabling a webhook forgets its bad health and sends what was parked.
 #[utoipa::path(patch, path = "/api/v1/webhooks/{id}", operation_id = "changeWebhook", tag = "Webhooks", params(Subject),
     request_body(content = Patch, example = json!({"status":"active","description":"billing"})),
-    responses((status = 200, description = "The webhook as it is now.", body = inline(Envelope<Detailed>)), Authenticated, Subject, JsonBody<Patch>))]
+    responses((status = 200, description = "The webhook as it is now.", body = Detailed), Authenticated, Subject, JsonBody<Patch>))]
 pub(super) async fn change(
     State(api): State<Arc<Api>>,
     Authenticated(account): Authenticated,
@@ -285,7 +285,7 @@ pub(super) async fn change(
 ///
 /// What is pending to it is cancelled; its deliveries stay readable. A body is not needed, and may be `{}`.
 #[utoipa::path(delete, path = "/api/v1/webhooks/{id}", operation_id = "deleteWebhook", tag = "Webhooks", params(Subject),
-    responses((status = 200, description = "The webhook is deleted.", body = inline(Envelope<Removed>),
+    responses((status = 200, description = "The webhook is deleted.", body = Removed,
         example = json!({"success":true,"data":{"id":1}})), Authenticated, Subject, NoBody))]
 pub(super) async fn remove(
     State(api): State<Arc<Api>>,
