@@ -101,9 +101,10 @@ fn success<T: Serialize>(data: T) -> Json<Envelope<T>> {
     Json(Envelope { success: true, data })
 }
 
-/// Whether the process answers
+/// What says that the process answers.
 #[derive(Serialize, ToSchema)]
 struct Pulse {
+    #[schema(schema_with = openapi::ok)]
     status: &'static str,
 }
 

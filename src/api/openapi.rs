@@ -328,6 +328,11 @@ pub(super) fn id_of_event() -> Object {
     ObjectBuilder::new().schema_type(Type::String).pattern(Some("^evt_[0-9A-HJKMNP-TV-Z]{26}$")).build()
 }
 
+/// The status of a process that answers.
+pub(super) fn ok() -> Object {
+    ObjectBuilder::new().schema_type(Type::String).enum_values(Some(["ok"])).build()
+}
+
 /// What is always so.
 fn always(value: bool) -> Object {
     ObjectBuilder::new().schema_type(Type::Boolean).enum_values(Some([value])).build()

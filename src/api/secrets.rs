@@ -101,8 +101,10 @@ pub(super) async fn rotate(
     }
 }
 
+#[expect(clippy::float_cmp, reason = "a whole number of hours is exact")]
 fn grace_hours<'de, D: Deserializer<'de>>(from: D) -> Result<Option<u16>, D::Error> {
-    let hours = serde_json::Value::deserialize(from)?.as_u64().and_then(|hours| u16::try_from(hours).ok());
-    let hours = hours.filter(|hours| *hours <= MAX_GRACE_HOURS);
+    // JSON has one kind of number: 24.0 is 24.
+    let given = serde_json::Value::deserialize(from)?.as_f64();
+    let hours = given.and_then(|given| (0..=MAX_GRACE_HOURS).find(|hours| f64::from(*hours) == given));
     hours.map(Some).ok_or_else(|| D::Error::custom(format!("expected a whole number from 0 to {MAX_GRACE_HOURS}")))
 }
