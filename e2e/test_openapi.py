@@ -13,7 +13,7 @@ import pytest
 from support import eventually
 
 SEED = 20_260_107
-EXAMPLES = 100  # for each operation and kind of data
+EXAMPLES = 250  # for each operation and kind of data
 DESCRIPTION = Path(__file__).parent.parent / "docs" / "openapi.json"
 # Nothing listens there, so that what is sent by the service ends at once.
 NOWHERE = r"^http://127\.0\.0\.1:9/[a-z]{0,8}$"
@@ -132,10 +132,20 @@ values = {json.dumps(events)}
 "path.id" = {{ dictionary = "webhooks", probability = 0.4 }}
 "path.event_id" = {{ dictionary = "events", probability = 0.8 }}
 
-# Every check is on; these know besides which refusals are right.
+# Every check is on but for these.
+
 [checks.positive_data_acceptance]
 # 409: what is asked for is as described, and the state of things is against it.
 expected-statuses = ["2xx", 401, 403, 404, 409]
+
+[checks.ensure_resource_availability]
+# The same request with the same `Idempotency-Key` has the same answer for 24 hours, also when what it created is deleted.
+enabled = false
+
+[[operations]]
+# The log of a webhook that was deleted stays readable.
+include-path-regex = "/deliveries"
+checks.use_after_free.enabled = false
 """
 
 
@@ -155,13 +165,13 @@ def test_the_service_does_what_its_description_says(start, description, tmp_path
     begun = time.monotonic()
     done = subprocess.run(
         [Path(sys.executable).parent / "schemathesis", "--config-file", config, "run", schema, "--url", service.url,
-         "--checks", "all", "--output-sanitize", "false", "--report", "json", "--report-json-path", report],
+         "--output-sanitize", "false", "--report", "json", "--report-json-path", report],
         cwd=tmp_path, capture_output=True, text=True, timeout=400,
     )  # fmt: skip
     took = time.monotonic() - begun
     assert done.returncode == 0, (done.stdout + done.stderr)[-20_000:]
     found = json.loads(report.read_text())
-    requests = service.log_text().count(": request ")
+    requests = service.log_text().count(" request request_id=")
     with capsys.disabled():
         print(f"\n{found['test_cases']['generated']} cases, {requests} requests, seed {SEED}, in {took:.0f} s")
     assert {phase["status"] for phase in found["phases"].values()} == {"success"}, found["phases"]
