@@ -61,6 +61,7 @@ use crate::{
         portal::page,
     ),
     components(schemas(error::Envelope, callbacks::JobEvent, callbacks::WebhookDisabled)),
+    servers((url = "/", description = "Where this description was read from.")),
     security(("api_key" = [])),
     tags(
         (name = "Webhooks", description = "Endpoints, and what they subscribe to."),
