@@ -1,6 +1,6 @@
 //! A webhook: an account's subscription of an endpoint to events. Every part is parsed once and never half-valid.
 
-use std::{fmt, num::NonZeroU64, str::FromStr};
+use std::{fmt, num::NonZeroU64, ops::RangeInclusive, str::FromStr};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use url::Url;
@@ -217,10 +217,8 @@ pub struct Secret(Zeroizing<String>);
 impl Secret {
     /// What a Standard Webhooks secret begins with; base64 follows.
     pub const STANDARD_PREFIX: &'static str = "whsec_";
-    /// The shortest, in characters.
-    pub const MIN: usize = 8;
-    /// The longest, in characters.
-    pub const MAX: usize = 256;
+    /// How many characters it has.
+    pub const LENGTH: RangeInclusive<usize> = 8..=256;
 
     /// Takes 8 to 256 characters; one that begins with `whsec_` must go on in base64.
     ///
@@ -228,7 +226,7 @@ impl Secret {
     /// A sentence that says what is expected, and nothing of what was given.
     pub fn parse(text: String) -> Result<Self, &'static str> {
         let secret = Self(Zeroizing::new(text));
-        if !(Self::MIN..=Self::MAX).contains(&secret.0.chars().count()) {
+        if !Self::LENGTH.contains(&secret.0.chars().count()) {
             return Err("expected 8 to 256 characters");
         }
         if secret.0.starts_with(Self::STANDARD_PREFIX) && secret.standard_bytes().is_none() {

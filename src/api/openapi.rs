@@ -375,8 +375,8 @@ pub(super) fn secret() -> Object {
         .description(Some(
             "The key of the signatures; `null` is none. One that begins with `whsec_` goes on in base64 with padding.",
         ))
-        .min_length(Some(Secret::MIN))
-        .max_length(Some(Secret::MAX))
+        .min_length(Some(*Secret::LENGTH.start()))
+        .max_length(Some(*Secret::LENGTH.end()))
         .build()
 }
 

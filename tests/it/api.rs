@@ -538,7 +538,7 @@ async fn deliveries_are_listed_shown_and_retried() {
     let row = &first.json["data"][0];
     let keys: Vec<_> = row.as_object().unwrap().keys().map(String::as_str).collect();
     let listed =
-        ["attempt_count", "created_at", "event", "event_id", "last_failure", "next_attempt_at", "status", "task_id"];
+        ["event_id", "event", "task_id", "status", "attempt_count", "created_at", "next_attempt_at", "last_failure"];
     assert_eq!(keys, listed);
     assert_ne!(row["event_id"], second.json["data"][0]["event_id"]);
 
