@@ -2,10 +2,12 @@
 
 mod auth;
 mod body;
+mod callbacks;
 mod deliveries;
 mod error;
 #[cfg(fuzzing)]
 pub mod fuzzing;
+mod openapi;
 mod portal;
 mod replays;
 mod secrets;
@@ -25,6 +27,7 @@ use axum::{
 };
 use serde::Serialize;
 use tower_http::catch_panic::CatchPanicLayer;
+use utoipa::ToSchema;
 
 use crate::{
     clock::Clock,
@@ -59,7 +62,8 @@ pub struct Api {
     pub rate_limits: rate::Limits,
 }
 
-/// The router of the whole API. Whatever it answers has the envelope and an `X-Request-Id`.
+/// The router of the whole API. Whatever it answers has the envelope, its description and the portal excepted, and an
+/// `X-Request-Id`. A handler's `utoipa::path` stands in the list of `api/openapi.rs` too.
 pub fn router(api: Api) -> Router {
     with_middleware(
         Router::new()
@@ -72,6 +76,7 @@ pub fn router(api: Api) -> Router {
             .route("/api/v1/webhooks/{id}/deliveries", get(deliveries::list))
             .route("/api/v1/webhooks/{id}/deliveries/{event_id}", get(deliveries::show))
             .route("/api/v1/webhooks/{id}/deliveries/{event_id}/retry", post(deliveries::retry))
+            .route("/api/v1/openapi.json", get(openapi::document))
             .route("/healthz", get(healthz))
             .route("/portal", get(portal::page))
             .with_state(Arc::new(api)),
@@ -99,8 +104,21 @@ fn success<T: Serialize>(data: T) -> Json<Envelope<T>> {
     Json(Envelope { success: true, data })
 }
 
-async fn healthz() -> Response {
-    success(serde_json::json!({ "status": "ok" })).into_response()
+/// What says that the process answers.
+#[derive(Serialize, ToSchema)]
+struct Pulse {
+    #[schema(schema_with = openapi::ok)]
+    status: &'static str,
+}
+
+/// Whether the service answers
+///
+/// It says nothing of the tables.
+#[utoipa::path(get, path = "/healthz", operation_id = "getHealth", tag = "Service", security(),
+    responses((status = 200, description = "It does.", body = Pulse,
+        example = json!({"success":true,"data":{"status":"ok"}}))))]
+async fn healthz() -> Json<Envelope<Pulse>> {
+    success(Pulse { status: "ok" })
 }
 
 async fn not_found(request: Request) -> Error {

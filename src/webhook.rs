@@ -1,6 +1,6 @@
 //! A webhook: an account's subscription of an endpoint to events. Every part is parsed once and never half-valid.
 
-use std::{fmt, num::NonZeroU64, str::FromStr};
+use std::{fmt, num::NonZeroU64, ops::RangeInclusive, str::FromStr};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use url::Url;
@@ -43,7 +43,7 @@ pub struct WebhookId(NonZeroU64);
 
 impl WebhookId {
     /// The largest id: table keys give it ten digits, so that they sort by number.
-    const MAX: u64 = 9_999_999_999;
+    pub const MAX: u64 = 9_999_999_999;
 
     /// From a number; `None` unless it is 1 to 9,999,999,999.
     pub fn new(number: u64) -> Option<Self> {
@@ -217,6 +217,8 @@ pub struct Secret(Zeroizing<String>);
 impl Secret {
     /// What a Standard Webhooks secret begins with; base64 follows.
     pub const STANDARD_PREFIX: &'static str = "whsec_";
+    /// How many characters it has.
+    pub const LENGTH: RangeInclusive<usize> = 8..=256;
 
     /// Takes 8 to 256 characters; one that begins with `whsec_` must go on in base64.
     ///
@@ -224,7 +226,7 @@ impl Secret {
     /// A sentence that says what is expected, and nothing of what was given.
     pub fn parse(text: String) -> Result<Self, &'static str> {
         let secret = Self(Zeroizing::new(text));
-        if !(8..=256).contains(&secret.0.chars().count()) {
+        if !Self::LENGTH.contains(&secret.0.chars().count()) {
             return Err("expected 8 to 256 characters");
         }
         if secret.0.starts_with(Self::STANDARD_PREFIX) && secret.standard_bytes().is_none() {
@@ -273,6 +275,9 @@ pub enum Status {
 }
 
 impl Status {
+    /// Every status.
+    pub const ALL: [Self; 2] = [Self::Active, Self::Disabled];
+
     /// The name on the wire.
     pub const fn name(self) -> &'static str {
         match self {
@@ -283,7 +288,7 @@ impl Status {
 
     /// The status with this name.
     pub fn parse(name: &str) -> Option<Self> {
-        [Self::Active, Self::Disabled].into_iter().find(|status| status.name() == name)
+        Self::ALL.into_iter().find(|status| status.name() == name)
     }
 }
 

@@ -10,11 +10,14 @@ use axum::{
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use serde::Serialize;
 use serde_json::{Map, Value};
+use utoipa::ToSchema;
 
 use super::{
     Api, Envelope, Error,
     auth::Authenticated,
     body::NoBody,
+    error,
+    openapi::{self, DeliveryStatus, EventType as EventName, FailureKind as FailureName, ListQuery},
     success,
     webhooks::{Subject, no_webhook},
 };
@@ -32,67 +35,128 @@ use crate::{
 };
 
 /// How many deliveries a page has unless a number is asked for.
-const DEFAULT_LIMIT: usize = 50;
+pub(super) const DEFAULT_LIMIT: usize = 50;
 /// The most that can be asked for.
-const MAX_LIMIT: usize = 100;
+pub(super) const MAX_LIMIT: usize = 100;
 
 /// A list that goes on.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = DeliveryList)]
 pub(super) struct List {
+    #[schema(schema_with = openapi::yes)]
     success: bool,
     data: Vec<Row>,
+    /// What to give as `cursor` for the next page. There may be one although this page is short; `null`: there is none.
+    #[schema(required)]
     next_cursor: Option<String>,
 }
 
-/// A row of the list.
-#[derive(Serialize)]
+/// A delivery: an event on its way to a webhook.
+#[derive(Serialize, ToSchema)]
+#[schema(as = DeliverySummary, example = json!({
+    "event_id": "evt_01JFSFB4807P0XDV4PAY2Y4PMB",
+    "event": "job.completed",
+    "task_id": "task_xxx",
+    "status": "delivered",
+    "attempt_count": 1,
+    "created_at": "2024-12-23T10:00:00Z",
+    "next_attempt_at": null,
+    "last_failure": null,
+}))]
 pub(super) struct Row {
+    #[schema(schema_with = openapi::id_of_event)]
     event_id: String,
+    #[schema(value_type = EventName)]
     event: String,
+    /// The job; `null` if the event is of none.
+    #[schema(required)]
     task_id: Option<String>,
+    #[schema(value_type = DeliveryStatus)]
     status: String,
     attempt_count: u32,
+    #[schema(format = DateTime)]
     created_at: String,
+    #[schema(required, format = DateTime)]
     next_attempt_at: Option<String>,
+    /// Why the latest attempt failed.
+    #[schema(required, value_type = Option<FailureName>)]
     last_failure: Option<FailureKind>,
 }
 
-/// One delivery, with all that is known of it.
-#[derive(Serialize)]
+/// A delivery with all that is known of it.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Delivery)]
 pub(super) struct View {
     #[serde(flatten)]
     row: Row,
+    /// The body as it is sent.
     payload: String,
     url: String,
+    /// The latest 20 at most.
     attempts: Vec<AttemptView>,
 }
 
 /// One attempt.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = Attempt, example = json!({
+    "number": 1,
+    "at": "2024-12-23T10:00:00.25Z",
+    "duration_ms": 61,
+    "phases": {"dns_ms": 4.2, "connect_ms": 11.9, "tls_ms": 20.4, "answer_ms": 23.8, "body_ms": 0.1},
+    "status_code": 503,
+    "failure": "status",
+    "detail": "The answer was status 503: answer 2xx to accept an event.",
+    "response_excerpt": "Try again later",
+    "request_headers": {"content-type": "application/json", "webhook-id": "evt_01JFSFB4807P0XDV4PAY2Y4PMB"},
+}))]
 pub(super) struct AttemptView {
+    /// 1 for the first.
+    #[schema(minimum = 1)]
     number: u32,
+    #[schema(format = DateTime)]
     at: String,
     duration_ms: u64,
     phases: PhasesView,
+    /// The answer's status; `null` if none came.
+    #[schema(required, minimum = 100, maximum = 999)]
     status_code: Option<u16>,
+    /// `null`: a 2xx was read.
+    #[schema(required, value_type = Option<FailureName>)]
     failure: Option<FailureKind>,
+    /// A sentence that says what to do.
+    #[schema(required)]
     detail: Option<String>,
+    /// The beginning of the answer's body.
+    #[schema(required)]
     response_excerpt: Option<String>,
+    /// The headers that were sent.
+    #[schema(value_type = std::collections::BTreeMap<String, String>)]
     request_headers: Map<String, Value>,
 }
 
 /// Where an attempt's time went, in milliseconds; `null`: the phase did not happen.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = Phases)]
 #[expect(clippy::struct_field_names, reason = "a number on the wire has its unit in its name")]
-struct PhasesView {
+pub(super) struct PhasesView {
+    #[schema(required, minimum = 0)]
     dns_ms: Option<f64>,
+    #[schema(required, minimum = 0)]
     connect_ms: Option<f64>,
+    #[schema(required, minimum = 0)]
     tls_ms: Option<f64>,
+    #[schema(required, minimum = 0)]
     answer_ms: Option<f64>,
+    #[schema(required, minimum = 0)]
     body_ms: Option<f64>,
 }
 
-/// `GET /api/v1/webhooks/{id}/deliveries`
+/// Lists a webhook's deliveries
+///
+/// The newest first; also those of a webhook that was deleted.
+#[utoipa::path(get, path = "/api/v1/webhooks/{id}/deliveries", operation_id = "listDeliveries", tag = "Deliveries",
+    params(Subject, ListQuery),
+    responses((status = 200, description = "A page of the deliveries.", body = inline(List)), Authenticated, Subject, ListQuery))]
 pub(super) async fn list(
     State(api): State<Arc<Api>>,
     Authenticated(account): Authenticated,
@@ -113,7 +177,12 @@ pub(super) async fn list(
     Ok(Json(List { success: true, data, next_cursor }))
 }
 
-/// `GET /api/v1/webhooks/{id}/deliveries/{event_id}`
+/// Shows a delivery
+///
+/// With what was sent, and every attempt.
+#[utoipa::path(get, path = "/api/v1/webhooks/{id}/deliveries/{event_id}", operation_id = "getDelivery", tag = "Deliveries",
+    params(Named),
+    responses((status = 200, description = "The delivery.", body = View), Authenticated, Named))]
 pub(super) async fn show(
     State(api): State<Arc<Api>>,
     Authenticated(account): Authenticated,
@@ -125,7 +194,17 @@ pub(super) async fn show(
     Ok(success(View { row: row.of_webhook(deleted), payload, url, attempts }))
 }
 
-/// `POST /api/v1/webhooks/{id}/deliveries/{event_id}/retry`
+/// Sends a delivery again
+///
+/// Now, whatever its status. `webhook-id` stays the same and attempts go on being counted. A body is not needed, and may be
+/// `{}`.
+#[utoipa::path(post, path = "/api/v1/webhooks/{id}/deliveries/{event_id}/retry", operation_id = "retryDelivery",
+    tag = "Deliveries", params(Named),
+    responses((status = 202, description = "An attempt is due.", body = Row),
+        (status = 409, description = "It is being attempted at this moment, or the webhook is disabled.",
+        body = error::Envelope,
+        example = json!({"success":false,"error":{"code":"conflict","message":"Webhook 1 is disabled: enable it first"}})),
+        Authenticated, Named, NoBody))]
 pub(super) async fn retry(
     State(api): State<Arc<Api>>,
     Authenticated(account): Authenticated,

@@ -6,7 +6,9 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use serde::Serialize;
+use utoipa::ToSchema;
 
+use super::openapi;
 use crate::store;
 
 /// How long to wait before trying again when DynamoDB does not answer, in seconds.
@@ -38,15 +40,20 @@ pub(super) enum Error {
 }
 
 /// The envelope of what is no success.
-#[derive(Serialize)]
-struct Envelope<'a> {
+#[derive(Serialize, ToSchema)]
+#[schema(as = Error)]
+pub(super) struct Envelope<'a> {
+    #[schema(schema_with = openapi::no)]
     success: bool,
+    #[schema(inline)]
     error: Description<'a>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 struct Description<'a> {
+    #[schema(schema_with = openapi::code)]
     code: &'static str,
+    /// For people: a program matches on the code.
     message: &'a str,
 }
 
@@ -59,20 +66,10 @@ impl Error {
     pub(super) fn field(name: &str, expected: impl std::fmt::Display) -> Self {
         Self::InvalidRequest(format!("{name}: {expected}"))
     }
-}
 
-impl From<store::Error> for Error {
-    fn from(error: store::Error) -> Self {
-        match error {
-            store::Error::Unavailable(_) | store::Error::Locked(_) => Self::Unavailable(error.to_string()),
-            store::Error::Internal(_) => Self::Internal(error.to_string()),
-        }
-    }
-}
-
-impl IntoResponse for Error {
-    fn into_response(self) -> Response {
-        let (status, code, message) = match &self {
+    /// What the caller is told.
+    pub(super) fn told(&self) -> (StatusCode, &'static str, &str) {
+        match self {
             Self::InvalidRequest(message) => (StatusCode::BAD_REQUEST, "invalid_request", message.as_str()),
             Self::Unauthorized => (StatusCode::UNAUTHORIZED, "unauthorized", "Invalid or missing API key"),
             Self::NotFound(message) => (StatusCode::NOT_FOUND, "not_found", message.as_str()),
@@ -93,7 +90,22 @@ impl IntoResponse for Error {
             Self::Unavailable(_) => {
                 (StatusCode::SERVICE_UNAVAILABLE, "unavailable", "Temporarily unavailable, try again")
             }
-        };
+        }
+    }
+}
+
+impl From<store::Error> for Error {
+    fn from(error: store::Error) -> Self {
+        match error {
+            store::Error::Unavailable(_) | store::Error::Locked(_) => Self::Unavailable(error.to_string()),
+            store::Error::Internal(_) => Self::Internal(error.to_string()),
+        }
+    }
+}
+
+impl IntoResponse for Error {
+    fn into_response(self) -> Response {
+        let (status, code, message) = self.told();
         let envelope = Envelope { success: false, error: Description { code, message } };
         let mut response = (status, Json(envelope)).into_response();
         match self {

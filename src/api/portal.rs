@@ -34,7 +34,10 @@ fn hash_of(element: &str) -> String {
     format!("sha256-{}", STANDARD.encode(Sha256::digest(text)))
 }
 
-/// `GET /portal`
+/// A page for people
+#[utoipa::path(get, path = "/portal", operation_id = "getPortal", tag = "Service", security(),
+    responses((status = 200, description = "A page that uses this API with the key that is typed into it.", body = String,
+        content_type = "text/html; charset=utf-8")))]
 pub(super) async fn page() -> Response {
     const HEADERS: [(HeaderName, &str); 4] = [
         (CONTENT_TYPE, "text/html; charset=utf-8"),

@@ -9,12 +9,13 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use serde::{Deserialize, Deserializer, Serialize, de::Error as _};
+use utoipa::ToSchema;
 
 use super::{
     Api, Envelope, Error,
     auth::Authenticated,
     body::{self, JsonBody, NoBody, shown},
-    success,
+    error, openapi, success,
     webhooks::{Subject, no_webhook},
 };
 use crate::{
@@ -26,29 +27,62 @@ use crate::{
 };
 
 /// What is to be delivered again.
-#[derive(Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(as = NewReplay)]
 pub(super) struct Begin {
-    #[serde(deserialize_with = "time")]
+    /// Events from this time on; before `until`, and before now.
+    #[serde(default, deserialize_with = "time")]
+    #[schema(required, value_type = String, format = DateTime)]
     since: Option<Instant>,
-    #[serde(deserialize_with = "time")]
+    /// Events up to this time; without it, up to now.
+    #[serde(default, deserialize_with = "time")]
+    #[schema(value_type = String, format = DateTime)]
     until: Option<Instant>,
-    #[serde(deserialize_with = "selection")]
+    /// What failed, or all that is settled.
+    #[serde(default, deserialize_with = "selection")]
+    #[schema(value_type = SelectionName, default = "failed")]
     status: Option<Selection>,
 }
 
+/// Which deliveries are made again.
+#[derive(ToSchema)]
+#[schema(as = Selection, rename_all = "lowercase")]
+#[expect(dead_code, reason = "it is there for its description")]
+enum SelectionName {
+    Failed,
+    All,
+}
+
+/// Where a replay stands.
+#[derive(ToSchema)]
+#[schema(as = ReplayState, rename_all = "lowercase")]
+#[expect(dead_code, reason = "it is there for its description")]
+enum StateName {
+    Running,
+    Done,
+    Cancelled,
+}
+
 /// A replay and how far it is.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = Replay, example = json!({"id":"rpl_0123456789abcdef","state":"running","since":"2024-12-23T10:00:00Z","until":"2024-12-23T12:00:00Z","found":3,"sent":3,"delivered":1,"failed":0}))]
 pub(super) struct View {
+    #[schema(schema_with = openapi::id_of_replay)]
     id: String,
+    #[schema(value_type = StateName)]
     state: &'static str,
+    #[schema(format = DateTime)]
     since: String,
+    #[schema(format = DateTime)]
     until: String,
     /// How many deliveries were found so far.
     found: u64,
     /// How many of them are on their way or were attempted.
     sent: u64,
+    /// How many were delivered.
     delivered: u64,
+    /// How many failed again.
     failed: u64,
 }
 
@@ -67,7 +101,18 @@ impl View {
     }
 }
 
-/// `POST /api/v1/webhooks/{id}/replay`
+/// Delivers again what failed
+///
+/// The deliveries of a window of time are sent again, the oldest first, at most five a second. Each keeps its id; one that fails
+/// again stands where it stood.
+#[utoipa::path(post, path = "/api/v1/webhooks/{id}/replay", operation_id = "beginReplay", tag = "Deliveries",
+    params(Subject),
+    request_body(content = Begin, example = json!({"since":"2024-12-23T10:00:00Z","until":"2024-12-23T12:00:00Z","status":"failed"})),
+    responses((status = 202, description = "The replay goes on by itself.", body = View,
+        headers(("Location" = String, description = "The path of the replay."))),
+        (status = 409, description = "A replay of the webhook goes on, or the webhook is disabled.", body = error::Envelope,
+        example = json!({"success":false,"error":{"code":"conflict","message":"A replay of webhook 1 goes on: wait for it, or cancel it"}})),
+        Authenticated, Subject, JsonBody<Begin>))]
 pub(super) async fn begin(
     State(api): State<Arc<Api>>,
     Authenticated(account): Authenticated,
@@ -104,7 +149,9 @@ pub(super) async fn begin(
     Ok((StatusCode::ACCEPTED, [(LOCATION, location)], success(View::new(&of.id, &replay))).into_response())
 }
 
-/// `GET /api/v1/webhooks/{id}/replays/{replay}`
+/// Shows how far a replay is
+#[utoipa::path(get, path = "/api/v1/webhooks/{id}/replays/{replay}", operation_id = "getReplay", tag = "Deliveries",
+    params(Named), responses((status = 200, description = "The replay.", body = View), Authenticated, Named))]
 pub(super) async fn show(
     State(api): State<Arc<Api>>,
     Authenticated(account): Authenticated,
@@ -113,7 +160,11 @@ pub(super) async fn show(
     find(&api, &Replaying { account, webhook, id }).await
 }
 
-/// `DELETE /api/v1/webhooks/{id}/replays/{replay}`
+/// Cancels a replay
+///
+/// What it has not sent by now is not sent. One that is done stays so.
+#[utoipa::path(delete, path = "/api/v1/webhooks/{id}/replays/{replay}", operation_id = "cancelReplay", tag = "Deliveries",
+    params(Named), responses((status = 200, description = "The replay as it stands.", body = View), Authenticated, Named, NoBody))]
 pub(super) async fn cancel(
     State(api): State<Arc<Api>>,
     Authenticated(account): Authenticated,

@@ -8,13 +8,14 @@ use axum::{
     http::{HeaderName, header::CACHE_CONTROL},
 };
 use serde::{Deserialize, Deserializer, Serialize, de::Error as _};
+use utoipa::ToSchema;
 use zeroize::Zeroizing;
 
 use super::{
     Api, Envelope, Error,
     auth::Authenticated,
     body::OptionalBody,
-    success,
+    error, openapi, success,
     webhooks::{Subject, no_webhook, secret},
 };
 use crate::{
@@ -29,28 +30,50 @@ const GRACE_HOURS: u16 = 24;
 const MAX_GRACE_HOURS: u16 = 7 * 24;
 
 /// What a secret is rotated by.
-#[derive(Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[derive(Default, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(as = Rotation)]
 pub(super) struct Rotate {
-    #[serde(deserialize_with = "secret")]
+    #[serde(default, deserialize_with = "secret")]
+    #[schema(schema_with = openapi::secret)]
     secret_key: Option<Secret>,
-    #[serde(deserialize_with = "grace_hours")]
+    /// How long the old secret signs beside the new.
+    #[serde(default, deserialize_with = "grace_hours")]
+    #[schema(value_type = u16, minimum = 0, maximum = 168, default = 24)]
     grace_hours: Option<u16>,
 }
 
 /// A secret that was rotated.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = RotatedSecret)]
 pub(super) struct View {
+    #[schema(schema_with = openapi::number_of_webhook)]
     id: u64,
     /// Only if it was generated, and only here.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = String, pattern = "^whsec_[A-Za-z0-9+/]{43}=$")]
     secret_key: Option<Zeroizing<String>>,
-    /// When the one before signs no more.
+    /// When the one before signs no more; `null` if there is none that does.
+    #[schema(required, format = DateTime)]
     previous_valid_until: Option<String>,
+    /// How many secrets sign now.
+    #[schema(minimum = 1, maximum = 3)]
     live_secrets: usize,
 }
 
-/// `POST /api/v1/webhooks/{id}/rotate-secret`
+/// Replaces a webhook's secret
+///
+/// The old one keeps signing beside the new for the grace time. Without a secret in the body one is generated, and shown this
+/// once.
+#[utoipa::path(post, path = "/api/v1/webhooks/{id}/rotate-secret", operation_id = "rotateSecret", tag = "Webhooks",
+    params(Subject),
+    request_body(content = Option<Rotate>, example = json!({"secret_key":"my-new-secret-key","grace_hours":24})),
+    responses((status = 200, description = "The new secret signs.", body = View,
+        headers(("Cache-Control" = String, description = "`no-store`.")),
+        example = json!({"success":true,"data":{"id":1,"secret_key":"whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSwMfKQ9r8GKYo=","previous_valid_until":"2024-12-24T10:00:00Z","live_secrets":2}})),
+        (status = 409, description = "As many secrets sign as may at once.", body = error::Envelope,
+        example = json!({"success":false,"error":{"code":"conflict","message":"3 secrets sign already: wait until 2024-12-24T10:00:00Z, or end the old ones now with `grace_hours` 0"}})),
+        Authenticated, Subject, OptionalBody<Rotate>))]
 pub(super) async fn rotate(
     State(api): State<Arc<Api>>,
     Authenticated(account): Authenticated,
@@ -78,8 +101,10 @@ pub(super) async fn rotate(
     }
 }
 
+#[expect(clippy::float_cmp, reason = "a whole number of hours is exact")]
 fn grace_hours<'de, D: Deserializer<'de>>(from: D) -> Result<Option<u16>, D::Error> {
-    let hours = serde_json::Value::deserialize(from)?.as_u64().and_then(|hours| u16::try_from(hours).ok());
-    let hours = hours.filter(|hours| *hours <= MAX_GRACE_HOURS);
+    // JSON has one kind of number: 24.0 is 24.
+    let given = serde_json::Value::deserialize(from)?.as_f64();
+    let hours = given.and_then(|given| (0..=MAX_GRACE_HOURS).find(|hours| f64::from(*hours) == given));
     hours.map(Some).ok_or_else(|| D::Error::custom(format!("expected a whole number from 0 to {MAX_GRACE_HOURS}")))
 }

@@ -4,13 +4,14 @@ use std::sync::Arc;
 
 use axum::{Json, extract::State};
 use serde::{Deserialize, Deserializer, Serialize, de::Error as _};
+use utoipa::ToSchema;
 
 use super::{
     Api, Envelope, Error,
     auth::Authenticated,
     body::{self, OptionalBody},
     deliveries::AttemptView,
-    success,
+    openapi, success,
     webhooks::{Subject, no_webhook},
 };
 use crate::{
@@ -25,26 +26,39 @@ use crate::{
 const TASK: &str = "task_test";
 
 /// What is asked for.
-#[derive(Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[derive(Default, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(as = Test)]
 pub(super) struct Trial {
-    #[serde(deserialize_with = "event_type")]
+    #[serde(default, deserialize_with = "event_type")]
+    #[schema(value_type = openapi::EventType)]
     event: Option<EventType>,
 }
 
 /// The attempt as it went.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = TestAttempt)]
 pub(super) struct View {
+    #[schema(value_type = openapi::EventType)]
     event: &'static str,
+    /// The body that was sent.
     payload: String,
     url: String,
     #[serde(flatten)]
     attempt: AttemptView,
     /// What `X-Nano-Signature` signs, when the receiver refused it: to compare with what the receiver has computed.
+    #[schema(required)]
     signed_content: Option<String>,
 }
 
-/// `POST /api/v1/webhooks/{id}/test`
+/// Sends a sample event
+///
+/// It is signed, sent now, and answered with how that went; it is not in the webhook's deliveries. The event's type is the
+/// first that the webhook subscribes to, unless the body names one.
+#[utoipa::path(post, path = "/api/v1/webhooks/{id}/test", operation_id = "testWebhook", tag = "Webhooks", params(Subject),
+    request_body(content = Option<Trial>, example = json!({"event":"job.completed"})),
+    responses((status = 200, description = "The attempt, also if it failed.", body = View),
+        Authenticated, Subject, OptionalBody<Trial>))]
 pub(super) async fn send(
     State(api): State<Arc<Api>>,
     Authenticated(account): Authenticated,

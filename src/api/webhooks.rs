@@ -9,14 +9,16 @@ use axum::{
     response::Response,
 };
 use serde::{Deserialize, Deserializer, Serialize, de::Error as _};
-use serde_json::json;
 use sha2::{Digest, Sha256};
+use utoipa::ToSchema;
 
 use super::{
     Api, Envelope, Error,
     auth::Authenticated,
     body::{self, JsonBody, NoBody},
-    created, success,
+    created, error,
+    openapi::{self, EventType as EventName, FailureKind as FailureName, HealthState, WebhookStatus},
+    success,
 };
 use crate::{
     clock::Instant,
@@ -33,16 +35,23 @@ use crate::{
 /// How long an `Idempotency-Key` is remembered.
 const IDEMPOTENCY: Duration = Duration::from_hours(24);
 /// The longest description, in characters.
-const MAX_DESCRIPTION: usize = 500;
+pub(super) const MAX_DESCRIPTION: usize = 500;
 /// The longest `Idempotency-Key`.
-const MAX_IDEMPOTENCY_KEY: usize = 255;
+pub(super) const MAX_IDEMPOTENCY_KEY: usize = 255;
 
-/// A webhook as it is shown: exactly the four documented fields.
-#[derive(Serialize)]
+/// A webhook: an endpoint, and what it subscribes to.
+// Exactly the four documented fields.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Webhook)]
 pub(super) struct View {
+    /// Counted from 1 within the account, never reused.
+    #[schema(schema_with = openapi::number_of_webhook)]
     id: u64,
+    /// Where callbacks go, as it was given.
     url: String,
+    #[schema(value_type = Vec<EventName>)]
     events: Vec<&'static str>,
+    #[schema(value_type = WebhookStatus)]
     status: &'static str,
 }
 
@@ -58,24 +67,48 @@ impl From<&Webhook> for View {
 }
 
 /// A webhook with all that is known of it.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = WebhookDetail, example = json!({
+    "id": 1,
+    "url": "https://example.com/hooks",
+    "events": ["job.completed", "job.failed"],
+    "status": "active",
+    "created_at": "2024-12-23T10:00:00Z",
+    "updated_at": "2024-12-23T10:00:00Z",
+    "description": "billing",
+    "signed": true,
+    "disabled_reason": null,
+    "health": {"state": "healthy", "failing_since": null, "last_success_at": null, "last_failure": null},
+}))]
 pub(super) struct Detailed {
     #[serde(flatten)]
     webhook: View,
+    #[schema(format = DateTime)]
     created_at: String,
+    #[schema(format = DateTime)]
     updated_at: String,
+    /// The account's own note.
+    #[schema(required)]
     description: Option<String>,
+    /// Whether it has a secret, so that what it receives is signed.
     signed: bool,
+    /// Why it was disabled; `null` while it is active.
+    #[schema(required)]
     disabled_reason: Option<String>,
     health: HealthView,
 }
 
 /// How an endpoint does.
-#[derive(Serialize)]
-struct HealthView {
+#[derive(Serialize, ToSchema)]
+#[schema(as = Health)]
+pub(super) struct HealthView {
+    #[schema(value_type = HealthState)]
     state: &'static str,
+    #[schema(required, format = DateTime)]
     failing_since: Option<String>,
+    #[schema(required, format = DateTime)]
     last_success_at: Option<String>,
+    #[schema(required, value_type = Option<FailureName>)]
     last_failure: Option<FailureKind>,
 }
 
@@ -98,37 +131,63 @@ impl From<&Subscriber> for Detailed {
     }
 }
 
-/// What a webhook is changed by. Of what may be `null`, `Some(None)` is that.
-#[derive(Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+/// What a webhook is changed by.
+// Of what may be `null`, `Some(None)` is that.
+#[derive(Default, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(as = WebhookChange)]
 pub(super) struct Patch {
-    #[serde(deserialize_with = "url")]
+    #[serde(default, deserialize_with = "url")]
+    #[schema(schema_with = openapi::target)]
     url: Option<EndpointUrl>,
-    #[serde(deserialize_with = "events")]
+    #[serde(default, deserialize_with = "events")]
+    #[schema(schema_with = openapi::subscriptions)]
     events: Option<Events>,
-    #[serde(deserialize_with = "status")]
+    #[serde(default, deserialize_with = "status")]
+    #[schema(value_type = WebhookStatus)]
     status: Option<Status>,
-    #[serde(deserialize_with = "secret_or_null")]
+    #[serde(default, deserialize_with = "secret_or_null")]
+    #[schema(schema_with = openapi::secret)]
     secret_key: Option<Option<Secret>>,
-    #[serde(deserialize_with = "description_or_null")]
+    #[serde(default, deserialize_with = "description_or_null")]
+    #[schema(schema_with = openapi::note)]
     description: Option<Option<String>>,
 }
 
 /// What a webhook is created from.
-#[derive(Deserialize)]
+#[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(as = NewWebhook)]
 pub(super) struct Create {
     #[serde(default, deserialize_with = "url")]
+    #[schema(required, schema_with = openapi::target)]
     url: Option<EndpointUrl>,
     #[serde(default, deserialize_with = "events")]
+    #[schema(required, schema_with = openapi::subscriptions)]
     events: Option<Events>,
     #[serde(default, deserialize_with = "secret")]
+    #[schema(schema_with = openapi::secret)]
     secret_key: Option<Secret>,
     #[serde(default, deserialize_with = "description")]
+    #[schema(schema_with = openapi::note)]
     description: Option<String>,
 }
 
-/// `GET /api/v1/webhooks`
+/// The webhook that was deleted.
+#[derive(Serialize, ToSchema)]
+#[schema(as = DeletedWebhook)]
+pub(super) struct Removed {
+    #[schema(schema_with = openapi::number_of_webhook)]
+    id: u64,
+}
+
+/// Lists the account's webhooks
+///
+/// All of them, in the order of their ids.
+#[utoipa::path(get, path = "/api/v1/webhooks", operation_id = "listWebhooks", tag = "Webhooks",
+    responses((status = 200, description = "The webhooks.", body = Vec<View>,
+        example = json!({"success":true,"data":[{"id":1,"url":"https://example.com/hooks","events":["job.completed","job.failed"],"status":"active"}]})),
+        Authenticated))]
 pub(super) async fn list(
     State(api): State<Arc<Api>>,
     Authenticated(account): Authenticated,
@@ -137,7 +196,20 @@ pub(super) async fn list(
     Ok(success(webhooks.iter().map(View::from).collect()))
 }
 
-/// `POST /api/v1/webhooks`
+/// Creates a webhook
+///
+/// With an `Idempotency-Key`, the same request sent again within 24 hours has the same answer and creates nothing more. The
+/// secret is in no answer.
+#[utoipa::path(post, path = "/api/v1/webhooks", operation_id = "createWebhook", tag = "Webhooks",
+    params(openapi::IdempotencyKey),
+    request_body(content = Create, example = json!({"url":"https://example.com/hooks","events":["job.completed","job.failed"],"secret_key":"my-secret-key"})),
+    responses((status = 201, description = "The webhook.", body = View,
+        headers(("Location" = String, description = "The path of the webhook.")),
+        example = json!({"success":true,"data":{"id":1,"url":"https://example.com/hooks","events":["job.completed","job.failed"],"status":"active"}})),
+        (status = 409, description = "The account has as many webhooks as it may have, or the `Idempotency-Key` was used \
+            with another body.", body = error::Envelope,
+        example = json!({"success":false,"error":{"code":"conflict","message":"The account has 50 webhooks, which is its limit: delete one first"}})),
+        Authenticated, JsonBody<Create>))]
 pub(super) async fn create(
     State(api): State<Arc<Api>>,
     Authenticated(account): Authenticated,
@@ -162,7 +234,12 @@ pub(super) async fn create(
     }
 }
 
-/// `GET /api/v1/webhooks/{id}`
+/// Shows a webhook
+///
+/// With its health and, if it is disabled, why.
+#[utoipa::path(get, path = "/api/v1/webhooks/{id}", operation_id = "getWebhook", tag = "Webhooks", params(Subject),
+    responses((status = 200, description = "The webhook.", body = Detailed),
+        Authenticated, Subject))]
 pub(super) async fn show(
     State(api): State<Arc<Api>>,
     Authenticated(account): Authenticated,
@@ -172,7 +249,12 @@ pub(super) async fn show(
     Ok(success(Detailed::from(&subscriber)))
 }
 
-/// `PATCH /api/v1/webhooks/{id}`
+/// Changes a webhook
+///
+/// What is not named stays. Enabling a webhook forgets its bad health and sends what was parked.
+#[utoipa::path(patch, path = "/api/v1/webhooks/{id}", operation_id = "changeWebhook", tag = "Webhooks", params(Subject),
+    request_body(content = Patch, example = json!({"status":"active","description":"billing"})),
+    responses((status = 200, description = "The webhook as it is now.", body = Detailed), Authenticated, Subject, JsonBody<Patch>))]
 pub(super) async fn change(
     State(api): State<Arc<Api>>,
     Authenticated(account): Authenticated,
@@ -199,13 +281,18 @@ pub(super) async fn change(
     Ok(success(Detailed::from(&subscriber)))
 }
 
-/// `DELETE /api/v1/webhooks/{id}`
+/// Deletes a webhook
+///
+/// What is pending to it is cancelled; its deliveries stay readable. A body is not needed, and may be `{}`.
+#[utoipa::path(delete, path = "/api/v1/webhooks/{id}", operation_id = "deleteWebhook", tag = "Webhooks", params(Subject),
+    responses((status = 200, description = "The webhook is deleted.", body = Removed,
+        example = json!({"success":true,"data":{"id":1}})), Authenticated, Subject, NoBody))]
 pub(super) async fn remove(
     State(api): State<Arc<Api>>,
     Authenticated(account): Authenticated,
     Subject(id): Subject,
     _: NoBody,
-) -> Result<Json<Envelope<serde_json::Value>>, Error> {
+) -> Result<Json<Envelope<Removed>>, Error> {
     if !api.store.delete_webhook(&account, id).await? {
         return Err(no_webhook(id));
     }
@@ -213,7 +300,7 @@ pub(super) async fn remove(
         // The webhook is deleted, which is what was asked for; what is pending is cancelled as it comes up.
         tracing::warn!(%account, webhook = %id, %error, "not all pending deliveries were cancelled at once");
     }
-    Ok(success(json!({ "id": id.get() })))
+    Ok(success(Removed { id: id.get() }))
 }
 
 pub(super) fn no_webhook(id: WebhookId) -> Error {

@@ -61,6 +61,12 @@ pub enum FailureKind {
     Body,
 }
 
+impl FailureKind {
+    /// Every kind.
+    pub const ALL: [Self; 8] =
+        [Self::Dns, Self::Connect, Self::Tls, Self::Timeout, Self::Blocked, Self::Redirect, Self::Status, Self::Body];
+}
+
 impl Failure {
     /// Its kind.
     pub const fn kind(&self) -> FailureKind {

@@ -78,11 +78,13 @@ impl Record {
 /// What names a record among others: its number in the stream, else its id, else what it says.
 fn number_of(record: &EventRecord) -> String {
     let named = record.change.sequence_number.clone().unwrap_or_else(|| record.event_id.clone());
-    if named.is_empty() {
-        format!("unknown-{}", fingerprint(&serde_json::to_value(record).unwrap_or_default().to_string()))
-    } else {
-        named
+    if !named.is_empty() {
+        return named;
     }
+    let mut said = serde_json::to_value(record).unwrap_or_default();
+    // Images come in any order; read again, it is the same record.
+    said.sort_all_objects();
+    format!("unknown-{}", fingerprint(&said.to_string()))
 }
 
 /// Names a text among others.

@@ -77,7 +77,7 @@ async fn a_webhook_without_a_secret_gets_its_first() {
 async fn three_secrets_sign_at_most_and_a_fourth_waits_until_one_has_ended() {
     let (app, receiver) = (App::new().await, Receiver::start().await);
     app.create(json!({"url": receiver.url("/hook"), "events": ["job.completed"], "secret_key": OLD})).await;
-    for (hours, live) in [(1, 2), (5, 3)] {
+    for (hours, live) in [(json!(1), 2), (json!(5.0), 3)] {
         assert_eq!(rotate(&app, json!({"grace_hours": hours})).await.json["data"]["live_secrets"], live);
     }
     let refused = rotate(&app, json!({})).await;
