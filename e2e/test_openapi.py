@@ -94,7 +94,7 @@ def for_this_test(description, cursor):
     operations = [operation for item in description["paths"].values() for operation in item.values()]
     for operation in operations:
         for parameter in operation.get("parameters", []):
-            # Of all texts only what a page ended with is a cursor.
+            # Of all texts only what a page ended with is a cursor, and only for its own list.
             if parameter["name"] == "cursor":
                 parameter["schema"] = {"enum": [cursor]}
             # One key for all bodies would end in conflicts.
@@ -143,9 +143,20 @@ expected-statuses = ["2xx", 401, 403, 404, 409]
 enabled = false
 
 [[operations]]
-# The log of a webhook that was deleted stays readable.
-include-path-regex = "/deliveries"
+# What was done for a webhook that was deleted stays readable, and to cancel a replay is not to delete it.
+include-path-regex = "/replays/|/deliveries/"
 checks.use_after_free.enabled = false
+
+[[operations]]
+include-name = "GET /api/v1/webhooks/{{id}}/deliveries"
+checks.use_after_free.enabled = false
+# 400: a cursor is good for its own list alone.
+checks.positive_data_acceptance.expected-statuses = ["2xx", 400, 401, 403, 404, 409]
+
+[[operations]]
+# 400: a window begins before it ends, and in the past.
+include-name = "POST /api/v1/webhooks/{{id}}/replay"
+checks.positive_data_acceptance.expected-statuses = ["2xx", 400, 401, 403, 404, 409]
 """
 
 
