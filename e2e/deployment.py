@@ -303,10 +303,13 @@ class Deployment:
         found = self.sqs.get_queue_attributes(QueueUrl=self.queue, AttributeNames=names)["Attributes"]
         return tuple(int(found[name]) for name in names)
 
+    def deliveries(self):
+        """The deliveries as they are in the table."""
+        return self.db.scan(TableName=self.tables["deliveries"], ConsistentRead=True)["Items"]
+
     def items(self):
-        """The deliveries as they are in the table, by their task."""
-        items = self.db.scan(TableName=self.tables["deliveries"], ConsistentRead=True)["Items"]
-        return {item["task_id"]["S"]: item for item in items}
+        """The same by their task."""
+        return {item["task_id"]["S"]: item for item in self.deliveries()}
 
     def move(self, item, due_in, sweep_in):
         """Makes a pending delivery due, and to be looked at, so many seconds from now: time goes by without waiting."""

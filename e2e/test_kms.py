@@ -72,21 +72,31 @@ def test_the_purpose_and_the_version_of_a_data_key_are_bound_to_it(sealed, kms, 
     assert len(opened["Plaintext"]) == 32
 
 
-def test_while_kms_refuses_events_wait_in_the_stream_and_none_is_given_up(sealed, kms, receiver):
-    sealed.api.subscribe(receiver.url + "/hook", PLAIN_SECRET)
+def test_while_kms_refuses_signed_events_wait_without_an_attempt_and_hold_up_no_others(sealed, kms, receiver):
+    sealed.api.subscribe(receiver.url + "/signed", PLAIN_SECRET)
+    sealed.api.subscribe(receiver.url + "/unsigned", None)
     kms.refusal = lambda _: (400, {"__type": "AccessDeniedException", "message": "not allowed"})
-    with pytest.raises(AssertionError):
-        sealed.jobs_end("task")
-    assert receiver.at("/hook") == []
-    assert "POISON#" not in everything(sealed)
+    sealed.jobs_end("task")
+    assert len(receiver.at("/unsigned")) == 1 and receiver.at("/signed") == []
+    waiting = eventually(
+        lambda: sealed.poll() and [item for item in sealed.deliveries() if item["status"]["S"] == "pending"],
+        "a delivery that waits",
+    )
+    assert waiting[0]["attempt_count"]["N"] == "0" and "POISON#" not in everything(sealed)
     sealed.api.function = sealed.function("api")
     webhook = {"url": receiver.url, "events": ["job.failed"], "secret_key": PLAIN_SECRET}
     answer = sealed.api.call("POST", "/api/v1/webhooks", webhook)
     answer.is_error(503, "unavailable")
     assert "KMS" not in answer.text
+
     kms.refusal = None
-    sealed.jobs_end("task")
-    verify(receiver.at("/hook"), PLAIN_SECRET)
+    sealed.dispatch = sealed.function("dispatch")
+    (waiting,) = [item for item in sealed.deliveries() if item["status"]["S"] == "pending"]
+    sealed.move(waiting, due_in=-1, sweep_in=-1)
+    assert sealed.sweep() == 1
+    sealed.poll_until(lambda: receiver.at("/signed"), "the event, signed")
+    verify(receiver.at("/signed"), PLAIN_SECRET)
+    assert receiver.at("/signed")[0].headers["x-nano-attempt"] == "1"
 
 
 def test_secrets_are_sealed_anew_under_a_new_data_key_and_those_from_before_there_was_one(deploy, kms, receiver):

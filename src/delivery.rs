@@ -167,8 +167,9 @@ impl Delivery {
         self.state = match self.resume.take() {
             _ if outcome.failure.is_none() => State::Delivered,
             // An attempt out of turn neither restarts the schedule nor uses it up.
-            Some(before) => before,
-            None => {
+            Some(before) if before != State::Parked => before,
+            // What was parked goes on as scheduled: its webhook is enabled again, and nobody else looks at it any more.
+            _ => {
                 self.step += 1;
                 decide(schedule, self.step, outcome, now, jitter)
             }

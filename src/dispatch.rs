@@ -219,7 +219,7 @@ impl Dispatcher {
                 Delivery::new(key, event_type, None, other.url.as_str().to_owned(), body.clone(), now)
             })
             .collect();
-        if self.store.disable_webhook(account, webhook.id, reason, &tell, now, self.retention).await? {
+        if self.store.disable_webhook(account, webhook, reason, &tell, now, self.retention).await? {
             tracing::warn!(%account, webhook = %webhook.id, reason, "webhook disabled");
             self.set_timers(&tell, now).await;
         }

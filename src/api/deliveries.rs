@@ -211,8 +211,8 @@ pub(super) async fn retry(
     Named(webhook, event): Named,
     _: NoBody,
 ) -> Result<(StatusCode, Json<Envelope<Row>>), Error> {
-    let mut delivery = find(&api, account, webhook, event).await?;
-    match api.store.subscriber(&delivery.key.account, webhook).await? {
+    let found = find(&api, account, webhook, event).await?;
+    match api.store.subscriber(&found.key.account, webhook).await? {
         None => return Err(no_webhook(webhook)),
         Some(subscriber) if subscriber.webhook.status == WebhookStatus::Disabled => {
             return Err(Error::Conflict(format!("Webhook {webhook} is disabled: enable it first")));
@@ -220,13 +220,12 @@ pub(super) async fn retry(
         Some(_) => {}
     }
     let now = api.clock.now();
-    delivery.hasten(now);
-    if !api.store.restate(&delivery, now, api.retention).await? {
+    let Some(delivery) = api.store.hasten(&found, now, api.retention).await? else {
         return Err(Error::Conflict(format!(
             "Delivery {} is being attempted: look at how that goes first",
-            delivery.key.event
+            found.key.event
         )));
-    }
+    };
     let message = Message { key: delivery.key.clone(), attempt_count: delivery.attempt_count };
     api.queue.set(vec![Timer { message, due: now }], now).await;
     Ok((StatusCode::ACCEPTED, success(Row::from(&delivery))))

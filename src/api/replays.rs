@@ -1,6 +1,6 @@
 //! `/api/v1/webhooks/{id}/replay`: what failed in a window of time, delivered again.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use axum::{
     Json,
@@ -19,19 +19,22 @@ use super::{
     webhooks::{Subject, no_webhook},
 };
 use crate::{
-    clock::Instant,
+    clock::{Deadline, Instant},
     delivery::ReplayId,
     queue::Timer,
     store::replays::{FIRST_STEP, Replay, Replaying, Selection},
     webhook::{Status, WebhookId},
 };
 
+/// How long the first step may take, which the request waits for.
+const FIRST_STEP_TIME: Duration = Duration::from_secs(5);
+
 /// What is to be delivered again.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 #[schema(as = NewReplay)]
 pub(super) struct Begin {
-    /// Events from this time on; before `until`, and before now.
+    /// Events from this time on, by when the job's write reached the stream, in whole seconds; before `until`, and before now.
     #[serde(default, deserialize_with = "time")]
     #[schema(required, value_type = String, format = DateTime)]
     since: Option<Instant>,
@@ -111,7 +114,7 @@ impl View {
     responses((status = 202, description = "The replay goes on by itself.", body = View,
         headers(("Location" = String, description = "The path of the replay."))),
         (status = 409, description = "A replay of the webhook goes on, or the webhook is disabled.", body = error::Envelope,
-        example = json!({"success":false,"error":{"code":"conflict","message":"A replay of webhook 1 goes on: wait for it, or cancel it"}})),
+        example = json!({"success":false,"error":{"code":"conflict","message":"Replay rpl_0123456789abcdef of this webhook is not over: wait for it, or cancel it"}})),
         Authenticated, Subject, JsonBody<Begin>))]
 pub(super) async fn begin(
     State(api): State<Arc<Api>>,
@@ -122,6 +125,8 @@ pub(super) async fn begin(
     let now = api.clock.now();
     let since = since.ok_or_else(|| Error::field("since", format!("missing, {EXPECTED_TIME}")))?;
     let until = until.unwrap_or(now).min(now);
+    // An event's time is that of its stream record, in whole seconds; the log shows when it was taken, a moment later.
+    let since = since.floor_to_second();
     if since >= until {
         return Err(Error::field("since", "expected a time before `until` and before now"));
     }
@@ -134,11 +139,11 @@ pub(super) async fn begin(
     }
     let of = Replaying { account, webhook, id: ReplayId::generate() };
     let replay = Replay::new(since, until, status.unwrap_or(Selection::Failed));
-    if !api.store.begin_replay(&of, &replay, now + api.retention).await? {
-        return Err(Error::Conflict(format!("A replay of webhook {webhook} goes on: wait for it, or cancel it")));
+    if let Err(other) = api.store.begin_replay(&of, &replay, now + api.retention).await? {
+        return Err(Error::Conflict(format!("Replay {other} of this webhook is not over: wait for it, or cancel it")));
     }
     // The first step at once; the sweep takes the others, and this one too if it fails.
-    match api.store.step_replay(&of, FIRST_STEP, now, api.retention).await {
+    match api.store.step_replay(&of, FIRST_STEP, now, api.retention, Deadline::after(FIRST_STEP_TIME)).await {
         Ok(due) => api.queue.set(due.into_iter().map(Timer::from).collect(), now).await,
         Err(error) => {
             tracing::warn!(account = %of.account, %webhook, %error, "the replay's first step is left to the sweep");

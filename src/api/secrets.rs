@@ -1,4 +1,4 @@
-//! `/api/v1/webhooks/{id}/rotate-secret`: another secret, without losing an event on the way.
+//! `/api/v1/webhooks/{id}/rotate-secret`: another secret; for a while the one before signs beside it in `webhook-signature`.
 
 use std::{sync::Arc, time::Duration};
 

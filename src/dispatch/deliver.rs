@@ -45,8 +45,16 @@ pub(super) struct Occurrence {
 struct Part<'a> {
     account: &'a Account,
     subscriber: &'a Subscriber,
-    secrets: Vec<Secret>,
+    secrets: Secrets,
     due: Vec<Due<'a>>,
+}
+
+/// What an endpoint's requests are signed with.
+enum Secrets {
+    /// These; none: nothing.
+    Opened(Vec<Secret>),
+    /// They cannot be opened for now: nothing is sent, and the queue tries again.
+    Locked,
 }
 
 /// One event that an endpoint is to hear of.
@@ -98,7 +106,7 @@ impl Dispatcher {
                 let key = Key { account: account.clone(), webhook: id, event: event.id.clone() };
                 // The same record may be in a batch twice.
                 if records.insert(key.clone(), occurrence.record).is_none() {
-                    let new = || Part { account, subscriber, secrets: Vec::new(), due: Vec::new() };
+                    let new = || Part { account, subscriber, secrets: Secrets::Opened(Vec::new()), due: Vec::new() };
                     parts.entry((account, id)).or_insert_with(new).due.push(Due { occurrence, key });
                 }
             }
@@ -136,31 +144,21 @@ impl Dispatcher {
         delivered
     }
 
-    /// Opens the secrets of those that are due to be called. Where that is not possible for now, the records are to be read
-    /// again; where it never will be, they are poison.
+    /// Opens the secrets of those that are due to be called. Where that is not possible for now, the queue is to try again, so that
+    /// they hold up nobody else; where it never will be, the records are poison.
     async fn open_secrets<K>(&self, parts: &mut HashMap<K, Part<'_>>, delivered: &mut Delivered) {
-        let mut out_of_reach = false;
-        for part in parts.values_mut().filter(|part| !part.due.is_empty() && !part.subscriber.secrets.is_empty()) {
-            let records = part.due.iter().map(|due| due.occurrence.record);
-            // What one could not reach, the others would only wait for in vain.
-            if out_of_reach {
-                delivered.unfinished.extend(records);
-                part.due.clear();
-                continue;
-            }
+        for part in parts.values_mut().filter(|part| !part.due.is_empty()) {
             match self.store.secrets_of(part.account, part.subscriber, self.clock.now()).await {
-                Ok(secrets) => part.secrets = secrets,
-                Err(error @ (Error::Unavailable(_) | Error::Locked(_))) => {
-                    tracing::error!(account = %part.account, %error, "secrets were not opened; their records will be read again");
-                    out_of_reach = true;
-                    delivered.unfinished.extend(records);
-                    part.due.clear();
-                }
-                Err(error) => {
+                Ok(secrets) => part.secrets = Secrets::Opened(secrets),
+                Err(Error::Internal(error)) => {
                     let reason =
                         format!("the secret of webhook {} cannot be read: {error}", part.subscriber.webhook.id);
+                    let records = part.due.drain(..).map(|due| due.occurrence.record);
                     delivered.poisoned.extend(records.map(|record| (record, reason.clone())));
-                    part.due.clear();
+                }
+                Err(error) => {
+                    tracing::error!(account = %part.account, %error, "secrets were not opened; the queue tries again");
+                    part.secrets = Secrets::Locked;
                 }
             }
         }
@@ -228,12 +226,13 @@ impl Dispatcher {
         let (key, task_id, body) = (due.key.clone(), Some(event.task_id.clone()), due.occurrence.body.clone());
         let mut delivery = Delivery::new(key, event_type(due.occurrence), task_id, url, body, now);
         let remaining = deadline.remaining();
+        let Secrets::Opened(secrets) = &part.secrets else { return (delivery, None) };
         // What is cut short by the end of the invocation would look like a slow endpoint.
         if leave_to_queue.load(Ordering::Relaxed) || remaining < self.direct.limits().total {
             return (delivery, None);
         }
         let webhook = &part.subscriber.webhook;
-        let outcome = self.attempt(&self.direct, webhook, &part.secrets, &mut delivery, remaining).await;
+        let outcome = self.attempt(&self.direct, webhook, secrets, &mut delivery, remaining).await;
         if outcome.failure.as_ref().is_some_and(|failure| fails_to_answer(failure.kind())) {
             leave_to_queue.store(true, Ordering::Relaxed);
         }

@@ -1,18 +1,24 @@
 //! A message from the retry queue: the next attempt of a delivery.
 
+use std::time::Duration;
+
 use super::Dispatcher;
 use crate::{
+    clock::Instant,
     delivery::{Delivery, due::is_within_reach},
     queue::{Message, Timer},
     random,
     store::{
-        Result,
+        Error, Result,
         claims::Claimed,
         replays::{ReplayState, Replaying},
     },
     transport::client::Limits,
     webhook::Status,
 };
+
+/// When a delivery whose secret cannot be opened is tried again.
+const LOCKED_WAIT: Duration = Duration::from_mins(1);
 
 impl Dispatcher {
     /// Does what a message asks for, if it is still to be done. The message may go once this has succeeded: by then the
@@ -32,18 +38,20 @@ impl Dispatcher {
             self.store.park(key, *attempt_count, now, self.retention).await?;
             return Ok(());
         }
-        let secrets = self.store.secrets_of(&key.account, &subscriber, now).await?;
+        let secrets = match self.store.secrets_of(&key.account, &subscriber, now).await {
+            Ok(secrets) => secrets,
+            // Nothing goes out unsigned. It waits without using an attempt, until settings and permissions are right again.
+            Err(error @ (Error::Locked(_) | Error::Internal(_))) => {
+                tracing::error!(account = %key.account, webhook = %key.webhook, %error, "secrets were not opened");
+                return self.put_off(message, LOCKED_WAIT, now).await;
+            }
+            Err(error) => return Err(error),
+        };
         let endpoint = (key.account.clone(), key.webhook);
         let place = self.gates.enter(&endpoint, subscriber.health.queued_in_flight(), random::unit());
         let _place = match place {
             Ok(place) => place,
-            Err(wait) => {
-                let due = now + wait;
-                if self.store.put_off(key, *attempt_count, due, now).await? {
-                    self.queue.set(vec![Timer { message: message.clone(), due }], now).await;
-                }
-                return Ok(());
-            }
+            Err(wait) => return self.put_off(message, wait, now).await,
         };
         let claim = match self.store.claim(key, *attempt_count, now).await? {
             Claimed::Ours(claim) => claim,
@@ -66,6 +74,15 @@ impl Dispatcher {
             self.set_timers([&delivery], now).await;
         }
         self.learn(&key.account, &subscriber, vec![&outcome]).await;
+        Ok(())
+    }
+
+    /// Makes the delivery due again later, without using an attempt.
+    async fn put_off(&self, message: &Message, wait: Duration, now: Instant) -> Result<()> {
+        let (Message { key, attempt_count }, due) = (message, now + wait);
+        if self.store.put_off(key, *attempt_count, due, now).await? {
+            self.queue.set(vec![Timer { message: message.clone(), due }], now).await;
+        }
         Ok(())
     }
 

@@ -6,11 +6,15 @@ use crate::{
     clock::Deadline,
     delivery::due::{GRACE, LEASE, QUEUE_REACH},
     queue::Timer,
+    random,
     store::{Result, claims::Due, replays::STEP},
+    webhook::Account,
 };
 
 /// How many due deliveries are taken from each shard of the index at a time.
 const PAGE: usize = 100;
+/// How many webhooks with parked deliveries, and how many replays, a sweep knows of.
+const AT_A_TIME: usize = 2_000;
 /// How many deliveries are taken for the queue at the same time.
 const CONCURRENT: usize = 32;
 
@@ -30,21 +34,42 @@ impl Dispatcher {
                 break;
             }
         }
-        for unparking in self.store.unparking().await? {
-            let due = self.store.unpark(&unparking, self.clock.now()).await?;
-            sent += due.len();
-            self.queue.set(due.into_iter().map(Timer::from).collect(), self.clock.now()).await;
+        // In another order each time: whoever has many cannot keep the others from their turn.
+        let mut unparking = self.store.unparking(AT_A_TIME).await?;
+        unparking.sort_by_cached_key(|_| random::bytes::<8>());
+        for of in unparking {
+            if deadline.remaining().is_zero() {
+                break;
+            }
+            let step = self.store.unpark(&of, self.clock.now()).await;
+            sent += self.take_step(&of.account, step).await;
         }
-        for replaying in self.store.replaying().await? {
-            let due = self.store.step_replay(&replaying, STEP, self.clock.now(), self.retention).await?;
-            sent += due.len();
-            self.queue.set(due.into_iter().map(Timer::from).collect(), self.clock.now()).await;
+        let mut replaying = self.store.replaying(AT_A_TIME).await?;
+        replaying.sort_by_cached_key(|_| random::bytes::<8>());
+        for of in replaying {
+            if deadline.remaining().is_zero() {
+                break;
+            }
+            let step = self.store.step_replay(&of, STEP, self.clock.now(), self.retention, deadline).await;
+            sent += self.take_step(&of.account, step).await;
         }
         if sent > 0 {
             tracing::info!(deliveries = sent, "sweep");
         }
         self.gates.forget_idle(self.clock.now());
         Ok(sent)
+    }
+
+    /// Sets the timers of what a step has made due. A step that fails is taken again by the next sweep, and keeps no other from
+    /// its turn.
+    async fn take_step(&self, account: &Account, step: Result<Vec<Due>>) -> usize {
+        let due = step.unwrap_or_else(|error| {
+            tracing::error!(%account, %error, "a step of a sweep failed; the next sweep takes it again");
+            Vec::new()
+        });
+        let sent = due.len();
+        self.queue.set(due.into_iter().map(Timer::from).collect(), self.clock.now()).await;
+        sent
     }
 
     /// Takes over what another process of the same tables left behind, which must be known to be gone: everything that was in

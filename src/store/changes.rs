@@ -2,7 +2,10 @@
 
 use aws_sdk_dynamodb::types::{AttributeValue, Delete, Put, TransactWriteItem, Update};
 
-use super::{Result, Store, keys, unwritable, vault::stored};
+use super::{
+    Result, Store, keys, unwritable,
+    vault::{SECRETS, stored},
+};
 use crate::{
     clock::Instant,
     webhook::{Account, EndpointUrl, Events, Secret, Status, WebhookId},
@@ -11,7 +14,7 @@ use crate::{
 /// What is to be changed; what is `None` stays.
 #[derive(Clone, Debug, Default)]
 pub struct Change {
-    /// Where callbacks go.
+    /// Where callbacks go. Nothing is known of the health of another endpoint.
     pub url: Option<EndpointUrl>,
     /// What it subscribes to.
     pub events: Option<Events>,
@@ -50,13 +53,15 @@ impl Store {
             secrets.map(|secrets| serde_dynamo::to_attribute_value(secrets).map_err(unwritable)).transpose()?;
         let update = self.update(account, id, change, secrets, now);
         let mut parts = vec![TransactWriteItem::builder().update(update).build()];
-        if change.status == Some(Status::Active) {
+        if change.status == Some(Status::Active) || change.url.is_some() {
             let health = Delete::builder().table_name(&self.tables.webhooks);
             let health = health.set_key(Some(keys::health(account, id).into_item())).build();
+            parts.push(TransactWriteItem::builder().delete(health.expect("every required part is set")).build());
+        }
+        if change.status == Some(Status::Active) {
             let parked = Put::builder().table_name(&self.tables.webhooks);
             let parked = parked.set_item(Some(keys::unparking(account, id).into_item()));
             let parked = parked.item("created_at", AttributeValue::N(now.millis().to_string())).build();
-            parts.push(TransactWriteItem::builder().delete(health.expect("every required part is set")).build());
             parts.push(TransactWriteItem::builder().put(parked.expect("every required part is set")).build());
         }
         self.transact(parts).await
@@ -82,7 +87,7 @@ impl Store {
             Some(Status::Disabled) => set.push(("disabled_reason", text(BY_OWNER))),
             None => {}
         }
-        set.extend(secrets.map(|secrets| ("secrets", secrets)));
+        set.extend(secrets.map(|secrets| (SECRETS, secrets)));
         match &change.description {
             Some(Some(description)) => set.push(("description", text(description))),
             Some(None) => remove.push("description"),

@@ -25,7 +25,7 @@ use super::{
 use crate::{
     bounded,
     clock::Instant,
-    delivery::{Delivery, Key, due},
+    delivery::{Delivery, Key, State, due},
     webhook::{Account, WebhookId},
 };
 
@@ -154,8 +154,9 @@ impl Store {
     pub async fn settle(&self, claim: &Claim, delivery: &Delivery, now: Instant, retention: Duration) -> Result<bool> {
         let put = settled(claim, delivery, now, retention)?;
         let attempted = delivery.attempt_count > claim.delivery.attempt_count;
-        match claim.delivery.replay.as_ref().filter(|_| attempted) {
-            Some(replay) => self.put_and_count(put, self.replayed(delivery, replay)).await,
+        match &claim.delivery.replay {
+            Some(replay) if attempted => self.put_and_count(put, self.replayed(delivery, replay)).await,
+            Some(replay) => self.put_and_count(put, self.not_replayed(delivery, replay)).await,
             None => self.put(put).await,
         }
     }
@@ -165,6 +166,7 @@ impl Store {
         let put = put.table_name(&self.tables.deliveries).build().expect("every required part is set");
         let request = self.client.put_item().table_name(put.table_name).set_item(Some(put.item));
         let request = request.set_condition_expression(put.condition_expression);
+        let request = request.set_expression_attribute_names(put.expression_attribute_names);
         held(request.set_expression_attribute_values(put.expression_attribute_values).send().await)
     }
 
@@ -200,7 +202,7 @@ impl Store {
         held(update.send().await)
     }
 
-    /// Parks a waiting delivery: it stays pending and is no longer due.
+    /// Parks a waiting delivery: it stays pending and is no longer due. What a person or a replay asked for stays asked for.
     ///
     /// # Errors
     /// If DynamoDB does not answer.
@@ -208,12 +210,12 @@ impl Store {
         let update = self
             .change(key)
             .update_expression("SET expires_at = :expires REMOVE next_attempt_at, sweep_at, due_shard, leased_until")
-            .condition_expression(format!("{} AND {AS_SCHEDULED}", waiting()))
+            .condition_expression(waiting())
             .expression_attribute_values(":count", number(attempt_count.into()))
             .expression_attribute_values(":now", number(now.millis()))
             .expression_attribute_values(":expires", number((now + retention).seconds()))
             .expression_attribute_values(":pending", text("pending"));
-        Ok(held(update.send().await)? || self.withdraw(key, now, retention).await?)
+        held(update.send().await)
     }
 
     /// Cancels a delivery that is pending; `false` if it is not, or if it is in flight: then its result is written first, and
@@ -237,18 +239,14 @@ impl Store {
     }
 
     /// Takes back an attempt that a person asked for and that was not made: the delivery stands again where it stood. `false`
-    /// if there is none. One that then is pending is cancelled or parked when it is due.
+    /// if there is none. One that then is pending is cancelled when it is due.
     async fn withdraw(&self, key: &Key, now: Instant, retention: Duration) -> Result<bool> {
-        let Some(mut delivery) = self.delivery(key).await? else { return Ok(false) };
-        let replay = delivery.replay.clone();
+        let Some(found) = self.delivery(key).await? else { return Ok(false) };
+        let mut delivery = found.clone();
         if !delivery.withdraw() {
             return Ok(false);
         }
-        let put = restated(&delivery, now, retention)?;
-        match replay {
-            Some(replay) => self.put_and_count(put, self.not_replayed(&delivery, &replay)).await,
-            None => self.put(put).await,
-        }
+        self.restate(&found, &delivery, now, retention).await
     }
 
     /// Cancels what is pending to a webhook that was deleted, as far as the index tells and up to a bound. What it misses is
@@ -272,23 +270,36 @@ impl Store {
         bounded::join(cancels.collect(), CONCURRENT_CANCELS).await.into_iter().collect::<Result<Vec<_>>>().map(drop)
     }
 
-    /// Writes a delivery that a person has made due, or that stands again where it stood before; `false` if it is in flight,
-    /// gone, or has been attempted since `delivery` was read.
+    /// Makes the next attempt of a delivery due now, because a person asked for it, and gives the delivery as it then is; `None`
+    /// if it is in flight, gone, or has changed since it was read. A replay that it was part of goes on without it.
     ///
     /// # Errors
     /// If DynamoDB does not answer.
-    pub async fn restate(&self, delivery: &Delivery, now: Instant, retention: Duration) -> Result<bool> {
-        self.put(restated(delivery, now, retention)?).await
+    pub async fn hasten(&self, found: &Delivery, now: Instant, retention: Duration) -> Result<Option<Delivery>> {
+        let mut delivery = found.clone();
+        delivery.hasten(now);
+        delivery.replay = None;
+        Ok(self.restate(found, &delivery, now, retention).await?.then_some(delivery))
     }
 
-    /// The same as a part of a transaction.
+    /// Writes `delivery` in the place of `found`, if that is still what is there; a replay that `found` was part of is told.
+    async fn restate(&self, found: &Delivery, delivery: &Delivery, now: Instant, retention: Duration) -> Result<bool> {
+        let put = restated(found, delivery, now, retention)?;
+        match &found.replay {
+            Some(replay) => self.put_and_count(put, self.not_replayed(found, replay)).await,
+            None => self.put(put).await,
+        }
+    }
+
+    /// Writes `delivery` in the place of `found`, as a part of a transaction.
     pub(super) fn restating(
         &self,
+        found: &Delivery,
         delivery: &Delivery,
         now: Instant,
         retention: Duration,
     ) -> Result<TransactWriteItem> {
-        Ok(self.put_part(restated(delivery, now, retention)?))
+        Ok(self.put_part(restated(found, delivery, now, retention)?))
     }
 
     /// Deliveries whose time for a look has come by `until`, at most so many of each shard of the index.
@@ -364,13 +375,19 @@ fn settled(claim: &Claim, delivery: &Delivery, now: Instant, retention: Duration
         .expression_attribute_values(":count", number(claim.delivery.attempt_count.into())))
 }
 
-/// A delivery as it is to stand, if it is there, was not attempted since it was read, and is not in flight.
-fn restated(delivery: &Delivery, now: Instant, retention: Duration) -> Result<PutBuilder> {
-    Ok(Put::builder()
+/// A delivery as it is to stand, if it is still as it was found: nobody has attempted or changed it, and it is not in flight.
+fn restated(found: &Delivery, delivery: &Delivery, now: Instant, retention: Duration) -> Result<PutBuilder> {
+    let put = Put::builder()
         .set_item(Some(to_item(&Row::of(delivery, now, retention))?))
-        .condition_expression(format!("attribute_exists(PK) AND attempt_count = :count AND {NOT_IN_FLIGHT}"))
-        .expression_attribute_values(":count", number(delivery.attempt_count.into()))
-        .expression_attribute_values(":now", number(now.millis())))
+        .expression_attribute_names("#status", "status")
+        .expression_attribute_values(":status", text(found.state.name()))
+        .expression_attribute_values(":count", number(found.attempt_count.into()))
+        .expression_attribute_values(":now", number(now.millis()));
+    let (put, due) = match found.state {
+        State::Pending(at) => (put.expression_attribute_values(":due", number(at.millis())), "next_attempt_at = :due"),
+        _ => (put, "attribute_not_exists(next_attempt_at)"),
+    };
+    Ok(put.condition_expression(format!("#status = :status AND attempt_count = :count AND {due} AND {NOT_IN_FLIGHT}")))
 }
 
 fn due_of(item: Item) -> Result<Due> {

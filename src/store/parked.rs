@@ -8,7 +8,7 @@ use aws_sdk_dynamodb::types::AttributeValue;
 use super::{
     Result, Store,
     claims::Due,
-    corrupt, held, keys,
+    held, keys,
     log::{Filter, Status},
 };
 use crate::{
@@ -25,8 +25,6 @@ const STEP: usize = 300;
 const SPACING: Duration = Duration::from_millis(200);
 /// How many of them are changed at the same time.
 const CONCURRENT: usize = 16;
-/// How many webhooks are looked at in a sweep.
-const WEBHOOKS: i32 = 100;
 /// How long after the enabling the parked deliveries are gone through again: a worker that read the webhook before may have
 /// parked one since, and the index shows it a moment later.
 const AGAIN_FOR: Duration = Duration::from_mins(2);
@@ -50,28 +48,40 @@ impl Unparking {
 }
 
 impl Store {
-    /// The webhooks that were enabled again and may still have parked deliveries.
+    /// The webhooks that were enabled again and may still have parked deliveries, at most so many.
     ///
     /// # Errors
-    /// If DynamoDB does not answer, or holds an item that breaks the rules.
-    pub async fn unparking(&self) -> Result<Vec<Unparking>> {
-        let query = self
+    /// If DynamoDB does not answer.
+    pub async fn unparking(&self, at_most: usize) -> Result<Vec<Unparking>> {
+        let mut items = self
             .client
             .query()
             .table_name(&self.tables.webhooks)
             .consistent_read(true)
             .key_condition_expression("PK = :unparking")
             .expression_attribute_values(":unparking", AttributeValue::S(keys::UNPARKING.to_owned()))
-            .limit(WEBHOOKS);
-        let items = query.send().await?.items.unwrap_or_default();
-        let read = |item: super::Item| {
+            .into_paginator()
+            .items()
+            .send();
+        let read = |item: &super::Item| {
             let text = |name: &str| item.get(name).and_then(|value| value.as_s().ok());
             let (account, webhook) = text(keys::SK).and_then(|sk| keys::parse_deliveries(sk))?;
             let enabled_at = item.get("created_at").and_then(|value| value.as_n().ok())?.parse().ok()?;
             let after = text("after").and_then(|event| EventId::parse(event));
             Some(Unparking { account, webhook, enabled_at: Instant::from_millis(enabled_at), after })
         };
-        items.into_iter().map(|item| read(item).ok_or_else(|| corrupt("unparking"))).collect()
+        let mut found = Vec::new();
+        while found.len() < at_most
+            && let Some(item) = items.next().await
+        {
+            let item = item?;
+            let unparking = read(&item);
+            if unparking.is_none() {
+                tracing::error!(?item, "a webhook that was enabled cannot be read and is left out");
+            }
+            found.extend(unparking);
+        }
+        Ok(found)
     }
 
     /// Takes a step: makes a part of a webhook's parked deliveries due, one after the other, and says which.

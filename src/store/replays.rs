@@ -7,9 +7,8 @@ use aws_sdk_dynamodb::types::{AttributeValue, Put, TransactWriteItem, Update};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Item, Result, Store,
+    Error, Item, Result, Store,
     claims::Due,
-    corrupt,
     deliveries::key_of,
     from_item, held,
     keys::{self, Primary},
@@ -18,7 +17,7 @@ use super::{
     to_item,
 };
 use crate::{
-    clock::Instant,
+    clock::{Deadline, Instant},
     delivery::{Delivery, Key, ReplayId, State, due},
     event::EventId,
     webhook::{Account, Status as WebhookStatus, WebhookId},
@@ -30,8 +29,6 @@ pub const STEP: usize = 300;
 pub const FIRST_STEP: usize = 60;
 /// The time between two of them: a minute's sweep takes a step, so this is as fast as it goes on.
 const SPACING: Duration = Duration::from_millis(200);
-/// How many replays are looked at in a sweep.
-const REPLAYS: i32 = 100;
 
 /// Which deliveries are made again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -113,11 +110,16 @@ impl Replay {
         }
     }
 
+    /// Whether deliveries that it made due may still be attempted or taken back.
+    const fn is_over(&self) -> bool {
+        (self.scanned || self.cancelled) && self.delivered + self.failed >= self.sent
+    }
+
     /// Where it stands.
     pub const fn state(&self) -> ReplayState {
         if self.cancelled {
             ReplayState::Cancelled
-        } else if self.scanned && self.delivered + self.failed >= self.sent {
+        } else if self.is_over() {
             ReplayState::Done
         } else {
             ReplayState::Running
@@ -125,7 +127,7 @@ impl Replay {
     }
 }
 
-/// A replay whose window was not looked at to its end.
+/// A replay that is not over.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Replaying {
     /// Whose it is.
@@ -137,28 +139,42 @@ pub struct Replaying {
 }
 
 impl Store {
-    /// Begins a replay; `false` if one of the same webhook is still looking at its window.
+    /// Begins a replay; `Err` names one of the same webhook that is not over: a replay has its endpoint for itself.
     ///
     /// # Errors
     /// If DynamoDB does not answer.
-    pub async fn begin_replay(&self, of: &Replaying, replay: &Replay, expires_at: Instant) -> Result<bool> {
-        let table = &self.tables.webhooks;
-        let marker = Put::builder()
-            .table_name(table)
-            .set_item(Some(keys::replaying(&of.account, of.webhook).into_item()))
-            .item("replay", text(of.id.as_str()))
-            .condition_expression("attribute_not_exists(PK)")
-            .build()
-            .expect("every required part is set");
+    pub async fn begin_replay(
+        &self,
+        of: &Replaying,
+        replay: &Replay,
+        expires_at: Instant,
+    ) -> Result<std::result::Result<(), ReplayId>> {
         let mut item = key_of_replay(of).into_item();
         item.extend(to_item(replay)?);
         item.insert(EXPIRES_AT.to_owned(), number(expires_at.seconds()));
-        let item = Put::builder().table_name(table).set_item(Some(item)).build().expect("every required part is set");
-        self.transact(vec![
-            TransactWriteItem::builder().put(marker).build(),
-            TransactWriteItem::builder().put(item).build(),
-        ])
-        .await
+        let marker = keys::replaying(&of.account, of.webhook);
+        let before = self.item(marker.clone()).await?;
+        let before = before.as_ref().and_then(|marker| ReplayId::parse(marker.get("replay")?.as_s().ok()?));
+        if let Some(before) = &before {
+            let before = Replaying { id: before.clone(), ..of.clone() };
+            if self.replay_of(&before).await?.is_some_and(|replay| !replay.is_over()) {
+                return Ok(Err(before.id));
+            }
+        }
+        let put = |item: Item| Put::builder().table_name(&self.tables.webhooks).set_item(Some(item));
+        let marker = put(marker.into_item())
+            .item("replay", text(of.id.as_str()))
+            .condition_expression("attribute_not_exists(PK) OR replay = :before")
+            .expression_attribute_values(":before", text(before.as_ref().map_or("", ReplayId::as_str)));
+        let parts = [marker, put(item)]
+            .map(|put| TransactWriteItem::builder().put(put.build().expect("every required part is set")).build());
+        if self.transact(parts.into()).await? {
+            return Ok(Ok(()));
+        }
+        // Another request has begun one at the same time.
+        let marker = self.item(keys::replaying(&of.account, of.webhook)).await?;
+        let other = marker.as_ref().and_then(|marker| ReplayId::parse(marker.get("replay")?.as_s().ok()?));
+        Ok(Err(other.ok_or_else(|| Error::Unavailable("another replay was begun at the same time".to_owned()))?))
     }
 
     /// A replay.
@@ -186,30 +202,38 @@ impl Store {
                 .expression_attribute_values(":yes", AttributeValue::Bool(true));
             held(update.send().await)?;
         }
-        self.end_replaying(of).await?;
         Ok(true)
     }
 
-    /// The replays whose windows were not looked at to their end.
+    /// The replays that are not over, at most so many.
     ///
     /// # Errors
-    /// If DynamoDB does not answer, or holds an item that breaks the rules.
-    pub async fn replaying(&self) -> Result<Vec<Replaying>> {
-        let query = self
+    /// If DynamoDB does not answer.
+    pub async fn replaying(&self, at_most: usize) -> Result<Vec<Replaying>> {
+        let mut items = self
             .client
             .query()
             .table_name(&self.tables.webhooks)
             .consistent_read(true)
             .key_condition_expression("PK = :replaying")
             .expression_attribute_values(":replaying", text(keys::REPLAYING))
-            .limit(REPLAYS);
-        let read = |item: &Item| {
+            .into_paginator()
+            .items()
+            .send();
+        let mut found = Vec::new();
+        while found.len() < at_most
+            && let Some(item) = items.next().await
+        {
+            let item = item?;
             let text = |name: &str| item.get(name).and_then(|value| value.as_s().ok());
-            let (account, webhook) = keys::parse_deliveries(text(keys::SK)?)?;
-            Some(Replaying { account, webhook, id: ReplayId::parse(text("replay")?)? })
-        };
-        let items = query.send().await?.items.unwrap_or_default();
-        items.iter().map(|item| read(item).ok_or_else(|| corrupt("replay"))).collect()
+            let of = text(keys::SK).and_then(|sk| keys::parse_deliveries(sk));
+            let of = of.zip(text("replay").and_then(|id| ReplayId::parse(id)));
+            if of.is_none() {
+                tracing::error!(?item, "a replay cannot be read and is left out");
+            }
+            found.extend(of.map(|((account, webhook), id)| Replaying { account, webhook, id }));
+        }
+        Ok(found)
     }
 
     /// Takes a step: makes a part of a replay's deliveries due, one after the other, and says which.
@@ -222,25 +246,30 @@ impl Store {
         at_most: usize,
         now: Instant,
         retention: Duration,
+        deadline: Deadline,
     ) -> Result<Vec<Due>> {
         let subscriber = self.subscriber(&of.account, of.webhook).await?;
-        let replay = self.replay_of(of).await?.filter(|replay| replay.state() == ReplayState::Running);
-        let (Some(subscriber), Some(replay)) = (subscriber, replay) else {
-            // Deleted, cancelled, or expired.
+        if subscriber.is_none() {
             self.cancel_replay(of).await?;
+        }
+        let replay = self.replay_of(of).await?;
+        let (Some(subscriber), Some(replay)) = (subscriber, replay.filter(|replay| !replay.is_over())) else {
             self.end_replaying(of).await?;
             return Ok(Vec::new());
         };
-        if subscriber.webhook.status == WebhookStatus::Disabled {
-            // It goes on when the webhook is enabled again.
+        // While the webhook is disabled it waits. What was made due and is cancelled is taken back when it comes up.
+        if subscriber.webhook.status == WebhookStatus::Disabled || replay.scanned || replay.cancelled {
             return Ok(Vec::new());
         }
-        let (found, next) = self.window(of, &replay, at_most).await?;
+        let (keys, next) = self.window(of, &replay, at_most).await?;
         let mut due_at = now;
         let mut made_due = Vec::new();
-        for key in found {
-            let Some(mut delivery) = self.delivery(&key).await? else { continue };
-            let selected = match delivery.state {
+        for key in keys {
+            if deadline.remaining().is_zero() {
+                return Ok(made_due);
+            }
+            let Some(found) = self.delivery(&key).await? else { continue };
+            let selected = match found.state {
                 State::Failed => true,
                 State::Delivered | State::Cancelled => replay.selection == Selection::All,
                 // It is on its way, or waits for the webhook.
@@ -250,9 +279,10 @@ impl Store {
                 continue;
             }
             due_at = due_at + SPACING;
+            let mut delivery = found.clone();
             delivery.hasten(due_at);
             delivery.replay = Some(of.id.clone());
-            let parts = vec![self.restating(&delivery, now, retention)?, self.progress(of, &key.event)];
+            let parts = vec![self.restating(&found, &delivery, now, retention)?, self.progress(of, &key.event)];
             match self.transact_all(parts).await? {
                 Ok(()) => {
                     made_due.push(Due::new(key, delivery.attempt_count, due_at, due::sweep_at(due_at, now)));
@@ -342,27 +372,25 @@ impl Store {
         TransactWriteItem::builder().update(update.build().expect("every required part is set")).build()
     }
 
-    /// What was looked at and needed nothing is not looked at again; at the end of the window the replay is taken from those that
-    /// sweeps go on with.
+    /// What was looked at and needed nothing is not looked at again.
     async fn advance(&self, of: &Replaying, next: Option<EventId>) -> Result<()> {
-        let update = self
-            .client
-            .update_item()
-            .table_name(&self.tables.webhooks)
-            .set_key(Some(key_of_replay(of).into_item()))
-            .condition_expression("attribute_exists(PK)");
-        let Some(next) = next else {
-            let update = update.update_expression("SET scanned = :yes");
-            held(update.expression_attribute_values(":yes", AttributeValue::Bool(true)).send().await)?;
-            return self.end_replaying(of).await;
+        let update =
+            self.client.update_item().table_name(&self.tables.webhooks).set_key(Some(key_of_replay(of).into_item()));
+        let update = match next {
+            None => update
+                .update_expression("SET scanned = :yes")
+                .condition_expression("attribute_exists(PK)")
+                .expression_attribute_values(":yes", AttributeValue::Bool(true)),
+            Some(next) => update
+                .update_expression("SET #after = :event")
+                .condition_expression("attribute_exists(PK) AND (attribute_not_exists(#after) OR #after < :event)")
+                .expression_attribute_names("#after", "after")
+                .expression_attribute_values(":event", text(next.as_str())),
         };
-        let update = update
-            .update_expression("SET #after = :event")
-            .expression_attribute_names("#after", "after")
-            .expression_attribute_values(":event", text(next.as_str()));
         held(update.send().await).map(drop)
     }
 
+    /// A replay is over: another may begin.
     async fn end_replaying(&self, of: &Replaying) -> Result<()> {
         let delete = self
             .client

@@ -3,7 +3,7 @@
 //! A data key is unwrapped once in a process's life and only if a secret asks for it. A new one can be started at any time:
 //! what an older one sealed stays readable until it is sealed again.
 
-use std::{collections::BTreeMap, fmt, sync::Arc};
+use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
 
 use aws_sdk_dynamodb::{error::DisplayErrorContext, types::AttributeValue};
 use aws_sdk_kms::primitives::Blob;
@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     bounded,
-    clock::Instant,
+    clock::{Instant, Stopwatch},
     data_key::{DataKey, KeyBytes},
     webhook::{Account, Secret, WebhookId},
 };
@@ -31,6 +31,9 @@ const CONTEXT: &str = "nano-webhooks-data-key";
 /// How often a data key is looked for again when others start one at the same time.
 const MAX_TRIES: usize = 5;
 
+/// How long a data key that cannot be unwrapped is not asked for again: those who wait for it do not queue up for one refusal
+/// after the other.
+const LOCKED_FOR: Duration = Duration::from_secs(2);
 /// How many secrets are sealed anew at the same time.
 const RESEALING: usize = 16;
 /// The attribute of a webhook that holds its secrets.
@@ -67,6 +70,17 @@ pub enum Wrapping {
     Local(KeyBytes),
 }
 
+impl Wrapping {
+    /// Whether a data key that `kms_key` wrapped may seal: not one of a KMS key that was set before, nor one that somebody who
+    /// writes the table has put there. An id or an alias is not told from another key's ARN.
+    fn is_of(&self, kms_key: Option<&str>) -> bool {
+        match (self, kms_key) {
+            (Self::Kms { key_id, .. }, Some(of)) if key_id.contains(":key/") => key_id == of,
+            _ => true,
+        }
+    }
+}
+
 /// The data keys, as far as they have been needed.
 #[derive(Clone)]
 pub struct Vault {
@@ -78,6 +92,8 @@ pub struct Vault {
 #[derive(Default)]
 struct Known {
     keys: BTreeMap<u32, Arc<DataKey>>,
+    /// Those that could not be unwrapped, and why: they are not asked for again for a while.
+    locked: BTreeMap<u32, (Stopwatch, String)>,
     /// The version that seals: the newest that there was when one was first needed.
     sealing: Option<u32>,
 }
@@ -96,7 +112,7 @@ impl fmt::Debug for Vault {
 }
 
 /// A secret as it is stored.
-#[derive(Clone, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StoredSecret {
     #[serde(flatten)]
     form: Form,
@@ -124,7 +140,7 @@ impl StoredSecret {
     }
 }
 
-#[derive(Clone, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
 enum Form {
     /// Under the data key of this version.
@@ -161,8 +177,8 @@ struct Row {
 }
 
 impl Store {
-    /// The data key that secrets are sealed with from now on, the first one if there is none yet; `None` if they are stored as
-    /// they are.
+    /// The data key that secrets are sealed with from now on, a new one if there is none yet that the set key wrapped; `None` if
+    /// they are stored as they are.
     ///
     /// # Errors
     /// If DynamoDB or KMS does not answer, or the newest data key was wrapped by another key.
@@ -176,9 +192,10 @@ impl Store {
         }
         for _ in 0..MAX_TRIES {
             let newest = self.newest_data_key().await?;
-            let key = match newest {
+            let version = newest.as_ref().map_or(0, |(version, _)| *version);
+            let key = match newest.filter(|(_, row)| self.vault.wrapping.is_of(row.kms_key.as_deref())) {
                 Some((version, row)) => Arc::new(self.unwrap(version, &row).await?),
-                None => match self.start(1, now).await? {
+                None => match self.start(version + 1, now).await? {
                     Some(key) => Arc::new(key),
                     None => continue,
                 },
@@ -312,11 +329,25 @@ impl Store {
         if let Some(key) = known.keys.get(&version) {
             return Ok(key.clone());
         }
+        if let Some((since, why)) = known.locked.get(&version)
+            && since.elapsed() < LOCKED_FOR
+        {
+            return Err(Error::Locked(why.clone()));
+        }
         let item = self.item(keys::data_key(version)).await?;
         let row = from_item(item.ok_or_else(|| corrupt("data key version: there is no such data key"))?)?;
-        let key = Arc::new(self.unwrap(version, &row).await?);
-        known.keys.insert(version, key.clone());
-        Ok(key)
+        match self.unwrap(version, &row).await {
+            Ok(key) => {
+                let key = Arc::new(key);
+                known.keys.insert(version, key.clone());
+                Ok(key)
+            }
+            Err(Error::Locked(why)) => {
+                known.locked.insert(version, (Stopwatch::start(), why.clone()));
+                Err(Error::Locked(why))
+            }
+            Err(error) => Err(error),
+        }
     }
 
     async fn newest_data_key(&self) -> Result<Option<(u32, Row)>> {

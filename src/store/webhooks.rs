@@ -205,15 +205,15 @@ impl Store {
         Ok(())
     }
 
-    /// Disables an active webhook and records the deliveries that tell the account's others, all at once or not at all; `false`
-    /// if it is not active.
+    /// Disables a webhook and records the deliveries that tell the account's others, all at once or not at all; `false` if it is
+    /// not active, or has another URL by now, of which nothing is known.
     ///
     /// # Errors
     /// If DynamoDB does not answer.
     pub async fn disable_webhook(
         &self,
         account: &Account,
-        id: WebhookId,
+        webhook: &Webhook,
         reason: &str,
         tell: &[Delivery],
         now: Instant,
@@ -222,10 +222,12 @@ impl Store {
         let text = |text: &str| AttributeValue::S(text.to_owned());
         let update = Update::builder()
             .table_name(&self.tables.webhooks)
-            .set_key(Some(keys::webhook(account, id).into_item()))
+            .set_key(Some(keys::webhook(account, webhook.id).into_item()))
             .update_expression("SET #status = :disabled, disabled_reason = :reason, updated_at = :now")
-            .condition_expression("#status = :active")
+            .condition_expression("#status = :active AND #url = :url")
             .expression_attribute_names("#status", "status")
+            .expression_attribute_names("#url", "url")
+            .expression_attribute_values(":url", text(webhook.url.as_str()))
             .expression_attribute_values(":disabled", text(Status::Disabled.name()))
             .expression_attribute_values(":active", text(Status::Active.name()))
             .expression_attribute_values(":reason", text(reason))

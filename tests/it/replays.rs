@@ -228,20 +228,107 @@ async fn a_replay_that_is_cancelled_sends_nothing_more() {
 }
 
 #[tokio::test]
-async fn disabling_the_webhook_takes_back_what_was_due_and_deleting_it_ends_the_replay() {
-    let scene = Scene::new(FIRST_STEP + 5).await;
+async fn a_replay_that_was_cancelled_makes_place_for_the_next_when_nothing_of_it_is_due_any_more() {
+    let scene = Scene::new(3).await;
+    scene.mend().await;
+    let first = scene.begun(json!({"since": SINCE})).await;
+    let timers = scene.app.world.timers();
+    scene.app.send_json("DELETE", &first, &json!({})).await;
+    let refused = scene.replay(json!({"since": SINCE})).await;
+    let (status, _, message) = refused.error();
+    assert_eq!(status, 409, "what the first has made due would be missed");
+    assert!(message.contains(first.rsplit('/').next().unwrap()), "{message}");
+    scene.app.clock.advance(Duration::from_mins(1));
+    for timer in timers {
+        scene.dispatcher.retry(&timer.message).await.unwrap();
+    }
+    let second = scene.begun(json!({"since": SINCE})).await;
+    scene.retry_all().await;
+    assert_eq!(scene.progress(&second).await, done([3, 3, 3, 0]));
+    assert_eq!(scene.received_at("/ok").len(), 3);
+}
+
+#[tokio::test]
+async fn a_delivery_that_is_retried_by_hand_leaves_its_replay_which_is_done_without_it() {
+    let scene = Scene::new(3).await;
+    scene.mend().await;
     let replay = scene.begun(json!({"since": SINCE})).await;
+    let timers = scene.app.world.timers();
+    let by_hand = &timers[0].message.key.event;
+    let retried = scene.app.post_to(&format!("{WEBHOOK}/deliveries/{by_hand}/retry")).await;
+    assert_eq!(retried.status, StatusCode::ACCEPTED, "{}", retried.text);
+    scene.app.send_json("DELETE", &replay, &json!({})).await;
+    scene.app.clock.advance(Duration::from_mins(1));
+    for timer in scene.app.world.timers().iter().chain(&timers) {
+        scene.dispatcher.retry(&timer.message).await.unwrap();
+    }
+    assert_eq!(scene.state(by_hand.as_str()).await, State::Delivered, "what a person asked for is done all the same");
+    assert_eq!(scene.received_at("/ok").len(), 1);
+    assert_eq!(scene.progress(&replay).await, ("cancelled".to_owned(), [3, 0, 0, 0]));
+}
+
+#[tokio::test]
+async fn a_retry_by_hand_that_crosses_a_step_does_not_take_a_delivery_from_its_replay() {
+    let scene = Scene::new(1).await;
+    scene.mend().await;
+    let listed = scene.app.get(&format!("{WEBHOOK}/deliveries")).await;
+    let event = EventId::parse(listed.json["data"][0]["event_id"].as_str().unwrap()).unwrap();
+    let key = Key { account: account("acme"), webhook: WebhookId::new(1).unwrap(), event };
+    let read = scene.app.world.store.delivery(&key).await.unwrap().unwrap();
+    let replay = scene.begun(json!({"since": SINCE})).await;
+    let crossed = scene.app.world.store.hasten(&read, scene.app.clock.now(), Duration::from_hours(1)).await.unwrap();
+    assert!(crossed.is_none(), "it has changed since it was read");
+    scene.retry_all().await;
+    assert_eq!(scene.progress(&replay).await, done([1, 1, 1, 0]));
+}
+
+#[tokio::test]
+async fn a_replay_waits_while_its_webhook_is_disabled_and_goes_on_when_it_is_enabled() {
+    let all = FIRST_STEP + 5;
+    let scene = Scene::new(all).await;
+    scene.mend().await;
+    let replay = scene.begun(json!({"since": SINCE})).await;
+    let counts = |delivered: usize| [FIRST_STEP as u64, FIRST_STEP as u64, delivered as u64, 0];
     scene.app.send_json("PATCH", WEBHOOK, &json!({"status": "disabled"})).await;
     scene.retry_all().await;
     assert_eq!(scene.sweep().await, 0, "it waits for the webhook");
-    assert_eq!(scene.progress(&replay).await, ("running".to_owned(), [FIRST_STEP as u64, 0, 0, 0]));
-    let refused = scene.replay(json!({"since": SINCE})).await;
-    assert_eq!(refused.error().0, 409);
+    assert_eq!(scene.progress(&replay).await, ("running".to_owned(), counts(0)));
+    assert_eq!(scene.replay(json!({"since": SINCE})).await.error().0, 409);
 
+    scene.app.send_json("PATCH", WEBHOOK, &json!({"status": "active"})).await;
+    scene.retry_all().await;
+    scene.sweep().await;
+    scene.retry_all().await;
+    scene.sweep().await;
+    scene.retry_all().await;
+    assert_eq!(scene.progress(&replay).await, done([all as u64, all as u64, all as u64, 0]));
+    assert_eq!(scene.received_at("/ok").len(), all);
+}
+
+#[tokio::test]
+async fn deleting_the_webhook_ends_its_replay() {
+    let scene = Scene::new(FIRST_STEP + 5).await;
+    let replay = scene.begun(json!({"since": SINCE})).await;
     scene.app.send_json("DELETE", WEBHOOK, &json!({})).await;
     assert_eq!(scene.sweep().await, 0);
     assert_eq!(scene.progress(&replay).await.0, "cancelled");
     assert!(scene.app.world.items_under("REPLAYING").await.is_empty());
+}
+
+#[tokio::test]
+async fn a_replay_that_cannot_be_read_keeps_no_other_from_its_turn() {
+    let scene = Scene::new(FIRST_STEP + 5).await;
+    scene.mend().await;
+    let replay = scene.begun(json!({"since": SINCE})).await;
+    for sort_key in ["acme#0000", "a#7", "zzz#1"] {
+        let marker = scene.app.world.client.put_item().table_name(&scene.app.world.tables.webhooks);
+        let text = |text: &str| aws_sdk_dynamodb::types::AttributeValue::S(text.to_owned());
+        marker.item("PK", text("REPLAYING")).item("SK", text(sort_key)).item("replay", text("?")).send().await.unwrap();
+    }
+    scene.sweep().await;
+    scene.retry_all().await;
+    let all = (FIRST_STEP + 5) as u64;
+    assert_eq!(scene.progress(&replay).await, done([all, all, all, 0]));
 }
 
 #[tokio::test]

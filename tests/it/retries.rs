@@ -13,7 +13,7 @@ use nano_webhooks::{
         log::{Filter, Status},
     },
     transport::{Client, Guard, client::Limits, guard::Policy},
-    webhook::{Status as WebhookStatus, WebhookId},
+    webhook::{EndpointUrl, Status as WebhookStatus, WebhookId},
 };
 use serde_json::json;
 
@@ -279,6 +279,41 @@ async fn an_endpoint_that_is_gone_is_disabled_at_once_and_its_deliveries_are_par
 }
 
 #[tokio::test]
+async fn what_an_endpoint_answered_that_is_the_webhooks_no_more_disables_nothing_and_is_forgotten() {
+    let scene = Scene::new("10s").await;
+    let webhook = scene.subscribe("/status/410").await;
+    let store = &scene.world.store;
+    let read = store.subscriber(&account("acme"), webhook).await.unwrap().unwrap();
+    store.keep_health(&account("acme"), webhook, &Health { failures: 9, ..Health::default() }).await.unwrap();
+    let moved = Change { url: Some(EndpointUrl::parse(&scene.receiver.url("/ok")).unwrap()), ..Change::default() };
+    assert!(store.change_webhook(&account("acme"), webhook, &moved, START).await.unwrap());
+    assert_eq!(scene.health(webhook).await, Health::default());
+    let (acme, hour) = (account("acme"), Duration::from_hours(1));
+    assert!(!store.disable_webhook(&acme, &read.webhook, "Gone.", &[], START, hour).await.unwrap());
+}
+
+#[tokio::test]
+async fn what_was_parked_and_asked_for_by_hand_goes_on_as_scheduled_when_it_fails() {
+    let scene = Scene::new("10s,20s").await;
+    let webhook = scene.subscribe("/status/500").await;
+    scene.end_jobs(1, 1).await;
+    let timer = scene.timer();
+    let store = &scene.world.store;
+    let status = |status| Change { status: Some(status), ..Change::default() };
+    store.change_webhook(&account("acme"), webhook, &status(WebhookStatus::Disabled), START).await.unwrap();
+    scene.clock.advance(Duration::from_secs(15));
+    scene.retry(&timer.message).await;
+    let parked = scene.only(webhook).await;
+    assert_eq!(parked.state, State::Parked);
+    store.change_webhook(&account("acme"), webhook, &status(WebhookStatus::Active), START).await.unwrap();
+    let now = scene.clock.now();
+    store.hasten(&parked, now, Duration::from_hours(1)).await.unwrap().unwrap();
+    scene.retry(&timer.message).await;
+    let State::Pending(due) = scene.only(webhook).await.state else { panic!("it would wait for ever") };
+    assert!((16..=24).contains(&due.since(now).as_secs()));
+}
+
+#[tokio::test]
 async fn the_accounts_other_webhooks_are_told_that_one_was_disabled() {
     let scene = Scene::new("10s").await;
     let gone = scene.subscribe_to("/status/410", &["job.completed", "webhook.disabled"]).await;
@@ -438,9 +473,10 @@ async fn an_attempt_out_of_turn_counts_on_and_neither_restarts_the_schedule_nor_
     scene.end_jobs(1, 1).await;
     let by_hand = async || {
         let before = scene.only(webhook).await;
-        let mut hastened = before.clone();
-        hastened.hasten(scene.clock.now());
-        assert!(scene.world.store.restate(&hastened, scene.clock.now(), Duration::from_hours(1)).await.unwrap());
+        let hastened = scene.world.store.hasten(&before, scene.clock.now(), Duration::from_hours(1)).await.unwrap();
+        assert!(hastened.is_some());
+        let again = scene.world.store.hasten(&before, scene.clock.now(), Duration::from_hours(1)).await.unwrap();
+        assert!(again.is_none(), "it is not as it was read any more");
         scene.retry(&Message { key: before.key.clone(), attempt_count: before.attempt_count }).await;
         let after = scene.only(webhook).await;
         assert_eq!((after.state, after.attempt_count, after.resume), (before.state, before.attempt_count + 1, None));
@@ -465,9 +501,8 @@ async fn an_attempt_out_of_turn_that_was_not_made_leaves_the_delivery_as_it_was_
     let scene = Scene::new("1h").await;
     let webhook = scene.subscribe("/ok").await;
     scene.end_jobs(1, 1).await;
-    let mut hastened = scene.only(webhook).await;
-    hastened.hasten(START);
-    assert!(scene.world.store.restate(&hastened, START, Duration::from_hours(1)).await.unwrap());
+    let delivered = scene.only(webhook).await;
+    let hastened = scene.world.store.hasten(&delivered, START, Duration::from_hours(1)).await.unwrap().unwrap();
     scene.world.store.delete_webhook(&account("acme"), webhook).await.unwrap();
     scene.retry(&Message { key: hastened.key.clone(), attempt_count: 1 }).await;
     assert_eq!((scene.only(webhook).await.state, scene.requests()), (State::Delivered, 1));

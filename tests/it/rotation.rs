@@ -3,13 +3,18 @@
 use std::time::Duration;
 
 use axum::http::StatusCode;
-use nano_webhooks::dispatch::Dispatcher;
+use nano_webhooks::{
+    dispatch::Dispatcher,
+    store::rotation::Rotated,
+    webhook::{Secret, WebhookId},
+};
 use serde_json::{Value, json};
 
 use crate::{
     api::{Answer, App},
     dispatch::{insert, job, run},
-    support::{Received, Receiver},
+    proxy::{Fault, Proxy},
+    support::{Received, Receiver, account},
 };
 
 const OLD: &str = "the-old-secret";
@@ -91,6 +96,22 @@ async fn three_secrets_sign_at_most_and_a_fourth_waits_until_one_has_ended() {
     assert_eq!(answer.json["data"]["live_secrets"], 3, "{}", answer.text);
     let answer = rotate(&app, json!({"grace_hours": 0})).await;
     assert_eq!(answer.json["data"]["live_secrets"], 1, "{}", answer.text);
+}
+
+#[tokio::test]
+async fn a_rotation_whose_answer_was_lost_on_its_way_is_not_made_twice() {
+    let app = App::new().await;
+    app.create(json!({"url": "https://example.com/", "events": ["job.completed"], "secret_key": OLD})).await;
+    let proxy = Proxy::start(app.world.endpoint.clone()).await;
+    proxy.arm("UpdateItem", 0, Fault::AnswerLost);
+    let store = app.world.store_through(nano_webhooks::local::dynamodb(&proxy.url));
+    let new = Secret::parse("the-new-secret".to_owned()).unwrap();
+    let (acme, webhook) = (account("acme"), WebhookId::new(1).unwrap());
+    let rotated = store.rotate_secret(&acme, webhook, &new, HOUR, app.clock.now()).await.unwrap();
+    assert_eq!(rotated, Rotated::Done { live: 2, previous_until: Some(app.clock.now() + HOUR) });
+    let subscriber = store.subscriber(&acme, webhook).await.unwrap().unwrap();
+    assert_eq!(subscriber.secrets.len(), 2);
+    assert_eq!(store.secrets_of(&acme, &subscriber, app.clock.now()).await.unwrap()[0], new);
 }
 
 #[tokio::test]

@@ -204,6 +204,12 @@ impl Receiver {
         format!("{}{path}", self.url)
     }
 
+    /// Begins anew.
+    pub fn forget(&self) {
+        self.received.lock().unwrap().clear();
+        self.count.send_replace(0);
+    }
+
     pub fn received(&self) -> Vec<Received> {
         self.received.lock().unwrap().clone()
     }
