@@ -619,7 +619,7 @@ def test_the_tables_of_another_data_directory_are_refused_before_a_secret_is_los
     engine = start("--in-memory")
     options = ("--data-dir", str(tmp_path / "data"), "--dynamodb-endpoint", engine.dynamodb)
     refused = command("serve", "--listen", "127.0.0.1:0", *options, check=False)
-    assert refused.returncode == 1 and "wrapped by another key than this data directory's" in refused.stderr
+    assert refused.returncode == 1 and "secrets-key is missing" in refused.stderr
 
 
 def test_503_with_retry_after_and_without_the_cause_when_dynamodb_is_out_of_reach(start, tmp_path):

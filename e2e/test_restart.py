@@ -151,3 +151,18 @@ def test_everything_that_was_acknowledged_under_load_survives_a_kill(start, data
     kept = [webhook["id"] for webhook in second.api.list().data]
     assert set(acknowledged) <= set(kept)
     assert second.api.subscribe("https://hooks.example.com/") > max(kept)
+
+
+def test_a_data_directory_without_its_secrets_key_is_not_begun_anew(start, tmp_path):
+    home = tmp_path / "data"
+    service = start("--data-dir", str(home))
+    service.api.subscribe("http://127.0.0.1:9/", "my-secret-key")
+    assert service.signal(signal.SIGTERM) == 0
+    key = (home / "secrets-key").read_text()
+    (home / "secrets-key").unlink()
+    ports = ("--listen", "127.0.0.1:0", "--dynamodb-listen", "127.0.0.1:0")
+    refused = command("serve", *ports, "--data-dir", str(home), check=False)
+    assert refused.returncode == 1 and "secrets-key is missing" in refused.stderr, refused.stderr
+    assert not (home / "secrets-key").exists(), "another one would only hide what is wrong"
+    (home / "secrets-key").write_text(key)
+    assert len(start("--data-dir", str(home)).api.list().data) == 1

@@ -401,6 +401,15 @@ pub(super) fn secret() -> Object {
         .build()
 }
 
+/// A signing secret; without one it is generated.
+pub(super) fn new_secret() -> Object {
+    let mut secret = secret();
+    let description = "The new key of the signatures; without it, or with `null`, one is generated. One that begins with \
+                       `whsec_` goes on in base64 with padding.";
+    secret.description = Some(description.to_owned());
+    secret
+}
+
 /// A note, or none.
 pub(super) fn note() -> Object {
     ObjectBuilder::new()

@@ -22,7 +22,7 @@ use crate::{
     clock::{Deadline, Instant},
     delivery::ReplayId,
     queue::Timer,
-    store::replays::{FIRST_STEP, Replay, Replaying, Selection},
+    store::replays::{FIRST_STEP, Replay, ReplayState, Replaying, Selection},
     webhook::{Status, WebhookId},
 };
 
@@ -140,7 +140,16 @@ pub(super) async fn begin(
     let of = Replaying { account, webhook, id: ReplayId::generate() };
     let replay = Replay::new(since, until, status.unwrap_or(Selection::Failed));
     if let Err(other) = api.store.begin_replay(&of, &replay, now + api.retention).await? {
-        return Err(Error::Conflict(format!("Replay {other} of this webhook is not over: wait for it, or cancel it")));
+        let of = Replaying { id: other, ..of };
+        let cancelled = api.store.replay_of(&of).await?.is_some_and(|replay| replay.state() == ReplayState::Cancelled);
+        return Err(Error::Conflict(if cancelled {
+            format!(
+                "Replay {} was cancelled, and what it had made due is being taken back: try again in a minute",
+                of.id
+            )
+        } else {
+            format!("Replay {} of this webhook is not over: wait for it, or cancel it", of.id)
+        }));
     }
     // The first step at once; the sweep takes the others, and this one too if it fails.
     match api.store.step_replay(&of, FIRST_STEP, now, api.retention, Deadline::after(FIRST_STEP_TIME)).await {

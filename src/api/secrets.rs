@@ -34,8 +34,9 @@ const MAX_GRACE_HOURS: u16 = 7 * 24;
 #[serde(deny_unknown_fields)]
 #[schema(as = Rotation)]
 pub(super) struct Rotate {
+    /// Without it, or with `null`, one is generated.
     #[serde(default, deserialize_with = "secret")]
-    #[schema(schema_with = openapi::secret)]
+    #[schema(schema_with = openapi::new_secret)]
     secret_key: Option<Secret>,
     /// How long the old secret signs beside the new.
     #[serde(default, deserialize_with = "grace_hours")]

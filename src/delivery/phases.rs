@@ -20,25 +20,36 @@ pub enum Phase {
 }
 
 /// How long each phase lasted, in microseconds; one that did not happen is absent. Over a connection that was kept alive
-/// there is no connecting and no handshake, and to an address there is no look-up.
+/// there is no connecting and no handshake, and to an address there is no look-up. It is stored as one short text, since each
+/// delivery has it: `dns,connect,tls,answer,body`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
+#[serde(into = "String", from = "String")]
 pub struct Phases {
     /// See [`Phase::Dns`].
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub dns: Option<u64>,
     /// See [`Phase::Connect`].
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub connect: Option<u64>,
     /// See [`Phase::Tls`].
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub tls: Option<u64>,
     /// See [`Phase::Answer`].
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub answer: Option<u64>,
     /// See [`Phase::Body`].
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub body: Option<u64>,
+}
+
+impl From<Phases> for String {
+    fn from(Phases { dns, connect, tls, answer, body }: Phases) -> Self {
+        [dns, connect, tls, answer, body].map(|lasted| lasted.map_or_else(String::new, |n| n.to_string())).join(",")
+    }
+}
+
+impl From<String> for Phases {
+    /// What cannot be read is as good as not known.
+    fn from(text: String) -> Self {
+        let mut lasted = text.split(',').map(|part| part.parse().ok());
+        let mut next = || lasted.next().flatten();
+        Self { dns: next(), connect: next(), tls: next(), answer: next(), body: next() }
+    }
 }
 
 impl Phases {
@@ -72,6 +83,13 @@ impl Phases {
 mod tests {
     use super::*;
 
+    #[test]
+    fn phases_are_stored_as_a_short_text() {
+        let phases = Phases { connect: Some(310), answer: Some(1_900), body: Some(0), ..Phases::default() };
+        assert_eq!(String::from(phases), ",310,,1900,0");
+        assert_eq!(Phases::from("nonsense".to_owned()), Phases::default());
+    }
+
     const fn at(micros: u64) -> Duration {
         Duration::from_micros(micros)
     }
@@ -101,6 +119,7 @@ mod tests {
             ),
         ] {
             assert_eq!(Phases::new(began, at(ended)), phases, "{began:?}");
+            assert_eq!(Phases::from(String::from(phases)), phases, "as it is stored");
         }
     }
 }

@@ -80,10 +80,12 @@ pub(super) fn describe(method: &Method, uri: &Uri, headers: &HeaderMap, body: &[
         }
     }
     let _ = writeln!(out, "\n  {}\n", String::from_utf8_lossy(body));
+    let signed = verdicts.nano != Verdict::Missing || verdicts.standard != Verdict::Missing;
     for (name, verdict) in [("X-Nano-Signature", verdicts.nano), ("webhook-signature", verdicts.standard)] {
         let (color, mark, says) = match verdict {
             Verdict::Holds => (AnsiColor::Green, "✓", "holds".to_owned()),
             Verdict::Wrong(reason) => (AnsiColor::Red, "✗", format!("does not hold: {reason}")),
+            Verdict::Missing if signed => (AnsiColor::Red, "✗", "is missing: it was removed on its way".to_owned()),
             Verdict::Missing => (AnsiColor::Yellow, "–", "is missing: the webhook has no secret".to_owned()),
             Verdict::Unchecked => (AnsiColor::Yellow, "–", "was not checked: no --secret was given".to_owned()),
         };
@@ -92,10 +94,13 @@ pub(super) fn describe(method: &Method, uri: &Uri, headers: &HeaderMap, body: &[
     }
     if let Some(by) = verdicts.stale_by {
         let style = AnsiColor::Red.on_default();
-        let (age, side) =
-            (humantime::format_duration(Duration::from_secs(by.unsigned_abs())), if by < 0 { "ahead" } else { "old" });
-        let why = "five minutes are allowed: it is a repeat of an earlier request, or a clock is wrong";
-        let _ = writeln!(out, "  {style}✗ the timestamp is {age} {side}; {why}{style:#}");
+        let age = humantime::format_duration(Duration::from_secs(by.unsigned_abs()));
+        let why = if by < 0 {
+            "ahead of this machine's clock: one of the clocks is wrong, or it is not in seconds"
+        } else {
+            "old: it is a repeat of an earlier request, or a clock is wrong"
+        };
+        let _ = writeln!(out, "  {style}✗ the timestamp is {age} {why} (five minutes are allowed){style:#}");
     }
     out
 }

@@ -110,10 +110,22 @@ impl Service {
         let new = tables::create_missing(&client, &config.tables, &jobs)
             .await
             .map_err(|error| out_of_reach(&error, &endpoint))?;
-        let vault = Vault::new(Wrapping::Local(secrets_key(home)?));
-        let store = Store::new(client.clone(), config.tables.clone(), vault);
+        let (key, made_key) = secrets_key(home)?;
+        let store = Store::new(client.clone(), config.tables.clone(), Vault::new(Wrapping::Local(key)));
         // Now, rather than when the first secret comes: the tables may have been begun with another data directory.
-        store.sealing_key(clock.now()).await.map_err(|error| out_of_reach(&error, &endpoint))?;
+        if let Err(error) = store.sealing_key(clock.now()).await {
+            let path = home.filter(|_| made_key).map(|home| home.join(SECRETS_KEY));
+            return Err(match (error, path) {
+                (store::Error::Locked(_), Some(path)) => {
+                    fs::remove_file(&path)?;
+                    Failed(format!(
+                        "{} is missing, and the secrets in these tables open with theirs alone: put it back, or use other tables",
+                        path.display()
+                    ))
+                }
+                (error, _) => out_of_reach(&error, &endpoint),
+            });
+        }
         let (api_key, made) = match args.api_key {
             Some(key) => (ApiKey::parse(&key).map_err(|error| Failed(format!("--api-key: {error}")))?, true),
             None => kept_key(home)?,
@@ -285,15 +297,15 @@ fn parse_secrets_key(text: &str) -> Result<KeyBytes, String> {
     KeyBytes::from_hex(text).ok_or_else(|| "expected 64 hexadecimal digits".to_owned())
 }
 
-/// The key that wraps data keys, made if there is none.
-fn secrets_key(home: Option<&Path>) -> Result<KeyBytes, Failed> {
-    let Some(home) = home else { return Ok(KeyBytes::generate()) };
+/// The key that wraps data keys, and whether it was made just now because there was none.
+fn secrets_key(home: Option<&Path>) -> Result<(KeyBytes, bool), Failed> {
+    let Some(home) = home else { return Ok((KeyBytes::generate(), true)) };
     let make = || {
         let key = KeyBytes::generate();
         let text = key.to_hex();
         (key, text)
     };
-    Ok(kept(&home.join(SECRETS_KEY), parse_secrets_key, make)?.0)
+    kept(&home.join(SECRETS_KEY), parse_secrets_key, make)
 }
 
 /// The key that wraps data keys of a data directory in use.

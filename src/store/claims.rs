@@ -19,6 +19,7 @@ use super::{
     from_item, held,
     keys::{self, DUE_SHARDS},
     log::{Filter, Status},
+    replays::Replaying,
     tables::DUE_INDEX,
     to_item,
 };
@@ -245,6 +246,11 @@ impl Store {
         let mut delivery = found.clone();
         if !delivery.withdraw() {
             return Ok(false);
+        }
+        if let Some(id) = found.replay.clone() {
+            // Its webhook is deleted, which ends it.
+            let of = Replaying { account: key.account.clone(), webhook: key.webhook, id };
+            self.cancel_replay(&of).await?;
         }
         self.restate(&found, &delivery, now, retention).await
     }

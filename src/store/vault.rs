@@ -214,8 +214,12 @@ impl Store {
     pub async fn start_data_key(&self, now: Instant) -> Result<u32> {
         let mut known = self.vault.known.lock().await;
         for _ in 0..MAX_TRIES {
-            let newest = self.newest_data_key().await?.map_or(0, |(version, _)| version);
-            if let Some(key) = self.start(newest + 1, now).await? {
+            let newest = self.newest_data_key().await?;
+            // A new one beside one that does not open would leave the tables with no key that opens everything.
+            if let Some((version, row)) = &newest {
+                self.unwrap(*version, row).await?;
+            }
+            if let Some(key) = self.start(newest.map_or(0, |(version, _)| version) + 1, now).await? {
                 let version = key.version();
                 known.sealing = Some(version);
                 known.keys.insert(version, Arc::new(key));

@@ -97,6 +97,15 @@ async fn a_new_data_key_seals_from_now_on_and_what_the_old_one_sealed_stays_read
 }
 
 #[tokio::test]
+async fn a_new_data_key_is_not_started_by_whoever_cannot_open_the_one_before() {
+    let world = World::new().await;
+    subscribe(&world, "acme", "https://example.com/", Some(SECRET)).await;
+    let stranger = another(&world, Wrapping::Local(KeyBytes::generate()));
+    assert!(stranger.start_data_key(Clock::system().now()).await.is_err());
+    assert_eq!(versions(&world).await, ["0000000001"]);
+}
+
+#[tokio::test]
 async fn secrets_from_the_time_before_there_was_a_key_are_read_and_can_be_sealed() {
     let mut world = World::new().await;
     let plain = another(&world, Wrapping::None);
