@@ -148,3 +148,13 @@ fn from_item<'a, T: Deserialize<'a>>(item: Item) -> Result<T> {
 fn corrupt(what: &str) -> Error {
     Error::Internal(format!("an item holds an invalid {what}"))
 }
+
+/// A number as DynamoDB has it.
+fn number(n: i64) -> AttributeValue {
+    AttributeValue::N(n.to_string())
+}
+
+/// A text as DynamoDB has it.
+fn text(text: &str) -> AttributeValue {
+    AttributeValue::S(text.to_owned())
+}

@@ -7,9 +7,7 @@ use std::time::Duration;
 
 use aws_sdk_dynamodb::{
     operation::update_item::{UpdateItemError, builders::UpdateItemFluentBuilder},
-    types::{
-        AttributeValue, Put, ReturnValue, ReturnValuesOnConditionCheckFailure, TransactWriteItem, builders::PutBuilder,
-    },
+    types::{Put, ReturnValue, ReturnValuesOnConditionCheckFailure, TransactWriteItem, builders::PutBuilder},
 };
 use serde::Deserialize;
 
@@ -19,9 +17,10 @@ use super::{
     from_item, held,
     keys::{self, DUE_SHARDS},
     log::{Filter, Status},
+    number,
     replays::Replaying,
     tables::DUE_INDEX,
-    to_item,
+    text, to_item,
 };
 use crate::{
     bounded,
@@ -400,12 +399,4 @@ fn due_of(item: Item) -> Result<Due> {
     let key = key_of(&item)?;
     let DueRow { attempt_count, next_attempt_at, sweep_at } = from_item(item)?;
     Ok(Due { key, attempt_count, next_attempt_at, sweep_at })
-}
-
-fn number(n: i64) -> AttributeValue {
-    AttributeValue::N(n.to_string())
-}
-
-fn text(text: &str) -> AttributeValue {
-    AttributeValue::S(text.to_owned())
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use aws_sdk_dynamodb::types::AttributeValue;
 
 use super::{
-    Result, Store,
+    Item, Result, Store,
     claims::Due,
     held, keys,
     log::{Filter, Status},
@@ -53,35 +53,12 @@ impl Store {
     /// # Errors
     /// If DynamoDB does not answer.
     pub async fn unparking(&self, at_most: usize) -> Result<Vec<Unparking>> {
-        let mut items = self
-            .client
-            .query()
-            .table_name(&self.tables.webhooks)
-            .consistent_read(true)
-            .key_condition_expression("PK = :unparking")
-            .expression_attribute_values(":unparking", AttributeValue::S(keys::UNPARKING.to_owned()))
-            .into_paginator()
-            .items()
-            .send();
-        let read = |item: &super::Item| {
-            let text = |name: &str| item.get(name).and_then(|value| value.as_s().ok());
-            let (account, webhook) = text(keys::SK).and_then(|sk| keys::parse_deliveries(sk))?;
-            let enabled_at = item.get("created_at").and_then(|value| value.as_n().ok())?.parse().ok()?;
-            let after = text("after").and_then(|event| EventId::parse(event));
+        let read = |account, webhook, item: &Item| {
+            let enabled_at = item.get("created_at")?.as_n().ok()?.parse().ok()?;
+            let after = item.get("after").and_then(|after| EventId::parse(after.as_s().ok()?));
             Some(Unparking { account, webhook, enabled_at: Instant::from_millis(enabled_at), after })
         };
-        let mut found = Vec::new();
-        while found.len() < at_most
-            && let Some(item) = items.next().await
-        {
-            let item = item?;
-            let unparking = read(&item);
-            if unparking.is_none() {
-                tracing::error!(?item, "a webhook that was enabled cannot be read and is left out");
-            }
-            found.extend(unparking);
-        }
-        Ok(found)
+        self.marked(keys::UNPARKING, at_most, read).await
     }
 
     /// Takes a step: makes a part of a webhook's parked deliveries due, one after the other, and says which.

@@ -1,9 +1,9 @@
 //! The count of an account's API requests: one item a day, one write a request, exact under concurrency.
 
-use aws_sdk_dynamodb::types::{AttributeValue, ReturnValuesOnConditionCheckFailure};
+use aws_sdk_dynamodb::types::ReturnValuesOnConditionCheckFailure;
 use serde::Deserialize;
 
-use super::{Error, Result, Store, from_item, keys, tables::EXPIRES_AT};
+use super::{Error, Result, Store, from_item, keys, number, tables::EXPIRES_AT};
 use crate::{clock::Instant, webhook::Account};
 
 /// How many requests an account may make; `None` is no limit.
@@ -109,8 +109,4 @@ impl Store {
         }
         Err(Error::Unavailable("too many requests of one account at the same time".to_owned()))
     }
-}
-
-fn number(n: i64) -> AttributeValue {
-    AttributeValue::N(n.to_string())
 }

@@ -13,8 +13,9 @@ use super::{
     from_item, held,
     keys::{self, Primary},
     log::Status,
+    number,
     tables::{EXPIRES_AT, STATE_INDEX},
-    to_item,
+    text, to_item,
 };
 use crate::{
     clock::{Deadline, Instant},
@@ -210,30 +211,11 @@ impl Store {
     /// # Errors
     /// If DynamoDB does not answer.
     pub async fn replaying(&self, at_most: usize) -> Result<Vec<Replaying>> {
-        let mut items = self
-            .client
-            .query()
-            .table_name(&self.tables.webhooks)
-            .consistent_read(true)
-            .key_condition_expression("PK = :replaying")
-            .expression_attribute_values(":replaying", text(keys::REPLAYING))
-            .into_paginator()
-            .items()
-            .send();
-        let mut found = Vec::new();
-        while found.len() < at_most
-            && let Some(item) = items.next().await
-        {
-            let item = item?;
-            let text = |name: &str| item.get(name).and_then(|value| value.as_s().ok());
-            let of = text(keys::SK).and_then(|sk| keys::parse_deliveries(sk));
-            let of = of.zip(text("replay").and_then(|id| ReplayId::parse(id)));
-            if of.is_none() {
-                tracing::error!(?item, "a replay cannot be read and is left out");
-            }
-            found.extend(of.map(|((account, webhook), id)| Replaying { account, webhook, id }));
-        }
-        Ok(found)
+        let read = |account, webhook, item: &Item| {
+            let id = ReplayId::parse(item.get("replay")?.as_s().ok()?)?;
+            Some(Replaying { account, webhook, id })
+        };
+        self.marked(keys::REPLAYING, at_most, read).await
     }
 
     /// Takes a step: makes a part of a replay's deliveries due, one after the other, and says which.
@@ -406,12 +388,4 @@ impl Store {
 
 fn key_of_replay(of: &Replaying) -> Primary {
     keys::replay(&of.account, of.webhook, &of.id)
-}
-
-fn text(text: &str) -> AttributeValue {
-    AttributeValue::S(text.to_owned())
-}
-
-fn number(n: i64) -> AttributeValue {
-    AttributeValue::N(n.to_string())
 }

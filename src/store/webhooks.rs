@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     Error, Item, Result, Store, back_off, corrupt, from_item, is_transient,
     keys::{self, Primary},
-    to_item,
+    text, to_item,
     vault::{Fingerprint, StoredSecret, stored},
 };
 use crate::{
@@ -457,6 +457,39 @@ impl Store {
             back_off(tried).await;
         }
         Err(Error::Unavailable("too many changes of one account at the same time".to_owned()))
+    }
+
+    /// The webhooks that are marked in a partition for what sweeps go on with, at most so many. A mark that cannot be read harms
+    /// no other.
+    pub(super) async fn marked<T>(
+        &self,
+        partition: &str,
+        at_most: usize,
+        read: impl Fn(Account, WebhookId, &Item) -> Option<T>,
+    ) -> Result<Vec<T>> {
+        let mut items = self
+            .client
+            .query()
+            .table_name(&self.tables.webhooks)
+            .consistent_read(true)
+            .key_condition_expression("PK = :partition")
+            .expression_attribute_values(":partition", text(partition))
+            .into_paginator()
+            .items()
+            .send();
+        let mut found = Vec::new();
+        while found.len() < at_most
+            && let Some(item) = items.next().await
+        {
+            let item = item?;
+            let of = item.get(keys::SK).and_then(|sk| keys::parse_deliveries(sk.as_s().ok()?));
+            let mark = of.and_then(|(account, webhook)| read(account, webhook, &item));
+            if mark.is_none() {
+                tracing::error!(partition, sort_key = ?item.get(keys::SK), "a mark cannot be read and is left out");
+            }
+            found.extend(mark);
+        }
+        Ok(found)
     }
 
     /// One item, strongly consistent.

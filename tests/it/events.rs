@@ -24,22 +24,27 @@ fn event(name: &str) -> String {
     fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("events").join(name)).unwrap()
 }
 
-#[tokio::test]
-async fn the_api_function_answers_each_sample_as_api_gateway_expects() {
-    let world = World::new().await;
-    let key = ApiKey::generate();
-    world.store.add_key(&account("acme"), &key, Clock::system().now()).await.unwrap();
-    let mut function = Adapter::from(router(Api {
-        account_claim: None,
+fn api(world: &World, claim: Option<&str>, rate_limits: Limits) -> axum::Router {
+    router(Api {
         store: world.store.clone(),
+        account_claim: claim.map(str::to_owned),
         client: crate::support::client(),
         guard: Guard::new(Policy::Public, vec![]),
         clock: Clock::system(),
         queue: world.queue.clone(),
         retention: Duration::from_hours(24),
         webhooks_per_account: 50,
-        rate_limits: Limits { per_minute: Some(60), per_day: Some(10_000) },
-    }));
+        rate_limits,
+    })
+}
+
+#[tokio::test]
+async fn the_api_function_answers_each_sample_as_api_gateway_expects() {
+    let world = World::new().await;
+    let key = ApiKey::generate();
+    world.store.add_key(&account("acme"), &key, Clock::system().now()).await.unwrap();
+    let limits = Limits { per_minute: Some(60), per_day: Some(10_000) };
+    let mut function = Adapter::from(api(&world, None, limits));
     let mut invoke = async |name: &str, key: &str| -> Value {
         let request: LambdaRequest = serde_json::from_str(&event(name).replace("sk-REPLACE", key)).unwrap();
         let answer = function.call(LambdaEvent::new(request, Context::default())).await.unwrap();
@@ -82,17 +87,7 @@ async fn with_a_claim_set_the_authorizer_in_front_names_the_account_and_without_
         (Some("tenant"), Some(token(json!({"tenant": ""}))), key.expose(), None),
         (Some("tenant"), None, key.expose(), None),
     ] {
-        let mut function = Adapter::from(router(Api {
-            store: world.store.clone(),
-            account_claim: claim.map(str::to_owned),
-            client: crate::support::client(),
-            guard: Guard::new(Policy::Public, vec![]),
-            clock: Clock::system(),
-            queue: world.queue.clone(),
-            retention: Duration::from_hours(24),
-            webhooks_per_account: 50,
-            rate_limits: Limits { per_minute: None, per_day: None },
-        }));
+        let mut function = Adapter::from(api(&world, claim, Limits { per_minute: None, per_day: None }));
         let mut sent: Value = serde_json::from_str(&event("api-list.json").replace("sk-REPLACE", key)).unwrap();
         let shown = format!("{claim:?} {authorizer:?}");
         if let Some(authorizer) = authorizer {
