@@ -181,7 +181,9 @@ async fn a_long_replay_goes_on_with_each_sweep_and_neither_a_crash_nor_two_sweep
     // The timers of this first sweep are lost with its process; a later sweep finds what they were for.
     tokio::join!(scene.sweep(), scene.sweep());
     drop(scene.app.world.timers());
-    assert_eq!(scene.progress(&replay).await.1[1], (FIRST_STEP + STEP) as u64);
+    // Whichever of the two began later may see a little further.
+    let sent = scene.progress(&replay).await.1[1];
+    assert!(((FIRST_STEP + STEP) as u64..=all as u64).contains(&sent), "{sent}");
     scene.sweep().await;
     timers.extend(scene.app.world.timers());
     assert_eq!(scene.progress(&replay).await.1[1], all as u64);
