@@ -115,7 +115,7 @@ pub fn retry_queue_url() -> Result<String, ConfigError> {
 /// # Errors
 /// If it is not text.
 pub fn stack_name() -> Result<String, ConfigError> {
-    Ok(variable("STACK_NAME")?.unwrap_or_else(|| env!("CARGO_PKG_NAME").to_owned()))
+    Ok(variable("STACK_NAME")?.unwrap_or_else(|| "nano-webhooks".to_owned()))
 }
 
 /// A variable of the environment, if it is set and not empty.

@@ -20,7 +20,7 @@ use crate::{
     clock::{Clock, Deadline, Instant},
     delivery::{
         Delivery, Key, State,
-        attempt::{Outcome, Request},
+        attempt::{FailureKind, Outcome, Request},
         due::is_within_reach,
         health::Health,
         schedule::Schedule,
@@ -132,7 +132,7 @@ impl Dispatcher {
         let (attempt, outcome) = client.attempt(&webhook.url, request, &delivery.body, at_most).await;
         tracing::info!(
             account = %delivery.key.account, webhook = %webhook.id, event = %delivery.key.event, attempt = attempt.number,
-            status = outcome.status_code, failure = ?attempt.failure, duration_ms = attempt.duration_ms, "attempt"
+            status = outcome.status_code, failure = attempt.failure.map(FailureKind::name), duration_ms = attempt.duration_ms, "attempt"
         );
         self.metrics.count(Count::Attempts);
         self.metrics.measure(Measure::AttemptDuration, outcome.took);

@@ -70,6 +70,20 @@ impl FailureKind {
     /// Every kind.
     pub const ALL: [Self; 8] =
         [Self::Dns, Self::Connect, Self::Tls, Self::Timeout, Self::Blocked, Self::Redirect, Self::Status, Self::Body];
+
+    /// The name, as it is stored and shown.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Dns => "dns",
+            Self::Connect => "connect",
+            Self::Tls => "tls",
+            Self::Timeout => "timeout",
+            Self::Blocked => "blocked",
+            Self::Redirect => "redirect",
+            Self::Status => "status",
+            Self::Body => "body",
+        }
+    }
 }
 
 impl Failure {
@@ -239,6 +253,13 @@ impl Request<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_kind_is_stored_by_its_name() {
+        for kind in FailureKind::ALL {
+            assert_eq!(serde_json::to_value(kind).unwrap(), kind.name());
+        }
+    }
 
     #[test]
     fn without_a_secret_both_signatures_are_absent_and_timestamps_and_id_remain() {

@@ -38,7 +38,7 @@ impl Metrics {
                     // Once in all, and once of its kind.
                     let dimensions = json!([["Stack"], ["Stack", "Failure"]]);
                     let metrics = vec![("FailedAttempts", COUNT, json!(many))];
-                    lines.push(line(stack, now, &dimensions, Some(("Failure", json!(kind))), metrics));
+                    lines.push(line(stack, now, &dimensions, Some(("Failure", json!(kind.name()))), metrics));
                     continue;
                 }
                 Count::Events => "Events",
@@ -91,6 +91,9 @@ fn line(
     let definitions: Vec<_> = metrics.iter().map(|(name, unit, _)| json!({ "Name": name, "Unit": unit })).collect();
     let directive = json!({ "Namespace": NAMESPACE, "Dimensions": dimensions, "Metrics": definitions });
     let mut line = Map::new();
+    // Lambda's JSON format files lines by these two.
+    line.insert("timestamp".to_owned(), json!(now.rfc3339()));
+    line.insert("level".to_owned(), json!("INFO"));
     line.insert("_aws".to_owned(), json!({ "Timestamp": now.millis(), "CloudWatchMetrics": [directive] }));
     line.insert("Stack".to_owned(), json!(stack));
     line.extend(dimension.map(|(name, value)| (name.to_owned(), value)));
@@ -119,6 +122,8 @@ mod tests {
         assert_eq!(
             lines(&metrics),
             [json!({
+                "timestamp": "2024-12-23T10:00:00Z",
+                "level": "INFO",
                 "_aws": {
                     "Timestamp": 1_734_948_000_000_i64,
                     "CloudWatchMetrics": [{

@@ -6,8 +6,6 @@ use std::{
     time::Duration,
 };
 
-use serde_json::json;
-
 use super::{Count, Durations, Measure, Metrics};
 use crate::delivery::attempt::FailureKind;
 
@@ -48,8 +46,8 @@ impl Metrics {
         let mut text = Text::default();
         text.counter("events_total", "Jobs that ended, as the stream told.", [(String::new(), count(Count::Events))]);
         text.counter("attempts_total", "Attempts that were made.", [(String::new(), count(Count::Attempts))]);
-        let failed =
-            FailureKind::ALL.map(|kind| (format!("{{failure={}}}", json!(kind)), count(Count::FailedAttempts(kind))));
+        let failed = FailureKind::ALL
+            .map(|kind| (format!("{{failure=\"{}\"}}", kind.name()), count(Count::FailedAttempts(kind))));
         text.counter("failed_attempts_total", "Attempts that failed, by the kind of the failure.", failed);
         let outcomes = [("delivered", Count::Delivered), ("failed", Count::Failed)];
         let outcomes = outcomes.map(|(name, what)| (format!("{{outcome=\"{name}\"}}"), count(what)));
