@@ -573,7 +573,7 @@ class Template(unittest.TestCase):
             self.assertEqual((logging["LogFormat"], logging["ApplicationLogLevel"]), ("JSON", "INFO"), name)
 
     def test_the_functions_name_their_stack_as_the_alarms_and_the_dashboard_do(self):
-        for name in BINARIES:
+        for name in ("DispatchFunction", "RetryFunction"):
             self.assertEqual(self.properties(name)["Environment"]["Variables"]["STACK_NAME"], {"Ref": "AWS::StackName"}, name)
 
     # --- the network
