@@ -19,3 +19,4 @@ mod support;
 mod targets;
 mod tls;
 mod trial;
+mod units;
