@@ -247,11 +247,11 @@ pub async fn run() -> Result<(), Failed> {
         Command::Serve(args) => serve::run(args).await,
         Command::Demo => demo::run().await,
         Command::Listen(args) => listen::run(args).await,
-        Command::Keys(command) => operate::keys(command).await,
+        Command::Keys(command) => operate::keys::run(command).await,
         Command::Secrets(SecretsCommand::Reseal { new_key, data_dir, tables }) => {
-            operate::reseal(new_key, &data_dir, &tables).await
+            operate::secrets::reseal(new_key, &data_dir, &tables).await
         }
-        Command::Job(JobCommand::Complete(args)) => operate::job(args, crate::event::Outcome::Completed).await,
-        Command::Job(JobCommand::Fail(args)) => operate::job(args, crate::event::Outcome::Failed).await,
+        Command::Job(JobCommand::Complete(args)) => operate::jobs::run(args, crate::event::Outcome::Completed).await,
+        Command::Job(JobCommand::Fail(args)) => operate::jobs::run(args, crate::event::Outcome::Failed).await,
     }
 }
