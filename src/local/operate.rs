@@ -2,6 +2,7 @@
 
 pub(super) mod jobs;
 pub(super) mod keys;
+mod progress;
 pub(super) mod secrets;
 
 use aws_sdk_dynamodb::Client;

@@ -2,7 +2,7 @@
 
 use std::{io::Write, path::Path};
 
-use super::{client, explain};
+use super::{client, explain, progress::progress};
 use crate::{
     aws,
     clock::Clock,
@@ -34,17 +34,20 @@ pub(in crate::local) async fn reseal(new_key: bool, data_dir: &Path, tables: &Ta
         let version = store.start_data_key(clock.now()).await.map_err(explain)?;
         writeln!(std::io::stderr(), "Started data key {version}.")?;
     }
+    let bar = progress("Sealing secrets of webhooks:", None);
     let (mut all, mut from) = (Resealed::default(), None);
     loop {
         let (part, next) = store.reseal(from, clock.now()).await.map_err(explain)?;
         all.sealed += part.sealed;
         all.kept += part.kept;
         all.changed += part.changed;
+        bar.inc(part.sealed + part.kept + part.changed);
         from = next;
         if from.is_none() {
             break;
         }
     }
+    drop(bar);
     if all.changed > 0 {
         return Err(Failed(format!(
             "{} webhooks were changed by others at the same time ({} sealed anew): run it again",
