@@ -176,7 +176,7 @@ impl Dispatcher {
                 for subscriber in subscribers {
                     match subscriber {
                         Ok(subscriber) => readable.push(subscriber),
-                        Err(error) => unreadable = Some(format!("a webhook of the account cannot be read: {error}")),
+                        Err(error) => unreadable = Some(unreadable_webhook(&error)),
                     }
                 }
                 Loaded { subscribers: readable, unreadable }
@@ -238,6 +238,11 @@ impl Dispatcher {
         }
         (delivery, Some(outcome))
     }
+}
+
+/// Why an event is poison although it was understood.
+pub(super) fn unreadable_webhook(error: &Error) -> String {
+    format!("a webhook of the account cannot be read: {error}")
 }
 
 fn event_type(occurrence: &Occurrence) -> EventType {
