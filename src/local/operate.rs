@@ -1,9 +1,12 @@
 //! What operators and workers do, against local or real tables: one noun, one file.
 
+pub(super) mod deliveries;
 pub(super) mod jobs;
 pub(super) mod keys;
+pub(super) mod poison;
 mod progress;
 pub(super) mod secrets;
+pub(super) mod stats;
 
 use aws_sdk_dynamodb::Client;
 
@@ -14,7 +17,9 @@ use super::{
 };
 use crate::{
     aws,
+    clock::Instant,
     config::{Config, Defaults, variable},
+    delivery::attempt::FailureKind,
     store::{
         self, Store,
         vault::{Vault, Wrapping},
@@ -35,8 +40,72 @@ async fn client(args: &TablesArgs) -> Client {
     if args.aws { Client::new(&aws::config().await) } else { dynamodb(&args.dynamodb_endpoint) }
 }
 
+fn settings() -> Result<Config, Failed> {
+    Ok(Config::read(variable, Defaults::LOCAL)?)
+}
+
 /// The tables, for commands that have nothing to do with secrets.
 async fn open(args: &TablesArgs) -> Result<Store, Failed> {
-    let config = Config::read(variable, Defaults::LOCAL)?;
-    Ok(Store::new(client(args).await, config.tables, Vault::new(Wrapping::None)))
+    Ok(Store::new(client(args).await, settings()?.tables, Vault::new(Wrapping::None)))
+}
+
+/// The platform's jobs table; with `--aws` only one that is named, for there is none to assume.
+fn jobs_table(args: &TablesArgs) -> Result<Option<String>, Failed> {
+    let local = || (!args.aws).then(|| Defaults::LOCAL_JOBS_TABLE.to_owned());
+    Ok(variable("JOBS_TABLE")?.or_else(local))
+}
+
+/// A time, and how far from now that is.
+fn time(at: Instant, now: Instant) -> String {
+    let (ahead, behind) = (at.since(now), now.since(at));
+    let seconds = ahead.max(behind).as_secs();
+    let far = match seconds {
+        0 => return format!("{} (now)", at.rfc3339()),
+        1..60 => format!("{seconds} s"),
+        60..3_600 => format!("{} min", seconds / 60),
+        3_600..172_800 => format!("{} h", seconds / 3_600),
+        _ => format!("{} days", seconds / 86_400),
+    };
+    if ahead > behind { format!("{} (in {far})", at.rfc3339()) } else { format!("{} ({far} ago)", at.rfc3339()) }
+}
+
+/// A text that others wrote, for a terminal: what would steer it is escaped.
+fn printable(text: &str) -> String {
+    let escaped = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.to_string() };
+    text.chars().map(escaped).collect()
+}
+
+/// A failure as the API names it.
+fn failure(kind: FailureKind) -> String {
+    serde_json::to_value(kind).ok().and_then(|name| name.as_str().map(str::to_owned)).unwrap_or_default()
+}
+
+/// `1 record`, `2 records`.
+fn counted(n: usize, one: &str, many: &str) -> String {
+    format!("{n} {}", if n == 1 { one } else { many })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_is_shown_with_how_far_it_is_from_now() {
+        let now = Instant::from_millis(1_734_948_000_000);
+        for (seconds, shown) in [
+            (0, "2024-12-23T10:00:00Z (now)"),
+            (59, "2024-12-23T10:00:59Z (in 59 s)"),
+            (-1, "2024-12-23T09:59:59Z (1 s ago)"),
+            (240, "2024-12-23T10:04:00Z (in 4 min)"),
+            (-7_199, "2024-12-23T08:00:01Z (1 h ago)"),
+            (172_800, "2024-12-25T10:00:00Z (in 2 days)"),
+        ] {
+            assert_eq!(time(Instant::from_millis(now.millis() + seconds * 1000), now), shown);
+        }
+    }
+
+    #[test]
+    fn what_would_steer_a_terminal_is_escaped() {
+        assert_eq!(printable("\u{1b}[2Jé\n\u{9b}"), r"\u{1b}[2Jé\n\u{9b}");
+    }
 }
