@@ -28,8 +28,13 @@ use crate::{
 };
 
 fn explain(error: &store::Error, tables: &TablesArgs) -> Failed {
-    let place = if tables.aws { "the account of your AWS credentials" } else { &tables.dynamodb_endpoint };
-    out_of_reach(error, place)
+    match error {
+        store::Error::Unavailable(_) if tables.aws => {
+            Failed("DynamoDB does not answer, or throttles: are AWS credentials and a region set?".to_owned())
+        }
+        _ if tables.aws => out_of_reach(error, "the account of your AWS credentials"),
+        _ => out_of_reach(error, &tables.dynamodb_endpoint),
+    }
 }
 
 fn parse_account(name: &str) -> Result<Account, Failed> {
