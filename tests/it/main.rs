@@ -8,6 +8,7 @@ mod fixed_point;
 mod layers;
 mod limits;
 mod openapi;
+mod poison;
 mod proxy;
 mod replays;
 mod retries;
