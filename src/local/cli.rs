@@ -260,7 +260,7 @@ pub enum PoisonCommand {
         #[arg(long)]
         all: bool,
         /// Of all records those kept on this day (UTC)
-        #[arg(long, value_name = "YYYY-MM-DD", requires = "all", value_parser = day)]
+        #[arg(long, value_name = "YYYY-MM-DD", requires = "all", conflicts_with = "ids", value_parser = day)]
         day: Option<String>,
         /// Which tables.
         #[command(flatten)]

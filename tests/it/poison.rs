@@ -386,6 +386,27 @@ async fn records_are_listed_page_by_page_named_by_their_number_and_counted() {
 }
 
 #[tokio::test]
+async fn the_counting_of_records_ends_with_the_page_that_reaches_its_bound() {
+    let scene = Scene::new().await;
+    let store = &scene.world.store;
+    // More than the 1 MB that a page of DynamoDB has.
+    for number in 1..=6 {
+        let poison = Poison {
+            reason: "large".to_owned(),
+            stream: "arn".to_owned(),
+            sequence_number: number.to_string(),
+            created_at: None,
+            keys: "{}".to_owned(),
+            image: Some("x".repeat(MAX_IMAGE)),
+        };
+        store.keep_poison(&poison, START, START + RETENTION).await.unwrap();
+    }
+    let (counted, complete) = store.count_poison(DAY, 1).await.unwrap();
+    assert!((1..6).contains(&counted) && !complete, "{counted}");
+    assert_eq!(store.count_poison(DAY, 100).await.unwrap(), (6, true));
+}
+
+#[tokio::test]
 async fn a_record_that_cannot_be_read_from_the_table_harms_no_other() {
     let scene = Scene::new().await;
     let kept = scene.poison(1, &without("account_id", job("t1", "completed"))).await;

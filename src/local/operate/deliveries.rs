@@ -142,24 +142,32 @@ async fn show(args: DeliveryArgs, json: bool, tables: &TablesArgs) -> Result<(),
     Ok(write!(out, "{}", described(&delivery, deleted, Clock::system().now()))?)
 }
 
-fn described(delivery: &Delivery, deleted: bool, now: Instant) -> String {
-    let Key { account, webhook, event } = &delivery.key;
-    let status = if deleted && delivery.state.name() == "pending" { "cancelled" } else { delivery.state.name() };
+/// What a delivery's status is, and what happens next.
+fn status(delivery: &Delivery, deleted: bool, now: Instant) -> (&'static str, String) {
+    let status = delivery.state.name();
     let next = match delivery.state {
-        _ if status == "cancelled" => "webhook deleted: none".to_owned(),
-        State::Pending(at) if at <= now => format!("due since {}, or in flight", time(at, now)),
-        State::Pending(at) => format!("at {}", time(at, now)),
-        State::Parked => format!("when webhook {webhook} is enabled again"),
-        State::Delivered => "none: it was accepted".to_owned(),
-        State::Failed | State::Cancelled => "none, unless a person or a replay asks for one".to_owned(),
+        // Also where that is not written yet.
+        State::Pending(_) | State::Parked if deleted => {
+            return (Status::Cancelled.name(), "nothing: the webhook is deleted".to_owned());
+        }
+        State::Pending(at) if at <= now => format!("an attempt, due since {} or in flight", time(at, now)),
+        State::Pending(at) => format!("an attempt at {}", time(at, now)),
+        State::Parked => format!("an attempt once webhook {} is enabled again", delivery.key.webhook),
+        State::Delivered => "nothing: it was accepted".to_owned(),
+        State::Failed => "nothing, unless a retry or a replay is asked for".to_owned(),
+        State::Cancelled => "nothing: the webhook was deleted".to_owned(),
     };
     let asked = match (&delivery.resume, &delivery.replay) {
-        (_, Some(replay)) => format!(", asked for by replay {replay}"),
-        (Some(before), None) => {
-            format!(", asked for by a person: if it fails, the delivery is {} as before", before.name())
-        }
-        (None, None) => String::new(),
+        (None, _) => String::new(),
+        (Some(_), Some(replay)) => format!(", asked for by replay {replay}"),
+        (Some(before), None) => format!(", asked for by a person (if it fails: {} as before)", before.name()),
     };
+    (status, next + &asked)
+}
+
+fn described(delivery: &Delivery, deleted: bool, now: Instant) -> String {
+    let Key { account, webhook, event } = &delivery.key;
+    let (status, next) = status(delivery, deleted, now);
     let mut out = format!(
         "Delivery {event} to webhook {webhook} of account {}\n  event     {}\n",
         printable(account.as_str()),
@@ -173,7 +181,7 @@ fn described(delivery: &Delivery, deleted: bool, now: Instant) -> String {
     let _ = writeln!(out, "  payload   {}", printable(&delivery.body));
     let attempts = counted(delivery.attempt_count as usize, "attempt", "attempts");
     let _ = writeln!(out, "  status    {status} after {attempts}");
-    let _ = writeln!(out, "  next      {next}{asked}");
+    let _ = writeln!(out, "  next      {next}");
     for attempt in &delivery.attempts {
         describe_attempt(&mut out, delivery, attempt, now);
     }
@@ -264,4 +272,57 @@ async fn asked_for(
         writeln!(err, "To the webhooks that account {account} has: {names}.")?;
     }
     Ok(ids.into_iter().map(|id| (id, false)).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{delivery::ReplayId, event::EventId, webhook::EventType};
+
+    #[test]
+    fn it_is_told_what_happens_next() {
+        let at = Instant::from_millis;
+        let key = Key {
+            account: Account::parse("acme").unwrap(),
+            webhook: WebhookId::new(3).unwrap(),
+            event: EventId::parse("evt_01JFSFB4807P0XDV4PAY2Y4PMB").unwrap(),
+        };
+        let new = Delivery::new(key, EventType::JobFailed, None, String::new(), "{}".into(), at(0));
+        let replay = ReplayId::parse("rpl_0123456789abcdef");
+        for (state, resume, replay, deleted, status_now, next) in [
+            (
+                State::Pending(at(240_000)),
+                None,
+                None,
+                false,
+                "pending",
+                "an attempt at 1970-01-01T00:04:00Z (in 4 min)",
+            ),
+            (
+                State::Pending(at(-1000)),
+                Some(State::Failed),
+                None,
+                false,
+                "pending",
+                "an attempt, due since 1969-12-31T23:59:59Z (1 s ago) or in flight, asked for by a person (if it fails: failed as before)",
+            ),
+            (
+                State::Pending(at(1000)),
+                Some(State::Failed),
+                replay,
+                false,
+                "pending",
+                "an attempt at 1970-01-01T00:00:01Z (in 1 s), asked for by replay rpl_0123456789abcdef",
+            ),
+            (State::Parked, None, None, false, "pending", "an attempt once webhook 3 is enabled again"),
+            (State::Parked, None, None, true, "cancelled", "nothing: the webhook is deleted"),
+            (State::Pending(at(1)), Some(State::Failed), None, true, "cancelled", "nothing: the webhook is deleted"),
+            (State::Delivered, None, None, true, "delivered", "nothing: it was accepted"),
+            (State::Failed, None, None, false, "failed", "nothing, unless a retry or a replay is asked for"),
+            (State::Cancelled, None, None, true, "cancelled", "nothing: the webhook was deleted"),
+        ] {
+            let delivery = Delivery { state, resume, replay, ..new.clone() };
+            assert_eq!(status(&delivery, deleted, at(0)), (status_now, next.to_owned()));
+        }
+    }
 }

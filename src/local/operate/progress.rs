@@ -15,6 +15,7 @@ pub(super) fn progress(what: &'static str, of: Option<usize>) -> ProgressBar {
     };
     let style = ProgressStyle::with_template(template).expect("the template is well-formed");
     let bar = bar.with_style(style).with_message(what).with_finish(ProgressFinish::AndClear);
+    bar.tick();
     bar.enable_steady_tick(TICK);
     bar
 }

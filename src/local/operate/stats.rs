@@ -8,10 +8,10 @@ use super::{counted, explain, failure, open, poison::days, printable, progress::
 use crate::{
     bounded,
     clock::{Clock, Instant},
+    delivery::Key,
     local::cli::{Failed, StatsArgs, TablesArgs},
     store::{
         self, Store,
-        claims::Due,
         keys::{self, DUE_SHARDS},
         log::{Filter, Status},
         parked::Unparking,
@@ -48,9 +48,12 @@ pub(in crate::local) async fn run(args: StatsArgs) -> Result<(), Failed> {
 async fn all(json: bool, tables: &TablesArgs) -> Result<(), Failed> {
     let (store, now) = (open(tables).await?, Clock::system().now());
     let explain = |error: store::Error| explain(&error, tables);
-    let bar = progress("Reading the due index and", None);
-    let pending = Pending::of(&store.due(Instant::from_millis(i64::MAX), of_each_shard()).await.map_err(explain)?, now);
-    let counts = days(None, now)?.into_iter().map(async |day| {
+    let days = days(None, now)?;
+    let bar = progress("Counting what is pending, then poison by day:", Some(days.len()));
+    let due = store.due(Instant::from_millis(i64::MAX), of_each_shard()).await.map_err(explain)?;
+    let due: Vec<_> = due.into_iter().map(|due| (due.key, due.next_attempt_at)).collect();
+    let pending = Pending::of(&due, now);
+    let counts = days.into_iter().map(async |day| {
         let counted = store.count_poison(&day, COUNTED_POISON).await;
         bar.inc(1);
         counted.map(|(count, complete)| (day, count, complete))
@@ -113,11 +116,12 @@ const fn of_each_shard() -> usize {
 }
 
 impl Pending {
-    fn of(entries: &[Due], now: Instant) -> Self {
+    /// From what names each entry, and when its next attempt is due.
+    fn of(entries: &[(Key, Instant)], now: Instant) -> Self {
         let (overdue, waiting): (Vec<_>, Vec<_>) =
-            entries.iter().map(|due| due.next_attempt_at).partition(|due_at| *due_at <= now);
+            entries.iter().map(|(_, due_at)| *due_at).partition(|due_at| *due_at <= now);
         let (mut shards, mut webhooks) = (BTreeMap::new(), BTreeMap::new());
-        for Due { key, .. } in entries {
+        for (key, _) in entries {
             *shards.entry(keys::due_shard(&key.event)).or_insert(0) += 1;
             webhooks.entry((key.account.as_str(), key.webhook.get())).or_insert((key, 0)).1 += 1;
         }
@@ -283,5 +287,44 @@ async fn next_attempts(
         if filter.after.is_none() || found.len() >= COUNTED_OF_WEBHOOK {
             return Ok((found, filter.after.is_none()));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::EventId;
+
+    fn entry(webhook: u64, due_at: i64) -> (Key, Instant) {
+        let key = Key {
+            account: Account::parse("acme").unwrap(),
+            webhook: WebhookId::new(webhook).unwrap(),
+            event: EventId::parse("evt_01JFSFB4807P0XDV4PAY2Y4PMB").unwrap(),
+        };
+        (key, Instant::from_millis(due_at))
+    }
+
+    #[test]
+    fn what_is_pending_is_told_by_when_it_is_due_and_by_webhook() {
+        let entries = [entry(1, 10), entry(2, 7), entry(2, 8), entry(2, 30), entry(3, 20)];
+        let pending = Pending::of(&entries, Instant::from_millis(10));
+        assert_eq!((pending.overdue, pending.oldest), (3, Some(Instant::from_millis(7))));
+        assert_eq!((pending.waiting, pending.next), (2, Some(Instant::from_millis(20))));
+        let most: Vec<_> = pending.most.iter().map(|(_, webhook, count)| (webhook.get(), *count)).collect();
+        assert_eq!(most, [(2, 3), (1, 1), (3, 1)]);
+        assert!(pending.complete);
+    }
+
+    #[test]
+    fn a_shard_that_was_not_read_to_its_end_makes_the_counts_the_least_that_there_is() {
+        let mut entries = vec![entry(1, 10); of_each_shard()];
+        let printed = |entries: &[_]| {
+            let mut out = Vec::new();
+            Pending::of(entries, Instant::from_millis(10)).print(&mut out, Instant::from_millis(10)).unwrap();
+            String::from_utf8(out).unwrap()
+        };
+        assert!(printed(&entries).starts_with("Overdue    at least 6250 deliveries, the oldest since 1970-"));
+        entries.pop();
+        assert!(printed(&entries).starts_with("Overdue    6249 deliveries, "));
     }
 }
