@@ -134,7 +134,8 @@ fn record(kept: &Kept, job: Option<Item>, jobs: Option<&str>) -> std::result::Re
     change.new_image = new_image;
     change.sequence_number = Some(kept.poison.sequence_number.clone());
     let mut record = EventRecord::default();
-    // Nothing is poison whose status was terminal before too, as far as could be seen. Where it could not, it now counts as news.
+    // A record whose status was the same before is no poison, as far as the old image tells. Where that was missing, an operator
+    // says that it is news.
     "INSERT".clone_into(&mut record.event_name);
     record.event_source_arn = Some(kept.poison.stream.clone());
     record.change = change;
