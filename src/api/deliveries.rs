@@ -28,7 +28,7 @@ use crate::{
         attempt::{Attempt, FailureKind},
         phases::Phases,
     },
-    event::EventId,
+    event::{EventId, traceparent::Traceparent},
     queue::{Message, Timer},
     store::log::{Filter, Listed, Status},
     webhook::{Account, EventType, Status as WebhookStatus, WebhookId},
@@ -359,15 +359,22 @@ impl From<&Delivery> for View {
             attempts: delivery
                 .attempts
                 .iter()
-                .map(|attempt| AttemptView::new(&delivery.key.event, delivery.event_type, attempt))
+                .map(|attempt| {
+                    AttemptView::new(&delivery.key.event, delivery.event_type, delivery.traceparent.as_ref(), attempt)
+                })
                 .collect(),
         }
     }
 }
 
 impl AttemptView {
-    pub(super) fn new(event: &EventId, event_type: EventType, attempt: &Attempt) -> Self {
-        let headers = attempt.request(event, event_type).headers().into_iter();
+    pub(super) fn new(
+        event: &EventId,
+        event_type: EventType,
+        traceparent: Option<&Traceparent>,
+        attempt: &Attempt,
+    ) -> Self {
+        let headers = attempt.request(event, event_type, traceparent).headers().into_iter();
         Self {
             number: attempt.number,
             at: attempt.at.rfc3339(),

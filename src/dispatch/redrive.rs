@@ -13,7 +13,6 @@ use super::{
 use crate::{
     bounded,
     clock::Instant,
-    delivery::{Delivery, Key},
     event::JobEvent,
     store::{Result, Store, poison::Kept},
 };
@@ -81,16 +80,12 @@ async fn record_deliveries(
     now: Instant,
     retention: Duration,
 ) -> Result<Redriven> {
-    let Occurrence { event, body, .. } = occurrence;
-    let event_type = event.outcome.event_type();
+    let (account, event_type) = (&occurrence.event.account, occurrence.event.outcome.event_type());
     let (mut writes, mut unreadable) = (Vec::new(), None);
-    for subscriber in store.subscribers(&event.account).await? {
+    for subscriber in store.subscribers(account).await? {
         match subscriber {
             Ok(subscriber) if subscriber.webhook.wants(event_type) => {
-                let webhook = subscriber.webhook;
-                let key = Key { account: event.account.clone(), webhook: webhook.id, event: event.id.clone() };
-                let (task_id, url) = (Some(event.task_id.clone()), webhook.url.as_str().to_owned());
-                let delivery = Delivery::new(key, event_type, task_id, url, body.clone(), now);
+                let delivery = occurrence.delivery(&subscriber.webhook, now);
                 writes.push(async move { store.record_for_sweep(&delivery, now, retention).await });
             }
             Ok(_) => {}
@@ -101,7 +96,7 @@ async fn record_deliveries(
     let recorded = written.iter().filter(|new| **new).count();
     let existing = written.len() - recorded;
     Ok(match unreadable {
-        None => Redriven::Event { event: event.into(), recorded, existing },
+        None => Redriven::Event { event: occurrence.event.into(), recorded, existing },
         Some(reason) => Redriven::Stays { reason, recorded },
     })
 }

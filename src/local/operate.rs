@@ -19,7 +19,6 @@ use crate::{
     aws,
     clock::Instant,
     config::{Config, Defaults, variable},
-    delivery::attempt::FailureKind,
     store::{
         self, Store,
         vault::{Vault, Wrapping},
@@ -78,11 +77,6 @@ fn time(at: Instant, now: Instant) -> String {
 fn printable(text: &str) -> String {
     let escaped = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.to_string() };
     text.chars().map(escaped).collect()
-}
-
-/// A failure as the API names it.
-fn failure(kind: FailureKind) -> String {
-    serde_json::to_value(kind).ok().and_then(|name| name.as_str().map(str::to_owned)).unwrap_or_default()
 }
 
 /// `1 record`, `2 records`.

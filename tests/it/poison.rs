@@ -146,7 +146,9 @@ async fn a_job_that_was_mended_becomes_the_event_it_would_have_been_and_once_onl
 
     assert_eq!(scene.stays(&kept).await, "`account_id`: missing, expected a string (S)");
     scene.clock.advance(Duration::from_hours(1));
-    scene.put(&with("data", json!({"M": {"mended": {"BOOL": true}}}), whole.clone())).await;
+    let trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+    let mended = with("data", json!({"M": {"mended": {"BOOL": true}}}), whole.clone());
+    scene.put(&with("traceparent", json!({ "S": trace }), mended)).await;
     let (event, recorded, existing) = scene.event(&kept).await;
     assert_eq!((recorded, existing), (1, 0));
     assert_eq!(event.id, id_of(&of(7, &whole)));
@@ -158,6 +160,7 @@ async fn a_job_that_was_mended_becomes_the_event_it_would_have_been_and_once_onl
     let body = r#"{"event":"job.completed","task_id":"t1","task_type":"image","status":"completed","data":{"mended":true},"timestamp":"2024-12-23T10:00:00Z"}"#;
     assert_eq!((received.body.as_str(), received.header("webhook-id")), (body, event.id.as_str()));
     assert!(received.is_signed_by("my-secret-key"));
+    assert_eq!(received.header("traceparent"), trace);
 
     // As after a crash between the deliveries and the record.
     let (again, recorded, existing) = scene.event(&kept).await;

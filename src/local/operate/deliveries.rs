@@ -4,7 +4,7 @@ use std::{fmt::Write as _, io::Write};
 
 use serde::Serialize;
 
-use super::{counted, explain, failure, open, printable, settings, time};
+use super::{counted, explain, open, printable, settings, time};
 use crate::{
     api::deliveries::{Row, View},
     bounded,
@@ -122,7 +122,7 @@ fn line(webhook: WebhookId, deleted: bool, one: &Listed, now: Instant) -> String
         ("pending", None) => ("pending", ", parked".to_owned()),
         (status, _) => (status, String::new()),
     };
-    let failed = row.last_failure.map_or_else(String::new, |kind| format!(", last failure {}", failure(kind)));
+    let failed = row.last_failure.map_or_else(String::new, |kind| format!(", last failure {}", kind.name()));
     let job = row.task_id.as_ref().map_or_else(String::new, |task| format!("  {}", printable(task)));
     let attempts = counted(row.attempt_count as usize, "attempt", "attempts");
     let created_at = row.created_at.rfc3339();
@@ -202,12 +202,14 @@ fn describe_attempt(out: &mut String, delivery: &Delivery, attempt: &Attempt, no
     }
     if let Some(kind) = attempt.failure {
         let detail = attempt.detail.as_deref().unwrap_or_default();
-        let _ = writeln!(out, "  failure   {}: {}", failure(kind), printable(detail));
+        let _ = writeln!(out, "  failure   {}: {}", kind.name(), printable(detail));
     }
     if let Some(excerpt) = &attempt.response_excerpt {
         let _ = writeln!(out, "  answered  {}", printable(excerpt));
     }
-    for (name, value) in attempt.request(&delivery.key.event, delivery.event_type).headers() {
+    for (name, value) in
+        attempt.request(&delivery.key.event, delivery.event_type, delivery.traceparent.as_ref()).headers()
+    {
         let _ = writeln!(out, "  sent      {name}: {value}");
     }
 }

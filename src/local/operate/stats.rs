@@ -4,7 +4,7 @@ use std::{cmp::Reverse, collections::BTreeMap, io::Write};
 
 use serde_json::{Value, json};
 
-use super::{counted, explain, failure, open, poison::days, printable, progress::progress, time};
+use super::{counted, explain, open, poison::days, printable, progress::progress, time};
 use crate::{
     bounded,
     clock::{Clock, Instant},
@@ -261,7 +261,7 @@ impl Counts {
             webhook.status.name()
         )?;
         let since = health.failing_since.map_or_else(String::new, |at| format!(" since {}", time(at, now)));
-        let last = health.last_failure.map_or_else(String::new, |kind| format!(", last failure {}", failure(kind)));
+        let last = health.last_failure.map_or_else(String::new, |kind| format!(", last failure {}", kind.name()));
         let open = if health.is_open() { ", breaker open" } else { "" };
         writeln!(out, "  health   {}{since}{last}{open}", health.state())?;
         let Self { pending, overdue, parked, failed, .. } = self;
