@@ -9,6 +9,7 @@ mod layers;
 mod limits;
 mod metrics;
 mod openapi;
+mod poison;
 mod proxy;
 mod replays;
 mod retries;
