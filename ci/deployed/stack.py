@@ -1,0 +1,152 @@
+"""The stack as `sam build` left it, and what has to be done to it before an emulated account takes it."""
+
+import copy
+import json
+import subprocess
+
+import yaml
+
+from emulators import BUILT, ROOT
+from support import environment
+
+TEMPLATE = yaml.safe_load((BUILT / ".aws-sam/build/template.yaml").read_text())
+NAME = "nano-webhooks"
+
+
+def functions():
+    """The template's functions with their properties, those of Globals among them."""
+    common = TEMPLATE["Globals"]["Function"]
+    return {
+        name: common | resource["Properties"]
+        for name, resource in TEMPLATE["Resources"].items()
+        if resource["Type"] == "AWS::Serverless::Function"
+    }
+
+
+def create_tables(db, prefix):
+    """The template's tables, each under its logical id behind a prefix, as far as an engine can have them."""
+    has = ("BillingMode", "AttributeDefinitions", "KeySchema", "GlobalSecondaryIndexes")
+    for name, resource in TEMPLATE["Resources"].items():
+        if resource["Type"] == "AWS::DynamoDB::Table":
+            properties = {part: value for part, value in resource["Properties"].items() if part in has}
+            db.create_table(TableName=prefix + name, **properties)
+
+
+# --- what the emulated account does otherwise than AWS
+
+
+def numbers(template):
+    """CloudFormation hands a parameter of type Number on as a number; the account hands on text, and then cannot compare."""
+    parameters = {name: of["Default"] for name, of in template["Parameters"].items() if of["Type"] == "Number"}
+    changed = 0
+    for part in parts(template["Resources"]):
+        for name, value in part.items():
+            if isinstance(value, dict) and value.get("Ref") in parameters:
+                part[name] = parameters[value["Ref"]]
+                changed += 1
+    return changed
+
+
+def key_contexts(template):
+    """The account does not know the condition key `kms:EncryptionContext`, and allows nothing that depends on it."""
+    changed = 0
+    for statement in statements(template):
+        if "kms:EncryptionContext" in json.dumps(statement.get("Condition")):
+            del statement["Condition"]
+            changed += 1
+    return changed
+
+
+def batches_of_messages(template):
+    """To AWS a batch of messages is as many times `sqs:SendMessage`; the account asks for a permission that AWS has not."""
+    changed = 0
+    for statement in statements(template):
+        actions = statement["Action"] if isinstance(statement["Action"], list) else [statement["Action"]]
+        if statement["Effect"] == "Allow" and "sqs:SendMessage" in actions:
+            statement["Action"] = [*actions, "sqs:SendMessageBatch"]
+            changed += 1
+    return changed
+
+
+CHANGES = [numbers, key_contexts, batches_of_messages]
+
+
+def emulated():
+    """The built template with these changes, and no other. One that changes nothing is an error: it could go."""
+    template = copy.deepcopy(TEMPLATE)
+    for change in CHANGES:
+        assert change(template), f"the template has nothing in it for `{change.__name__}` to change"
+    return template
+
+
+def statements(template):
+    """All statements of policies."""
+    return [part for part in parts(template["Resources"]) if {"Effect", "Action"} <= set(part)]
+
+
+def parts(value):
+    """All mappings in a value, at any depth."""
+    if isinstance(value, list):
+        return [part for each in value for part in parts(each)]
+    return [value, *parts(list(value.values()))] if isinstance(value, dict) else []
+
+
+# --- what an operator does
+
+
+def sam(account, *args):
+    done = subprocess.run(
+        ["sam", *args],
+        cwd=BUILT,
+        env=environment(ROOT | {"AWS_ENDPOINT_URL": account.url, "SAM_CLI_TELEMETRY": "0", "SAM_CLI_POLL_DELAY": "0.2"}),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, f"sam {args}: exit {done.returncode}\n{done.stdout}\n{done.stderr}\n{account.log_text()}"
+
+
+class Stack:
+    """The stack, deployed with the settings of samconfig.toml."""
+
+    def __init__(self, account, **parameters):
+        self.account = account
+        changed = BUILT / ".aws-sam/build/emulated.yaml"
+        changed.write_text(yaml.safe_dump(emulated(), sort_keys=False))
+        sam(
+            account,
+            *("deploy", "--template-file", str(changed), "--config-file", str(BUILT / "samconfig.toml")),
+            *("--no-confirm-changeset", "--no-progressbar", "--parameter-overrides"),
+            *(f"{name}={value}" for name, value in parameters.items()),
+        )
+        (described,) = account.client("cloudformation").describe_stacks(StackName=NAME)["Stacks"]
+        assert described["StackStatus"] == "CREATE_COMPLETE", described
+        self.outputs = {output["OutputKey"]: output["OutputValue"] for output in described["Outputs"]}
+        self.make_routes()
+
+    def resources(self):
+        """Logical to physical ids."""
+        found = self.account.client("cloudformation").describe_stack_resources(StackName=NAME)["StackResources"]
+        return {resource["LogicalResourceId"]: resource["PhysicalResourceId"] for resource in found}
+
+    def make_routes(self):
+        """API Gateway makes its routes of the description of the API that SAM has put into the stack; the account does not."""
+        gateway, api = self.account.client("apigatewayv2"), self.resources()["Api"]
+        assert not gateway.get_routes(ApiId=api)["Items"], "the account makes the routes by now: this need not be done"
+        formation = self.account.client("cloudformation")
+        processed = formation.get_template(StackName=NAME, TemplateStage="Processed")["TemplateBody"]
+        processed = json.loads(processed) if isinstance(processed, str) else processed
+        function = self.account.client("lambda").get_function(FunctionName=self.outputs["ApiFunction"])["Configuration"]
+        for path, methods in processed["Resources"]["Api"]["Properties"]["Body"]["paths"].items():
+            for method, operation in methods.items():
+                assert (path, method) == ("$default", "x-amazon-apigateway-any-method"), "the only route there is"
+                described = operation["x-amazon-apigateway-integration"]
+                assert "${ApiFunction.Arn}" in json.dumps(described["uri"]), described
+                made = gateway.create_integration(
+                    ApiId=api,
+                    IntegrationType=described["type"].upper(),
+                    IntegrationMethod=described["httpMethod"],
+                    IntegrationUri=function["FunctionArn"],
+                    PayloadFormatVersion=described["payloadFormatVersion"],
+                )
+                gateway.create_route(ApiId=api, RouteKey=path, Target=f"integrations/{made['IntegrationId']}")
