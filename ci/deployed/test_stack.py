@@ -28,8 +28,8 @@ class Gateway(Api):
 
 @pytest.fixture(scope="module")
 def stack(account):
-    # The endpoints are on this machine, and without TLS.
-    return Stack(account, Targets="any", RetrySchedule="1s,1h")
+    # The endpoints are on this machine, and without TLS; and these tests ask the API again and again.
+    return Stack(account, Targets="any", RetrySchedule="1s,1h", RateLimitPerMinute=1_000_000)
 
 
 @pytest.fixture(scope="module")
