@@ -25,11 +25,16 @@ def functions():
 
 def create_tables(db, prefix):
     """The template's tables, each under its logical id behind a prefix, as far as an engine can have them."""
-    has = ("BillingMode", "AttributeDefinitions", "KeySchema", "GlobalSecondaryIndexes")
     for name, resource in TEMPLATE["Resources"].items():
         if resource["Type"] == "AWS::DynamoDB::Table":
-            properties = {part: value for part, value in resource["Properties"].items() if part in has}
-            db.create_table(TableName=prefix + name, **properties)
+            shape = only(resource["Properties"], "BillingMode", "AttributeDefinitions", "KeySchema")
+            if indexes := resource["Properties"].get("GlobalSecondaryIndexes"):
+                shape["GlobalSecondaryIndexes"] = [only(index, "IndexName", "KeySchema", "Projection") for index in indexes]
+            db.create_table(TableName=prefix + name, **shape)
+
+
+def only(properties, *names):
+    return {name: value for name, value in properties.items() if name in names}
 
 
 # --- what the emulated account does otherwise than AWS
@@ -68,7 +73,37 @@ def batches_of_messages(template):
     return changed
 
 
-CHANGES = [numbers, key_contexts, batches_of_messages]
+def queries(template):
+    """The account has no saved queries of CloudWatch Logs. Nothing depends on them: a person looks for them in the console."""
+    names = [name for name, of in template["Resources"].items() if of["Type"] == "AWS::Logs::QueryDefinition"]
+    for name in names:
+        del template["Resources"][name]
+    return len(names)
+
+
+def metric_math(template):
+    """The account knows no metric math: an alarm that has some watches the first of its metrics alone."""
+    alarms = [of["Properties"] for of in template["Resources"].values() if of["Type"] == "AWS::CloudWatch::Alarm"]
+    math = [properties for properties in alarms if "Metrics" in properties]
+    for properties in math:
+        watched = next(metric["MetricStat"] for metric in properties.pop("Metrics") if "MetricStat" in metric)
+        properties |= watched["Metric"] | {"Period": watched["Period"], "Statistic": watched["Stat"]}
+    return len(math)
+
+
+def joined_lists(template):
+    """Conditions cannot join a list in the account, to which the parameter is the text that it was given as."""
+    changed = 0
+    for part in parts(template["Conditions"]):
+        for value in part.values():
+            for place, operand in enumerate(value) if isinstance(value, list) else ():
+                if isinstance(operand, dict) and "Fn::Join" in operand:
+                    _, value[place] = operand["Fn::Join"]
+                    changed += 1
+    return changed
+
+
+CHANGES = [queries, metric_math, joined_lists, numbers, key_contexts, batches_of_messages]
 
 
 def emulated():
@@ -111,18 +146,21 @@ class Stack:
 
     def __init__(self, account, **parameters):
         self.account = account
+        self.deploy(parameters)
+        self.make_routes()
+
+    def deploy(self, parameters):
         changed = BUILT / ".aws-sam/build/emulated.yaml"
         changed.write_text(yaml.safe_dump(emulated(), sort_keys=False))
         sam(
-            account,
+            self.account,
             *("deploy", "--template-file", str(changed), "--config-file", str(BUILT / "samconfig.toml")),
             *("--no-confirm-changeset", "--no-progressbar", "--parameter-overrides"),
             *(f"{name}={value}" for name, value in parameters.items()),
         )
-        (described,) = account.client("cloudformation").describe_stacks(StackName=NAME)["Stacks"]
-        assert described["StackStatus"] == "CREATE_COMPLETE", described
+        (described,) = self.account.client("cloudformation").describe_stacks(StackName=NAME)["Stacks"]
+        assert described["StackStatus"] in ("CREATE_COMPLETE", "UPDATE_COMPLETE"), described
         self.outputs = {output["OutputKey"]: output["OutputValue"] for output in described["Outputs"]}
-        self.make_routes()
 
     def resources(self):
         """Logical to physical ids."""

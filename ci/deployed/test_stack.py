@@ -7,12 +7,13 @@ import pytest
 
 from documented import assert_signed
 from emulators import BUILT, ROOT
-from stack import NAME, Stack, sam
+from stack import NAME, TEMPLATE, Stack, sam
 from support import Api, command
 
 SECRET = "a-secret-of-your-own"
 ACCOUNT = "acme"
-KEPT = {"Webhooks", "Deliveries", "Jobs"}  # the tables, and with them the key that opens what is sealed in them
+# The endpoints are on this machine, and without TLS; and these tests ask the API again and again.
+PARAMETERS = {"Targets": "any", "RetrySchedule": "1s,1h", "RateLimitPerMinute": 1_000_000}
 
 
 class Gateway(Api):
@@ -28,8 +29,7 @@ class Gateway(Api):
 
 @pytest.fixture(scope="module")
 def stack(account):
-    # The endpoints are on this machine, and without TLS; and these tests ask the API again and again.
-    return Stack(account, Targets="any", RetrySchedule="1s,1h", RateLimitPerMinute=1_000_000)
+    return Stack(account, **PARAMETERS)
 
 
 @pytest.fixture(scope="module")
@@ -136,19 +136,44 @@ def test_secrets_are_sealed(stack, api):
 
 
 def test_nothing_was_given_up(stack):
-    for queue in ("GivenUpQueue", "RetryDeadLettersQueue"):
-        found = stack.account.client("sqs").receive_message(QueueUrl=stack.outputs[queue])
-        assert not found.get("Messages"), queue
+    found = stack.account.client("sqs").receive_message(QueueUrl=stack.outputs["RetryDeadLettersQueue"])
+    assert not found.get("Messages"), found
+    found = stack.account.client("s3").list_objects_v2(Bucket=stack.outputs["GivenUpBucket"])
+    assert found["KeyCount"] == 0, found
 
 
-def test_when_the_stack_is_deleted_the_tables_and_the_key_are_kept(stack):
+def test_the_alarms_and_the_dashboard_are_there(stack):
+    watch, resources = stack.account.client("cloudwatch"), TEMPLATE["Resources"]
+    alarms = [name for name, resource in resources.items() if resource["Type"] == "AWS::CloudWatch::Alarm"]
+    found = {alarm["AlarmName"] for alarm in watch.describe_alarms()["MetricAlarms"]}
+    assert alarms and {stack.resources()[name] for name in alarms} <= found
+    body = watch.get_dashboard(DashboardName=stack.outputs["Dashboard"])["DashboardBody"]
+    assert json.loads(body)["widgets"] and "${" not in body
+    assert all(stack.outputs[name] in body for name in ("ApiFunction", "DispatchFunction", "RetryFunction"))
+
+
+def test_deployed_anew_with_another_setting_it_keeps_what_it_has(stack, api, receiver):
     before = stack.resources()
+    webhook = api.subscribe(receiver.url + "/hook", SECRET)
+    stack.deploy(PARAMETERS | {"WebhooksPerAccount": 1})
+    assert stack.resources() == before
+    assert [one["id"] for one in api.list().data] == [webhook]
+    api.post({"url": receiver.url + "/other", "events": ["job.failed"]}).is_error(409, "conflict")
+    put_job(stack)
+    (request,) = receiver.wait_for("/hook")
+    assert_signed(request, SECRET)
+    assert api.delete(webhook).status == 200
+
+
+def test_when_the_stack_is_deleted_what_is_in_it_is_kept(stack):
+    before, task = stack.resources(), put_job(stack, "processing")
     sam(stack.account, "delete", "--stack-name", NAME, "--no-prompts", "--region", "us-east-1")
     functions = stack.account.client("lambda").list_functions()["Functions"]
     assert not [function for function in functions if function["FunctionName"].startswith(NAME)]
-    tables = stack.account.client("dynamodb").list_tables()["TableNames"]
-    assert {before[name] for name in KEPT} <= set(tables)
-    jobs = stack.account.client("dynamodb").scan(TableName=before["Jobs"])["Items"]
-    assert {job["status"]["S"] for job in jobs} == {"processing", "completed", "failed"}
+    db = stack.account.client("dynamodb")
+    assert {before[name] for name in ("Webhooks", "Deliveries", "Jobs")} <= set(db.list_tables()["TableNames"])
+    assert db.get_item(TableName=before["Jobs"], Key={"task_id": {"S": task}})["Item"]["status"] == {"S": "processing"}
+    # Without it the secrets in the table cannot be opened.
     key = stack.account.client("kms").describe_key(KeyId=before["SecretsKey"])["KeyMetadata"]
     assert key["KeyState"] == "Enabled"
+    stack.account.client("s3").head_bucket(Bucket=before["GivenUp"])
