@@ -12,7 +12,7 @@ exec(_source, _readme)
 
 
 def assert_signed(request, secret):
-    """Both signatures of a request hold: the documented one, of these bytes with this secret alone, and Standard Webhooks'."""
+    """Both signatures hold: the documented one, of these bytes with this secret alone, and that of Standard Webhooks."""
     verify, headers = _readme["verify"], request.headers
     assert verify(request.body, headers, secret), headers
     assert not verify(request.body + b" ", headers, secret), headers

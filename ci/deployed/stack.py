@@ -74,7 +74,7 @@ def batches_of_messages(template):
 
 
 def queries(template):
-    """The account has no saved queries of CloudWatch Logs. Nothing depends on them: a person looks for them in the console."""
+    """The account has no saved queries of CloudWatch Logs. Nothing depends on them: a person asks in the console."""
     names = [name for name, of in template["Resources"].items() if of["Type"] == "AWS::Logs::QueryDefinition"]
     for name in names:
         del template["Resources"][name]
@@ -168,7 +168,7 @@ class Stack:
         return {resource["LogicalResourceId"]: resource["PhysicalResourceId"] for resource in found}
 
     def make_routes(self):
-        """API Gateway makes its routes of the description of the API that SAM has put into the stack; the account does not."""
+        """API Gateway makes its routes from the description of the API that SAM put into the stack; the account does not."""
         gateway, api = self.account.client("apigatewayv2"), self.resources()["Api"]
         assert not gateway.get_routes(ApiId=api)["Items"], "the account makes the routes by now: this need not be done"
         formation = self.account.client("cloudformation")
