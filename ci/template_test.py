@@ -22,35 +22,6 @@ NETWORK = {
     "ec2:CreateNetworkInterface", "ec2:DescribeNetworkInterfaces", "ec2:DescribeSubnets", "ec2:DeleteNetworkInterface",
     "ec2:AssignPrivateIpAddresses", "ec2:UnassignPrivateIpAddresses",
 }
-# The kinds of a failed attempt, which are a dimension of the metric that counts them.
-KINDS = {"dns", "connect", "tls", "timeout", "blocked", "redirect", "status", "body"}
-# The functions' own metrics.
-OWN = {
-    "Events", "Attempts", "FailedAttempts", "AttemptDuration", "Delivered", "Failed", "Cancelled", "DeliveryLatency", "RetriesDue", "SweepLag", "Poison",
-    "BreakersOpened", "BreakersClosed", "WebhooksDisabled",
-}
-# The metrics that there are, and the sets of dimensions under which there are values: those of AWS as its documentation of each
-# service lists them. A name or a set that does not exist is an empty graph, and an alarm that never goes off.
-METRICS = {
-    "NanoWebhooks": {name: [{"Stack"}] for name in OWN} | {"FailedAttempts": [{"Stack"}, {"Stack", "Failure"}]},
-    "AWS/Lambda": {
-        **{name: [{"FunctionName"}] for name in ("Errors", "Throttles", "Duration", "ConcurrentExecutions", "IteratorAge")},
-        **{name: [{"EventSourceMappingUUID"}] for name in ("PolledEventCount", "DroppedEventCount", "OnFailureDestinationDeliveredEventCount")},
-        "ClaimedAccountConcurrency": [set()],
-    },
-    "AWS/SQS": {
-        name: [{"QueueName"}]
-        for name in (
-            "ApproximateAgeOfOldestMessage", "ApproximateAgeOfOldestMessageInQuietGroups", "ApproximateNumberOfMessagesVisible",
-            "ApproximateNumberOfMessagesNotVisible", "ApproximateNumberOfMessagesDelayed", "ApproximateNumberOfNoisyGroups",
-        )
-    },
-    "AWS/DynamoDB": {
-        name: [{"TableName"}, {"TableName", "GlobalSecondaryIndexName"}]
-        for name in ("ReadThrottleEvents", "WriteThrottleEvents", "ConsumedReadCapacityUnits", "ConsumedWriteCapacityUnits")
-    },
-    "AWS/ApiGateway": {name: [{"ApiId"}] for name in ("Count", "4xx", "5xx", "Latency")},
-}
 # What the value of a dimension names: a type, or with an attribute of it.
 NAMED = {
     "FunctionName": ("AWS::Lambda::Function", None),
@@ -109,6 +80,33 @@ def constant(path, name):
     value = rf"const {name}: \w+ = (?:Duration::from_(secs|mins)\()?([0-9_]+)\)?;"
     unit, number = the(re.findall(value, source(path)))
     return int(number) * (60 if unit == "mins" else 1)
+
+
+# The functions' own metrics, and the kinds of a failed attempt, which are a dimension of the metric that counts them.
+OWN = set(re.findall(r'(?:=> |\()"(\w+)"(?:,\n|, COUNT|, MILLISECONDS)', source("src/metrics/embedded.rs")))
+KINDS = {kind.lower() for kind in re.findall(r"Self::(\w+)", the(re.findall(r"const ALL: \[Self; \d+\] =(.*?);", source("src/delivery/attempt.rs"), re.S)))}
+# The metrics that there are, and the sets of dimensions under which there are values: those of AWS as its documentation of each
+# service lists them. A name or a set that does not exist is an empty graph, and an alarm that never goes off.
+METRICS = {
+    "NanoWebhooks": {name: [{"Stack"}] for name in OWN} | {"FailedAttempts": [{"Stack"}, {"Stack", "Failure"}]},
+    "AWS/Lambda": {
+        **{name: [{"FunctionName"}] for name in ("Errors", "Throttles", "Duration", "ConcurrentExecutions", "IteratorAge")},
+        **{name: [{"EventSourceMappingUUID"}] for name in ("PolledEventCount", "DroppedEventCount", "OnFailureDestinationDeliveredEventCount")},
+        "ClaimedAccountConcurrency": [set()],
+    },
+    "AWS/SQS": {
+        name: [{"QueueName"}]
+        for name in (
+            "ApproximateAgeOfOldestMessage", "ApproximateAgeOfOldestMessageInQuietGroups", "ApproximateNumberOfMessagesVisible",
+            "ApproximateNumberOfMessagesNotVisible", "ApproximateNumberOfMessagesDelayed", "ApproximateNumberOfNoisyGroups",
+        )
+    },
+    "AWS/DynamoDB": {
+        name: [{"TableName"}, {"TableName", "GlobalSecondaryIndexName"}]
+        for name in ("ReadThrottleEvents", "WriteThrottleEvents", "ConsumedReadCapacityUnits", "ConsumedWriteCapacityUnits")
+    },
+    "AWS/ApiGateway": {name: [{"ApiId"}] for name in ("Count", "4xx", "5xx", "Latency")},
+}
 
 
 def functions(*patterns):
@@ -515,8 +513,9 @@ class Template(unittest.TestCase):
             used = set(re.findall(r"\bconfig\.(\w+)", code))
             used |= set(re.findall(r"\bself\.(\w+)", "".join(reached(methods, used & set(methods)))))
             read = {variable for field in used for variable in fields.get(field, [])}
-            if "retry_queue_url()" in code:
-                read.add(the(set(re.findall(r'variable\("(\w+)"\)', methods["retry_queue_url"]))))
+            for alone in ("retry_queue_url", "stack_name"):
+                if f"{alone}()" in code:
+                    read.add(the(set(re.findall(r'variable\("(\w+)"\)', methods[alone]))))
             self.assertEqual(set(self.properties(name)["Environment"]["Variables"]), read, name)
 
     def test_no_setting_of_the_code_is_forgotten(self):
@@ -574,7 +573,7 @@ class Template(unittest.TestCase):
             self.assertEqual((logging["LogFormat"], logging["ApplicationLogLevel"]), ("JSON", "INFO"), name)
 
     def test_the_functions_name_their_stack_as_the_alarms_and_the_dashboard_do(self):
-        for name in BINARIES:
+        for name in ("DispatchFunction", "RetryFunction"):
             self.assertEqual(self.properties(name)["Environment"]["Variables"]["STACK_NAME"], {"Ref": "AWS::StackName"}, name)
 
     # --- the network

@@ -110,6 +110,14 @@ pub fn retry_queue_url() -> Result<String, ConfigError> {
     variable("RETRY_QUEUE_URL")?.ok_or_else(missing)
 }
 
+/// `STACK_NAME`: the name of the deployment, by which its metrics are told from another's.
+///
+/// # Errors
+/// If it is not text.
+pub fn stack_name() -> Result<String, ConfigError> {
+    Ok(variable("STACK_NAME")?.unwrap_or_else(|| "nano-webhooks".to_owned()))
+}
+
 /// A variable of the environment, if it is set and not empty.
 ///
 /// # Errors

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     clock::Instant,
-    event::EventId,
+    event::{EventId, traceparent::Traceparent},
     webhook::{Account, EventType, WebhookId},
 };
 use attempt::{Attempt, Outcome};
@@ -70,6 +70,8 @@ pub struct Delivery {
     pub url: String,
     /// The bytes that are signed and sent, in every attempt.
     pub body: Arc<str>,
+    /// The trace that the job belongs to.
+    pub traceparent: Option<Traceparent>,
     /// Where it stands.
     pub state: State,
     /// Where it goes back to if the attempt that a person asked for fails; `None`: nobody did.
@@ -134,6 +136,7 @@ impl Delivery {
             task_id,
             url,
             body,
+            traceparent: None,
             state: State::Pending(now),
             resume: None,
             replay: None,

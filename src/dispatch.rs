@@ -20,12 +20,13 @@ use crate::{
     clock::{Clock, Deadline, Instant},
     delivery::{
         Delivery, Key, State,
-        attempt::{Outcome, Request},
+        attempt::{FailureKind, Outcome, Request},
         due::is_within_reach,
         health::Health,
         schedule::Schedule,
     },
     event::{EventId, MAX_BODY},
+    metrics::{Count, Measure, Metrics},
     queue::{Message, Queue, Timer},
     random, signing,
     store::{Store, poison::Poison, webhooks::Subscriber},
@@ -65,6 +66,8 @@ pub struct Dispatcher {
     pub retention: Duration,
     /// After how long of nothing but failures a webhook is disabled.
     pub disable_after: Duration,
+    /// Counts what happens.
+    pub metrics: Metrics,
 }
 
 impl Dispatcher {
@@ -83,6 +86,7 @@ impl Dispatcher {
                 }
             }
         }
+        self.metrics.add(Count::Events, occurrences.len());
         let delivered = self.deliver(&occurrences, deadline).await;
         unfinished.extend(delivered.unfinished);
         for (place, reason) in delivered.poisoned {
@@ -122,15 +126,33 @@ impl Dispatcher {
             number: delivery.attempt_count + 1,
             at,
             signatures: signatures.as_ref(),
+            traceparent: delivery.traceparent.as_ref(),
             version: crate::VERSION,
         };
         let (attempt, outcome) = client.attempt(&webhook.url, request, &delivery.body, at_most).await;
         tracing::info!(
             account = %delivery.key.account, webhook = %webhook.id, event = %delivery.key.event, attempt = attempt.number,
-            status = outcome.status_code, failure = ?attempt.failure, duration_ms = attempt.duration_ms, "attempt"
+            status = outcome.status_code, failure = attempt.failure.map(FailureKind::name), duration_ms = attempt.duration_ms, "attempt"
         );
+        self.metrics.count(Count::Attempts);
+        self.metrics.measure(Measure::AttemptDuration, outcome.took);
+        if let Some(kind) = attempt.failure {
+            self.metrics.count(Count::FailedAttempts(kind));
+        }
+        let (as_scheduled, now) = (delivery.resume.is_none(), self.clock.now());
         webhook.url.as_str().clone_into(&mut delivery.url);
-        delivery.take(attempt, &outcome, &self.schedule, self.clock.now(), random::unit());
+        delivery.take(attempt, &outcome, &self.schedule, now, random::unit());
+        match delivery.state {
+            State::Delivered => {
+                self.metrics.count(Count::Delivered);
+                if as_scheduled {
+                    self.metrics.measure(Measure::DeliveryLatency, now.since(delivery.key.event.created_at()));
+                }
+            }
+            // One that had failed before and was attempted out of turn has not failed anew.
+            State::Failed if as_scheduled => self.metrics.count(Count::Failed),
+            State::Failed | State::Pending(_) | State::Parked | State::Cancelled => {}
+        }
         outcome
     }
 
@@ -189,6 +211,17 @@ impl Dispatcher {
             }
             if health.differs_from(&before) && self.gates.may_write_health(&endpoint, now) {
                 self.store.keep_health(account, webhook.id, &health).await?;
+                match (before.is_open(), health.is_open()) {
+                    (false, true) => {
+                        tracing::warn!(%account, webhook = %webhook.id, "circuit breaker opened");
+                        self.metrics.count(Count::BreakersOpened);
+                    }
+                    (true, false) => {
+                        tracing::info!(%account, webhook = %webhook.id, "circuit breaker closed");
+                        self.metrics.count(Count::BreakersClosed);
+                    }
+                    (false, false) | (true, true) => {}
+                }
             }
             Ok::<_, crate::store::Error>(())
         };
@@ -221,6 +254,7 @@ impl Dispatcher {
             .collect();
         if self.store.disable_webhook(account, webhook, reason, &tell, now, self.retention).await? {
             tracing::warn!(%account, webhook = %webhook.id, reason, "webhook disabled");
+            self.metrics.count(Count::WebhooksDisabled);
             self.set_timers(&tell, now).await;
         }
         Ok(())
@@ -236,7 +270,10 @@ impl Dispatcher {
             "poison record"
         );
         match self.store.keep_poison(poison, now, now + self.retention).await {
-            Ok(()) => true,
+            Ok(()) => {
+                self.metrics.count(Count::Poison);
+                true
+            }
             Err(error) => {
                 tracing::error!(%error, "a poison record was not kept; it will be read again");
                 false

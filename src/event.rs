@@ -1,6 +1,7 @@
 //! A job that ended: the event that subscribers hear of, its id, and the canonical bytes of its body.
 
 pub mod number;
+pub mod traceparent;
 pub mod value;
 
 use std::fmt;
@@ -12,6 +13,7 @@ use crate::{
     webhook::{Account, EventType, WebhookId},
 };
 use number::Number;
+use traceparent::Traceparent;
 use value::{Value, write_string};
 
 /// The largest body that is sent: 256 KiB. It keeps a delivery item, which holds the body, well under DynamoDB's 400 KB.
@@ -70,6 +72,8 @@ pub struct JobEvent {
     pub timestamp: String,
     /// What the worker says of the result; a [`Value::Map`].
     pub data: Value,
+    /// The trace that the job belongs to, if it says so.
+    pub traceparent: Option<Traceparent>,
 }
 
 impl JobEvent {
@@ -88,6 +92,7 @@ impl JobEvent {
             outcome,
             timestamp: now.rfc3339(),
             data: Value::Map(vec![told, ("test".to_owned(), Value::Bool(true))]),
+            traceparent: None,
         }
     }
 
@@ -149,6 +154,8 @@ impl EventId {
     const ALPHABET: &'static [u8; 32] = b"0123456789ABCDEFGHJKMNPQRSTVWXYZ";
     const PREFIX: &'static str = "evt_";
     const LENGTH: usize = 26;
+    /// How many of the digits hold the 48 bits of time: 128 bits fill 26 digits of 5 but for the first two bits.
+    const TIME_DIGITS: usize = 10;
 
     /// The id of an event: the same stream record always gives the same id, and two changes of one job never share one.
     pub fn derive(origin: Origin<'_>, account: &Account, task_id: &str, event: EventType) -> Self {
@@ -200,6 +207,14 @@ impl EventId {
         known.then(|| Self(text.to_owned()))
     }
 
+    /// When the stream record was created that told of the event.
+    pub fn created_at(&self) -> Instant {
+        let digits = self.0.bytes().skip(Self::PREFIX.len()).take(Self::TIME_DIGITS);
+        let value = |digit| Self::ALPHABET.iter().position(|known| *known == digit).unwrap_or(0);
+        let millis = digits.fold(0, |millis, digit| millis << 5 | value(digit) as u64);
+        Instant::from_millis(i64::try_from(millis).unwrap_or(i64::MAX))
+    }
+
     /// The id as text.
     pub fn as_str(&self) -> &str {
         &self.0
@@ -233,6 +248,7 @@ mod tests {
                 ("url".into(), Value::String("https://cdn.example.com/image.png".into())),
                 ("credits_charged".into(), Value::Number(Number::parse("6").unwrap())),
             ]),
+            traceparent: None,
         };
         // The documented example lists `url` before `credits_charged`; inside `data` the keys are sorted.
         assert_eq!(
@@ -278,6 +294,8 @@ mod tests {
         let id = at(1_734_948_000_000);
         assert_eq!(id.as_str().len(), 30);
         assert!(id.as_str().starts_with("evt_01JFSFB480"), "{id}");
+        assert_eq!(id.created_at(), Instant::from_millis(1_734_948_000_000));
+        assert_eq!(at((1 << 48) - 1).created_at(), Instant::from_millis((1 << 48) - 1));
         assert!(at(1) < at(2) && at(2) < at(1_000_000) && at(1_000_000) < id);
         let moment = Instant::from_millis(2);
         assert!(at(1) < EventId::earliest(moment) && EventId::earliest(moment) < at(2));

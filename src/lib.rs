@@ -5,7 +5,7 @@
 //! | what | where |
 //! |---|---|
 //! | what is decided, without I/O | [`webhook`], [`event`], [`signing`], [`delivery`], [`api_key`], [`data_key`] |
-//! | what talks to the outside | [`store`] (DynamoDB), [`queue`] (SQS), [`transport`] (endpoints), [`telemetry`] (logs) |
+//! | what talks to the outside | [`store`] (DynamoDB), [`queue`] (SQS), [`transport`] (endpoints), [`telemetry`] (logs), [`metrics`] |
 //! | what the functions do | [`api`] (the HTTP API), [`dispatch`] (the fan-out) |
 //! | what a developer's machine runs | `local`, behind the cargo feature of that name |
 //! | what is read once, in one place | [`config`] (environment), [`clock`] (time), [`random`] (entropy), [`aws`] (SDK clients) |
@@ -24,6 +24,7 @@ pub mod dispatch;
 pub mod event;
 #[cfg(feature = "local")]
 pub mod local;
+pub mod metrics;
 pub mod queue;
 pub mod random;
 pub mod signing;

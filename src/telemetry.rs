@@ -28,9 +28,11 @@ pub fn init(format: Format, default: &str) -> Result<(), ConfigError> {
     let bodies = filter_fn(|line| *line.level() <= Level::INFO || line.target().starts_with(env!("CARGO_CRATE_NAME")));
     let registry = tracing_subscriber::registry().with(filter).with(bodies);
     match format {
-        // Lambda stamps each line with its own time.
+        // With `timestamp` and `level` at the top, as Lambda's JSON format knows them, and with the request id of the invocation
+        // in `span`.
         Format::Json => {
-            registry.with(fmt::layer().json().flatten_event(true).without_time().with_writer(std::io::stderr)).init();
+            let lines = fmt::layer().json().flatten_event(true).with_span_list(false).with_target(false);
+            registry.with(lines.with_writer(std::io::stderr)).init();
         }
         Format::Text => {
             registry

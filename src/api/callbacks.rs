@@ -149,7 +149,7 @@ fn headers(event: EventType) -> Vec<Parameter> {
         ("X-Nano-Attempt", "1 for the first attempt.", number()),
         ("User-Agent", "The sender and its version.", text().pattern(Some("^nano-webhooks/")).build()),
     ];
-    let signed = [
+    let sometimes = [
         (
             "webhook-signature",
             "If the webhook has a secret, for each that is live a signature as Standard Webhooks 1.0.0 has it, separated by \
@@ -162,9 +162,14 @@ fn headers(event: EventType) -> Vec<Parameter> {
              keyed with the UTF-8 bytes of the newest secret.",
             text().pattern(Some("^v1=[0-9a-f]{64}$")).build(),
         ),
+        (
+            "traceparent",
+            "If the job belongs to a trace: the `traceparent` of W3C Trace Context that the job has.",
+            text().pattern(Some("^00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$")).build(),
+        ),
     ];
     let described = always.into_iter().map(|header| (header, Required::True));
-    let described = described.chain(signed.into_iter().map(|header| (header, Required::False)));
+    let described = described.chain(sometimes.into_iter().map(|header| (header, Required::False)));
     let parameter = |((name, description, schema), required)| {
         ParameterBuilder::new()
             .name::<&str>(name)

@@ -28,7 +28,7 @@ use crate::{
         attempt::{Attempt, FailureKind, Request},
         phases::Phases,
     },
-    event::EventId,
+    event::{EventId, traceparent::Traceparent},
     queue::{Message, Timer},
     store::log::{Filter, Listed, Status},
     webhook::{Account, EventType, Status as WebhookStatus, WebhookId},
@@ -353,20 +353,28 @@ impl From<&Delivery> for View {
             attempts: delivery
                 .attempts
                 .iter()
-                .map(|attempt| AttemptView::new(&delivery.key.event, delivery.event_type, attempt))
+                .map(|attempt| {
+                    AttemptView::new(&delivery.key.event, delivery.event_type, delivery.traceparent.as_ref(), attempt)
+                })
                 .collect(),
         }
     }
 }
 
 impl AttemptView {
-    pub(super) fn new(event: &EventId, event_type: EventType, attempt: &Attempt) -> Self {
+    pub(super) fn new(
+        event: &EventId,
+        event_type: EventType,
+        traceparent: Option<&Traceparent>,
+        attempt: &Attempt,
+    ) -> Self {
         let request = Request {
             id: event,
             event: event_type,
             number: attempt.number,
             at: attempt.at,
             signatures: attempt.signatures.as_ref(),
+            traceparent,
             version: &attempt.version,
         };
         let headers = request.headers().into_iter();

@@ -74,12 +74,19 @@ pub(super) async fn send(
     let event_id = EventId::at(now, &account, TASK, event);
     let payload = sample(event, &account, id, url.as_str(), now);
     let signatures = signing::sign(&secrets, &event_id, now, payload.as_bytes());
-    let request =
-        Request { id: &event_id, event, number: 1, at: now, signatures: signatures.as_ref(), version: crate::VERSION };
+    let request = Request {
+        id: &event_id,
+        event,
+        number: 1,
+        at: now,
+        signatures: signatures.as_ref(),
+        traceparent: None,
+        version: crate::VERSION,
+    };
     let (attempt, outcome) = api.client.attempt(url, request, &payload, api.client.limits().total).await;
     let refused = matches!(outcome.failure, Some(Failure::Status(_)));
     let signed_content = (refused && signatures.is_some()).then(|| format!("{}.{payload}", now.seconds()));
-    let attempt = AttemptView::new(&event_id, event, &attempt);
+    let attempt = AttemptView::new(&event_id, event, None, &attempt);
     Ok(success(View { event: event.name(), payload, url: url.as_str().to_owned(), attempt, signed_content }))
 }
 

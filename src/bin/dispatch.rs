@@ -1,13 +1,17 @@
 //! The `dispatch` Lambda: takes the jobs stream, the retry queue and the schedule, and calls the endpoints.
 
-use std::time::{Duration, SystemTime};
+use std::{
+    io::Write,
+    time::{Duration, SystemTime},
+};
 
 use lambda_runtime::{LambdaEvent, service_fn};
 use nano_webhooks::{
     aws,
     clock::{Clock, Deadline},
-    config::{Config, Defaults, retry_queue_url, variable},
+    config::{Config, Defaults, retry_queue_url, stack_name, variable},
     dispatch::{Dispatcher, Gates, RESERVE, invocation::Invocation},
+    metrics::Metrics,
     queue::Queue,
     store::Store,
     telemetry::{self, Format},
@@ -19,6 +23,7 @@ use serde_json::value::RawValue;
 async fn main() -> Result<(), lambda_runtime::Error> {
     telemetry::init(Format::Json, "info")?;
     let config = Config::read(variable, Defaults::DEPLOYED)?;
+    let stack = stack_name()?;
     let aws = aws::config().await;
     let dispatcher = Dispatcher {
         direct: config.client(Limits::DIRECT)?,
@@ -29,6 +34,7 @@ async fn main() -> Result<(), lambda_runtime::Error> {
         schedule: config.retry_schedule,
         retention: config.retention,
         disable_after: config.disable_after,
+        metrics: Metrics::embedded(),
         store: Store::new(
             aws_sdk_dynamodb::Client::new(&aws),
             config.tables,
@@ -40,7 +46,11 @@ async fn main() -> Result<(), lambda_runtime::Error> {
         let now = Duration::from_millis(u64::try_from(dispatcher.clock.now().millis()).unwrap_or(0));
         let deadline = Deadline::after(left.saturating_sub(now + RESERVE));
         let invocation = Invocation::from_json(event.payload.get())?;
-        Ok::<_, lambda_runtime::Error>(dispatcher.invoke(invocation, deadline).await?)
+        let answer = dispatcher.invoke(invocation, deadline).await;
+        for line in dispatcher.metrics.lines(&stack, dispatcher.clock.now()) {
+            writeln!(std::io::stdout(), "{line}")?;
+        }
+        Ok::<_, lambda_runtime::Error>(answer?)
     };
     lambda_runtime::run(service_fn(handler)).await
 }

@@ -5,7 +5,12 @@ use std::{fmt, time::Duration};
 use serde::{Deserialize, Serialize};
 
 use super::{health::Seen, phases::Phases};
-use crate::{clock::Instant, event::EventId, signing::Signatures, webhook::EventType};
+use crate::{
+    clock::Instant,
+    event::{EventId, traceparent::Traceparent},
+    signing::Signatures,
+    webhook::EventType,
+};
 
 /// How far an attempt had come when its time was over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,7 +45,7 @@ pub enum Failure {
 }
 
 /// The kind of a [`Failure`], as it is stored and shown.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum FailureKind {
     /// See [`Failure::Dns`].
@@ -65,6 +70,20 @@ impl FailureKind {
     /// Every kind.
     pub const ALL: [Self; 8] =
         [Self::Dns, Self::Connect, Self::Tls, Self::Timeout, Self::Blocked, Self::Redirect, Self::Status, Self::Body];
+
+    /// The name, as it is stored and shown.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Dns => "dns",
+            Self::Connect => "connect",
+            Self::Tls => "tls",
+            Self::Timeout => "timeout",
+            Self::Blocked => "blocked",
+            Self::Redirect => "redirect",
+            Self::Status => "status",
+            Self::Body => "body",
+        }
+    }
 }
 
 impl Failure {
@@ -201,6 +220,8 @@ pub struct Request<'a> {
     pub at: Instant,
     /// Its signatures, if the webhook has a secret.
     pub signatures: Option<&'a Signatures>,
+    /// The trace that the job belongs to.
+    pub traceparent: Option<&'a Traceparent>,
     /// The version of this software.
     pub version: &'a str,
 }
@@ -222,6 +243,9 @@ impl Request<'_> {
             headers.push(("x-nano-signature", signatures.nano.clone()));
             headers.push(("webhook-signature", signatures.standard.clone()));
         }
+        if let Some(traceparent) = self.traceparent {
+            headers.push(("traceparent", traceparent.as_str().to_owned()));
+        }
         headers
     }
 }
@@ -229,6 +253,13 @@ impl Request<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_kind_is_stored_by_its_name() {
+        for kind in FailureKind::ALL {
+            assert_eq!(serde_json::to_value(kind).unwrap(), kind.name());
+        }
+    }
 
     #[test]
     fn without_a_secret_both_signatures_are_absent_and_timestamps_and_id_remain() {
@@ -239,6 +270,7 @@ mod tests {
             number: 3,
             at: Instant::from_millis(1_734_948_000_999),
             signatures: None,
+            traceparent: None,
             version: "1.2.3",
         };
         let unsigned = [
@@ -259,5 +291,9 @@ mod tests {
             request.headers()[7..],
             [("x-nano-signature", "v1=00".into()), ("webhook-signature", "v1,AA==".into())]
         );
+
+        let traceparent = Traceparent::parse("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01").unwrap();
+        request.traceparent = Some(&traceparent);
+        assert_eq!(request.headers()[9..], [("traceparent", traceparent.as_str().to_owned())]);
     }
 }

@@ -225,6 +225,7 @@ impl Dispatcher {
         let (event, url) = (&due.occurrence.event, part.subscriber.webhook.url.as_str().to_owned());
         let (key, task_id, body) = (due.key.clone(), Some(event.task_id.clone()), due.occurrence.body.clone());
         let mut delivery = Delivery::new(key, event_type(due.occurrence), task_id, url, body, now);
+        delivery.traceparent.clone_from(&event.traceparent);
         let remaining = deadline.remaining();
         let Secrets::Opened(secrets) = &part.secrets else { return (delivery, None) };
         // What is cut short by the end of the invocation would look like a slow endpoint.

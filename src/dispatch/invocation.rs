@@ -88,7 +88,10 @@ impl Dispatcher {
                 return None;
             };
             let error = self.retry(&read).await.err()?;
-            tracing::error!(account = %read.key.account, event = %read.key.event, %error, "a retry will be made again");
+            tracing::error!(
+                account = %read.key.account, webhook = %read.key.webhook, event = %read.key.event, %error,
+                "a retry will be made again"
+            );
             message.message_id.clone()
         });
         let failed: HashSet<_> =

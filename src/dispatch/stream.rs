@@ -5,7 +5,7 @@ use serde_dynamo::{AttributeValue, Item};
 
 use crate::{
     clock::{Instant, rfc3339_in_utc},
-    event::{EventId, JobEvent, Origin, Outcome, number::Number, value::Value},
+    event::{EventId, JobEvent, Origin, Outcome, number::Number, traceparent::Traceparent, value::Value},
     store::poison::Poison,
     webhook::Account,
 };
@@ -127,6 +127,11 @@ fn recognise(record: &EventRecord) -> Result<Option<JobEvent>, String> {
         Some(AttributeValue::S(text)) => rfc3339_in_utc(text),
         _ => None,
     };
+    let traceparent = match new.get("traceparent") {
+        // One that breaks the rules is ignored, as its standard asks.
+        Some(AttributeValue::S(text)) => Traceparent::parse(text),
+        _ => None,
+    };
     let origin = Origin { stream, sequence_number, created_at };
     Ok(Some(JobEvent {
         id: EventId::derive(origin, &account, &task_id, outcome.event_type()),
@@ -136,6 +141,7 @@ fn recognise(record: &EventRecord) -> Result<Option<JobEvent>, String> {
         task_id,
         outcome,
         data,
+        traceparent,
     }))
 }
 

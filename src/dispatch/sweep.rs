@@ -1,10 +1,13 @@
 //! The sweep: moves what falls due in the next minutes to the queue, and finds what was left behind.
 
+use std::time::Duration;
+
 use super::Dispatcher;
 use crate::{
     bounded,
     clock::Deadline,
     delivery::due::{GRACE, LEASE, QUEUE_REACH},
+    metrics::Sweep,
     queue::Timer,
     random,
     store::{Result, claims::Due, replays::STEP},
@@ -26,14 +29,18 @@ impl Dispatcher {
     /// If DynamoDB does not answer.
     pub async fn sweep(&self, deadline: Deadline) -> Result<usize> {
         let mut sent = 0;
+        let mut lag = Duration::ZERO;
         while !deadline.remaining().is_zero() {
-            let due = self.store.due(self.clock.now(), PAGE).await?;
+            let now = self.clock.now();
+            let due = self.store.due(now, PAGE).await?;
+            lag = due.iter().map(|due| due.waited(now)).fold(lag, Duration::max);
             let moved = self.enqueue(due, false).await?;
             sent += moved;
             if moved == 0 {
                 break;
             }
         }
+        self.metrics.swept(Sweep { due: sent, lag });
         // In another order each time: whoever has many cannot keep the others from their turn.
         let mut unparking = self.store.unparking(AT_A_TIME).await?;
         unparking.sort_by_cached_key(|_| random::bytes::<8>());

@@ -9,6 +9,8 @@ use std::{
     time::Duration,
 };
 
+use axum::{extract::State, response::IntoResponse, routing::get};
+use http::header::CONTENT_TYPE;
 use serde_json::json;
 use tokio::{
     net::TcpListener,
@@ -31,6 +33,7 @@ use crate::{
     config::{Config, Defaults, variable},
     data_key::KeyBytes,
     dispatch::{Dispatcher, Gates},
+    metrics::{Metrics, prometheus},
     queue::Queue,
     store::{
         self, Store, Tables, tables,
@@ -150,6 +153,8 @@ impl Service {
             webhooks_per_account: config.webhooks_per_account,
             rate_limits: config.rate_limits,
         });
+        let metrics = Metrics::prometheus();
+        let router = router.route("/metrics", get(text_of_metrics).with_state(metrics.clone()));
         let api = listener.local_addr()?;
         let server = axum::serve(listener, router).with_graceful_shutdown(stopped(stopping.clone()));
         let dispatcher = Dispatcher {
@@ -162,6 +167,7 @@ impl Service {
             schedule: config.retry_schedule,
             retention: config.retention,
             disable_after: config.disable_after,
+            metrics: metrics.clone(),
         };
         let retries = tokio::spawn(timer::run(dispatcher.clone(), timer, stopping.clone()));
         let pump = Pump { dispatcher, dynamodb: client, streams: streams(&endpoint), engine: engine.clone(), clock };
@@ -221,6 +227,7 @@ nano-webhooks is ready.
 
   API        http://{api}/api/v1
   Portal     http://{api}/portal
+  Metrics    http://{api}/metrics   (for Prometheus)
   DynamoDB   {dynamodb}   (any AWS SDK or CLI, any credentials; jobs go into table `{jobs}`)
   Account    {ACCOUNT}
   API key    {key}
@@ -237,6 +244,11 @@ End a job, in a third:
             jobs = self.jobs,
         )?)
     }
+}
+
+/// The numbers of this process, for Prometheus.
+async fn text_of_metrics(State(metrics): State<Metrics>) -> impl IntoResponse {
+    ([(CONTENT_TYPE, prometheus::CONTENT_TYPE)], metrics.text())
 }
 
 /// Returns when the process is told to stop, by Ctrl-C or SIGTERM.

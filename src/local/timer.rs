@@ -14,6 +14,7 @@ use tokio_util::time::DelayQueue;
 use super::pump::stopped;
 use crate::{
     clock::Deadline,
+    delivery::Key,
     dispatch::Dispatcher,
     queue::{Message, Timer},
 };
@@ -46,7 +47,8 @@ pub async fn run(dispatcher: Dispatcher, mut timers: mpsc::Receiver<Timer>, stop
                 retries.spawn(async move {
                     let message = due.into_inner();
                     if let Err(error) = dispatcher.retry(&message).await {
-                        tracing::error!(event = %message.key.event, %error, "a retry failed; the sweep will find the delivery");
+                        let Key { account, webhook, event } = &message.key;
+                        tracing::error!(%account, %webhook, %event, %error, "a retry failed; the sweep will find the delivery");
                     }
                 });
             }

@@ -102,6 +102,11 @@ impl Due {
         self.sweep_at <= then
     }
 
+    /// How long it has waited for a sweep.
+    pub fn waited(&self, now: Instant) -> Duration {
+        now.since(self.sweep_at)
+    }
+
     /// A delivery that was made due.
     pub(super) const fn new(key: Key, attempt_count: u32, next_attempt_at: Instant, sweep_at: Instant) -> Self {
         Self { key, attempt_count, next_attempt_at, sweep_at }

@@ -21,6 +21,7 @@ use crate::{
         attempt::{Attempt, FailureKind},
         due,
     },
+    event::traceparent::Traceparent,
     webhook::EventType,
 };
 
@@ -42,6 +43,8 @@ pub(super) struct Row {
     task_id: Option<String>,
     url: String,
     body: String,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    traceparent: Option<Traceparent>,
     status: String,
     attempt_count: u32,
     step: u32,
@@ -219,6 +222,7 @@ impl Row {
             task_id: delivery.task_id.clone(),
             url: delivery.url.clone(),
             body: delivery.body.to_string(),
+            traceparent: delivery.traceparent.clone(),
             status: status.to_owned(),
             attempt_count: delivery.attempt_count,
             step: delivery.step,
@@ -246,6 +250,7 @@ impl Row {
             task_id: self.task_id,
             url: self.url,
             body: self.body.into(),
+            traceparent: self.traceparent,
             state: state(&self.status, self.next_attempt_at)?,
             resume,
             replay: self.replay,

@@ -109,6 +109,7 @@ fn event(data: Value, text: String) -> JobEvent {
         outcome: Outcome::Completed,
         timestamp: "2024-12-23T10:00:00Z".into(),
         data,
+        traceparent: None,
     }
 }
 

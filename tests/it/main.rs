@@ -7,6 +7,7 @@ mod faults;
 mod fixed_point;
 mod layers;
 mod limits;
+mod metrics;
 mod openapi;
 mod proxy;
 mod replays;

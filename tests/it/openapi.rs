@@ -6,7 +6,13 @@ use axum::{
     body::Body,
     http::{Request, StatusCode},
 };
-use nano_webhooks::{clock::Instant, delivery::attempt, event::EventId, signing::Signatures, webhook::EventType};
+use nano_webhooks::{
+    clock::Instant,
+    delivery::attempt,
+    event::{EventId, traceparent::Traceparent},
+    signing::Signatures,
+    webhook::EventType,
+};
 use serde_json::{Value, json};
 
 use crate::api::App;
@@ -125,12 +131,14 @@ async fn the_headers_of_a_callback_are_those_that_are_sent() {
     for event in EventType::ALL {
         let signatures = Signatures { nano: "v1=".into(), standard: "v1,".into() };
         let id = EventId::parse("evt_01JFSFB4807P0XDV4PAY2Y4PMB").unwrap();
+        let traceparent = Traceparent::parse("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01").unwrap();
         let request = attempt::Request {
             id: &id,
             event,
             number: 1,
             at: Instant::from_millis(1_734_948_000_000),
             signatures: Some(&signatures),
+            traceparent: Some(&traceparent),
             version: nano_webhooks::VERSION,
         };
         let described = document["webhooks"][event.name()]["post"]["parameters"].as_array().unwrap();

@@ -19,6 +19,7 @@ use serde_json::json;
 
 use crate::{
     dispatch::{insert, job, run, subscribe},
+    metrics::gathered,
     proxy::Proxy,
     support::{Receiver, World, account},
 };
@@ -263,6 +264,7 @@ async fn an_endpoint_that_is_gone_is_disabled_at_once_and_its_deliveries_are_par
     let timer = scene.timer();
     let item = scene.world.items_under("ACCOUNT#").await.into_iter().find(|item| item.contains_key("disabled_reason"));
     let item = item.expect("the webhook is disabled");
+    assert_eq!(gathered(&scene.dispatcher).get("WebhooksDisabled"), Some(&1.0));
     assert_eq!(item["status"].as_s().unwrap(), "disabled");
     assert_eq!(item["disabled_reason"].as_s().unwrap(), "The endpoint answered 410 Gone.");
     scene.clock.advance(Duration::from_secs(20));
@@ -434,6 +436,7 @@ async fn failures_to_answer_open_the_breaker_and_a_success_from_the_queue_closes
         scene.retry(&scene.timer().message).await;
     }
     assert!(scene.health(webhook).await.is_open());
+    assert_eq!(gathered(&scene.dispatcher).get("BreakersOpened"), Some(&1.0));
     let timer = scene.timer();
     scene.clock.advance(Duration::from_secs(2));
     // The endpoint comes back: what answers at its address is another receiver now.
@@ -444,6 +447,8 @@ async fn failures_to_answer_open_the_breaker_and_a_success_from_the_queue_closes
     scene.retry(&timer.message).await;
     let health = scene.health(webhook).await;
     assert!(!health.is_open() && !health.slow && health.proven);
+    let counted = gathered(&scene.dispatcher);
+    assert_eq!((counted.get("BreakersClosed"), counted.get("BreakersOpened")), (Some(&1.0), None));
     assert_eq!(scene.only(webhook).await.state, State::Delivered);
 }
 

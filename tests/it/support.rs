@@ -24,6 +24,7 @@ use nano_webhooks::{
     dispatch::{Dispatcher, Gates},
     event::EventId,
     local::{dynamodb, engine::Engine},
+    metrics::Metrics,
     queue::{Queue, Timer},
     random,
     store::{
@@ -101,6 +102,7 @@ impl World {
             schedule: Schedule::default(),
             retention: Duration::from_hours(24),
             disable_after: Duration::from_hours(120),
+            metrics: Metrics::embedded(),
         }
     }
 
@@ -142,6 +144,7 @@ pub async fn post(client: &Client, url: &str) -> Outcome {
         number: 1,
         at: Clock::system().now(),
         signatures: None,
+        traceparent: None,
         version: "0",
     };
     client.attempt(&EndpointUrl::parse(url).unwrap(), request, "{}", Duration::from_secs(10)).await.1
