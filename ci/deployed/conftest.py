@@ -50,6 +50,7 @@ class Deployed:
             "RETRY_QUEUE_URL": self.queue,
             "TARGETS": "any",
             "RETRY_SCHEDULE": "1s,2h",
+            "STACK_NAME": "tested",
         }
         self.endpoint, self.started = endpoint, {}
 

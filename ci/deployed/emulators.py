@@ -103,6 +103,15 @@ class Function(_Server):
 
         return eventually(found, lambda: f"{message!r} in\n{self.log_text()}")
 
+    def wait_until_counted(self, metric, number):
+        """Waits for as much of a metric as this in what CloudWatch takes from the log, the answer being there before."""
+
+        def counted():
+            lines = [json.loads(line) for line in self.log_text().splitlines() if '"_aws"' in line]
+            return sum(line.get(metric, 0) for line in lines)
+
+        eventually(lambda: counted() == number, lambda: f"{number} {metric}, not {counted()}, in\n{self.log_text()}")
+
 
 class Account(_Server):
     """An AWS account on this machine, in which functions may do what their roles allow, and nothing else."""

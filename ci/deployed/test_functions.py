@@ -81,7 +81,11 @@ def test_a_webhook_is_created_called_called_again_and_deleted(deployed, receiver
     receiver.answer("/hook", lambda handler: handler.reply(next(statuses)))
     assert deployed.invoke(dispatch, sample("stream-failed")) == NOTHING_FAILED
     first = receiver.at("/hook")[-1]
-    find = lambda: next(item for item in deployed.items("deliveries") if item["SK"] == first.id)  # noqa: E731
+
+    def find():
+        (item,) = [item for item in deployed.items("deliveries") if item["SK"] == first.id]
+        return item
+
     delivery = find()
     assert (delivery["status"], delivery["attempt_count"], delivery["last_failure"]) == ("pending", 1, "status")
     assert abs(delivery["next_attempt_at"] - milliseconds()) < DEADLINE * 1000 and delivery["due_shard"]
@@ -129,6 +133,9 @@ def test_a_webhook_is_created_called_called_again_and_deleted(deployed, receiver
     assert deployed.invoke(dispatch, sample("stream-completed", task=("task_01", "task_03"))) == NOTHING_FAILED
     assert len(receiver.requests) == 4 and len(deployed.items("deliveries")) == 2 and deployed.in_queue() == 0
 
+    for function in (deployed.started[dispatch], deployed.started[retry_function]):
+        for metric, number in {"Attempts": 2, "FailedAttempts": 1, "Delivered": 1}.items():
+            function.wait_until_counted(metric, number)
     statuses = [line["status"] for line in deployed.started[api].log_lines("request")]
     assert statuses == [401, 404, 201, 201, 200, 200, 404, 200]
     for name, function in deployed.started.items():
@@ -148,7 +155,9 @@ def test_of_a_mixed_batch_the_good_records_are_delivered_and_the_bad_ones_kept(d
     assert {item["status"] for item in deployed.items("deliveries")} == {"delivered"}
     poison = [item for item in deployed.items("webhooks") if item["PK"].startswith("POISON#")]
     assert len(poison) == 4 and all(item["reason"] for item in poison), poison
-    assert len(deployed.started["DispatchFunction"].log_lines("poison record")) == 4
+    dispatch = deployed.started["DispatchFunction"]
+    assert len(dispatch.log_lines("poison record")) == 4
+    dispatch.wait_until_counted("Poison", 4)
 
 
 def test_of_a_batch_of_messages_those_come_again_that_the_table_is_needed_for(deployed):

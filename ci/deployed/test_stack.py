@@ -99,6 +99,8 @@ def test_what_fails_is_sent_again_through_the_queue(stack, api, receiver):
     for group in ("ApiLogs", "DispatchLogs", "RetryLogs"):
         found = stack.account.client("logs").filter_log_events(logGroupName=stack.resources()[group])
         lines = [event["message"] for event in found["events"]]
+        counts = [json.loads(line) for line in lines if '"_aws"' in line]
+        assert {line["Stack"] for line in counts} == ({NAME} if group != "ApiLogs" else set()), group
         assert any(line.startswith("{") for line in lines), f"{group}: the function writes there"
         assert not any(SECRET in line or api.key in line for line in lines), group
 
