@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import signal
 import uuid
 
 import pytest
@@ -10,6 +11,11 @@ import pytest
 import stack
 from emulators import ROOT, Account, Function
 from support import Receiver, command, dynamodb, eventually
+
+
+def pytest_configure():
+    # The servers are in sessions of their own, which a signal to this one does not reach: it is to end the tests in good order.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
