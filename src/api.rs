@@ -3,7 +3,7 @@
 mod auth;
 mod body;
 mod callbacks;
-mod deliveries;
+pub(crate) mod deliveries;
 mod error;
 #[cfg(fuzzing)]
 pub mod fuzzing;

@@ -3,6 +3,7 @@
 mod deliver;
 mod gates;
 pub mod invocation;
+pub mod redrive;
 mod retry;
 pub mod stream;
 mod sweep;

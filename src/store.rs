@@ -84,7 +84,14 @@ where
             SdkError::ServiceError(service) => service.err().code().is_some_and(is_transient),
             _ => false,
         };
-        let text = DisplayErrorContext(error).to_string();
+        let text = match error.as_service_error().map(ProvideErrorMetadata::meta) {
+            Some(said) => {
+                let part = |part: Option<&str>| part.unwrap_or("(none)").to_owned();
+                let (code, message) = (part(said.code()), part(said.message()));
+                format!("{code}: {message} (request {})", part(said.extra("aws_request_id")))
+            }
+            None => DisplayErrorContext(error).to_string(),
+        };
         if transient { Self::Unavailable(text) } else { Self::Internal(text) }
     }
 }

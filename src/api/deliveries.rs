@@ -25,7 +25,7 @@ use crate::{
     clock::Instant,
     delivery::{
         self, Delivery, Key,
-        attempt::{Attempt, FailureKind, Request},
+        attempt::{Attempt, FailureKind},
         phases::Phases,
     },
     event::{EventId, traceparent::Traceparent},
@@ -63,7 +63,7 @@ pub(super) struct List {
     "next_attempt_at": null,
     "last_failure": null,
 }))]
-pub(super) struct Row {
+pub(crate) struct Row {
     #[schema(schema_with = openapi::id_of_event)]
     event_id: String,
     #[schema(value_type = EventName)]
@@ -86,7 +86,7 @@ pub(super) struct Row {
 /// A delivery with all that is known of it.
 #[derive(Serialize, ToSchema)]
 #[schema(as = Delivery)]
-pub(super) struct View {
+pub(crate) struct View {
     #[serde(flatten)]
     row: Row,
     /// The body as it is sent.
@@ -190,8 +190,7 @@ pub(super) async fn show(
 ) -> Result<Json<Envelope<View>>, Error> {
     let deleted = api.store.subscriber(&account, webhook).await?.is_none();
     let delivery = find(&api, account, webhook, event).await?;
-    let View { row, payload, url, attempts } = View::from(&delivery);
-    Ok(success(View { row: row.of_webhook(deleted), payload, url, attempts }))
+    Ok(success(View::from(&delivery).of_webhook(deleted)))
 }
 
 /// Sends a delivery again
@@ -302,11 +301,18 @@ pub(super) fn filter(query: &str, webhook: WebhookId) -> Result<Filter, Error> {
 
 impl Row {
     /// What is pending to a webhook that was deleted is cancelled, also where that is not written yet.
-    fn of_webhook(self, deleted: bool) -> Self {
+    pub(crate) fn of_webhook(self, deleted: bool) -> Self {
         if deleted && self.status == "pending" {
             return Self { status: Status::Cancelled.name().to_owned(), next_attempt_at: None, ..self };
         }
         self
+    }
+}
+
+impl View {
+    /// See [`Row::of_webhook`].
+    pub(crate) fn of_webhook(self, deleted: bool) -> Self {
+        Self { row: self.row.of_webhook(deleted), ..self }
     }
 }
 
@@ -368,16 +374,7 @@ impl AttemptView {
         traceparent: Option<&Traceparent>,
         attempt: &Attempt,
     ) -> Self {
-        let request = Request {
-            id: event,
-            event: event_type,
-            number: attempt.number,
-            at: attempt.at,
-            signatures: attempt.signatures.as_ref(),
-            traceparent,
-            version: &attempt.version,
-        };
-        let headers = request.headers().into_iter();
+        let headers = attempt.request(event, event_type, traceparent).headers().into_iter();
         Self {
             number: attempt.number,
             at: attempt.at.rfc3339(),

@@ -11,7 +11,7 @@ use nano_webhooks::{
     transport::client::Limits,
 };
 
-#[tokio::main]
+#[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), lambda_http::Error> {
     telemetry::init(Format::Json, "info")?;
     let config = Config::read(variable, Defaults::DEPLOYED)?;

@@ -19,7 +19,7 @@ use nano_webhooks::{
 };
 use serde_json::value::RawValue;
 
-#[tokio::main]
+#[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), lambda_runtime::Error> {
     telemetry::init(Format::Json, "info")?;
     let config = Config::read(variable, Defaults::DEPLOYED)?;

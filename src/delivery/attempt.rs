@@ -205,6 +205,17 @@ impl Attempt {
             version: request.version.to_owned(),
         }
     }
+
+    /// What identified its request, as an attempt to deliver this event.
+    pub fn request<'a>(
+        &'a self,
+        id: &'a EventId,
+        event: EventType,
+        traceparent: Option<&'a Traceparent>,
+    ) -> Request<'a> {
+        let signatures = self.signatures.as_ref();
+        Request { id, event, number: self.number, at: self.at, signatures, traceparent, version: &self.version }
+    }
 }
 
 /// What identifies one attempt's request; its headers follow from this.

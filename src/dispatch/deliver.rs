@@ -13,7 +13,7 @@ use tokio::sync::Semaphore;
 use super::Dispatcher;
 use crate::{
     bounded,
-    clock::Deadline,
+    clock::{Deadline, Instant},
     delivery::{
         Delivery, Key, State,
         attempt::Outcome,
@@ -21,7 +21,7 @@ use crate::{
     },
     event::JobEvent,
     store::{Error, webhooks::Subscriber},
-    webhook::{Account, EventType, Secret},
+    webhook::{Account, EventType, Secret, Webhook},
 };
 
 /// How many accounts' webhooks are loaded at the same time.
@@ -39,6 +39,18 @@ pub(super) struct Occurrence {
     pub record: usize,
     pub event: JobEvent,
     pub body: Arc<str>,
+}
+
+impl Occurrence {
+    /// The delivery of the event to a webhook, due at once.
+    pub(super) fn delivery(&self, webhook: &Webhook, now: Instant) -> Delivery {
+        let event = &self.event;
+        let key = Key { account: event.account.clone(), webhook: webhook.id, event: event.id.clone() };
+        let (task_id, url) = (Some(event.task_id.clone()), webhook.url.as_str().to_owned());
+        let mut delivery = Delivery::new(key, event_type(self), task_id, url, self.body.clone(), now);
+        delivery.traceparent.clone_from(&event.traceparent);
+        delivery
+    }
 }
 
 /// An endpoint's part of a batch.
@@ -176,7 +188,7 @@ impl Dispatcher {
                 for subscriber in subscribers {
                     match subscriber {
                         Ok(subscriber) => readable.push(subscriber),
-                        Err(error) => unreadable = Some(format!("a webhook of the account cannot be read: {error}")),
+                        Err(error) => unreadable = Some(unreadable_webhook(&error)),
                     }
                 }
                 Loaded { subscribers: readable, unreadable }
@@ -221,24 +233,25 @@ impl Dispatcher {
         deadline: Deadline,
     ) -> Begun {
         let _place = in_all.acquire().await;
-        let now = self.clock.now();
-        let (event, url) = (&due.occurrence.event, part.subscriber.webhook.url.as_str().to_owned());
-        let (key, task_id, body) = (due.key.clone(), Some(event.task_id.clone()), due.occurrence.body.clone());
-        let mut delivery = Delivery::new(key, event_type(due.occurrence), task_id, url, body, now);
-        delivery.traceparent.clone_from(&event.traceparent);
+        let webhook = &part.subscriber.webhook;
+        let mut delivery = due.occurrence.delivery(webhook, self.clock.now());
         let remaining = deadline.remaining();
         let Secrets::Opened(secrets) = &part.secrets else { return (delivery, None) };
         // What is cut short by the end of the invocation would look like a slow endpoint.
         if leave_to_queue.load(Ordering::Relaxed) || remaining < self.direct.limits().total {
             return (delivery, None);
         }
-        let webhook = &part.subscriber.webhook;
         let outcome = self.attempt(&self.direct, webhook, secrets, &mut delivery, remaining).await;
         if outcome.failure.as_ref().is_some_and(|failure| fails_to_answer(failure.kind())) {
             leave_to_queue.store(true, Ordering::Relaxed);
         }
         (delivery, Some(outcome))
     }
+}
+
+/// Why an event is poison although it was understood.
+pub(super) fn unreadable_webhook(error: &Error) -> String {
+    format!("a webhook of the account cannot be read: {error}")
 }
 
 fn event_type(occurrence: &Occurrence) -> EventType {

@@ -61,18 +61,24 @@ impl Record {
                 reason,
                 stream: record.event_source_arn.clone().unwrap_or_default(),
                 sequence_number: number_of(record),
+                created_at: Some(created_at(record)),
                 keys: json(&record.change.keys),
-                image: json(&record.change.new_image),
+                image: Some(json(&record.change.new_image)),
             },
             Self::Garbage { text, .. } => Poison {
                 reason,
                 stream: String::new(),
                 sequence_number: format!("unknown-{}", fingerprint(text)),
+                created_at: None,
                 keys: String::new(),
-                image: text.clone(),
+                image: Some(text.clone()),
             },
         })
     }
+}
+
+fn created_at(record: &EventRecord) -> Instant {
+    Instant::from_millis(record.change.approximate_creation_date_time.timestamp_millis())
 }
 
 /// What names a record among others: its number in the stream, else its id, else what it says.
@@ -115,7 +121,7 @@ fn recognise(record: &EventRecord) -> Result<Option<JobEvent>, String> {
     }
     let stream = record.event_source_arn.as_deref().unwrap_or_default();
     let sequence_number = record.change.sequence_number.as_deref().ok_or("no sequence number")?;
-    let created_at = Instant::from_millis(record.change.approximate_creation_date_time.timestamp_millis());
+    let created_at = created_at(record);
     let account = Account::parse(text(new, "account_id")?).map_err(|reason| format!("`account_id`: {reason}"))?;
     let task_id = text(new, "task_id")?.to_owned();
     let data = match new.get("data") {
@@ -146,7 +152,7 @@ fn recognise(record: &EventRecord) -> Result<Option<JobEvent>, String> {
 }
 
 /// The outcome that an image's status names. A status that is absent or no string is in progress.
-fn outcome_of(image: &Item) -> Option<Outcome> {
+pub(super) fn outcome_of(image: &Item) -> Option<Outcome> {
     match image.get("status") {
         Some(AttributeValue::S(status)) => Outcome::from_status(status),
         _ => None,

@@ -8,8 +8,11 @@ use ipnet::IpNet;
 use super::{demo, listen, operate, serve};
 use crate::{
     delivery::schedule::Schedule,
+    event::EventId,
+    store::{keys, log::Status, poison::PoisonId},
     telemetry::{self, Format},
     transport::guard::Policy,
+    webhook::{Account, EventType, WebhookId},
 };
 
 /// Why a command failed, in a line for the person who gave it.
@@ -56,6 +59,22 @@ enum Command {
     /// Looks after the secrets as they are stored
     #[command(subcommand)]
     Secrets(SecretsCommand),
+    /// Lists the stream records that could not be understood, and has them read again
+    #[command(subcommand)]
+    Poison(PoisonCommand),
+    /// Lists deliveries, shows one, makes one again
+    #[command(subcommand)]
+    Deliveries(DeliveriesCommand),
+    /// Counts what is pending, what is poison, and what goes on
+    ///
+    /// Of all accounts: pending deliveries by the entries of the index `due`, 100,000 at most, beyond which the counts are
+    /// printed as "at least"; poison records by day, 10,000 of each at most; and the webhooks whose deliveries are being
+    /// replayed or made due again. What is parked, what failed and which endpoints do badly stands with the webhooks: see
+    /// --account.
+    ///
+    /// Of one account: each of its webhooks, its endpoint's health, and how many of its deliveries are pending, parked and
+    /// failed, by the entries of the index `by_state`, 10,000 of each at most.
+    Stats(StatsArgs),
 }
 
 /// Options of `serve`.
@@ -212,6 +231,153 @@ pub struct JobArgs {
     pub tables: TablesArgs,
 }
 
+/// Commands on poison records.
+#[derive(Subcommand, Clone)]
+pub enum PoisonCommand {
+    /// Lists the records that could not be understood, the newest day first
+    List {
+        /// Those kept on this day (UTC) alone; without it those of all days within `RETENTION_DAYS` (30)
+        #[arg(long, value_name = "YYYY-MM-DD", value_parser = day)]
+        day: Option<String>,
+        /// Print JSON, one object a line, with the image where it was kept
+        #[arg(long)]
+        json: bool,
+        /// Which tables.
+        #[command(flatten)]
+        tables: TablesArgs,
+    },
+    /// Reads records again, and makes events of those that can be understood now
+    ///
+    /// A job is read as it is now in the jobs table (`JOBS_TABLE`; with --aws only if that is set), so mend it there first. If it is
+    /// gone, or has another status by now, the image that was kept with the record counts. Of an event a delivery is recorded for each
+    /// subscribing webhook that has none yet, and the next sweep, within a minute, sends them. Records that still cannot be understood
+    /// stay, and the exit status is 1.
+    Redrive {
+        /// The records, as `poison list` names them
+        #[arg(value_name = "ID", required_unless_present = "all", conflicts_with = "all", value_parser = poison_id)]
+        ids: Vec<PoisonId>,
+        /// All records
+        #[arg(long)]
+        all: bool,
+        /// Of all records those kept on this day (UTC)
+        #[arg(long, value_name = "YYYY-MM-DD", requires = "all", conflicts_with = "ids", value_parser = day)]
+        day: Option<String>,
+        /// Which tables.
+        #[command(flatten)]
+        tables: TablesArgs,
+    },
+}
+
+/// Commands on deliveries.
+#[derive(Subcommand, Clone)]
+pub enum DeliveriesCommand {
+    /// Lists an account's deliveries, the newest first
+    List {
+        /// Whose deliveries
+        #[arg(long, value_parser = Account::parse)]
+        account: Account,
+        /// Those to this webhook alone, which may be a deleted one; without it to all that the account has
+        #[arg(long, value_name = "NUMBER", value_parser = webhook)]
+        webhook: Option<WebhookId>,
+        /// Those with this status alone: pending, delivered, failed or cancelled
+        #[arg(long, value_parser = status)]
+        status: Option<Status>,
+        /// Those of this type alone: job.completed, job.failed or webhook.disabled
+        #[arg(long, value_name = "TYPE", value_parser = event_type)]
+        event: Option<EventType>,
+        /// How many, at most 1000
+        #[arg(long, default_value_t = 50, value_parser = limit)]
+        limit: usize,
+        /// Print JSON, one object a line
+        #[arg(long)]
+        json: bool,
+        /// Which tables.
+        #[command(flatten)]
+        tables: TablesArgs,
+    },
+    /// Shows a delivery: its payload, each attempt, and what happens next
+    Show {
+        /// Which one.
+        #[command(flatten)]
+        delivery: DeliveryArgs,
+        /// Print JSON, as the API has it
+        #[arg(long)]
+        json: bool,
+        /// Which tables.
+        #[command(flatten)]
+        tables: TablesArgs,
+    },
+    /// Makes the next attempt of a delivery due now, whatever its status; the next sweep, within a minute, sends it
+    Retry {
+        /// Which one.
+        #[command(flatten)]
+        delivery: DeliveryArgs,
+        /// Which tables.
+        #[command(flatten)]
+        tables: TablesArgs,
+    },
+}
+
+/// Names a delivery.
+#[derive(Args, Clone)]
+pub struct DeliveryArgs {
+    /// Whose delivery it is
+    #[arg(long, value_parser = Account::parse)]
+    pub account: Account,
+    /// The webhook
+    #[arg(long, value_name = "NUMBER", value_parser = webhook)]
+    pub webhook: WebhookId,
+    /// The event
+    #[arg(value_name = "EVENT_ID", value_parser = event_id)]
+    pub event: EventId,
+}
+
+/// Options of `stats`.
+#[derive(Args, Clone)]
+pub struct StatsArgs {
+    /// Of this account's webhooks, one by one
+    #[arg(long, value_parser = Account::parse)]
+    pub account: Option<Account>,
+    /// Print JSON; of an account's webhooks one object a line
+    #[arg(long)]
+    pub json: bool,
+    /// Which tables.
+    #[command(flatten)]
+    pub tables: TablesArgs,
+}
+
+/// The most deliveries that are listed at a time.
+const MAX_LISTED: usize = 1_000;
+
+fn limit(text: &str) -> Result<usize, &'static str> {
+    text.parse().ok().filter(|limit| (1..=MAX_LISTED).contains(limit)).ok_or("expected a whole number from 1 to 1000")
+}
+
+fn day(text: &str) -> Result<String, &'static str> {
+    keys::parse_day(text).ok_or("expected a day such as 2024-12-23")
+}
+
+fn poison_id(text: &str) -> Result<PoisonId, &'static str> {
+    PoisonId::parse(text).ok_or("expected a day and a number as `poison list` shows them, such as 2024-12-23/100")
+}
+
+fn webhook(text: &str) -> Result<WebhookId, &'static str> {
+    WebhookId::parse(text).ok_or("expected the number of a webhook, such as 1")
+}
+
+fn status(text: &str) -> Result<Status, &'static str> {
+    let known = Status::ALL.into_iter().find(|status| status.name() == text);
+    known.ok_or("expected pending, delivered, failed or cancelled")
+}
+
+fn event_type(text: &str) -> Result<EventType, &'static str> {
+    EventType::parse(text).ok_or("expected job.completed, job.failed or webhook.disabled")
+}
+
+fn event_id(text: &str) -> Result<EventId, &'static str> {
+    EventId::parse(text).ok_or("expected an event's id as `deliveries list` shows it: evt_ and 26 characters")
+}
+
 fn endpoint(text: &str) -> Result<String, &'static str> {
     let url = url::Url::parse(text).ok().filter(|url| url.scheme() == "http" && url.has_host());
     url.map(|_| text.to_owned()).ok_or("expected a URL such as http://127.0.0.1:8000")
@@ -247,11 +413,14 @@ pub async fn run() -> Result<(), Failed> {
         Command::Serve(args) => serve::run(args).await,
         Command::Demo => demo::run().await,
         Command::Listen(args) => listen::run(args).await,
-        Command::Keys(command) => operate::keys(command).await,
+        Command::Keys(command) => operate::keys::run(command).await,
         Command::Secrets(SecretsCommand::Reseal { new_key, data_dir, tables }) => {
-            operate::reseal(new_key, &data_dir, &tables).await
+            operate::secrets::reseal(new_key, &data_dir, &tables).await
         }
-        Command::Job(JobCommand::Complete(args)) => operate::job(args, crate::event::Outcome::Completed).await,
-        Command::Job(JobCommand::Fail(args)) => operate::job(args, crate::event::Outcome::Failed).await,
+        Command::Poison(command) => operate::poison::run(command).await,
+        Command::Deliveries(command) => operate::deliveries::run(command).await,
+        Command::Stats(args) => operate::stats::run(args).await,
+        Command::Job(JobCommand::Complete(args)) => operate::jobs::run(args, crate::event::Outcome::Completed).await,
+        Command::Job(JobCommand::Fail(args)) => operate::jobs::run(args, crate::event::Outcome::Failed).await,
     }
 }

@@ -19,7 +19,7 @@ use super::{
     log::{Filter, Status},
     number,
     replays::Replaying,
-    tables::DUE_INDEX,
+    tables::{DUE_INDEX, SWEEP_AT},
     text, to_item,
 };
 use crate::{
@@ -292,9 +292,29 @@ impl Store {
         Ok(self.restate(found, &delivery, now, retention).await?.then_some(delivery))
     }
 
+    /// The same where no message can be sent: the next sweep finds the delivery.
+    ///
+    /// # Errors
+    /// If DynamoDB does not answer.
+    pub async fn hasten_for_sweep(
+        &self,
+        found: &Delivery,
+        now: Instant,
+        retention: Duration,
+    ) -> Result<Option<Delivery>> {
+        let mut delivery = found.clone();
+        delivery.hasten(now);
+        delivery.replay = None;
+        let put = restated(found, &delivery, now, retention)?.item(SWEEP_AT, number(now.millis()));
+        Ok(self.put_restated(found, put).await?.then_some(delivery))
+    }
+
     /// Writes `delivery` in the place of `found`, if that is still what is there; a replay that `found` was part of is told.
     async fn restate(&self, found: &Delivery, delivery: &Delivery, now: Instant, retention: Duration) -> Result<bool> {
-        let put = restated(found, delivery, now, retention)?;
+        self.put_restated(found, restated(found, delivery, now, retention)?).await
+    }
+
+    async fn put_restated(&self, found: &Delivery, put: PutBuilder) -> Result<bool> {
         match &found.replay {
             Some(replay) => self.put_and_count(put, self.not_replayed(found, replay)).await,
             None => self.put(put).await,

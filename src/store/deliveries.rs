@@ -9,7 +9,7 @@ use aws_sdk_dynamodb::types::{AttributeValue, KeysAndAttributes, Put, PutRequest
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Error, Item, Result, Store, back_off, corrupt, from_item,
+    Error, Item, Result, Store, back_off, corrupt, from_item, held,
     keys::{self, Primary},
     to_item,
 };
@@ -173,6 +173,17 @@ impl Store {
             wait_for_unprocessed(tried, deadline).await?;
             tried += 1;
         }
+    }
+
+    /// Records a delivery that is due for the next sweep to find, as no message names it; `false` if it is recorded already, which
+    /// stays as it is.
+    ///
+    /// # Errors
+    /// If DynamoDB does not answer.
+    pub async fn record_for_sweep(&self, delivery: &Delivery, now: Instant, retention: Duration) -> Result<bool> {
+        let row = Row { sweep_at: Some(now), ..Row::of(delivery, now, retention) };
+        let put = self.client.put_item().table_name(&self.tables.deliveries).set_item(Some(to_item(&row)?));
+        held(put.condition_expression("attribute_not_exists(PK)").send().await)
     }
 
     /// One delivery, strongly consistent.

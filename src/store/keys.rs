@@ -117,6 +117,13 @@ pub fn poison(day: &str, stream: &str, sequence_number: &str) -> Primary {
     Primary::new(format!("POISON#{day}"), name)
 }
 
+/// The day and the number in its stream of the record that a primary key names. An ARN holds no `#`; of a name that was hashed
+/// the hash is all there is.
+pub fn parse_poison(primary: &Primary) -> (&str, &str) {
+    let day = primary.pk.split_once('#').map_or("", |(_, day)| day);
+    (day, primary.sk.rsplit_once('#').map_or(&primary.sk, |(number, _)| number))
+}
+
 /// The position of a reader of a stream's shard.
 pub fn stream_position(stream: &str, shard: &str) -> Primary {
     Primary::new(format!("POSITION#{stream}"), shard)
@@ -188,6 +195,12 @@ pub fn day(at: Instant) -> String {
     at.rfc3339()[..10].to_owned()
 }
 
+/// A day as keys have it, if `text` is one.
+pub fn parse_day(text: &str) -> Option<String> {
+    let begin = Instant::parse_rfc3339(&format!("{text}T00:00:00Z"))?;
+    Some(day(begin)).filter(|day| day == text)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -212,6 +225,23 @@ mod tests {
         assert_eq!(parse_webhook(&sk(10)), WebhookId::new(10));
         assert_eq!(parse_webhook("WEBHOOK#0000000010#HEALTH"), None);
         assert_eq!(parse_webhook("META"), None);
+    }
+
+    #[test]
+    fn a_kept_record_is_named_by_its_day_and_number_also_where_its_name_was_hashed() {
+        let arn = "arn:aws:dynamodb:eu-west-1:123456789012:table/jobs/stream/2024-12-23T00:00:00.000";
+        assert_eq!(parse_poison(&poison("2024-12-23", arn, "100")), ("2024-12-23", "100"));
+        assert_eq!(parse_poison(&poison("2024-12-23", "", "unknown-0a")), ("2024-12-23", "unknown-0a"));
+        let hashed = poison("2024-12-23", arn, &"9".repeat(5_000));
+        assert_eq!(parse_poison(&hashed), ("2024-12-23", hashed.sk.as_str()));
+    }
+
+    #[test]
+    fn a_day_is_a_date_and_nothing_else() {
+        assert_eq!(parse_day("2024-02-29").as_deref(), Some("2024-02-29"));
+        for wrong in ["", "2024-2-29", "2023-02-29", "yesterday", "2024-12-23T00:00:00Z", "2024-12-23#"] {
+            assert_eq!(parse_day(wrong), None, "{wrong}");
+        }
     }
 
     #[test]

@@ -1,8 +1,15 @@
-//! Records that could not be understood, kept with their reason where an operator can read them.
+//! Records that could not be understood, kept with their reason where an operator can read them, and have them read again.
 
-use aws_sdk_dynamodb::types::AttributeValue;
+use aws_sdk_dynamodb::types::Select;
+use serde::Deserialize;
 
-use super::{Result, Store, keys, tables::EXPIRES_AT};
+use super::{
+    Item, Result, Store, from_item, held,
+    keys::{self, Primary},
+    number,
+    tables::EXPIRES_AT,
+    text,
+};
 use crate::clock::Instant;
 
 /// How much of a record's image is kept: 256 KiB, which leaves room in an item of 400 KB.
@@ -20,10 +27,89 @@ pub struct Poison {
     pub stream: String,
     /// The record's number in the stream, empty if it does not say.
     pub sequence_number: String,
-    /// The record's keys, as JSON.
+    /// When the record was created, if it says so.
+    pub created_at: Option<Instant>,
+    /// The record's keys, as JSON; empty if it is none, and the image is all that came.
     pub keys: String,
-    /// The record, as JSON. One that is longer than [`MAX_IMAGE`] is left out: the job itself still has it.
-    pub image: String,
+    /// The record's new image, as JSON. One that is longer than [`MAX_IMAGE`] is not kept: the job itself still has it.
+    pub image: Option<String>,
+}
+
+/// A record that was kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Kept {
+    key: Primary,
+    /// The record.
+    pub poison: Poison,
+    /// When it was kept.
+    pub kept_at: Instant,
+}
+
+#[derive(Deserialize)]
+struct Row {
+    #[serde(rename = "PK")]
+    pk: String,
+    #[serde(rename = "SK")]
+    sk: String,
+    reason: String,
+    stream: String,
+    sequence_number: String,
+    keys: String,
+    /// When it was kept.
+    created_at: Instant,
+    /// When the record was created.
+    #[serde(default)]
+    record_created_at: Option<Instant>,
+    #[serde(default)]
+    image: Option<String>,
+}
+
+/// A part of the records that were kept on a day.
+#[derive(Debug)]
+pub struct PoisonPage {
+    /// The records, the newest first, as far as their numbers tell.
+    pub kept: Vec<Kept>,
+    /// Where the next part begins; `None`: there is none.
+    pub next: Option<PoisonFrom>,
+}
+
+/// Where a list of kept records goes on.
+#[derive(Debug)]
+pub struct PoisonFrom(Item);
+
+/// Names kept records, as they are listed: by the day on which they were kept, and by their number in the stream. Two streams
+/// may have given the same.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct PoisonId {
+    day: String,
+    number: String,
+}
+
+impl PoisonId {
+    /// Reads an id; `None` if `text` cannot be one.
+    pub fn parse(text: &str) -> Option<Self> {
+        let (day, number) = text.split_once('/').filter(|(_, number)| !number.is_empty())?;
+        Some(Self { day: keys::parse_day(day)?, number: number.to_owned() })
+    }
+}
+
+impl std::fmt::Display for PoisonId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.day, self.number)
+    }
+}
+
+impl Kept {
+    /// What names it.
+    pub fn id(&self) -> PoisonId {
+        let (day, number) = keys::parse_poison(&self.key);
+        PoisonId { day: day.to_owned(), number: number.to_owned() }
+    }
+
+    /// When its record was created; of one that does not say, when it was kept.
+    pub fn record_created_at(&self) -> Instant {
+        self.poison.created_at.unwrap_or(self.kept_at)
+    }
 }
 
 impl Store {
@@ -32,20 +118,155 @@ impl Store {
     /// # Errors
     /// If DynamoDB does not answer.
     pub async fn keep_poison(&self, poison: &Poison, now: Instant, expires_at: Instant) -> Result<()> {
-        let text = |text: &str| AttributeValue::S(text.to_owned());
         let mut item = keys::poison(&keys::day(now), &poison.stream, &poison.sequence_number).into_item();
         item.extend([
-            ("reason".to_owned(), text(&poison.reason[..poison.reason.floor_char_boundary(MAX_REASON)])),
+            ("reason".to_owned(), text(cut(&poison.reason))),
             ("stream".to_owned(), text(&poison.stream)),
             ("sequence_number".to_owned(), text(&poison.sequence_number)),
             ("keys".to_owned(), text(&poison.keys)),
-            ("created_at".to_owned(), AttributeValue::N(now.millis().to_string())),
-            (EXPIRES_AT.to_owned(), AttributeValue::N(expires_at.seconds().to_string())),
+            ("created_at".to_owned(), number(now.millis())),
+            (EXPIRES_AT.to_owned(), number(expires_at.seconds())),
         ]);
-        if poison.image.len() <= MAX_IMAGE {
-            item.insert("image".to_owned(), text(&poison.image));
+        item.extend(poison.created_at.map(|at| ("record_created_at".to_owned(), number(at.millis()))));
+        if let Some(image) = poison.image.as_ref().filter(|image| image.len() <= MAX_IMAGE) {
+            item.insert("image".to_owned(), text(image));
         }
         self.client.put_item().table_name(&self.tables.webhooks).set_item(Some(item)).send().await?;
         Ok(())
+    }
+
+    /// A part of the records that were kept on a day. One that cannot be read harms no other.
+    ///
+    /// # Errors
+    /// If DynamoDB does not answer.
+    pub async fn poison_page(&self, day: &str, from: Option<PoisonFrom>, at_most: i32) -> Result<PoisonPage> {
+        let query = self
+            .client
+            .query()
+            .table_name(&self.tables.webhooks)
+            .consistent_read(true)
+            .key_condition_expression("PK = :day")
+            .expression_attribute_values(":day", text(&keys::poison(day, "", "").pk))
+            .scan_index_forward(false)
+            .limit(at_most)
+            .set_exclusive_start_key(from.map(|PoisonFrom(key)| key));
+        let page = query.send().await?;
+        Ok(PoisonPage { kept: readable(page.items.unwrap_or_default()), next: page.last_evaluated_key.map(PoisonFrom) })
+    }
+
+    /// The records that an id names: one, or none if it was taken out or has expired; of several streams, several.
+    ///
+    /// # Errors
+    /// If DynamoDB does not answer.
+    pub async fn poison_named(&self, id: &PoisonId) -> Result<Vec<Kept>> {
+        let query = self
+            .client
+            .query()
+            .table_name(&self.tables.webhooks)
+            .consistent_read(true)
+            .key_condition_expression("PK = :day AND SK BETWEEN :number AND :end")
+            .expression_attribute_values(":day", text(&keys::poison(&id.day, "", "").pk))
+            .expression_attribute_values(":number", text(&id.number))
+            // What comes right after the `#` that follows a number: longer numbers lie beyond.
+            .expression_attribute_values(":end", text(&format!("{}$", id.number)));
+        let items = query.into_paginator().items().send().collect::<std::result::Result<Vec<_>, _>>().await?;
+        Ok(readable(items).into_iter().filter(|kept| kept.id() == *id).collect())
+    }
+
+    /// How many records were kept on a day, and whether these are all: the counting ends with the page that reaches `at_most`.
+    ///
+    /// # Errors
+    /// If DynamoDB does not answer.
+    pub async fn count_poison(&self, day: &str, at_most: usize) -> Result<(usize, bool)> {
+        let query = self
+            .client
+            .query()
+            .table_name(&self.tables.webhooks)
+            .key_condition_expression("PK = :day")
+            .expression_attribute_values(":day", text(&keys::poison(day, "", "").pk))
+            .select(Select::Count);
+        let mut pages = query.into_paginator().send();
+        let mut count = 0;
+        while let Some(page) = pages.next().await {
+            let page = page?;
+            count += usize::try_from(page.count).unwrap_or(0);
+            if count >= at_most {
+                return Ok((count, page.last_evaluated_key.is_none()));
+            }
+        }
+        Ok((count, true))
+    }
+
+    /// The job of a kept record, as it is now in the platform's table; `None` if it is gone, or the record names none.
+    ///
+    /// # Errors
+    /// If DynamoDB does not answer, or the table has other keys.
+    pub async fn job_of(&self, kept: &Kept, jobs: &str) -> Result<Option<serde_dynamo::Item>> {
+        let keys: serde_dynamo::Item = serde_json::from_str(&kept.poison.keys).unwrap_or_default();
+        if keys.is_empty() {
+            return Ok(None);
+        }
+        let get = self.client.get_item().table_name(jobs).consistent_read(true).set_key(Some(keys.into()));
+        Ok(get.send().await?.item.map(Into::into))
+    }
+
+    /// Writes down why a kept record cannot be understood now, if it is still kept.
+    ///
+    /// # Errors
+    /// If DynamoDB does not answer.
+    pub async fn keep_reason(&self, kept: &Kept, reason: &str) -> Result<()> {
+        if cut(reason) == kept.poison.reason {
+            return Ok(());
+        }
+        let update = self
+            .client
+            .update_item()
+            .table_name(&self.tables.webhooks)
+            .set_key(Some(kept.key.clone().into_item()))
+            .update_expression("SET reason = :reason")
+            .condition_expression("attribute_exists(PK)")
+            .expression_attribute_values(":reason", text(cut(reason)));
+        held(update.send().await).map(drop)
+    }
+
+    /// Keeps a record no longer.
+    ///
+    /// # Errors
+    /// If DynamoDB does not answer.
+    pub async fn drop_poison(&self, kept: &Kept) -> Result<()> {
+        let key = kept.key.clone().into_item();
+        self.client.delete_item().table_name(&self.tables.webhooks).set_key(Some(key)).send().await?;
+        Ok(())
+    }
+}
+
+fn cut(reason: &str) -> &str {
+    &reason[..reason.floor_char_boundary(MAX_REASON)]
+}
+
+fn readable(items: Vec<Item>) -> Vec<Kept> {
+    let read = |item: Item| {
+        let sort_key = item.get(keys::SK).cloned();
+        from_item::<Row>(item).map(Kept::from).inspect_err(|error| {
+            tracing::error!(?sort_key, %error, "a kept record cannot be read and is left out");
+        })
+    };
+    items.into_iter().filter_map(|item| read(item).ok()).collect()
+}
+
+impl From<Row> for Kept {
+    fn from(row: Row) -> Self {
+        Self {
+            key: Primary { pk: row.pk, sk: row.sk },
+            poison: Poison {
+                reason: row.reason,
+                stream: row.stream,
+                sequence_number: row.sequence_number,
+                created_at: row.record_created_at,
+                keys: row.keys,
+                image: row.image,
+            },
+            kept_at: row.created_at,
+        }
     }
 }

@@ -14,7 +14,7 @@ use nano_webhooks::{
     clock::{Clock, Instant},
     dispatch::Dispatcher,
     local::dynamodb,
-    store::rate::Limits,
+    store::{Store, rate::Limits},
     transport::{Client, Guard, client, guard::Policy},
 };
 use serde_json::{Value, json};
@@ -65,18 +65,14 @@ impl App {
         let clock = Clock::manual(Instant::from_millis(1_734_948_000_000));
         let key = ApiKey::generate();
         world.store.add_key(&account("acme"), &key, clock.now()).await.unwrap();
-        let router = router(Api {
-            store: world.store.clone(),
-            account_claim: None,
-            client: Client::new(Guard::new(targets, vec![]), client::Limits::QUEUED, None).unwrap(),
-            guard: Guard::new(targets, vec![]),
-            clock: clock.clone(),
-            queue: world.queue.clone(),
-            retention: Duration::from_hours(24),
-            webhooks_per_account,
-            rate_limits,
-        });
+        let router = routed(&world, world.store.clone(), &clock, targets, rate_limits, webhooks_per_account);
         Self { world, router, key, clock }
+    }
+
+    /// The same over another store.
+    pub fn over(self, store: Store, rate_limits: Limits) -> Self {
+        let router = routed(&self.world, store, &self.clock, Policy::Any, rate_limits, 50);
+        Self { router, ..self }
     }
 
     pub async fn send(&self, request: Request<Body>) -> Answer {
@@ -101,6 +97,12 @@ impl App {
         self.send(self.request("GET", path).body(Body::empty()).unwrap()).await
     }
 
+    /// With another key.
+    pub async fn get_with(&self, key: &str, path: &str) -> Answer {
+        let request = Request::get(path).header("authorization", format!("Bearer {key}"));
+        self.send(request.body(Body::empty()).unwrap()).await
+    }
+
     pub async fn delete(&self, path: &str) -> Answer {
         self.send(self.request("DELETE", path).body(Body::empty()).unwrap()).await
     }
@@ -123,6 +125,27 @@ impl App {
     pub async fn post_to(&self, path: &str) -> Answer {
         self.send(self.request("POST", path).body(Body::empty()).unwrap()).await
     }
+}
+
+fn routed(
+    world: &World,
+    store: Store,
+    clock: &Clock,
+    targets: Policy,
+    rate_limits: Limits,
+    webhooks_per_account: u32,
+) -> Router {
+    router(Api {
+        store,
+        account_claim: None,
+        client: Client::new(Guard::new(targets, vec![]), client::Limits::QUEUED, None).unwrap(),
+        guard: Guard::new(targets, vec![]),
+        clock: clock.clone(),
+        queue: world.queue.clone(),
+        retention: Duration::from_hours(24),
+        webhooks_per_account,
+        rate_limits,
+    })
 }
 
 fn valid() -> Value {
@@ -686,18 +709,8 @@ async fn a_target_that_the_policy_refuses_is_named_at_creation() {
 #[tokio::test]
 async fn without_dynamodb_the_answer_is_503_and_tells_nothing_of_the_cause() {
     let app = App::new().await;
-    let unreachable = router(Api {
-        store: app.world.store_through(dynamodb("http://127.0.0.1:9")),
-        account_claim: None,
-        client: crate::support::client(),
-        guard: Guard::new(Policy::Any, vec![]),
-        clock: app.clock.clone(),
-        queue: app.world.queue.clone(),
-        retention: Duration::from_hours(24),
-        webhooks_per_account: 50,
-        rate_limits: NO_LIMITS,
-    });
-    let app = App { router: unreachable, ..app };
+    let unreachable = app.world.store_through(dynamodb("http://127.0.0.1:9"));
+    let app = app.over(unreachable, NO_LIMITS);
     let answer = app.get(WEBHOOKS).await;
     assert_eq!(answer.error(), (503, "unavailable", "Temporarily unavailable, try again"));
     assert_eq!(answer.header("retry-after"), "1");

@@ -48,7 +48,7 @@ pub fn job(task: &str, status: &str) -> Value {
     })
 }
 
-fn record(sequence: usize, name: &str, new: Option<Value>, old: Option<Value>) -> Value {
+pub fn record(sequence: usize, name: &str, new: Option<Value>, old: Option<Value>) -> Value {
     let mut change = json!({
         "ApproximateCreationDateTime": 1_734_948_000.0, "Keys": {"task_id": {"S": "t"}}, "SequenceNumber": format!("{sequence:021}"),
         "SizeBytes": 100, "StreamViewType": "NEW_AND_OLD_IMAGES",
@@ -65,7 +65,7 @@ fn record(sequence: usize, name: &str, new: Option<Value>, old: Option<Value>) -
 }
 
 /// Takes the same way as an event that Lambda gives: JSON text.
-fn batch(records: &[Value]) -> Vec<Record> {
+pub fn batch(records: &[Value]) -> Vec<Record> {
     match Invocation::from_json(&json!({ "Records": records }).to_string()).unwrap() {
         Invocation::Stream(records) => records,
         other => panic!("{other:?}"),

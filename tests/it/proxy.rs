@@ -17,6 +17,7 @@ use hyper_util::{
     client::legacy::{Client, connect::HttpConnector},
     rt::TokioExecutor,
 };
+use serde_json::Value;
 use tokio::{net::TcpListener, sync::watch};
 
 /// What goes wrong with a request.
@@ -39,6 +40,31 @@ pub enum Fault {
 /// How many tries the SDK makes.
 const TRIES: usize = 3;
 
+/// What requests used: DynamoDB bills the units.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Used {
+    pub requests: usize,
+    pub read_units: f64,
+    pub write_units: f64,
+}
+
+/// The request, asking what it uses.
+fn asking_for_units(body: &Bytes) -> Bytes {
+    let mut request: Value = serde_json::from_slice(body).unwrap();
+    request["ReturnConsumedCapacity"] = "TOTAL".into();
+    request.to_string().into()
+}
+
+/// The units that an answer tells of, for one table or several.
+fn units_of(body: &Bytes) -> f64 {
+    let answer: Value = serde_json::from_slice(body).unwrap_or_default();
+    let of = |told: &Value| told["CapacityUnits"].as_f64().unwrap_or_default();
+    match &answer["ConsumedCapacity"] {
+        Value::Array(tables) => tables.iter().map(of).sum(),
+        table => of(table),
+    }
+}
+
 /// The fault that waits for its request.
 #[derive(Clone, Copy, Debug)]
 struct Armed {
@@ -58,6 +84,8 @@ pub struct Proxy {
     client: Client<HttpConnector, Full<Bytes>>,
     armed: Arc<Mutex<Option<Armed>>>,
     counts: Arc<Mutex<BTreeMap<String, usize>>>,
+    /// What the engine says that the requests used.
+    used: Arc<Mutex<Used>>,
     crashes: watch::Sender<usize>,
 }
 
@@ -66,8 +94,15 @@ impl Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let client = Client::builder(TokioExecutor::new()).build_http();
-        let proxy =
-            Self { url, engine, client, armed: Arc::default(), counts: Arc::default(), crashes: watch::Sender::new(0) };
+        let proxy = Self {
+            url,
+            engine,
+            client,
+            armed: Arc::default(),
+            counts: Arc::default(),
+            used: Arc::default(),
+            crashes: watch::Sender::new(0),
+        };
         tokio::spawn(axum::serve(listener, Router::new().fallback(pass).with_state(proxy.clone())).into_future());
         proxy
     }
@@ -84,6 +119,11 @@ impl Proxy {
     /// How many requests were made, by operation.
     pub fn counts(&self) -> Vec<(String, usize)> {
         self.counts.lock().unwrap().clone().into_iter().collect()
+    }
+
+    /// What the requests since the last look used.
+    pub fn take_used(&self) -> Used {
+        std::mem::take(&mut self.used.lock().unwrap())
     }
 
     /// Whether the fault is still to come; disarms it.
@@ -123,8 +163,23 @@ impl Proxy {
                 request = request.header(name, value);
             }
         }
+        let (target, body) = (headers["x-amz-target"].to_str().unwrap(), asking_for_units(&body));
         let response = self.client.request(request.body(Full::new(body)).unwrap()).await.unwrap();
-        response.map(|body| Body::new(body.map_err(axum::Error::new)))
+        let (head, body) = response.into_parts();
+        let body = body.collect().await.unwrap().to_bytes();
+        let units = units_of(&body);
+        let mut used = self.used.lock().unwrap();
+        used.requests += 1;
+        let reads =
+            ["GetItem", "BatchGetItem", "Query", "Scan"].iter().any(|read| target.ends_with(&format!(".{read}")));
+        *(if reads { &mut used.read_units } else { &mut used.write_units }) += units;
+        let mut response = Response::new(Body::from(body));
+        *response.status_mut() = head.status;
+        // How the engine framed the body is between it and the proxy.
+        if let Some(kind) = head.headers.get("content-type") {
+            response.headers_mut().insert("content-type", kind.clone());
+        }
+        response
     }
 }
 

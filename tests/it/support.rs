@@ -54,6 +54,8 @@ pub struct World {
     pub client: aws_sdk_dynamodb::Client,
     pub endpoint: String,
     pub tables: Tables,
+    /// The platform's table.
+    pub jobs: String,
     pub store: Store,
     pub vault: Vault,
     pub queue: Queue,
@@ -73,8 +75,9 @@ impl World {
         };
         let unique = random::request_id();
         let tables = Tables { webhooks: format!("webhooks-{unique}"), deliveries: format!("deliveries-{unique}") };
+        let jobs = format!("jobs-{unique}");
         let client = dynamodb(&endpoint);
-        tables::create_missing(&client, &tables, &format!("jobs-{unique}")).await.unwrap();
+        tables::create_missing(&client, &tables, &jobs).await.unwrap();
         let vault = Vault::new(Wrapping::Local(KeyBytes::generate()));
         let store = Store::new(client.clone(), tables.clone(), vault.clone());
         let (sender, timers) = mpsc::channel(10_000);
@@ -82,6 +85,7 @@ impl World {
             client,
             endpoint,
             tables,
+            jobs,
             store,
             vault,
             queue: Queue::Local(sender),

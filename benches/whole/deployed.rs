@@ -1,0 +1,222 @@
+//! The functions as they are deployed.
+
+use std::time::Duration;
+
+use hyper::body::Bytes;
+use nano_webhooks::{api_key::ApiKey, clock::Clock, webhook::Account};
+use serde_json::{Value, json};
+
+use super::{
+    API, DISPATCH, float, floor,
+    lambda::Function,
+    machine::{self, Process},
+    per_thousand, percentile,
+    platform::{self, Platform},
+    receiver::Receiver,
+};
+
+/// What a run of batches cost.
+struct Cost {
+    deliveries: usize,
+    function: Duration,
+    engine: Duration,
+    took: Duration,
+}
+
+/// Has the function work on batches, one after the other, and sees that every delivery came.
+async fn work(
+    function: &mut Function,
+    engine: &Process,
+    receiver: &Receiver,
+    batches: Vec<Bytes>,
+    deliveries: usize,
+) -> Cost {
+    let expected = receiver.count() + deliveries;
+    let (cpu, engine_cpu, begun) = (function.process.cpu(), engine.cpu(), machine::now());
+    for batch in batches {
+        assert_eq!(function.invoke(batch).await, r#"{"batchItemFailures":[]}"#);
+    }
+    let took = begun.elapsed();
+    assert_eq!(receiver.count(), expected, "each once");
+    let grown = |before: Duration, after: Duration| after.checked_sub(before).expect("it grows");
+    Cost { deliveries, function: grown(cpu, function.process.cpu()), engine: grown(engine_cpu, engine.cpu()), took }
+}
+
+/// What a delivery costs the dispatcher, and how many it makes.
+pub async fn dispatch() {
+    println!("\ndispatch: batches of 100 records, an engine and an endpoint in other processes");
+    println!(
+        "| subscribers | CPU-s per 1,000 | floor | ratio | engine, CPU-s per 1,000 | deliveries/s | floor/s | peak MiB |"
+    );
+    println!("|---|---|---|---|---|---|---|---|");
+    let receiver = Receiver::start();
+    for (subscribers, count) in [(1, 300), (10, 60)] {
+        let floor = floor::measure(&format!("{}/ok", receiver.url), 30_000);
+        let platform = Platform::start().await;
+        for n in 0..subscribers {
+            platform.subscribe("acme", &format!("{}/ok/{n}", receiver.url)).await;
+        }
+        let mut function = Function::start(DISPATCH, &platform.environment()).await;
+        // The first tries each endpoint, and opens the connections.
+        for batch in platform::batches(0, 3, 100, &["acme"], 0) {
+            function.invoke(batch).await;
+        }
+        let batches = platform::batches(1_000, count, 100, &["acme"], 0);
+        let cost = work(&mut function, &platform.engine, &receiver, batches, count * 100 * subscribers).await;
+        let (own, floor_cpu) = (per_thousand(cost.function, cost.deliveries), per_thousand(floor.cpu, 1));
+        println!(
+            "| {subscribers} | {own:.4} | {floor_cpu:.4} | {:.2} | {:.4} | {:.0} | {:.0} | {} |",
+            own / floor_cpu,
+            per_thousand(cost.engine, cost.deliveries),
+            float(cost.deliveries) / cost.took.as_secs_f64(),
+            floor.rate,
+            function.process.peak_memory(),
+        );
+    }
+}
+
+/// An event of API Gateway.
+fn request(method: &str, path: &str, key: &str) -> Bytes {
+    let (raw_path, query) = path.split_once('?').unwrap_or((path, ""));
+    let event = json!({
+        "version": "2.0", "routeKey": "$default", "rawPath": raw_path, "rawQueryString": query,
+        "headers": {"authorization": format!("Bearer {key}"), "host": "api.example.com"},
+        "requestContext": {
+            "accountId": "123456789012", "apiId": "api", "domainName": "api.example.com", "domainPrefix": "api",
+            "http": {"method": method, "path": raw_path, "protocol": "HTTP/1.1", "sourceIp": "192.0.2.1", "userAgent": "bench"},
+            "requestId": "JKJaXmPLvHcESHA=", "routeKey": "$default", "stage": "$default",
+            "time": "23/Dec/2024:10:00:00 +0000", "timeEpoch": 1_734_948_000_000_u64,
+        },
+        "isBase64Encoded": false,
+    });
+    Bytes::from(event.to_string())
+}
+
+async fn key_of(platform: &Platform, account: &str) -> String {
+    let key = ApiKey::generate();
+    let account = Account::parse(account).expect("a name");
+    platform.store.add_key(&account, &key, Clock::system().now()).await.expect("the key is stored");
+    key.expose().to_owned()
+}
+
+/// How long it takes from the start of the process to its first answer.
+pub async fn start() {
+    println!("\nstart: from spawn to the first answer, over 20 starts");
+    println!("| function | median ms | worst ms |");
+    println!("|---|---|---|");
+    let (receiver, platform) = (Receiver::start(), Platform::start().await);
+    platform.subscribe("acme", &format!("{}/ok", receiver.url)).await;
+    let key = key_of(&platform, "acme").await;
+    let listing = request("GET", "/api/v1/webhooks", &key);
+    for (name, binary) in [("api", API), ("dispatch", DISPATCH)] {
+        let mut took = Vec::new();
+        for n in 0..20 {
+            let event = match name {
+                "api" => listing.clone(),
+                _ => platform::batches(n, 1, 1, &["acme"], 0).remove(0),
+            };
+            let begun = machine::now();
+            let mut function = Function::start(binary, &platform.environment()).await;
+            function.invoke(event).await;
+            took.push(begun.elapsed());
+        }
+        println!("| {name} | {:.1} | {:.1} |", percentile(&mut took, 50), percentile(&mut took, 100));
+    }
+}
+
+/// How fast an account lists its ten webhooks, alone and beside a hundred thousand of others.
+pub async fn list() {
+    println!("\nlist: GET /api/v1/webhooks with ten of one's own, one request after the other");
+    println!("| others stored | requests/s | p50 ms | p99 ms | CPU-s per 1,000 |");
+    println!("|---|---|---|---|---|");
+    let platform = Platform::start().await;
+    for n in 0..10 {
+        platform.subscribe("acme", &format!("https://example.com/{n}")).await;
+    }
+    let listing = request("GET", "/api/v1/webhooks", &key_of(&platform, "acme").await);
+    for others in [0, 100_000] {
+        platform.crowd(others).await;
+        let mut function = Function::start(API, &platform.environment()).await;
+        let answer = function.invoke(listing.clone()).await;
+        let body = serde_json::from_slice::<Value>(&answer).expect("JSON")["body"].as_str().expect("text").to_owned();
+        let listed = serde_json::from_str::<Value>(&body).expect("JSON")["data"].as_array().expect("a list").len();
+        assert_eq!(listed, 10);
+        let (cpu, begun, mut took) = (function.process.cpu(), machine::now(), Vec::new());
+        for _ in 0..3_000 {
+            let sent = machine::now();
+            function.invoke(listing.clone()).await;
+            took.push(sent.elapsed());
+        }
+        println!(
+            "| {others} | {:.0} | {:.2} | {:.2} | {:.4} |",
+            float(took.len()) / begun.elapsed().as_secs_f64(),
+            percentile(&mut took, 50),
+            percentile(&mut took, 99),
+            per_thousand(function.process.cpu().checked_sub(cpu).expect("it grows"), took.len()),
+        );
+    }
+}
+
+/// What a delivery costs as the number of accounts, of webhooks, and the size of bodies grow; and what a long log costs to list.
+pub async fn growth() {
+    println!("\ngrowth: CPU-s per 1,000 deliveries");
+    println!("| accounts in a batch | webhooks | body | dispatch | engine |");
+    println!("|---|---|---|---|---|");
+    let receiver = Receiver::start();
+    for (accounts, webhooks, padding, batches, records) in [
+        (1_usize, 1, 0, 100, 100),
+        (100, 1, 0, 100, 100),
+        (10_000, 1, 0, 100, 100),
+        (1, 10, 0, 30, 100),
+        (1, 50, 0, 10, 100),
+        (1, 1, 10_000, 60, 100),
+        (1, 1, 200_000, 40, 25),
+    ] {
+        let platform = Platform::start().await;
+        let names: Vec<_> = (0..accounts).map(|n| format!("account-{n}")).collect();
+        for name in &names {
+            for n in 0..webhooks {
+                platform.subscribe(name, &format!("{}/ok/{n}", receiver.url)).await;
+            }
+        }
+        let names: Vec<_> = names.iter().map(String::as_str).collect();
+        let mut function = Function::start(DISPATCH, &platform.environment()).await;
+        // Each endpoint is tried once.
+        for batch in platform::batches(0, accounts.div_ceil(records).max(2), records, &names, padding) {
+            function.invoke(batch).await;
+        }
+        let events = platform::batches(1_000_000, batches, records, &names, padding);
+        let cost = work(&mut function, &platform.engine, &receiver, events, batches * records * webhooks).await;
+        println!(
+            "| {accounts} | {webhooks} | {} | {:.4} | {:.4} |",
+            platform::body(padding).len(),
+            per_thousand(cost.function, cost.deliveries),
+            per_thousand(cost.engine, cost.deliveries),
+        );
+    }
+    println!("\n| deliveries in the log | list the latest 50, p50 ms |");
+    println!("|---|---|");
+    let platform = Platform::start().await;
+    platform.subscribe("acme", &format!("{}/ok", receiver.url)).await;
+    let listing = request("GET", "/api/v1/webhooks/1/deliveries", &key_of(&platform, "acme").await);
+    let mut function = Function::start(DISPATCH, &platform.environment()).await;
+    let mut api = Function::start(API, &platform.environment()).await;
+    let mut stored = 0;
+    for upto in [100, 100_000, 1_000_000] {
+        if stored == 0 {
+            for batch in platform::batches(0, 1, upto, &["acme"], 0) {
+                function.invoke(batch).await;
+            }
+        } else {
+            platform.lengthen_log(stored, upto).await;
+        }
+        stored = upto;
+        let mut took = Vec::new();
+        for _ in 0..200 {
+            let sent = machine::now();
+            api.invoke(listing.clone()).await;
+            took.push(sent.elapsed());
+        }
+        println!("| {upto} | {:.2} |", percentile(&mut took[50..], 50));
+    }
+}

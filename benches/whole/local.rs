@@ -1,0 +1,206 @@
+//! Local mode: the whole service in one process, its engine included.
+
+use std::{collections::HashMap, process::Command, time::Duration};
+
+use futures_util::{StreamExt, stream};
+use http_body_util::{BodyExt, Full};
+use hyper::{Request, body::Bytes};
+use hyper_util::{
+    client::legacy::{Client, connect::HttpConnector},
+    rt::TokioExecutor,
+};
+use nano_webhooks::{
+    clock::Clock,
+    local::dynamodb,
+    store::{
+        Store, Tables,
+        vault::{Vault, Wrapping},
+        webhooks::NewWebhook,
+    },
+    webhook::{Account, EndpointUrl, Events},
+};
+use serde_json::{Value, json};
+use tokio::time::{MissedTickBehavior, interval};
+
+use super::{
+    LOCAL, float,
+    machine::{self, Process},
+    per_thousand, percentile, platform,
+    receiver::Receiver,
+};
+
+/// How many events are posted, and how many at once.
+const EVENTS: usize = 5_000;
+const AT_ONCE: usize = 32;
+
+/// A `serve` that keeps nothing.
+#[derive(Clone)]
+struct Service {
+    process: std::sync::Arc<Process>,
+    ready: Value,
+    http: Client<HttpConnector, Full<Bytes>>,
+}
+
+impl Service {
+    fn start() -> Self {
+        let begun = machine::now();
+        let mut command = Command::new(LOCAL);
+        command.env_clear().env("RUST_LOG", "warn");
+        command.args(["serve", "--in-memory", "--json", "--listen", "127.0.0.1:0", "--dynamodb-listen", "127.0.0.1:0"]);
+        let (process, line) = Process::talking(&mut command);
+        println!("(ready after {:.0} ms)", begun.elapsed().as_secs_f64() * 1000.0);
+        let ready = serde_json::from_str(&line).expect("one line of JSON");
+        let http = Client::builder(TokioExecutor::new()).build_http();
+        Self { process: process.into(), ready, http }
+    }
+
+    fn told(&self, name: &str) -> &str {
+        self.ready[name].as_str().expect("it says so")
+    }
+
+    async fn post(&self, url: &str, headers: &[(&str, &str)], body: String) -> Bytes {
+        let mut request = Request::post(url);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let request = request.body(Full::new(Bytes::from(body))).expect("a request");
+        let answer = self.http.request(request).await.expect("the service answers");
+        let status = answer.status();
+        let body = answer.into_body().collect().await.expect("the service answers whole").to_bytes();
+        assert!(status.is_success(), "{status}: {}", String::from_utf8_lossy(&body));
+        body
+    }
+
+    /// Registers a signed webhook of the service's own account.
+    async fn subscribe(&self, url: &str) {
+        let body = json!({"url": url, "events": ["job.completed"], "secret_key": "my-secret-key"});
+        let headers =
+            [("authorization", &*format!("Bearer {}", self.told("api_key"))), ("content-type", "application/json")];
+        self.post(&format!("{}/api/v1/webhooks", self.told("api")), &headers, body.to_string()).await;
+    }
+
+    /// Registers an unsigned one of another account.
+    async fn subscribe_other(&self, account: &str, url: &str) {
+        let name = |table: &str| self.ready["tables"][table].as_str().expect("it says so").to_owned();
+        let tables = Tables { webhooks: name("webhooks"), deliveries: name("deliveries") };
+        let store = Store::new(dynamodb(self.told("dynamodb")), tables, Vault::new(Wrapping::None));
+        let new = NewWebhook {
+            url: EndpointUrl::parse(url).expect("a URL"),
+            events: Events::parse(["job.completed"]).expect("known events"),
+            secret: None,
+            description: None,
+        };
+        let account = Account::parse(account).expect("a name");
+        store.create_webhook(&account, &new, 50, None, Clock::system().now()).await.expect("it is stored");
+    }
+
+    /// Writes a job that ended, as a worker does: one PutItem.
+    async fn put_job(&self, task: &str, account: &str) {
+        let headers = [
+            ("content-type", "application/x-amz-json-1.0"),
+            ("x-amz-target", "DynamoDB_20120810.PutItem"),
+            (
+                "authorization",
+                "AWS4-HMAC-SHA256 Credential=any/20241223/us-east-1/dynamodb/aws4_request, SignedHeaders=host, Signature=0",
+            ),
+        ];
+        let table = self.ready["tables"]["jobs"].as_str().expect("it says so");
+        let body = json!({"TableName": table, "Item": platform::job(task, account, 0)});
+        self.post(self.told("dynamodb"), &headers, body.to_string()).await;
+    }
+
+    /// Writes jobs at a rate, and says when each was begun.
+    async fn put_jobs_at(
+        &self,
+        rate: u32,
+        seconds: u32,
+        prefix: &str,
+        account: &str,
+    ) -> HashMap<String, std::time::Instant> {
+        let mut ticks = interval(Duration::from_secs(1) / rate);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Burst);
+        let mut begun = HashMap::new();
+        let mut posts = Vec::new();
+        for n in 0..rate * seconds {
+            ticks.tick().await;
+            let task = format!("{prefix}{n}");
+            begun.insert(task.clone(), machine::now());
+            let (service, account) = (self.clone(), account.to_owned());
+            posts.push(tokio::spawn(async move { service.put_job(&task, &account).await }));
+        }
+        for post in posts {
+            post.await.expect("the job is written");
+        }
+        begun
+    }
+
+    /// From the first byte of a job's write to the arrival of its event, at twenty jobs a second.
+    async fn latencies(&self, receiver: &Receiver, seconds: u32, prefix: &str, account: &str) -> Vec<Duration> {
+        receiver.take_arrivals();
+        let expected = receiver.count() + 20 * seconds as usize;
+        let begun = self.put_jobs_at(20, seconds, prefix, account).await;
+        assert!(receiver.wait_for(expected).await, "every event comes");
+        let arrived = receiver.take_arrivals();
+        begun.iter().map(|(task, begun)| arrived[task].saturating_duration_since(*begun)).collect()
+    }
+}
+
+/// Everything counted: 5,000 jobs, 32 at once, through the DynamoDB endpoint; then the latency at 20 a second.
+pub async fn serve() {
+    println!("\nserve: {EVENTS} jobs written {AT_ONCE} at once, the engine in the same process");
+    println!("| subscribers | deliveries/s, writing included | CPU-s per 1,000, all of it | p50 ms at 20/s | p99 ms |");
+    println!("|---|---|---|---|---|");
+    for subscribers in [1, 10] {
+        let (receiver, service) = (Receiver::start(), Service::start());
+        for n in 0..subscribers {
+            service.subscribe(&format!("{}/ok/{n}", receiver.url)).await;
+        }
+        for n in 0..20 {
+            service.put_job(&format!("warm-{n}"), "demo").await;
+        }
+        assert!(receiver.wait_for(20 * subscribers).await, "every event comes");
+        let (cpu, begun) = (service.process.cpu(), machine::now());
+        let posts = (0..EVENTS).map(|n| {
+            let service = service.clone();
+            async move { service.put_job(&format!("task-{n}"), "demo").await }
+        });
+        stream::iter(posts).buffer_unordered(AT_ONCE).collect::<Vec<()>>().await;
+        assert!(receiver.wait_for((EVENTS + 20) * subscribers).await, "every event comes");
+        let (took, deliveries) = (begun.elapsed(), EVENTS * subscribers);
+        let cpu = service.process.cpu().checked_sub(cpu).expect("it grows");
+        let mut latencies = if subscribers == 1 {
+            service.latencies(&receiver, 15, "lat-", "demo").await
+        } else {
+            vec![Duration::ZERO]
+        };
+        println!(
+            "| {subscribers} | {:.0} | {:.3} | {:.1} | {:.1} |",
+            float(deliveries) / took.as_secs_f64(),
+            per_thousand(cpu, deliveries),
+            percentile(&mut latencies, 50),
+            percentile(&mut latencies, 99),
+        );
+    }
+}
+
+/// A healthy endpoint at 20 events a second, alone and beside one of another account that hangs, at 200 a second.
+pub async fn neighbour() {
+    println!("\nneighbour: a healthy endpoint at 20/s, alone and beside one that hangs at 200/s");
+    println!("| beside | p50 ms | p99 ms |");
+    println!("|---|---|---|");
+    let (receiver, service) = (Receiver::start(), Service::start());
+    service.subscribe(&format!("{}/ok", receiver.url)).await;
+    service.subscribe_other("neighbour", &format!("{}/hang", receiver.url)).await;
+    service.latencies(&receiver, 2, "lat-warm-", "demo").await;
+    let mut alone = service.latencies(&receiver, 15, "lat-alone-", "demo").await;
+    println!("| nobody | {:.1} | {:.1} |", percentile(&mut alone, 50), percentile(&mut alone, 99));
+    let noise = tokio::spawn({
+        let service = service.clone();
+        async move { service.put_jobs_at(200, 40, "noise-", "neighbour").await.len() }
+    });
+    // Its breaker opens when five attempts were given up, each after a second or fifteen.
+    tokio::time::sleep(Duration::from_secs(20)).await;
+    let mut beside = service.latencies(&receiver, 15, "lat-beside-", "demo").await;
+    println!("| one that hangs | {:.1} | {:.1} |", percentile(&mut beside, 50), percentile(&mut beside, 99));
+    assert_eq!(noise.await.expect("the jobs are written"), 8_000);
+}

@@ -1,0 +1,77 @@
+//! The whole service, measured: the deployed binaries under a Runtime API, against an engine in another process and an endpoint
+//! that answers at once. Everything is started here, and all figures of a run stand side by side with the floor of the same run.
+//!
+//! `cargo bench --bench whole` runs all parts, `cargo bench --bench whole -- dispatch` one: dispatch, start, list, growth, serve,
+//! neighbour. docs/PERFORMANCE.md says what the figures mean.
+
+#![expect(clippy::print_stdout, reason = "a benchmark prints what it measured")]
+
+mod deployed;
+mod floor;
+mod lambda;
+mod local;
+mod machine;
+mod platform;
+mod receiver;
+
+use std::{env, time::Duration};
+
+/// The deployed binaries, and that of local mode.
+const API: &str = env!("CARGO_BIN_EXE_api");
+const DISPATCH: &str = env!("CARGO_BIN_EXE_dispatch");
+const LOCAL: &str = env!("CARGO_BIN_EXE_nano-webhooks");
+
+#[tokio::main]
+async fn main() {
+    let mut arguments = env::args();
+    arguments.next();
+    let mut chosen = Vec::new();
+    while let Some(argument) = arguments.next() {
+        if argument == "--role" {
+            return match arguments.next().as_deref() {
+                Some("engine") => platform::run(arguments).await,
+                Some("floor") => floor::run(arguments).await,
+                other => panic!("no such role: {other:?}"),
+            };
+        }
+        if !argument.starts_with('-') {
+            chosen.push(argument);
+        }
+    }
+    let wanted = |part: &str| chosen.is_empty() || chosen.iter().any(|chosen| chosen == part);
+    if wanted("dispatch") {
+        deployed::dispatch().await;
+    }
+    if wanted("start") {
+        deployed::start().await;
+    }
+    if wanted("list") {
+        deployed::list().await;
+    }
+    if wanted("growth") {
+        deployed::growth().await;
+    }
+    if wanted("serve") {
+        local::serve().await;
+    }
+    if wanted("neighbour") {
+        local::neighbour().await;
+    }
+}
+
+/// CPU seconds for a thousand, if `cpu` was for so many.
+fn per_thousand(cpu: Duration, many: usize) -> f64 {
+    cpu.as_secs_f64() * 1000.0 / float(many)
+}
+
+#[expect(clippy::cast_precision_loss, reason = "no count here comes near 2^52")]
+const fn float(count: usize) -> f64 {
+    count as f64
+}
+
+/// The value that so many of a hundred are not above; nearest rank.
+fn percentile(values: &mut [Duration], percent: usize) -> f64 {
+    values.sort();
+    let rank = (values.len() * percent).div_ceil(100).max(1);
+    values[rank - 1].as_secs_f64() * 1000.0
+}

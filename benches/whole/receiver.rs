@@ -1,0 +1,100 @@
+//! An endpoint that answers 200 at once and remembers when which job came; `/hang` never answers.
+
+use std::{
+    collections::HashMap,
+    convert::Infallible,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use http_body_util::{BodyExt, Full};
+use hyper::{
+    Request, Response,
+    body::{Bytes, Incoming},
+    server::conn::http1,
+    service::service_fn,
+};
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpListener;
+
+use super::machine;
+
+/// What came.
+#[derive(Clone)]
+pub struct Receiver {
+    /// Where it listens.
+    pub url: String,
+    count: Arc<AtomicUsize>,
+    arrivals: Arc<Mutex<HashMap<String, Instant>>>,
+}
+
+impl Receiver {
+    /// Starts one on a thread of its own.
+    pub fn start() -> Self {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port is free");
+        listener.set_nonblocking(true).expect("it is a socket");
+        let url = format!("http://{}", listener.local_addr().expect("it listens"));
+        let receiver = Self { url, count: Arc::default(), arrivals: Arc::default() };
+        let serving = receiver.clone();
+        std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime starts");
+            runtime.block_on(async {
+                let listener = TcpListener::from_std(listener).expect("it is a socket");
+                loop {
+                    let Ok((stream, _)) = listener.accept().await else { continue };
+                    let _ = stream.set_nodelay(true);
+                    let receiver = serving.clone();
+                    tokio::spawn(async move {
+                        let service = service_fn(|request| receiver.answer(request));
+                        let _ = http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
+                    });
+                }
+            });
+        });
+        receiver
+    }
+
+    /// How many requests came so far, those to `/hang` aside.
+    pub fn count(&self) -> usize {
+        self.count.load(Ordering::Relaxed)
+    }
+
+    /// Waits until so many came; `false` if none came for ten seconds.
+    pub async fn wait_for(&self, count: usize) -> bool {
+        let (mut seen, mut since) = (0, machine::now());
+        while self.count() < count {
+            if self.count() > seen {
+                (seen, since) = (self.count(), machine::now());
+            } else if since.elapsed() > Duration::from_secs(10) {
+                return false;
+            }
+            tokio::time::sleep(Duration::from_micros(500)).await;
+        }
+        true
+    }
+
+    /// When each job came first, by its `task_id`; forgets them.
+    pub fn take_arrivals(&self) -> HashMap<String, Instant> {
+        std::mem::take(&mut self.arrivals.lock().expect("nobody panics with it"))
+    }
+
+    async fn answer(&self, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
+        let (head, body) = request.into_parts();
+        if head.uri.path().starts_with("/hang") {
+            std::future::pending::<()>().await;
+        }
+        let body = body.collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
+        let text = String::from_utf8_lossy(&body[..body.len().min(200)]);
+        // Of the floor's requests none is looked for.
+        let task = text.split_once("\"task_id\":\"lat").and_then(|(_, rest)| rest.split_once('"'));
+        if let Some((task, _)) = task {
+            let mut arrivals = self.arrivals.lock().expect("nobody panics with it");
+            arrivals.entry(format!("lat{task}")).or_insert_with(machine::now);
+        }
+        self.count.fetch_add(1, Ordering::Relaxed);
+        Ok(Response::new(Full::new(Bytes::from_static(b"ok"))))
+    }
+}
