@@ -3,8 +3,12 @@
 use std::time::Duration;
 
 use aws_config::{BehaviorVersion, SdkConfig, timeout::TimeoutConfig};
+use aws_sdk_dynamodb::error::{ProvideErrorMetadata, SdkError};
 
-use crate::store::vault::{Vault, Wrapping};
+use crate::{
+    store::vault::{Vault, Wrapping},
+    telemetry::in_a_line,
+};
 
 /// How long one try of a request to AWS may take; the SDK makes up to three.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -19,6 +23,18 @@ pub async fn config() -> SdkConfig {
 /// The bounds of every request to AWS.
 pub fn timeouts() -> TimeoutConfig {
     TimeoutConfig::builder().operation_attempt_timeout(ATTEMPT_TIMEOUT).operation_timeout(OPERATION_TIMEOUT).build()
+}
+
+/// What AWS answered to a request that it refused, or why it could not be asked, in a line for the log.
+pub fn said<E, R>(error: &SdkError<E, R>) -> String
+where
+    E: std::error::Error + ProvideErrorMetadata + 'static,
+    R: std::fmt::Debug + 'static,
+{
+    let Some(said) = error.as_service_error().map(ProvideErrorMetadata::meta) else { return in_a_line(error) };
+    let part = |part: Option<&str>| part.unwrap_or("(none)").to_owned();
+    let (code, message) = (part(said.code()), part(said.message()));
+    format!("{code}: {message} (request {})", part(said.extra("aws_request_id")))
 }
 
 /// The vault whose data keys this KMS key wraps; without one secrets are stored as they are.

@@ -9,6 +9,7 @@ use sha2::{Digest, Sha256};
 use tokio::sync::mpsc;
 
 use crate::{
+    aws::said,
     bounded,
     clock::Instant,
     delivery::{Key, due::QUEUE_REACH},
@@ -135,8 +136,11 @@ async fn send(client: &Client, url: &str, batch: &[Timer], now: Instant) {
             tracing::warn!(?reasons, "messages were not queued; the sweep will find their deliveries");
         }
         Err(error) => {
-            let error = aws_sdk_sqs::error::DisplayErrorContext(&error);
-            tracing::warn!(%error, messages = batch.len(), "messages were not queued; the sweep will find their deliveries");
+            tracing::warn!(
+                error = said(&error),
+                messages = batch.len(),
+                "messages were not queued; the sweep will find their deliveries"
+            );
         }
     }
 }

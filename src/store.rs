@@ -21,11 +21,12 @@ use std::{collections::HashMap, error::Error as StdError, time::Duration};
 
 use aws_sdk_dynamodb::{
     Client,
-    error::{DisplayErrorContext, ProvideErrorMetadata, SdkError},
+    error::{ProvideErrorMetadata, SdkError},
     types::AttributeValue,
 };
 use serde::{Deserialize, Serialize};
 
+use crate::aws::said;
 use vault::Vault;
 
 /// An item as DynamoDB has it.
@@ -76,7 +77,7 @@ pub type Result<T> = std::result::Result<T, Error>;
 impl<E, R> From<SdkError<E, R>> for Error
 where
     E: StdError + ProvideErrorMetadata + 'static,
-    R: std::fmt::Debug,
+    R: std::fmt::Debug + 'static,
 {
     fn from(error: SdkError<E, R>) -> Self {
         let transient = match &error {
@@ -84,14 +85,7 @@ where
             SdkError::ServiceError(service) => service.err().code().is_some_and(is_transient),
             _ => false,
         };
-        let text = match error.as_service_error().map(ProvideErrorMetadata::meta) {
-            Some(said) => {
-                let part = |part: Option<&str>| part.unwrap_or("(none)").to_owned();
-                let (code, message) = (part(said.code()), part(said.message()));
-                format!("{code}: {message} (request {})", part(said.extra("aws_request_id")))
-            }
-            None => DisplayErrorContext(error).to_string(),
-        };
+        let text = said(&error);
         if transient { Self::Unavailable(text) } else { Self::Internal(text) }
     }
 }
@@ -118,7 +112,7 @@ fn is_transient(code: &str) -> bool {
 fn held<T, E, R>(sent: std::result::Result<T, SdkError<E, R>>) -> Result<bool>
 where
     E: StdError + ProvideErrorMetadata + 'static,
-    R: std::fmt::Debug,
+    R: std::fmt::Debug + 'static,
 {
     match sent {
         Ok(_) => Ok(true),

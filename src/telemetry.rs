@@ -16,6 +16,20 @@ pub enum Format {
     Text,
 }
 
+/// An error and what caused it, in a line.
+pub fn in_a_line(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        source = cause.source();
+    }
+    text
+}
+
 /// Starts logging to stderr. `RUST_LOG` chooses what is logged; without it, `default` does.
 ///
 /// # Errors

@@ -84,7 +84,7 @@ impl Dispatcher {
         let retries = messages.iter().map(|message| async move {
             let Some(read) = message.body.as_deref().and_then(Message::from_json) else {
                 // It names no delivery, so none can be lost with it.
-                tracing::error!(message = message.message_id, "a message that is none of ours");
+                tracing::error!(message_id = message.message_id, "a message that is none of ours");
                 return None;
             };
             let error = self.retry(&read).await.err()?;

@@ -21,16 +21,7 @@ pub struct Failed(pub String);
 
 impl<E: std::error::Error> From<E> for Failed {
     fn from(error: E) -> Self {
-        let mut text = error.to_string();
-        let mut source = error.source();
-        while let Some(cause) = source {
-            let cause_text = cause.to_string();
-            if !text.contains(&cause_text) {
-                text = format!("{text}: {cause_text}");
-            }
-            source = cause.source();
-        }
-        Self(text)
+        Self(telemetry::in_a_line(&error))
     }
 }
 

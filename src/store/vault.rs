@@ -5,7 +5,7 @@
 
 use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
 
-use aws_sdk_dynamodb::{error::DisplayErrorContext, types::AttributeValue};
+use aws_sdk_dynamodb::{error::ProvideErrorMetadata, types::AttributeValue};
 use aws_sdk_kms::primitives::Blob;
 use base64::{Engine, engine::general_purpose::STANDARD};
 use serde::{Deserialize, Serialize};
@@ -19,6 +19,7 @@ use super::{
     webhooks::Subscriber,
 };
 use crate::{
+    aws::said,
     bounded,
     clock::{Instant, Stopwatch},
     data_key::{DataKey, KeyBytes},
@@ -387,7 +388,7 @@ impl Store {
                     .encryption_context(CONTEXT, version.to_string())
                     .send()
                     .await
-                    .map_err(refused)?;
+                    .map_err(|error| refused(&error))?;
                 let missing = || Error::Locked("KMS answered without a key".to_owned());
                 let bytes = made.plaintext.map(Blob::into_inner).and_then(KeyBytes::take).ok_or_else(missing)?;
                 let wrapped = STANDARD.encode(made.ciphertext_blob.ok_or_else(missing)?);
@@ -415,7 +416,7 @@ impl Store {
                     .encryption_context(CONTEXT, version.to_string())
                     .send()
                     .await
-                    .map_err(refused)?;
+                    .map_err(|error| refused(&error))?;
                 opened
                     .plaintext
                     .map(Blob::into_inner)
@@ -442,10 +443,10 @@ pub(super) fn stored(key: Option<&DataKey>, account: &Account, id: WebhookId, se
 }
 
 /// KMS did not do as it was asked.
-fn refused<E, R>(error: aws_sdk_kms::error::SdkError<E, R>) -> Error
+fn refused<E, R>(error: &aws_sdk_kms::error::SdkError<E, R>) -> Error
 where
-    E: std::error::Error + 'static,
-    R: fmt::Debug,
+    E: std::error::Error + ProvideErrorMetadata + 'static,
+    R: fmt::Debug + 'static,
 {
-    Error::Locked(format!("KMS: {}", DisplayErrorContext(error)))
+    Error::Locked(format!("KMS: {}", said(error)))
 }

@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use aws_sdk_dynamodb::{
-    error::DisplayErrorContext,
     operation::transact_write_items::TransactWriteItemsError,
     types::{
         AttributeValue, CancellationReason, Delete, Put, ReturnValuesOnConditionCheckFailure, TransactWriteItem, Update,
@@ -18,6 +17,7 @@ use super::{
     vault::{Fingerprint, StoredSecret, stored},
 };
 use crate::{
+    aws::said,
     clock::{Deadline, Instant},
     data_key::DataKey,
     delivery::{Delivery, health::Health},
@@ -500,7 +500,7 @@ impl Store {
 }
 
 /// Why a transaction was cancelled, part by part; any other error is passed on.
-pub(super) fn cancelled<R: std::fmt::Debug>(
+pub(super) fn cancelled<R: std::fmt::Debug + 'static>(
     error: aws_sdk_dynamodb::error::SdkError<TransactWriteItemsError, R>,
 ) -> Result<Vec<CancellationReason>> {
     match error.as_service_error() {
@@ -510,7 +510,7 @@ pub(super) fn cancelled<R: std::fmt::Debug>(
                 return Ok(reasons);
             }
             let transient = reasons.iter().filter_map(CancellationReason::code).any(is_transient);
-            let text = DisplayErrorContext(error).to_string();
+            let text = said(&error);
             Err(if transient { Error::Unavailable(text) } else { Error::Internal(text) })
         }
         _ => Err(error.into()),
