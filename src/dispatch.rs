@@ -132,7 +132,7 @@ impl Dispatcher {
         };
         let (attempt, outcome) = client.attempt(&webhook.url, request, &delivery.body, at_most).await;
         tracing::info!(
-            account = %delivery.key.account, webhook = %webhook.id, event = %delivery.key.event, attempt = attempt.number,
+            account = delivery.key.account.as_str(), webhook = %webhook.id, event = %delivery.key.event, attempt = attempt.number,
             status = outcome.status_code, failure = attempt.failure.map(FailureKind::name), duration_ms = attempt.duration_ms, "attempt"
         );
         self.metrics.count(Count::Attempts);
@@ -214,11 +214,11 @@ impl Dispatcher {
                 self.store.keep_health(account, webhook.id, &health).await?;
                 match (before.is_open(), health.is_open()) {
                     (false, true) => {
-                        tracing::warn!(%account, webhook = %webhook.id, "circuit breaker opened");
+                        tracing::warn!(account = account.as_str(), webhook = %webhook.id, "circuit breaker opened");
                         self.metrics.count(Count::BreakersOpened);
                     }
                     (true, false) => {
-                        tracing::info!(%account, webhook = %webhook.id, "circuit breaker closed");
+                        tracing::info!(account = account.as_str(), webhook = %webhook.id, "circuit breaker closed");
                         self.metrics.count(Count::BreakersClosed);
                     }
                     (false, false) | (true, true) => {}
@@ -227,7 +227,7 @@ impl Dispatcher {
             Ok::<_, crate::store::Error>(())
         };
         if let Err(error) = written.await {
-            tracing::warn!(%account, webhook = %webhook.id, %error, "health was not written");
+            tracing::warn!(account = account.as_str(), webhook = %webhook.id, %error, "health was not written");
         }
     }
 
@@ -254,7 +254,7 @@ impl Dispatcher {
             })
             .collect();
         if self.store.disable_webhook(account, webhook, reason, &tell, now, self.retention).await? {
-            tracing::warn!(%account, webhook = %webhook.id, reason, "webhook disabled");
+            tracing::warn!(account = account.as_str(), webhook = %webhook.id, reason, "webhook disabled");
             self.metrics.count(Count::WebhooksDisabled);
             self.set_timers(&tell, now).await;
         }

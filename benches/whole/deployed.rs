@@ -7,7 +7,7 @@ use nano_webhooks::{api_key::ApiKey, clock::Clock, webhook::Account};
 use serde_json::{Value, json};
 
 use super::{
-    API, DISPATCH, float, floor,
+    Built, float, floor,
     lambda::Function,
     machine::{self, Process},
     per_thousand, percentile,
@@ -43,7 +43,7 @@ async fn work(
 }
 
 /// What a delivery costs the dispatcher, and how many it makes.
-pub async fn dispatch() {
+pub async fn dispatch(built: &Built) {
     println!("\ndispatch: batches of 100 records, an engine and an endpoint in other processes");
     println!(
         "| subscribers | CPU-s per 1,000 | floor | ratio | engine, CPU-s per 1,000 | deliveries/s | floor/s | peak MiB |"
@@ -56,7 +56,7 @@ pub async fn dispatch() {
         for n in 0..subscribers {
             platform.subscribe("acme", &format!("{}/ok/{n}", receiver.url)).await;
         }
-        let mut function = Function::start(DISPATCH, &platform.environment()).await;
+        let mut function = Function::start(&built.dispatch, &platform.environment()).await;
         // The first tries each endpoint, and opens the connections.
         for batch in platform::batches(0, 3, 100, &["acme"], 0) {
             function.invoke(batch).await;
@@ -100,7 +100,7 @@ async fn key_of(platform: &Platform, account: &str) -> String {
 }
 
 /// How long it takes from the start of the process to its first answer.
-pub async fn start() {
+pub async fn start(built: &Built) {
     println!("\nstart: from spawn to the first answer, over 20 starts");
     println!("| function | median ms | worst ms |");
     println!("|---|---|---|");
@@ -108,7 +108,7 @@ pub async fn start() {
     platform.subscribe("acme", &format!("{}/ok", receiver.url)).await;
     let key = key_of(&platform, "acme").await;
     let listing = request("GET", "/api/v1/webhooks", &key);
-    for (name, binary) in [("api", API), ("dispatch", DISPATCH)] {
+    for (name, binary) in [("api", &built.api), ("dispatch", &built.dispatch)] {
         let mut took = Vec::new();
         for n in 0..20 {
             let event = match name {
@@ -125,7 +125,7 @@ pub async fn start() {
 }
 
 /// How fast an account lists its ten webhooks, alone and beside a hundred thousand of others.
-pub async fn list() {
+pub async fn list(built: &Built) {
     println!("\nlist: GET /api/v1/webhooks with ten of one's own, one request after the other");
     println!("| others stored | requests/s | p50 ms | p99 ms | CPU-s per 1,000 |");
     println!("|---|---|---|---|---|");
@@ -136,7 +136,7 @@ pub async fn list() {
     let listing = request("GET", "/api/v1/webhooks", &key_of(&platform, "acme").await);
     for others in [0, 100_000] {
         platform.crowd(others).await;
-        let mut function = Function::start(API, &platform.environment()).await;
+        let mut function = Function::start(&built.api, &platform.environment()).await;
         let answer = function.invoke(listing.clone()).await;
         let body = serde_json::from_slice::<Value>(&answer).expect("JSON")["body"].as_str().expect("text").to_owned();
         let listed = serde_json::from_str::<Value>(&body).expect("JSON")["data"].as_array().expect("a list").len();
@@ -158,7 +158,7 @@ pub async fn list() {
 }
 
 /// What a delivery costs as the number of accounts, of webhooks, and the size of bodies grow; and what a long log costs to list.
-pub async fn growth() {
+pub async fn growth(built: &Built) {
     println!("\ngrowth: CPU-s per 1,000 deliveries");
     println!("| accounts in a batch | webhooks | body | dispatch | engine |");
     println!("|---|---|---|---|---|");
@@ -180,7 +180,7 @@ pub async fn growth() {
             }
         }
         let names: Vec<_> = names.iter().map(String::as_str).collect();
-        let mut function = Function::start(DISPATCH, &platform.environment()).await;
+        let mut function = Function::start(&built.dispatch, &platform.environment()).await;
         // Each endpoint is tried once.
         for batch in platform::batches(0, accounts.div_ceil(records).max(2), records, &names, padding) {
             function.invoke(batch).await;
@@ -199,8 +199,8 @@ pub async fn growth() {
     let platform = Platform::start().await;
     platform.subscribe("acme", &format!("{}/ok", receiver.url)).await;
     let listing = request("GET", "/api/v1/webhooks/1/deliveries", &key_of(&platform, "acme").await);
-    let mut function = Function::start(DISPATCH, &platform.environment()).await;
-    let mut api = Function::start(API, &platform.environment()).await;
+    let mut function = Function::start(&built.dispatch, &platform.environment()).await;
+    let mut api = Function::start(&built.api, &platform.environment()).await;
     let mut stored = 0;
     for upto in [100, 100_000, 1_000_000] {
         if stored == 0 {

@@ -2,7 +2,7 @@
 //! that answers at once. Everything is started here, and all figures of a run stand side by side with the floor of the same run.
 //!
 //! `cargo bench --bench whole` runs all parts, `cargo bench --bench whole -- dispatch` one: dispatch, start, list, growth, serve,
-//! neighbour. docs/PERFORMANCE.md says what the figures mean.
+//! neighbour. With `--built .aws-sam/build` the functions are those that `sam build` made. docs/PERFORMANCE.md says what the figures mean.
 
 #![expect(clippy::print_stdout, reason = "a benchmark prints what it measured")]
 
@@ -16,16 +16,22 @@ mod receiver;
 
 use std::{env, time::Duration};
 
-/// The deployed binaries, and that of local mode.
-const API: &str = env!("CARGO_BIN_EXE_api");
-const DISPATCH: &str = env!("CARGO_BIN_EXE_dispatch");
+/// The binary of local mode.
 const LOCAL: &str = env!("CARGO_BIN_EXE_nano-webhooks");
+
+/// The deployed binaries.
+struct Built {
+    api: String,
+    dispatch: String,
+}
 
 #[tokio::main]
 async fn main() {
     let mut arguments = env::args();
     arguments.next();
     let mut chosen = Vec::new();
+    let mut built =
+        Built { api: env!("CARGO_BIN_EXE_api").to_owned(), dispatch: env!("CARGO_BIN_EXE_dispatch").to_owned() };
     while let Some(argument) = arguments.next() {
         if argument == "--role" {
             return match arguments.next().as_deref() {
@@ -34,22 +40,28 @@ async fn main() {
                 other => panic!("no such role: {other:?}"),
             };
         }
-        if !argument.starts_with('-') {
+        if argument == "--built" {
+            let folder = arguments.next().expect("a folder");
+            built = Built {
+                api: format!("{folder}/ApiFunction/bootstrap"),
+                dispatch: format!("{folder}/DispatchFunction/bootstrap"),
+            };
+        } else if !argument.starts_with('-') {
             chosen.push(argument);
         }
     }
     let wanted = |part: &str| chosen.is_empty() || chosen.iter().any(|chosen| chosen == part);
     if wanted("dispatch") {
-        deployed::dispatch().await;
+        deployed::dispatch(&built).await;
     }
     if wanted("start") {
-        deployed::start().await;
+        deployed::start(&built).await;
     }
     if wanted("list") {
-        deployed::list().await;
+        deployed::list(&built).await;
     }
     if wanted("growth") {
-        deployed::growth().await;
+        deployed::growth(&built).await;
     }
     if wanted("serve") {
         local::serve().await;

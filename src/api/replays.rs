@@ -155,7 +155,7 @@ pub(super) async fn begin(
     match api.store.step_replay(&of, FIRST_STEP, now, api.retention, Deadline::after(FIRST_STEP_TIME)).await {
         Ok(due) => api.queue.set(due.into_iter().map(Timer::from).collect(), now).await,
         Err(error) => {
-            tracing::warn!(account = %of.account, %webhook, %error, "the replay's first step is left to the sweep");
+            tracing::warn!(account = of.account.as_str(), %webhook, %error, "the replay's first step is left to the sweep");
         }
     }
     let replay = api.store.replay_of(&of).await?.unwrap_or(replay);

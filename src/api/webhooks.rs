@@ -106,6 +106,7 @@ pub(super) struct HealthView {
     state: &'static str,
     #[schema(required, format = DateTime)]
     failing_since: Option<String>,
+    /// The latest success before or after something was wrong: a success among successes is not written down.
     #[schema(required, format = DateTime)]
     last_success_at: Option<String>,
     #[schema(required, value_type = Option<FailureName>)]
@@ -274,7 +275,9 @@ pub(super) async fn change(
         // The first step at once; the sweep takes the others, and this one too if it fails.
         match api.store.unpark(&Unparking::begin(account.clone(), id, now), now).await {
             Ok(due) => api.queue.set(due.into_iter().map(Timer::from).collect(), now).await,
-            Err(error) => tracing::warn!(%account, webhook = %id, %error, "parked deliveries are left to the sweep"),
+            Err(error) => {
+                tracing::warn!(account = account.as_str(), webhook = %id, %error, "parked deliveries are left to the sweep");
+            }
         }
     }
     let subscriber = api.store.subscriber(&account, id).await?.ok_or_else(|| no_webhook(id))?;
@@ -298,7 +301,7 @@ pub(super) async fn remove(
     }
     if let Err(error) = api.store.cancel_pending(&account, id, api.clock.now(), api.retention).await {
         // The webhook is deleted, which is what was asked for; what is pending is cancelled as it comes up.
-        tracing::warn!(%account, webhook = %id, %error, "not all pending deliveries were cancelled at once");
+        tracing::warn!(account = account.as_str(), webhook = %id, %error, "not all pending deliveries were cancelled at once");
     }
     Ok(success(Removed { id: id.get() }))
 }

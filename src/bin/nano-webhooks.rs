@@ -9,7 +9,7 @@ async fn main() -> ExitCode {
     match cli::run().await {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failed(reason)) => {
-            eprintln!("nano-webhooks: {reason}");
+            eprintln!("nano-webhooks: {}", cli::printable(&reason));
             ExitCode::FAILURE
         }
     }

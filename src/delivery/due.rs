@@ -11,6 +11,9 @@ pub const QUEUE_REACH: Duration = Duration::from_mins(15);
 pub const LOOK_AHEAD: Duration = Duration::from_mins(5);
 /// How long after a delivery's message should have been taken the sweep sends another.
 pub const GRACE: Duration = Duration::from_mins(5);
+/// The time between two deliveries to an endpoint that are made due because somebody asks for many: five a second, and as many as
+/// a sweep's step in a minute.
+pub const SPACING: Duration = Duration::from_millis(200);
 /// How long a worker has for an attempt that it has claimed: the queued attempt's 15 s, and time for the table, thrice.
 pub const LEASE: Duration = Duration::from_secs(45);
 

@@ -169,7 +169,7 @@ impl Dispatcher {
                     delivered.poisoned.extend(records.map(|record| (record, reason.clone())));
                 }
                 Err(error) => {
-                    tracing::error!(account = %part.account, %error, "secrets were not opened; the queue tries again");
+                    tracing::error!(account = part.account.as_str(), %error, "secrets were not opened; the queue tries again");
                     part.secrets = Secrets::Locked;
                 }
             }
@@ -181,7 +181,7 @@ impl Dispatcher {
         let accounts: HashSet<_> = occurrences.iter().map(|occurrence| &occurrence.event.account).collect();
         let loads = accounts.into_iter().map(|account| async move {
             let subscribers = self.store.subscribers(account).await.inspect_err(
-                |error| tracing::error!(%account, %error, "webhooks were not loaded; the account's records will be read again"),
+                |error| tracing::error!(account = account.as_str(), %error, "webhooks were not loaded; the account's records will be read again"),
             );
             let loaded = subscribers.ok().map(|subscribers| {
                 let (mut readable, mut unreadable) = (Vec::new(), None);

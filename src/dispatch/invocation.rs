@@ -89,7 +89,7 @@ impl Dispatcher {
             };
             let error = self.retry(&read).await.err()?;
             tracing::error!(
-                account = %read.key.account, webhook = %read.key.webhook, event = %read.key.event, %error,
+                account = read.key.account.as_str(), webhook = %read.key.webhook, event = %read.key.event, %error,
                 "a retry will be made again"
             );
             message.message_id.clone()

@@ -13,6 +13,7 @@ use super::{
 use crate::{
     bounded,
     clock::Instant,
+    delivery::{Delivery, State},
     event::JobEvent,
     store::{Result, Store, poison::Kept},
 };
@@ -45,7 +46,8 @@ pub enum Redriven {
 
 /// Makes an event of a poison record, if that can be understood now: by its job as it is now in the table `jobs`, or by the
 /// image that was kept. The event has the id that the record would have given, so that redriving again sends nothing twice. Of
-/// one that was kept because one webhook could not be read, the others keep what they have.
+/// one that was kept because one webhook could not be read, the others keep what they have. Its deliveries are due at `due`: whoever
+/// redrives many spaces them, so that no endpoint is flooded.
 ///
 /// # Errors
 /// If DynamoDB does not answer. Nothing is lost by that: the record is dropped when all of its deliveries are recorded.
@@ -53,6 +55,7 @@ pub async fn redrive(
     store: &Store,
     jobs: Option<&str>,
     kept: &Kept,
+    due: Instant,
     now: Instant,
     retention: Duration,
 ) -> Result<Redriven> {
@@ -62,7 +65,7 @@ pub async fn redrive(
     };
     let understood = record(kept, job, jobs).and_then(|record| read(0, &record).map_err(|poison| poison.reason));
     let redriven = match understood {
-        Ok(Some(occurrence)) => record_deliveries(store, occurrence, now, retention).await?,
+        Ok(Some(occurrence)) => record_deliveries(store, occurrence, due, now, retention).await?,
         Ok(None) => Redriven::Nothing,
         Err(reason) => Redriven::Stays { reason, recorded: 0 },
     };
@@ -77,6 +80,7 @@ pub async fn redrive(
 async fn record_deliveries(
     store: &Store,
     occurrence: Occurrence,
+    due: Instant,
     now: Instant,
     retention: Duration,
 ) -> Result<Redriven> {
@@ -85,7 +89,7 @@ async fn record_deliveries(
     for subscriber in store.subscribers(account).await? {
         match subscriber {
             Ok(subscriber) if subscriber.webhook.wants(event_type) => {
-                let delivery = occurrence.delivery(&subscriber.webhook, now);
+                let delivery = Delivery { state: State::Pending(due), ..occurrence.delivery(&subscriber.webhook, now) };
                 writes.push(async move { store.record_for_sweep(&delivery, now, retention).await });
             }
             Ok(_) => {}

@@ -42,7 +42,7 @@ impl Dispatcher {
             Ok(secrets) => secrets,
             // Nothing goes out unsigned. It waits without using an attempt, until settings and permissions are right again.
             Err(error @ (Error::Locked(_) | Error::Internal(_))) => {
-                tracing::error!(account = %key.account, webhook = %key.webhook, %error, "secrets were not opened");
+                tracing::error!(account = key.account.as_str(), webhook = %key.webhook, %error, "secrets were not opened");
                 return self.put_off(message, LOCKED_WAIT, now).await;
             }
             Err(error) => return Err(error),

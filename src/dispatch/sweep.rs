@@ -71,7 +71,7 @@ impl Dispatcher {
     /// its turn.
     async fn take_step(&self, account: &Account, step: Result<Vec<Due>>) -> usize {
         let due = step.unwrap_or_else(|error| {
-            tracing::error!(%account, %error, "a step of a sweep failed; the next sweep takes it again");
+            tracing::error!(account = account.as_str(), %error, "a step of a sweep failed; the next sweep takes it again");
             Vec::new()
         });
         let sent = due.len();

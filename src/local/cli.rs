@@ -415,3 +415,24 @@ pub async fn run() -> Result<(), Failed> {
         Command::Job(JobCommand::Fail(args)) => operate::jobs::run(args, crate::event::Outcome::Failed).await,
     }
 }
+
+/// A text that others wrote, for a terminal: what would steer it is escaped.
+pub fn printable(text: &str) -> String {
+    // Beside control characters those that hide, or turn the direction of what follows.
+    let steers = |c: char| {
+        c.is_control()
+            || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}')
+    };
+    let escaped = |c: char| if steers(c) { c.escape_default().to_string() } else { c.to_string() };
+    text.chars().map(escaped).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_would_steer_a_terminal_is_escaped() {
+        assert_eq!(printable("\u{1b}[2Jé\n\u{9b}\u{202e}"), r"\u{1b}[2Jé\n\u{9b}\u{202e}");
+    }
+}

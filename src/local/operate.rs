@@ -11,7 +11,7 @@ pub(super) mod stats;
 use aws_sdk_dynamodb::Client;
 
 use super::{
-    cli::{Failed, TablesArgs},
+    cli::{Failed, TablesArgs, printable},
     dynamodb,
     serve::out_of_reach,
 };
@@ -73,12 +73,6 @@ fn time(at: Instant, now: Instant) -> String {
     if ahead > behind { format!("{} (in {far})", at.rfc3339()) } else { format!("{} ({far} ago)", at.rfc3339()) }
 }
 
-/// A text that others wrote, for a terminal: what would steer it is escaped.
-fn printable(text: &str) -> String {
-    let escaped = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.to_string() };
-    text.chars().map(escaped).collect()
-}
-
 /// `1 record`, `2 records`.
 fn counted(n: usize, one: &str, many: &str) -> String {
     format!("{n} {}", if n == 1 { one } else { many })
@@ -101,10 +95,5 @@ mod tests {
         ] {
             assert_eq!(time(Instant::from_millis(now.millis() + seconds * 1000), now), shown);
         }
-    }
-
-    #[test]
-    fn what_would_steer_a_terminal_is_escaped() {
-        assert_eq!(printable("\u{1b}[2Jé\n\u{9b}"), r"\u{1b}[2Jé\n\u{9b}");
     }
 }

@@ -48,7 +48,7 @@ pub async fn run(dispatcher: Dispatcher, mut timers: mpsc::Receiver<Timer>, stop
                     let message = due.into_inner();
                     if let Err(error) = dispatcher.retry(&message).await {
                         let Key { account, webhook, event } = &message.key;
-                        tracing::error!(%account, %webhook, %event, %error, "a retry failed; the sweep will find the delivery");
+                        tracing::error!(account = account.as_str(), %webhook, %event, %error, "a retry failed; the sweep will find the delivery");
                     }
                 });
             }

@@ -181,7 +181,10 @@ impl Store {
     /// # Errors
     /// If DynamoDB does not answer.
     pub async fn record_for_sweep(&self, delivery: &Delivery, now: Instant, retention: Duration) -> Result<bool> {
-        let row = Row { sweep_at: Some(now), ..Row::of(delivery, now, retention) };
+        let mut row = Row::of(delivery, now, retention);
+        // It has no message: the next sweep sends one that can have it.
+        row.sweep_at =
+            row.next_attempt_at.map(|due| if due::is_within_reach(due, now) { now } else { due::sweep_at(due, now) });
         let put = self.client.put_item().table_name(&self.tables.deliveries).set_item(Some(to_item(&row)?));
         held(put.condition_expression("attribute_not_exists(PK)").send().await)
     }

@@ -21,8 +21,6 @@ use crate::{
 
 /// How many deliveries a step makes due.
 const STEP: usize = 300;
-/// The time between two of them: a minute's sweep takes a step, so this is as fast as it goes on.
-const SPACING: Duration = Duration::from_millis(200);
 /// How many of them are changed at the same time.
 const CONCURRENT: usize = 16;
 /// How long after the enabling the parked deliveries are gone through again: a worker that read the webhook before may have
@@ -72,7 +70,7 @@ impl Store {
         let parked = page.deliveries.into_iter().filter(|listed| listed.row.next_attempt_at.is_none());
         let mut due_at = now;
         let changes = parked.map(|listed| {
-            due_at = due_at + SPACING;
+            due_at = due_at + due::SPACING;
             let key = Key { account: account.clone(), webhook: *webhook, event: listed.event_id };
             self.make_due(key, listed.row.attempt_count, due_at, now)
         });

@@ -28,8 +28,6 @@ use crate::{
 pub const STEP: usize = 300;
 /// How many the first step does, which the request to begin waits for.
 pub const FIRST_STEP: usize = 60;
-/// The time between two of them: a minute's sweep takes a step, so this is as fast as it goes on.
-const SPACING: Duration = Duration::from_millis(200);
 
 /// Which deliveries are made again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -260,7 +258,7 @@ impl Store {
             if !selected {
                 continue;
             }
-            due_at = due_at + SPACING;
+            due_at = due_at + due::SPACING;
             let mut delivery = found.clone();
             delivery.hasten(due_at);
             delivery.replay = Some(of.id.clone());

@@ -186,7 +186,7 @@ impl Store {
             {
                 // Health is only a hint: what cannot be read is as good as nothing known.
                 last.health = from_item(item).unwrap_or_else(|error| {
-                    tracing::error!(%account, webhook = %last.webhook.id, %error, "health cannot be read");
+                    tracing::error!(account = account.as_str(), webhook = %last.webhook.id, %error, "health cannot be read");
                     Health::default()
                 });
             }

@@ -74,7 +74,7 @@ impl Scene {
 
     async fn redrive(&self, kept: &Kept) -> Redriven {
         let Self { world, clock, .. } = self;
-        redrive(&world.store, Some(&world.jobs), kept, clock.now(), RETENTION).await.unwrap()
+        redrive(&world.store, Some(&world.jobs), kept, clock.now(), clock.now(), RETENTION).await.unwrap()
     }
 
     /// The event that came of a record, how many deliveries are new, and how many were there.
@@ -252,7 +252,7 @@ async fn without_its_image_a_record_is_understood_by_its_job_alone() {
     assert_eq!(kept.poison.image, None);
 
     assert_eq!(scene.stays(&kept).await, "its image was not kept, and the job is gone");
-    let nowhere = redrive(&scene.world.store, None, &kept, START, RETENTION).await.unwrap();
+    let nowhere = redrive(&scene.world.store, None, &kept, START, START, RETENTION).await.unwrap();
     let reason = "its image was not kept, and JOBS_TABLE does not say where the job is".to_owned();
     assert_eq!(nowhere, Redriven::Stays { reason, recorded: 0 });
     scene.put(&with("status", json!({"S": "processing"}), whole.clone())).await;

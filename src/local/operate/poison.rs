@@ -9,6 +9,7 @@ use super::{counted, explain, jobs_table, open, printable, progress::progress, s
 use crate::{
     bounded,
     clock::{Clock, Instant},
+    delivery::due::SPACING,
     dispatch::redrive::{Redriven, redrive},
     local::cli::{Failed, PoisonCommand, TablesArgs},
     store::{
@@ -172,8 +173,10 @@ impl<'a> Redrive<'a> {
     async fn redrive(&mut self, kept: &[Kept], bar: &ProgressBar) -> Result<(), Failed> {
         let now = self.clock.now();
         let (store, jobs, retention) = (&self.store, self.jobs.as_deref(), self.retention);
+        let done = self.records;
         let redrives = kept.iter().enumerate().map(|(place, kept)| async move {
-            let redriven = redrive(store, jobs, kept, now, retention).await;
+            let due = now + SPACING * u32::try_from(done + place).unwrap_or(u32::MAX);
+            let redriven = redrive(store, jobs, kept, due, now, retention).await;
             bar.inc(1);
             (place, redriven)
         });
@@ -224,7 +227,8 @@ impl<'a> Redrive<'a> {
             writeln!(std::io::stderr(), "No poison records.")?;
         }
         if records > 0 {
-            let sent = if due > 0 { "; the next sweep, within a minute, sends them" } else { "" };
+            let sent =
+                if due > 0 { "; the sweeps send them, from within a minute on, five events a second" } else { "" };
             let (records, events) = (record_count(records), counted(events, "event", "events"));
             writeln!(std::io::stdout(), "{records} read again: {events}, {} due{sent}.", delivery_count(due))?;
         }
