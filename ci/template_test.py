@@ -649,7 +649,7 @@ class Template(unittest.TestCase):
         cases = {
             "JobsStreamArn": (SETTINGS["JobsStreamArn"], ["jobs", "arn:aws:dynamodb:eu-west-1:123456789012:table/jobs"]),
             "AllowCidrs": (["", "10.1.0.0/16", "10.1.0.0/16, fd00::/8"], ["10.1.0.0", "office", "10.1.0.0/16,"]),
-            "RetrySchedule": (["", "5s", "5s, 5m,2h"], ["5", "soon", "5s,,5m"]),
+            "RetrySchedule": (["", "5s", "5s, 5m,2h", ",".join(19 * ["1h"])], ["5", "soon", "5s,,5m", "0s", ",".join(20 * ["1h"])]),
             "DisableAfter": (["", "48h"], ["0h", "2 days"]),
             "RetentionDays": (["", "30"], ["0", "-1", "month"]),
             "WebhooksPerAccount": (["", "50"], ["0", "1.5"]),
