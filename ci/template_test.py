@@ -89,6 +89,7 @@ KINDS = {kind.lower() for kind in re.findall(r"Self::(\w+)", the(re.findall(r"co
 # service lists them. A name or a set that does not exist is an empty graph, and an alarm that never goes off.
 METRICS = {
     "NanoWebhooks": {name: [{"Stack"}] for name in OWN} | {"FailedAttempts": [{"Stack"}, {"Stack", "Failure"}]},
+    "NanoWebhooks/AWS::StackName": {"ErrorLines": [set()]},
     "AWS/Lambda": {
         **{name: [{"FunctionName"}] for name in ("Errors", "Throttles", "Duration", "ConcurrentExecutions", "IteratorAge")},
         **{name: [{"EventSourceMappingUUID"}] for name in ("PolledEventCount", "DroppedEventCount", "OnFailureDestinationDeliveredEventCount")},
@@ -648,7 +649,7 @@ class Template(unittest.TestCase):
         cases = {
             "JobsStreamArn": (SETTINGS["JobsStreamArn"], ["jobs", "arn:aws:dynamodb:eu-west-1:123456789012:table/jobs"]),
             "AllowCidrs": (["", "10.1.0.0/16", "10.1.0.0/16, fd00::/8"], ["10.1.0.0", "office", "10.1.0.0/16,"]),
-            "RetrySchedule": (["", "5s", "5s, 5m,2h"], ["5", "soon", "5s,,5m"]),
+            "RetrySchedule": (["", "5s", "5s, 5m,2h", ",".join(19 * ["1h"])], ["5", "soon", "5s,,5m", "0s", ",".join(20 * ["1h"])]),
             "DisableAfter": (["", "48h"], ["0h", "2 days"]),
             "RetentionDays": (["", "30"], ["0", "-1", "month"]),
             "WebhooksPerAccount": (["", "50"], ["0", "1.5"]),
@@ -705,7 +706,7 @@ class Template(unittest.TestCase):
     def metrics_of(self, alarm):
         """The metrics that an alarm looks at, as (namespace, name, dimensions)."""
         queries = [query["MetricStat"]["Metric"] for query in alarm.get("Metrics", []) if "MetricStat" in query] or [alarm]
-        return [(q["Namespace"], q["MetricName"], {d["Name"]: tokens(d["Value"]) for d in q["Dimensions"]}) for q in queries]
+        return [(tokens(q["Namespace"]), q["MetricName"], {d["Name"]: tokens(d["Value"]) for d in q.get("Dimensions", [])}) for q in queries]
 
     def graphs(self):
         body = json.loads(tokens(self.deployed().resources["Dashboard"]["Properties"]["DashboardBody"]))
@@ -727,7 +728,7 @@ class Template(unittest.TestCase):
                 self.assertIn(value, [index["IndexName"] for index in indexes], where)
 
     def test_every_alarm_looks_at_metrics_that_exist(self):
-        self.assertGreaterEqual(len(self.alarms()), 12)
+        self.assertGreaterEqual(len(self.alarms()), 13)
         for name, alarm in self.alarms().items():
             for metric in self.metrics_of(alarm):
                 self.assert_exists(*metric, name)
@@ -807,6 +808,20 @@ class Template(unittest.TestCase):
         for name in ("FunctionErrors", "FunctionThrottles"):
             seen = {dimensions["FunctionName"] for _, _, dimensions in self.metrics_of(self.alarms()[name])}
             self.assertEqual(seen, set(BINARIES), name)
+
+    def test_what_goes_wrong_and_is_put_off_is_counted_from_the_logs_of_whoever_delivers(self):
+        alarm = self.alarms()["ErrorsLogged"]
+        counted = [{"MetricNamespace": alarm["Namespace"], "MetricName": alarm["MetricName"], "MetricValue": "1"}]
+        filters = [filter_["Properties"] for filter_ in self.of_type("AWS::Logs::MetricFilter").values()]
+        self.assertEqual({filter_["LogGroupName"]["Ref"] for filter_ in filters}, {"DispatchLogs", "RetryLogs"})
+        code = source("src/dispatch.rs") + source("src/queue.rs")
+        for filter_ in filters:
+            self.assertEqual(filter_["MetricTransformations"], counted)
+            self.assertIn('$.level = "ERROR"', filter_["FilterPattern"])
+            messages = re.findall(r'\$\.message !?= "(.*?)\*?"', filter_["FilterPattern"])
+            self.assertEqual(len(messages), 2)
+            for message in messages:
+                self.assertIn(f'"{message}', code)
 
     def test_the_dashboard_shows_metrics_that_exist_and_all_of_our_own(self):
         widgets, metrics = self.graphs()
