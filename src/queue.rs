@@ -133,10 +133,10 @@ async fn send(client: &Client, url: &str, batch: &[Timer], now: Instant) {
         Ok(answer) if answer.failed.is_empty() => {}
         Ok(answer) => {
             let reasons: Vec<_> = answer.failed.iter().map(|failed| failed.code.as_str()).collect();
-            tracing::warn!(?reasons, "messages were not queued; the sweep will find their deliveries");
+            tracing::error!(?reasons, "messages were not queued; the sweep will find their deliveries");
         }
         Err(error) => {
-            tracing::warn!(
+            tracing::error!(
                 error = said(&error),
                 messages = batch.len(),
                 "messages were not queued; the sweep will find their deliveries"

@@ -1,9 +1,13 @@
 //! Logs: JSON lines when deployed, a readable form on a terminal.
 
-use std::io::IsTerminal;
+use std::{
+    fmt,
+    io::{IsTerminal, Write},
+    process::ExitCode,
+};
 
 use tracing::Level;
-use tracing_subscriber::{EnvFilter, filter::filter_fn, fmt, prelude::*};
+use tracing_subscriber::{EnvFilter, filter::filter_fn, fmt::layer, prelude::*};
 
 use crate::config::{ConfigError, variable};
 
@@ -14,6 +18,22 @@ pub enum Format {
     Json,
     /// For a person at a terminal.
     Text,
+}
+
+/// Runs a function until Lambda ends it. What keeps it from starting is an error in its log like any other.
+pub async fn function<E: fmt::Display>(run: impl AsyncFnOnce() -> Result<(), E>) -> ExitCode {
+    if let Err(error) = init(Format::Json, "info") {
+        // There is no log to write it to.
+        let _ = writeln!(std::io::stderr(), "{error}");
+        return ExitCode::FAILURE;
+    }
+    match run().await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!(%error, "the function does not start");
+            ExitCode::FAILURE
+        }
+    }
 }
 
 /// An error and what caused it, in a line.
@@ -45,16 +65,13 @@ pub fn init(format: Format, default: &str) -> Result<(), ConfigError> {
         // With `timestamp` and `level` at the top, as Lambda's JSON format knows them, and with the request id of the invocation
         // in `span`.
         Format::Json => {
-            let lines = fmt::layer().json().flatten_event(true).with_span_list(false).with_target(false);
+            let lines = layer().json().flatten_event(true).with_span_list(false).with_target(false);
             registry.with(lines.with_writer(std::io::stderr)).init();
         }
         Format::Text => {
             registry
                 .with(
-                    fmt::layer()
-                        .with_ansi(std::io::stderr().is_terminal())
-                        .with_target(false)
-                        .with_writer(std::io::stderr),
+                    layer().with_ansi(std::io::stderr().is_terminal()).with_target(false).with_writer(std::io::stderr),
                 )
                 .init();
         }

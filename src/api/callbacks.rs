@@ -165,7 +165,7 @@ fn headers(event: EventType) -> Vec<Parameter> {
         (
             "traceparent",
             "If the job belongs to a trace: the `traceparent` of W3C Trace Context that the job has.",
-            text().pattern(Some("^00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$")).build(),
+            text().pattern(Some("^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")).build(),
         ),
     ];
     let described = always.into_iter().map(|header| (header, Required::True));

@@ -1,5 +1,7 @@
 //! The `api` Lambda: the HTTP API behind API Gateway.
 
+use std::process::ExitCode;
+
 use nano_webhooks::{
     api::{self, Api},
     aws,
@@ -7,13 +9,16 @@ use nano_webhooks::{
     config::{Config, Defaults, retry_queue_url, variable},
     queue::Queue,
     store::Store,
-    telemetry::{self, Format},
+    telemetry,
     transport::client::Limits,
 };
 
 #[tokio::main(flavor = "current_thread")]
-async fn main() -> Result<(), lambda_http::Error> {
-    telemetry::init(Format::Json, "info")?;
+async fn main() -> ExitCode {
+    telemetry::function(run).await
+}
+
+async fn run() -> Result<(), lambda_http::Error> {
     let config = Config::read(variable, Defaults::DEPLOYED)?;
     let aws = aws::config().await;
     let client = aws_sdk_dynamodb::Client::new(&aws);

@@ -2,6 +2,7 @@
 
 use std::{
     io::Write,
+    process::ExitCode,
     time::{Duration, SystemTime},
 };
 
@@ -14,14 +15,17 @@ use nano_webhooks::{
     metrics::Metrics,
     queue::Queue,
     store::Store,
-    telemetry::{self, Format},
+    telemetry,
     transport::client::Limits,
 };
 use serde_json::value::RawValue;
 
 #[tokio::main(flavor = "current_thread")]
-async fn main() -> Result<(), lambda_runtime::Error> {
-    telemetry::init(Format::Json, "info")?;
+async fn main() -> ExitCode {
+    telemetry::function(run).await
+}
+
+async fn run() -> Result<(), lambda_runtime::Error> {
     let config = Config::read(variable, Defaults::DEPLOYED)?;
     let stack = stack_name()?;
     let aws = aws::config().await;

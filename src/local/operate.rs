@@ -20,7 +20,7 @@ use crate::{
     clock::Instant,
     config::{Config, Defaults, variable},
     store::{
-        self, Store,
+        self, Store, Tables,
         vault::{Vault, Wrapping},
     },
     webhook::Account,
@@ -28,10 +28,17 @@ use crate::{
 
 fn explain(error: &store::Error, tables: &TablesArgs) -> Failed {
     match error {
-        store::Error::Unavailable(_) if tables.aws => {
-            Failed("DynamoDB does not answer, or throttles: are AWS credentials and a region set?".to_owned())
+        store::Error::Unavailable(cause) if tables.aws => {
+            Failed(format!("DynamoDB does not answer, or throttles: are AWS credentials and a region set? ({cause})"))
         }
-        _ if tables.aws => out_of_reach(error, "the account of your AWS credentials"),
+        store::Error::Internal(_) => {
+            let place = if tables.aws { "the account of your AWS credentials" } else { &tables.dynamodb_endpoint };
+            let Failed(refused) = out_of_reach(error, place);
+            let named = settings().map(|settings| settings.tables).map(|Tables { webhooks, deliveries }| {
+                format!("; its tables are `{webhooks}` and `{deliveries}` (WEBHOOKS_TABLE, DELIVERIES_TABLE)")
+            });
+            Failed(refused + &named.unwrap_or_default())
+        }
         _ => out_of_reach(error, &tables.dynamodb_endpoint),
     }
 }

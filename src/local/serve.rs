@@ -135,8 +135,10 @@ impl Service {
         };
         let account = Account::parse(ACCOUNT).map_err(|error| Failed(error.to_owned()))?;
         if new || made {
-            // Else it is there already, or was revoked and stays so.
             store.add_key(&account, &api_key, clock.now()).await?;
+        } else if store.account_of(&api_key, clock.now()).await?.is_none() {
+            // It stays so.
+            tracing::warn!("the API key in the data directory was revoked: `nano-webhooks keys create` makes another");
         }
 
         let (stop, stopping) = watch::channel(false);
