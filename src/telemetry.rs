@@ -27,7 +27,8 @@ pub async fn function<E: fmt::Display>(run: impl AsyncFnOnce() -> Result<(), E>)
         let _ = writeln!(std::io::stderr(), "{error}");
         return ExitCode::FAILURE;
     }
-    match run().await {
+    // Boxed, since the compiler has a bound for how deep futures lie in each other, and a function's come near it.
+    match Box::pin(run()).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!(%error, "the function does not start");
