@@ -9,7 +9,10 @@ use std::{
     net::SocketAddr,
     path::Path,
     pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
     task::{Context, Poll},
     time::Duration,
 };
@@ -64,8 +67,13 @@ const MAX_RESPONSE: usize = 16 * 1024;
 const MAX_EXCERPT: usize = 1024;
 /// How much room a response head gets; a longer one is a `body` failure.
 const MAX_HEAD: usize = 16 * 1024;
-/// How many idle connections are kept to one endpoint.
-const MAX_IDLE_PER_HOST: usize = 32;
+/// How many idle connections are kept to one host, which may be that of many endpoints: as many as attempts are in flight from
+/// the stream.
+const MAX_IDLE_PER_HOST: usize = 256;
+/// How many connections a pool makes before the next takes its place and what is idle is closed. With the 256 attempts that may
+/// be in flight over those before, this stays under the 1,024 file descriptors of a Lambda environment (Lambda quotas), to
+/// however many hosts events go.
+const MAX_PER_POOL: usize = 512;
 /// How long an idle connection is kept: less than the common keep-alive of servers, so that few are found closed.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(20);
 /// When the next address is tried beside one that does not answer (RFC 8305, section 8, asks for 100 ms to 2 s).
@@ -75,8 +83,39 @@ const NEXT_ADDRESS_AFTER: Duration = Duration::from_millis(150);
 #[derive(Clone)]
 pub struct Client {
     guard: Guard,
-    http: legacy::Client<Connector, Full<Bytes>>,
+    pool: Arc<Mutex<Pool>>,
     limits: Limits,
+}
+
+/// Connections that are kept.
+struct Pool {
+    http: legacy::Client<Connector, Full<Bytes>>,
+    /// How many were made.
+    made: Arc<AtomicUsize>,
+    at_most: usize,
+    tls: TlsConnector,
+    timeout: Duration,
+}
+
+impl Pool {
+    fn new(tls: TlsConnector, timeout: Duration, at_most: usize) -> Self {
+        let made = Arc::new(AtomicUsize::new(0));
+        let http = legacy::Client::builder(TokioExecutor::new())
+            .pool_timer(TokioTimer::new())
+            .pool_idle_timeout(IDLE_TIMEOUT)
+            .pool_max_idle_per_host(MAX_IDLE_PER_HOST)
+            .http1_max_buf_size(MAX_HEAD)
+            .build(Connector { timeout, tls: tls.clone(), made: made.clone() });
+        Self { http, made, at_most, tls, timeout }
+    }
+
+    /// The client to make an exchange with. What was in flight over a pool that is replaced ends as it would have.
+    fn http(&mut self) -> legacy::Client<Connector, Full<Bytes>> {
+        if self.made.load(Ordering::Relaxed) >= self.at_most {
+            *self = Self::new(self.tls.clone(), self.timeout, self.at_most);
+        }
+        self.http.clone()
+    }
 }
 
 /// The trust store could not be built.
@@ -107,14 +146,8 @@ impl Client {
             .expect("the provider supports TLS 1.2 and 1.3")
             .with_root_certificates(roots)
             .with_no_client_auth();
-        let connector = Connector { timeout: limits.connect, tls: TlsConnector::from(Arc::new(tls)) };
-        let http = legacy::Client::builder(TokioExecutor::new())
-            .pool_timer(TokioTimer::new())
-            .pool_idle_timeout(IDLE_TIMEOUT)
-            .pool_max_idle_per_host(MAX_IDLE_PER_HOST)
-            .http1_max_buf_size(MAX_HEAD)
-            .build(connector);
-        Ok(Self { guard, http, limits })
+        let pool = Pool::new(TlsConnector::from(Arc::new(tls)), limits.connect, MAX_PER_POOL);
+        Ok(Self { guard, pool: Arc::new(Mutex::new(pool)), limits })
     }
 
     /// How long an exchange may take.
@@ -188,7 +221,8 @@ impl Client {
         let addresses = resolved.unwrap_or(Err(Failure::Timeout(Stage::Connect)))?.into();
         marks.resolved();
         let permit = Permit { addresses, marks: marks.clone() };
-        let response = PERMIT.scope(permit, self.http.request(request)).await.map_err(|error| failure_of(&error))?;
+        let http = self.pool.lock().unwrap_or_else(PoisonError::into_inner).http();
+        let response = PERMIT.scope(permit, http.request(request)).await.map_err(|error| failure_of(&error))?;
         marks.begin(Phase::Body);
         let status = response.status().as_u16();
         outcome.status_code = Some(status);
@@ -259,6 +293,8 @@ struct ConnectError(Failure);
 struct Connector {
     timeout: Duration,
     tls: TlsConnector,
+    /// How many connections were made.
+    made: Arc<AtomicUsize>,
 }
 
 type Connection = MaybeHttpsStream<TokioIo<TcpStream>>;
@@ -287,6 +323,7 @@ impl Service<Uri> for Connector {
 impl Connector {
     async fn connect(&self, uri: &Uri, Permit { addresses, marks }: &Permit) -> Result<Connection, Failure> {
         marks.begin(Phase::Connect);
+        self.made.fetch_add(1, Ordering::Relaxed);
         let tcp = connect_to_any(addresses).await.ok_or(Failure::Connect)?;
         // Without it small requests wait for acknowledgements (Nagle); a socket that refuses it still works.
         let _ = tcp.set_nodelay(true);
@@ -385,6 +422,72 @@ async fn connect_to_any(addresses: &[SocketAddr]) -> Option<TcpStream> {
         let patience = if waiting.len() == 0 { Duration::MAX } else { NEXT_ADDRESS_AFTER };
         if let Ok(Some(Ok(tcp))) = tokio::time::timeout(patience, trying.next()).await {
             return Some(tcp);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::TcpListener,
+    };
+
+    use super::*;
+    use crate::{clock::Instant, event::EventId, transport::guard::Policy, webhook::EventType};
+
+    /// A host that answers every request, and counts the connections that are open to it.
+    async fn host(open: Arc<AtomicUsize>) -> EndpointUrl {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}/", listener.local_addr().unwrap());
+        tokio::spawn(async move {
+            loop {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let open = open.clone();
+                tokio::spawn(async move {
+                    open.fetch_add(1, Ordering::SeqCst);
+                    let mut request = [0; 4096];
+                    while stream.read(&mut request).await.is_ok_and(|read| read > 0) {
+                        stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await.unwrap();
+                    }
+                    open.fetch_sub(1, Ordering::SeqCst);
+                });
+            }
+        });
+        EndpointUrl::parse(&url).unwrap()
+    }
+
+    #[tokio::test]
+    async fn connections_are_kept_and_to_however_many_hosts_no_more_than_there_are_file_descriptors_for() {
+        let client = Client::new(Guard::new(Policy::Any, vec![]), Limits::QUEUED, None).unwrap();
+        client.pool.lock().unwrap().at_most = 3;
+        let id = EventId::parse("evt_01JFS8TX800000000000000000").unwrap();
+        let request = Request {
+            id: &id,
+            event: EventType::JobCompleted,
+            number: 1,
+            at: Instant::from_millis(0),
+            signatures: None,
+            traceparent: None,
+            version: "0",
+        };
+        let open = Arc::new(AtomicUsize::new(0));
+        let mut hosts = Vec::new();
+        for _ in 0..10 {
+            hosts.push(host(open.clone()).await);
+        }
+        for again in 0..2 {
+            for url in &hosts[..2] {
+                let (attempt, _) = client.attempt(url, request, "{}", Duration::from_secs(5)).await;
+                assert_eq!((attempt.failure, attempt.phases.connect.is_some()), (None, again == 0));
+            }
+        }
+        for url in hosts.iter().cycle().take(30) {
+            assert_eq!(client.attempt(url, request, "{}", Duration::from_secs(5)).await.0.failure, None);
+        }
+        // Those of the pools before are closed by now or soon.
+        while open.load(Ordering::SeqCst) > 3 {
+            tokio::task::yield_now().await;
         }
     }
 }
