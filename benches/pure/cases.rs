@@ -1,0 +1,97 @@
+//! What is measured: the pure steps on the way of an event, each as often as it is asked for.
+
+use std::{hint::black_box, sync::Arc, time::Duration};
+
+use nano_webhooks::{
+    clock::Instant,
+    delivery::{
+        Delivery, Key,
+        attempt::{Attempt, Failure, Outcome, Request},
+        health::{Health, Seen},
+        phases::Phases,
+        schedule::Schedule,
+    },
+    dispatch::{invocation::Invocation, stream::Record},
+    event::EventId,
+    signing,
+    webhook::{Account, EventType, Secret, WebhookId},
+};
+
+/// A batch as Lambda gives it: one record, and six of all kinds.
+const COMPLETED: &str = include_str!("../../events/stream-completed.json");
+const MIXED: &str = include_str!("../../events/stream-mixed.json");
+const NOW: Instant = Instant::from_millis(1_734_948_000_000);
+
+/// A step, by its name.
+pub type Case = (&'static str, Box<dyn FnMut()>);
+
+fn read(text: &str) -> Vec<Record> {
+    match Invocation::from_json(text) {
+        Ok(Invocation::Stream(records)) => records,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// An exchange that ended with this status, or with no answer.
+fn outcome(status: Option<u16>) -> Outcome {
+    let failure = match status {
+        Some(200..=299) => None,
+        Some(status) => Some(Failure::Status(status)),
+        None => Some(Failure::Connect),
+    };
+    let took = Duration::from_millis(12);
+    Outcome { took, phases: Phases::default(), status_code: status, failure, retry_after: None, excerpt: None }
+}
+
+/// All of them.
+pub fn cases() -> Vec<Case> {
+    let mut cases: Vec<Case> = Vec::new();
+    let mut add = |name, case: Box<dyn FnMut()>| cases.push((name, case));
+
+    let records = read(COMPLETED);
+    let job = records[0].event().expect("a record").expect("an event");
+    let body: Arc<str> = job.body().into();
+    let id = EventId::parse("evt_01JFSFB4807P0XDV4PAY2Y4PMB").expect("an id");
+    for (name, secrets) in [
+        ("sign, one secret", &["my-secret-key"][..]),
+        ("sign, two secrets", &["my-secret-key", "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"]),
+    ] {
+        let secrets = secrets.iter().map(|text| Secret::parse((*text).to_owned()).expect("a secret"));
+        let (secrets, id, body): (Vec<_>, _, _) = (secrets.collect(), id.clone(), body.clone());
+        add(name, Box::new(move || drop(black_box(signing::sign(&secrets, &id, NOW, black_box(body.as_bytes()))))));
+    }
+    add("read a batch of one record", Box::new(|| drop(black_box(read(black_box(COMPLETED))))));
+    add("read a batch of six records", Box::new(|| drop(black_box(read(black_box(MIXED))))));
+    add("recognise an event", Box::new(move || drop(black_box(black_box(&records[0]).event()))));
+    add("write the canonical body", Box::new(move || drop(black_box(black_box(&job).body()))));
+
+    let key =
+        Key { account: Account::parse("acme").expect("a name"), webhook: WebhookId::new(1).expect("an id"), event: id };
+    let task = Some("task_1".to_owned());
+    let delivery = Delivery::new(key, EventType::JobCompleted, task, "https://example.com/".to_owned(), body, NOW);
+    for (name, status) in [("decide, delivered", Some(204)), ("decide, failed", Some(503))] {
+        let (delivery, outcome, schedule) = (delivery.clone(), outcome(status), Schedule::default());
+        let decide = move || {
+            let mut delivery = delivery.clone();
+            let request = Request {
+                id: &delivery.key.event,
+                event: delivery.event_type,
+                number: 1,
+                at: NOW,
+                signatures: None,
+                traceparent: None,
+                version: "0",
+            };
+            let attempt = Attempt::new(&request, &outcome);
+            delivery.take(attempt, &outcome, &schedule, NOW, black_box(0.5));
+            black_box(delivery.state);
+        };
+        add(name, Box::new(decide));
+    }
+    let seen = Seen { failure: outcome(None).failure.map(|failure| failure.kind()), took: Duration::from_millis(500) };
+    let after = move || {
+        black_box(black_box(Health::default()).after(seen, NOW));
+    };
+    add("learn from a failure", Box::new(after));
+    cases
+}
