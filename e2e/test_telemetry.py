@@ -44,6 +44,8 @@ def test_local_mode_shows_prometheus_what_happened(start, receiver):
     assert found["failed_attempts_total", "status"] == 1 and found["failed_attempts_total", "timeout"] == 0
     assert found["attempt_duration_seconds_count",] == 2
     assert found["delivery_latency_seconds_count",] == found["delivery_latency_seconds_bucket", "15"] == 1
+    refused = api.call("POST", "/metrics")
+    refused.is_error(405, "method_not_allowed")
     assert found["retries_due",] == 0 and found["sweep_lag_seconds",] == 0
 
 

@@ -65,6 +65,11 @@ pub struct Api {
 /// The router of the whole API. Whatever it answers has the envelope, its description and the portal excepted, and an
 /// `X-Request-Id`. A handler's `utoipa::path` stands in the list of `api/openapi.rs` too.
 pub fn router(api: Api) -> Router {
+    router_with(api, Router::new())
+}
+
+/// The same with other routes beside it.
+pub fn router_with(api: Api, beside: Router) -> Router {
     with_middleware(
         Router::new()
             .route("/api/v1/webhooks", get(webhooks::list).post(webhooks::create))
@@ -79,7 +84,8 @@ pub fn router(api: Api) -> Router {
             .route("/api/v1/openapi.json", get(openapi::document))
             .route("/healthz", get(healthz))
             .route("/portal", get(portal::page))
-            .with_state(Arc::new(api)),
+            .with_state(Arc::new(api))
+            .merge(beside),
     )
 }
 

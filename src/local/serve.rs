@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use axum::{extract::State, response::IntoResponse, routing::get};
+use axum::{Router, extract::State, response::IntoResponse, routing::get};
 use http::header::CONTENT_TYPE;
 use serde_json::json;
 use tokio::{
@@ -144,7 +144,9 @@ impl Service {
         let (stop, stopping) = watch::channel(false);
         let (timers, timer) = mpsc::channel(timer::CHANNEL);
         let queue = Queue::Local(timers);
-        let router = api::router(Api {
+        let metrics = Metrics::prometheus();
+        let beside = Router::new().route("/metrics", get(text_of_metrics)).with_state(metrics.clone());
+        let api = Api {
             store: store.clone(),
             queue: queue.clone(),
             retention: config.retention,
@@ -154,9 +156,8 @@ impl Service {
             clock: clock.clone(),
             webhooks_per_account: config.webhooks_per_account,
             rate_limits: config.rate_limits,
-        });
-        let metrics = Metrics::prometheus();
-        let router = router.route("/metrics", get(text_of_metrics).with_state(metrics.clone()));
+        };
+        let router = api::router_with(api, beside);
         let api = listener.local_addr()?;
         let server = axum::serve(listener, router).with_graceful_shutdown(stopped(stopping.clone()));
         let dispatcher = Dispatcher {
