@@ -99,9 +99,10 @@ impl Service {
         let headers = [
             ("content-type", "application/x-amz-json-1.0"),
             ("x-amz-target", "DynamoDB_20120810.PutItem"),
+            ("x-amz-date", "20241223T100000Z"),
             (
                 "authorization",
-                "AWS4-HMAC-SHA256 Credential=any/20241223/us-east-1/dynamodb/aws4_request, SignedHeaders=host, Signature=0",
+                "AWS4-HMAC-SHA256 Credential=any/20241223/us-east-1/dynamodb/aws4_request, SignedHeaders=host;x-amz-date, Signature=0",
             ),
         ];
         let table = self.ready["tables"]["jobs"].as_str().expect("it says so");

@@ -241,7 +241,7 @@ pub enum PoisonCommand {
     ///
     /// A job is read as it is now in the jobs table (`JOBS_TABLE`; with --aws only if that is set), so mend it there first. If it is
     /// gone, or has another status by now, the image that was kept with the record counts. Of an event a delivery is recorded for each
-    /// subscribing webhook that has none yet, and the next sweep, within a minute, sends them. Records that still cannot be understood
+    /// subscribing webhook that has none yet, and the sweeps, from within a minute on, send them. Records that still cannot be understood
     /// stay, and the exit status is 1.
     Redrive {
         /// The records, as `poison list` names them
