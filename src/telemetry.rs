@@ -37,7 +37,7 @@ pub async fn function<E: fmt::Display>(run: impl AsyncFnOnce() -> Result<(), E>)
     }
 }
 
-/// An error and what caused it, in a line.
+/// An error and what caused it, in a line; some of the SDK's texts are several.
 pub fn in_a_line(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
@@ -48,7 +48,7 @@ pub fn in_a_line(error: &dyn std::error::Error) -> String {
         }
         source = cause.source();
     }
-    text
+    text.lines().map(str::trim).collect::<Vec<_>>().join(" ")
 }
 
 /// Starts logging to stderr. `RUST_LOG` chooses what is logged; without it, `default` does.

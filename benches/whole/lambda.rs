@@ -1,7 +1,6 @@
 //! What Lambda is to a function: the Runtime API (2018-06-01), which hands it one event after the other.
 
 use std::{
-    convert::Infallible,
     process::{Command, Stdio},
     sync::Arc,
 };
@@ -10,16 +9,16 @@ use http_body_util::{BodyExt, Full};
 use hyper::{
     Method, Request, Response,
     body::{Bytes, Incoming},
-    server::conn::http1,
-    service::service_fn,
 };
-use hyper_util::rt::TokioIo;
 use tokio::{
     net::TcpListener,
     sync::{Mutex, mpsc},
 };
 
-use super::machine::{self, Process};
+use super::{
+    http,
+    machine::{self, Process},
+};
 
 /// A deployed binary, which takes one invocation after the other.
 pub struct Function {
@@ -42,17 +41,7 @@ impl Function {
         let (invocations, taken) = mpsc::channel(1);
         let (given, answers) = mpsc::channel(1);
         let wire = Arc::new(Wire { invocations: Mutex::new(taken), answers: given });
-        tokio::spawn(async move {
-            loop {
-                let Ok((stream, _)) = listener.accept().await else { continue };
-                let _ = stream.set_nodelay(true);
-                let wire = wire.clone();
-                tokio::spawn(async move {
-                    let service = service_fn(|request| wire.answer(request));
-                    let _ = http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
-                });
-            }
-        });
+        tokio::spawn(http::serve(listener, wire, answer));
         let mut command = Command::new(binary);
         command.env_clear().envs(environment.iter().copied());
         command.env("AWS_LAMBDA_RUNTIME_API", address).env("AWS_LAMBDA_FUNCTION_NAME", "measured");
@@ -69,28 +58,23 @@ impl Function {
     }
 }
 
-impl Wire {
-    async fn answer(&self, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
-        if request.method() == Method::GET {
-            let Some(event) = self.invocations.lock().await.recv().await else {
-                std::future::pending::<()>().await;
-                unreachable!()
-            };
-            let response = Response::builder()
-                .header("Lambda-Runtime-Aws-Request-Id", "8476a536-e9f4-11e8-9739-2dfe598c3fcd")
-                .header("Lambda-Runtime-Deadline-Ms", (machine::unix_millis() + 60_000).to_string())
-                .header(
-                    "Lambda-Runtime-Invoked-Function-Arn",
-                    "arn:aws:lambda:us-east-1:123456789012:function:measured",
-                )
-                .body(Full::new(event));
-            return Ok(response.expect("the headers are plain"));
-        }
-        let failed = request.uri().path().ends_with("/error");
-        let body = request.into_body().collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
-        assert!(!failed, "the function failed: {}", String::from_utf8_lossy(&body));
-        let _ = self.answers.send(body).await;
-        let accepted = Response::builder().status(202).body(Full::new(Bytes::new()));
-        Ok(accepted.expect("the status is one"))
+async fn answer(wire: Arc<Wire>, request: Request<Incoming>) -> Response<Full<Bytes>> {
+    if request.method() == Method::GET {
+        let Some(event) = wire.invocations.lock().await.recv().await else {
+            std::future::pending::<()>().await;
+            unreachable!()
+        };
+        let response = Response::builder()
+            .header("Lambda-Runtime-Aws-Request-Id", "8476a536-e9f4-11e8-9739-2dfe598c3fcd")
+            .header("Lambda-Runtime-Deadline-Ms", (machine::unix_millis() + 60_000).to_string())
+            .header("Lambda-Runtime-Invoked-Function-Arn", "arn:aws:lambda:us-east-1:123456789012:function:measured")
+            .body(Full::new(event));
+        return response.expect("the headers are plain");
     }
+    let failed = request.uri().path().ends_with("/error");
+    let body = request.into_body().collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
+    assert!(!failed, "the function failed: {}", String::from_utf8_lossy(&body));
+    let _ = wire.answers.send(body).await;
+    let accepted = Response::builder().status(202).body(Full::new(Bytes::new()));
+    accepted.expect("the status is one")
 }

@@ -71,6 +71,13 @@ impl Service {
         body
     }
 
+    async fn metrics(&self) -> String {
+        let url = format!("{}/metrics", self.told("api")).parse().expect("a URL");
+        let answer = self.http.get(url).await.expect("the service answers");
+        let text = answer.into_body().collect().await.expect("the service answers whole").to_bytes();
+        String::from_utf8(text.into()).expect("it is text")
+    }
+
     /// Registers a signed webhook of the service's own account.
     async fn subscribe(&self, url: &str) {
         let body = json!({"url": url, "events": ["job.completed"], "secret_key": "my-secret-key"});
@@ -199,8 +206,10 @@ pub async fn neighbour() {
         let service = service.clone();
         async move { service.put_jobs_at(200, 40, "noise-", "neighbour").await.len() }
     });
-    // Its breaker opens when five attempts were given up, each after a second or fifteen.
-    tokio::time::sleep(Duration::from_secs(20)).await;
+    // That is when five attempts were given up, each after a second or fifteen.
+    while !service.metrics().await.contains("breaker_transitions_total{to=\"open\"} 1") {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
     let mut beside = service.latencies(&receiver, 15, "lat-beside-", "demo").await;
     println!("| one that hangs | {:.1} | {:.1} |", percentile(&mut beside, 50), percentile(&mut beside, 99));
     assert_eq!(noise.await.expect("the jobs are written"), 8_000);

@@ -8,6 +8,7 @@
 
 mod deployed;
 mod floor;
+mod http;
 mod lambda;
 mod local;
 mod machine;

@@ -2,7 +2,6 @@
 
 use std::{
     collections::HashMap,
-    convert::Infallible,
     sync::{
         Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
@@ -14,13 +13,10 @@ use http_body_util::{BodyExt, Full};
 use hyper::{
     Request, Response,
     body::{Bytes, Incoming},
-    server::conn::http1,
-    service::service_fn,
 };
-use hyper_util::rt::TokioIo;
 use tokio::net::TcpListener;
 
-use super::machine;
+use super::{http, machine};
 
 /// What came.
 #[derive(Clone)]
@@ -43,15 +39,7 @@ impl Receiver {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime starts");
             runtime.block_on(async {
                 let listener = TcpListener::from_std(listener).expect("it is a socket");
-                loop {
-                    let Ok((stream, _)) = listener.accept().await else { continue };
-                    let _ = stream.set_nodelay(true);
-                    let receiver = serving.clone();
-                    tokio::spawn(async move {
-                        let service = service_fn(|request| receiver.answer(request));
-                        let _ = http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
-                    });
-                }
+                http::serve(listener, serving, Receiver::answer).await;
             });
         });
         receiver
@@ -81,7 +69,7 @@ impl Receiver {
         std::mem::take(&mut self.arrivals.lock().expect("nobody panics with it"))
     }
 
-    async fn answer(&self, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
+    async fn answer(self, request: Request<Incoming>) -> Response<Full<Bytes>> {
         let (head, body) = request.into_parts();
         if head.uri.path().starts_with("/hang") {
             std::future::pending::<()>().await;
@@ -95,6 +83,6 @@ impl Receiver {
             arrivals.entry(format!("lat{task}")).or_insert_with(machine::now);
         }
         self.count.fetch_add(1, Ordering::Relaxed);
-        Ok(Response::new(Full::new(Bytes::from_static(b"ok"))))
+        Response::new(Full::new(Bytes::from_static(b"ok")))
     }
 }

@@ -40,7 +40,7 @@ impl Dispatcher {
                 break;
             }
         }
-        self.metrics.swept(Sweep { due: sent, lag });
+        let due = sent;
         // In another order each time: whoever has many cannot keep the others from their turn.
         let mut unparking = self.store.unparking(AT_A_TIME).await?;
         unparking.sort_by_cached_key(|_| random::bytes::<8>());
@@ -64,6 +64,8 @@ impl Dispatcher {
             tracing::info!(deliveries = sent, "sweep");
         }
         self.gates.forget_idle(self.clock.now());
+        // Last, since a sweep that tells nothing is one that did not come to its end.
+        self.metrics.swept(Sweep { due, lag });
         Ok(sent)
     }
 

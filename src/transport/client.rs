@@ -486,8 +486,11 @@ mod tests {
             assert_eq!(client.attempt(url, request, "{}", Duration::from_secs(5)).await.0.failure, None);
         }
         // Those of the pools before are closed by now or soon.
-        while open.load(Ordering::SeqCst) > 3 {
-            tokio::task::yield_now().await;
-        }
+        let closed = async {
+            while open.load(Ordering::SeqCst) > 3 {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), closed).await.expect("what is idle in pools before is closed");
     }
 }

@@ -88,8 +88,7 @@ fn as_json(kept: &Kept) -> Value {
 fn described(kept: &Kept, now: Instant) -> String {
     let Kept { poison, kept_at, .. } = kept;
     let none = |text: String| if text.is_empty() { "(not known)".to_owned() } else { text };
-    let image =
-        if poison.image.is_some() { "" } else { "\n  image   too large, not kept: the job itself still has it" };
+    let image = if poison.image.is_some() { "" } else { "\n  image   too large, not kept: `redrive` reads the job" };
     format!(
         "{}\n  kept    {}\n  reason  {}\n  job     {}\n  stream  {}{image}\n",
         printable(&kept.id().to_string()),
@@ -237,7 +236,7 @@ impl<'a> Redrive<'a> {
             return Err(Failed(format!("no poison record {missing}: `poison list` shows those that there are")));
         }
         if staying > 0 {
-            return Err(Failed(format!("{} cannot be understood and stay", record_count(staying))));
+            return Err(Failed(format!("{} still not understood, and kept", record_count(staying))));
         }
         Ok(())
     }

@@ -2,11 +2,11 @@
 
 use std::{io::Write, path::Path};
 
-use super::{client, explain, progress::progress};
+use super::{client, explain, progress::progress, settings};
 use crate::{
     aws,
     clock::Clock,
-    config::{Config, ConfigError, Defaults, variable},
+    config::ConfigError,
     local::{
         cli::{Failed, TablesArgs},
         serve::kept_secrets_key,
@@ -19,7 +19,7 @@ use crate::{
 
 /// Seals every stored secret under the newest data key, or under a new one.
 pub(in crate::local) async fn reseal(new_key: bool, data_dir: &Path, tables: &TablesArgs) -> Result<(), Failed> {
-    let config = Config::read(variable, Defaults::LOCAL)?;
+    let config = settings()?;
     let vault = if tables.aws {
         let missing =
             || ConfigError::new("SECRETS_KMS_KEY_ID", "missing, expected the KMS key that the functions have");
