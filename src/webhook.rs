@@ -3,6 +3,7 @@
 use std::{fmt, num::NonZeroU64, ops::RangeInclusive, str::FromStr};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
+use http::Uri;
 use url::Url;
 use zeroize::Zeroizing;
 
@@ -144,6 +145,7 @@ impl Events {
 pub struct EndpointUrl {
     given: String,
     url: Url,
+    uri: Uri,
 }
 
 impl EndpointUrl {
@@ -178,10 +180,10 @@ impl EndpointUrl {
         }
         let url = Url::parse(given).map_err(|_| "expected a valid URL with a valid host name")?;
         let sendable = url.has_host() && url.port_or_known_default() != Some(0);
-        if !sendable || http::Uri::from_str(url.as_str()).is_err() {
-            return Err("expected a valid URL with a valid host name");
+        match Uri::try_from(url.as_str()) {
+            Ok(uri) if sendable => Ok(Self { given: given.to_owned(), url, uri }),
+            _ => Err("expected a valid URL with a valid host name"),
         }
-        Ok(Self { given: given.to_owned(), url })
     }
 
     /// The URL as it was given.
@@ -192,6 +194,11 @@ impl EndpointUrl {
     /// The URL in the normal form that requests are sent to.
     pub const fn url(&self) -> &Url {
         &self.url
+    }
+
+    /// The same as the request's target.
+    pub const fn uri(&self) -> &Uri {
+        &self.uri
     }
 }
 

@@ -17,6 +17,8 @@ mod receiver;
 
 use std::{env, time::Duration};
 
+use tokio::runtime::Builder;
+
 /// The binary of local mode.
 const LOCAL: &str = env!("CARGO_BIN_EXE_nano-webhooks");
 
@@ -26,8 +28,7 @@ struct Built {
     dispatch: String,
 }
 
-#[tokio::main]
-async fn main() {
+fn main() {
     let mut arguments = env::args();
     arguments.next();
     let mut chosen = Vec::new();
@@ -36,8 +37,8 @@ async fn main() {
     while let Some(argument) = arguments.next() {
         if argument == "--role" {
             return match arguments.next().as_deref() {
-                Some("engine") => platform::run(arguments).await,
-                Some("floor") => floor::run(arguments).await,
+                Some("engine") => on(Builder::new_multi_thread(), platform::run(arguments)),
+                Some("floor") => on(Builder::new_current_thread(), floor::run(arguments)),
                 other => panic!("no such role: {other:?}"),
             };
         }
@@ -51,6 +52,14 @@ async fn main() {
             chosen.push(argument);
         }
     }
+    on(Builder::new_multi_thread(), run(built, chosen));
+}
+
+fn on(mut runtime: Builder, future: impl Future<Output = ()>) {
+    runtime.enable_all().build().expect("a runtime starts").block_on(future);
+}
+
+async fn run(built: Built, chosen: Vec<String>) {
     let wanted = |part: &str| chosen.is_empty() || chosen.iter().any(|chosen| chosen == part);
     if wanted("dispatch") {
         deployed::dispatch(&built).await;

@@ -42,13 +42,16 @@ pub(super) struct Occurrence {
 }
 
 impl Occurrence {
+    /// What names the delivery of the event to a webhook.
+    fn key(&self, webhook: &Webhook) -> Key {
+        Key { account: self.event.account.clone(), webhook: webhook.id, event: self.event.id.clone() }
+    }
+
     /// The delivery of the event to a webhook, due at once.
     pub(super) fn delivery(&self, webhook: &Webhook, now: Instant) -> Delivery {
-        let event = &self.event;
-        let key = Key { account: event.account.clone(), webhook: webhook.id, event: event.id.clone() };
-        let (task_id, url) = (Some(event.task_id.clone()), webhook.url.as_str().to_owned());
-        let mut delivery = Delivery::new(key, event_type(self), task_id, url, self.body.clone(), now);
-        delivery.traceparent.clone_from(&event.traceparent);
+        let (task_id, url) = (Some(self.event.task_id.clone()), webhook.url.as_str().to_owned());
+        let mut delivery = Delivery::new(self.key(webhook), event_type(self), task_id, url, self.body.clone(), now);
+        delivery.traceparent.clone_from(&self.event.traceparent);
         delivery
     }
 }
@@ -58,7 +61,13 @@ struct Part<'a> {
     account: &'a Account,
     subscriber: &'a Subscriber,
     secrets: Secrets,
-    due: Vec<Due<'a>>,
+    due: Vec<&'a Occurrence>,
+}
+
+impl<'a> Part<'a> {
+    const fn webhook(&self) -> &'a Webhook {
+        &self.subscriber.webhook
+    }
 }
 
 /// What an endpoint's requests are signed with.
@@ -67,12 +76,6 @@ enum Secrets {
     Opened(Vec<Secret>),
     /// They cannot be opened for now: nothing is sent, and the queue tries again.
     Locked,
-}
-
-/// One event that an endpoint is to hear of.
-struct Due<'a> {
-    occurrence: &'a Occurrence,
-    key: Key,
 }
 
 /// An account's webhooks.
@@ -91,8 +94,14 @@ pub(super) struct Delivered {
     pub poisoned: Vec<(usize, String)>,
 }
 
-/// A delivery that was begun, and how its first attempt went if one was made.
-type Begun = (Delivery, Option<Outcome>);
+/// A delivery that was begun.
+struct Begun {
+    /// The place of its record in the batch.
+    record: usize,
+    delivery: Delivery,
+    /// How its first attempt went, if one was made.
+    outcome: Option<Outcome>,
+}
 
 impl Dispatcher {
     /// Delivers the events of a batch, and says which records must be read again: those of which not every delivery is
@@ -102,10 +111,10 @@ impl Dispatcher {
         let unfinished = &mut delivered.unfinished;
         let accounts = self.load(occurrences).await;
         let mut parts: HashMap<_, Part<'_>> = HashMap::new();
-        let mut records = HashMap::new();
-        for occurrence in occurrences {
-            let event = &occurrence.event;
-            let Some((account, Some(loaded))) = accounts.get_key_value(&event.account) else {
+        let mut seen = HashSet::new();
+        // The same record may be in a batch twice.
+        for occurrence in occurrences.iter().filter(|occurrence| seen.insert(&occurrence.event.id)) {
+            let Some((account, Some(loaded))) = accounts.get_key_value(&occurrence.event.account) else {
                 unfinished.insert(occurrence.record);
                 continue;
             };
@@ -114,42 +123,41 @@ impl Dispatcher {
             }
             let subscribers = &loaded.subscribers;
             for subscriber in subscribers.iter().filter(|subscriber| subscriber.webhook.wants(event_type(occurrence))) {
-                let id = subscriber.webhook.id;
-                let key = Key { account: account.clone(), webhook: id, event: event.id.clone() };
-                // The same record may be in a batch twice.
-                if records.insert(key.clone(), occurrence.record).is_none() {
-                    let new = || Part { account, subscriber, secrets: Secrets::Opened(Vec::new()), due: Vec::new() };
-                    parts.entry((account, id)).or_insert_with(new).due.push(Due { occurrence, key });
-                }
+                let new = || Part { account, subscriber, secrets: Secrets::Opened(Vec::new()), due: Vec::new() };
+                parts.entry((account, subscriber.webhook.id)).or_insert_with(new).due.push(occurrence);
             }
         }
-        let keys: Vec<_> = records.keys().cloned().collect();
+        let keys: Vec<_> = parts.values().flat_map(|part| part.due.iter().map(|due| due.key(part.webhook()))).collect();
         match self.store.existing(&keys, deadline).await {
+            Ok(existing) if existing.is_empty() => {}
             // What an earlier reading of the same records has recorded is not sent again.
-            Ok(existing) => parts.values_mut().for_each(|part| part.due.retain(|due| !existing.contains(&due.key))),
+            Ok(existing) => parts.values_mut().for_each(|part| {
+                let webhook = part.webhook();
+                part.due.retain(|due| !existing.contains(&due.key(webhook)));
+            }),
             Err(error) => {
                 tracing::error!(%error, "existing deliveries were not read; the batch will be read again");
-                unfinished.extend(records.values());
+                unfinished.extend(parts.values().flat_map(|part| &part.due).map(|due| due.record));
                 return delivered;
             }
         }
         self.open_secrets(&mut parts, &mut delivered).await;
         let in_all = Semaphore::new(CONCURRENT_ATTEMPTS);
-        let serves = parts.values().map(|part| self.serve(part, &in_all, deadline)).collect();
-        let served = bounded::join(serves, CONCURRENT_ENDPOINTS).await;
+        let serve = |part| self.serve(part, &in_all, deadline);
+        let served = bounded::each(parts.values().collect(), CONCURRENT_ENDPOINTS, serve).await;
 
         let now = self.clock.now();
-        let unfinished = &mut delivered.unfinished;
-        let deliveries: Vec<_> = served.iter().flat_map(|(_, begun)| begun).map(|(delivery, _)| delivery).collect();
+        let begun = || served.iter().flat_map(|(_, begun)| begun);
+        let deliveries: Vec<_> = begun().map(|begun| &begun.delivery).collect();
         let unrecorded = self.store.record(&deliveries, now, self.retention, deadline).await;
         if let Some(error) = unrecorded.error {
             tracing::error!(deliveries = unrecorded.keys.len(), %error, "deliveries were not recorded; their records will be read again");
         }
-        unfinished.extend(unrecorded.keys.iter().filter_map(|key| records.get(key)));
-        let recorded = deliveries.into_iter().filter(|delivery| !unrecorded.keys.contains(&delivery.key));
-        self.set_timers(recorded, now).await;
+        let is_recorded = |begun: &&Begun| !unrecorded.keys.contains(&begun.delivery.key);
+        delivered.unfinished.extend(begun().filter(|begun| !is_recorded(begun)).map(|begun| begun.record));
+        self.set_timers(begun().filter(is_recorded).map(|begun| &begun.delivery), now).await;
         let learn = served.iter().map(|(part, begun)| {
-            let outcomes = begun.iter().filter_map(|(_, outcome)| outcome.as_ref()).collect();
+            let outcomes = begun.iter().filter_map(|begun| begun.outcome.as_ref()).collect();
             self.learn(part.account, part.subscriber, outcomes)
         });
         bounded::join(learn.collect(), CONCURRENT_LOADS).await;
@@ -165,7 +173,7 @@ impl Dispatcher {
                 Err(Error::Internal(error)) => {
                     let reason =
                         format!("the secret of webhook {} cannot be read: {error}", part.subscriber.webhook.id);
-                    let records = part.due.drain(..).map(|due| due.occurrence.record);
+                    let records = part.due.drain(..).map(|due| due.record);
                     delivered.poisoned.extend(records.map(|record| (record, reason.clone())));
                 }
                 Err(error) => {
@@ -209,17 +217,17 @@ impl Dispatcher {
         let path = part.subscriber.health.path();
         let leave_to_queue = AtomicBool::new(path == Path::Queue);
         let begin = |due| self.begin(part, due, &leave_to_queue, in_all, deadline);
-        let mut due = part.due.iter();
+        let mut due = part.due.iter().copied();
         let mut begun = Vec::with_capacity(due.len());
         if path == Path::Trial
             && let Some(first) = due.next()
         {
-            let (delivery, outcome) = begin(first).await;
+            let first = begin(first).await;
             // Until its first success an endpoint has one direct attempt.
-            leave_to_queue.store(delivery.state != State::Delivered, Ordering::Relaxed);
-            begun.push((delivery, outcome));
+            leave_to_queue.store(first.delivery.state != State::Delivered, Ordering::Relaxed);
+            begun.push(first);
         }
-        begun.extend(bounded::join(due.map(begin).collect(), CONCURRENT_ATTEMPTS_PER_ENDPOINT).await);
+        begun.extend(bounded::each(due.collect(), CONCURRENT_ATTEMPTS_PER_ENDPOINT, begin).await);
         (part, begun)
     }
 
@@ -227,25 +235,26 @@ impl Dispatcher {
     async fn begin(
         &self,
         part: &Part<'_>,
-        due: &Due<'_>,
+        due: &Occurrence,
         leave_to_queue: &AtomicBool,
         in_all: &Semaphore,
         deadline: Deadline,
     ) -> Begun {
         let _place = in_all.acquire().await;
-        let webhook = &part.subscriber.webhook;
-        let mut delivery = due.occurrence.delivery(webhook, self.clock.now());
+        let webhook = part.webhook();
+        let mut begun = Begun { record: due.record, delivery: due.delivery(webhook, self.clock.now()), outcome: None };
         let remaining = deadline.remaining();
-        let Secrets::Opened(secrets) = &part.secrets else { return (delivery, None) };
+        let Secrets::Opened(secrets) = &part.secrets else { return begun };
         // What is cut short by the end of the invocation would look like a slow endpoint.
         if leave_to_queue.load(Ordering::Relaxed) || remaining < self.direct.limits().total {
-            return (delivery, None);
+            return begun;
         }
-        let outcome = self.attempt(&self.direct, webhook, secrets, &mut delivery, remaining).await;
+        let outcome = self.attempt(&self.direct, webhook, secrets, &mut begun.delivery, remaining).await;
         if outcome.failure.as_ref().is_some_and(|failure| fails_to_answer(failure.kind())) {
             leave_to_queue.store(true, Ordering::Relaxed);
         }
-        (delivery, Some(outcome))
+        begun.outcome = Some(outcome);
+        begun
     }
 }
 

@@ -57,7 +57,8 @@ impl Invocation {
             return scheduled.then_some(Self::Sweep).ok_or_else(|| unknown("no records and no schedule"));
         };
         let source = |record: &&RawValue| serde_json::from_str::<Source>(record.get()).ok();
-        if records.iter().filter_map(source).any(|source| source.event_source == "aws:sqs") {
+        // All records of an event have one source; of a stream the first may be none that can be read.
+        if records.iter().find_map(source).is_some_and(|source| source.event_source == "aws:sqs") {
             let messages: Result<_, _> = records.iter().map(|record| serde_json::from_str(record.get())).collect();
             return messages.map(Self::Queue).map_err(|error| unknown(&error.to_string()));
         }

@@ -13,14 +13,14 @@ use serde::Deserialize;
 
 use super::{
     Item, Result, Store, corrupt,
-    deliveries::{Row, key_of},
+    deliveries::{Row, item_of, key_of},
     from_item, held,
     keys::{self, DUE_SHARDS},
     log::{Filter, Status},
     number,
     replays::Replaying,
     tables::{DUE_INDEX, SWEEP_AT},
-    text, to_item,
+    text,
 };
 use crate::{
     bounded,
@@ -157,7 +157,7 @@ impl Store {
     /// # Errors
     /// If DynamoDB does not answer.
     pub async fn settle(&self, claim: &Claim, delivery: &Delivery, now: Instant, retention: Duration) -> Result<bool> {
-        let put = settled(claim, delivery, now, retention)?;
+        let put = settled(claim, delivery, now, retention);
         let attempted = delivery.attempt_count > claim.delivery.attempt_count;
         match &claim.delivery.replay {
             Some(replay) if attempted => self.put_and_count(put, self.replayed(delivery, replay)).await,
@@ -305,13 +305,13 @@ impl Store {
         let mut delivery = found.clone();
         delivery.hasten(now);
         delivery.replay = None;
-        let put = restated(found, &delivery, now, retention)?.item(SWEEP_AT, number(now.millis()));
+        let put = restated(found, &delivery, now, retention).item(SWEEP_AT, number(now.millis()));
         Ok(self.put_restated(found, put).await?.then_some(delivery))
     }
 
     /// Writes `delivery` in the place of `found`, if that is still what is there; a replay that `found` was part of is told.
     async fn restate(&self, found: &Delivery, delivery: &Delivery, now: Instant, retention: Duration) -> Result<bool> {
-        self.put_restated(found, restated(found, delivery, now, retention)?).await
+        self.put_restated(found, restated(found, delivery, now, retention)).await
     }
 
     async fn put_restated(&self, found: &Delivery, put: PutBuilder) -> Result<bool> {
@@ -328,8 +328,8 @@ impl Store {
         delivery: &Delivery,
         now: Instant,
         retention: Duration,
-    ) -> Result<TransactWriteItem> {
-        Ok(self.put_part(restated(found, delivery, now, retention)?))
+    ) -> TransactWriteItem {
+        self.put_part(restated(found, delivery, now, retention))
     }
 
     /// Deliveries whose time for a look has come by `until`, at most so many of each shard of the index.
@@ -397,18 +397,18 @@ impl Store {
 }
 
 /// A delivery as it is to stand, if the claim still does.
-fn settled(claim: &Claim, delivery: &Delivery, now: Instant, retention: Duration) -> Result<PutBuilder> {
-    Ok(Put::builder()
-        .set_item(Some(to_item(&Row::of(delivery, now, retention))?))
+fn settled(claim: &Claim, delivery: &Delivery, now: Instant, retention: Duration) -> PutBuilder {
+    Put::builder()
+        .set_item(Some(item_of(delivery, now, retention)))
         .condition_expression("leased_until = :until AND attempt_count = :count")
         .expression_attribute_values(":until", number(claim.until.millis()))
-        .expression_attribute_values(":count", number(claim.delivery.attempt_count.into())))
+        .expression_attribute_values(":count", number(claim.delivery.attempt_count.into()))
 }
 
 /// A delivery as it is to stand, if it is still as it was found: nobody has attempted or changed it, and it is not in flight.
-fn restated(found: &Delivery, delivery: &Delivery, now: Instant, retention: Duration) -> Result<PutBuilder> {
+fn restated(found: &Delivery, delivery: &Delivery, now: Instant, retention: Duration) -> PutBuilder {
     let put = Put::builder()
-        .set_item(Some(to_item(&Row::of(delivery, now, retention))?))
+        .set_item(Some(item_of(delivery, now, retention)))
         .expression_attribute_names("#status", "status")
         .expression_attribute_values(":status", text(found.state.name()))
         .expression_attribute_values(":count", number(found.attempt_count.into()))
@@ -417,7 +417,7 @@ fn restated(found: &Delivery, delivery: &Delivery, now: Instant, retention: Dura
         State::Pending(at) => (put.expression_attribute_values(":due", number(at.millis())), "next_attempt_at = :due"),
         _ => (put, "attribute_not_exists(next_attempt_at)"),
     };
-    Ok(put.condition_expression(format!("#status = :status AND attempt_count = :count AND {due} AND {NOT_IN_FLIGHT}")))
+    put.condition_expression(format!("#status = :status AND attempt_count = :count AND {due} AND {NOT_IN_FLIGHT}"))
 }
 
 fn due_of(item: Item) -> Result<Due> {

@@ -6,22 +6,21 @@ use std::{
 };
 
 use aws_sdk_dynamodb::types::{AttributeValue, KeysAndAttributes, Put, PutRequest, TransactWriteItem, WriteRequest};
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 
 use super::{
     Error, Item, Result, Store, back_off, corrupt, from_item, held,
     keys::{self, Primary},
-    to_item,
+    number,
+    tables::{DUE_SHARD, EXPIRES_AT, STATE_KEY, SWEEP_AT},
+    text,
 };
 use crate::{
     bounded,
     clock::{Deadline, Instant},
-    delivery::{
-        Delivery, Key, ReplayId, State,
-        attempt::{Attempt, FailureKind},
-        due,
-    },
+    delivery::{Delivery, Key, ReplayId, State, attempt::Attempt, due},
     event::traceparent::Traceparent,
+    signing::Signatures,
     webhook::EventType,
 };
 
@@ -32,50 +31,29 @@ const BATCH_WRITE: usize = 25;
 /// How many batches are on their way at the same time.
 const CONCURRENT_BATCHES: usize = 8;
 
-#[derive(Serialize, Deserialize)]
+/// A delivery as it is read; [`item_of`] writes it.
+#[derive(Deserialize)]
 pub(super) struct Row {
     #[serde(rename = "PK")]
     pk: String,
     #[serde(rename = "SK")]
     sk: String,
     event: String,
-    #[serde(skip_serializing_if = "Option::is_none", default)]
     task_id: Option<String>,
     url: String,
     body: String,
-    #[serde(skip_serializing_if = "Option::is_none", default)]
     traceparent: Option<Traceparent>,
     status: String,
     attempt_count: u32,
     step: u32,
     attempts: Vec<Attempt>,
     created_at: Instant,
-    #[serde(skip_serializing_if = "Option::is_none")]
     next_attempt_at: Option<Instant>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    last_failure: Option<FailureKind>,
-    /// Until when a worker has the attempt that it has claimed.
-    #[serde(skip_serializing_if = "Option::is_none", default)]
-    leased_until: Option<Instant>,
     /// Where it goes back to if an attempt out of turn fails: a status, and for `pending` its time.
-    #[serde(skip_serializing_if = "Option::is_none", default)]
     resume_status: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none", default)]
     resume_at: Option<Instant>,
     /// The replay that asked for the attempt that is due.
-    #[serde(skip_serializing_if = "Option::is_none", default)]
     replay: Option<ReplayId>,
-    /// Keys of the due index: only what is pending has them.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    due_shard: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    sweep_at: Option<Instant>,
-    /// Key of the state index: only what is pending or failed has it.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    state_key: Option<String>,
-    /// Only what is settled expires.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    expires_at: Option<i64>,
 }
 
 impl Store {
@@ -138,15 +116,10 @@ impl Store {
     }
 
     /// The recording of a delivery as a part of a transaction.
-    pub(super) fn recording(
-        &self,
-        delivery: &Delivery,
-        now: Instant,
-        retention: Duration,
-    ) -> Result<TransactWriteItem> {
+    pub(super) fn recording(&self, delivery: &Delivery, now: Instant, retention: Duration) -> TransactWriteItem {
         let put = Put::builder().table_name(&self.tables.deliveries);
-        let put = put.set_item(Some(to_item(&Row::of(delivery, now, retention))?));
-        Ok(TransactWriteItem::builder().put(put.build().expect("every required part is set")).build())
+        let put = put.set_item(Some(item_of(delivery, now, retention)));
+        TransactWriteItem::builder().put(put.build().expect("every required part is set")).build()
     }
 
     async fn record_batch(
@@ -158,7 +131,7 @@ impl Store {
     ) -> Result<()> {
         let mut requests = Vec::with_capacity(batch.len());
         for delivery in batch {
-            let item = to_item(&Row::of(delivery, now, retention))?;
+            let item = item_of(delivery, now, retention);
             let put = PutRequest::builder().set_item(Some(item)).build().expect("every required part is set");
             requests.push(WriteRequest::builder().put_request(put).build());
         }
@@ -181,11 +154,13 @@ impl Store {
     /// # Errors
     /// If DynamoDB does not answer.
     pub async fn record_for_sweep(&self, delivery: &Delivery, now: Instant, retention: Duration) -> Result<bool> {
-        let mut row = Row::of(delivery, now, retention);
-        // It has no message: the next sweep sends one that can have it.
-        row.sweep_at =
-            row.next_attempt_at.map(|due| if due::is_within_reach(due, now) { now } else { due::sweep_at(due, now) });
-        let put = self.client.put_item().table_name(&self.tables.deliveries).set_item(Some(to_item(&row)?));
+        let mut item = item_of(delivery, now, retention);
+        if let State::Pending(due) = delivery.state {
+            // It has no message: the next sweep sends one that can have it.
+            let sweep_at = if due::is_within_reach(due, now) { now } else { due::sweep_at(due, now) };
+            item.insert(SWEEP_AT.to_owned(), number(sweep_at.millis()));
+        }
+        let put = self.client.put_item().table_name(&self.tables.deliveries).set_item(Some(item));
         held(put.condition_expression("attribute_not_exists(PK)").send().await)
     }
 
@@ -223,38 +198,85 @@ pub(super) fn key_of(item: &Item) -> Result<Key> {
     primary.and_then(|primary| keys::parse_delivery(&primary)).ok_or_else(|| corrupt("delivery key"))
 }
 
-impl Row {
-    pub(super) fn of(delivery: &Delivery, now: Instant, retention: Duration) -> Self {
-        let Primary { pk, sk } = keys::delivery(&delivery.key);
-        let (status, next_attempt_at) = parts(delivery.state);
-        let (resume_status, resume_at) = delivery.resume.map(parts).unzip();
-        let listed = matches!(delivery.state, State::Pending(_) | State::Parked | State::Failed);
-        Self {
-            pk,
-            sk,
-            event: delivery.event_type.name().to_owned(),
-            task_id: delivery.task_id.clone(),
-            url: delivery.url.clone(),
-            body: delivery.body.to_string(),
-            traceparent: delivery.traceparent.clone(),
-            status: status.to_owned(),
-            attempt_count: delivery.attempt_count,
-            step: delivery.step,
-            attempts: delivery.attempts.clone(),
-            created_at: delivery.created_at,
-            next_attempt_at,
-            last_failure: delivery.attempts.last().and_then(|attempt| attempt.failure),
-            leased_until: None,
-            resume_status: resume_status.map(str::to_owned),
-            resume_at: resume_at.flatten(),
-            replay: delivery.replay.clone(),
-            due_shard: next_attempt_at.map(|_| keys::due_shard(&delivery.key.event)),
-            sweep_at: next_attempt_at.map(|due| due::sweep_at(due, now)),
-            state_key: listed.then(|| keys::deliveries_in_state(&delivery.key.account, delivery.key.webhook, status)),
-            expires_at: next_attempt_at.is_none().then(|| (now + retention).seconds()),
+/// A delivery as it is written. It is put together by hand, not by serde, since a dispatcher does hardly anything as often. Room is
+/// made for what nearly all have.
+pub(super) fn item_of(delivery: &Delivery, now: Instant, retention: Duration) -> Item {
+    let Primary { pk, sk } = keys::delivery(&delivery.key);
+    let (status, next_attempt_at) = parts(delivery.state);
+    let mut item = Item::with_capacity(14);
+    let mut set = |name: &str, value| item.insert(name.to_owned(), value);
+    set(keys::PK, AttributeValue::S(pk));
+    set(keys::SK, AttributeValue::S(sk));
+    set("event", text(delivery.event_type.name()));
+    set("url", text(&delivery.url));
+    set("body", text(&delivery.body));
+    set("status", text(status));
+    set("attempt_count", number(delivery.attempt_count.into()));
+    set("step", number(delivery.step.into()));
+    set("attempts", AttributeValue::L(delivery.attempts.iter().map(attempt_of).collect()));
+    set("created_at", number(delivery.created_at.millis()));
+    if let Some(task_id) = &delivery.task_id {
+        set("task_id", text(task_id));
+    }
+    if let Some(traceparent) = &delivery.traceparent {
+        set("traceparent", text(traceparent.as_str()));
+    }
+    if let Some(failure) = delivery.attempts.last().and_then(|attempt| attempt.failure) {
+        set("last_failure", text(failure.name()));
+    }
+    if let Some(replay) = &delivery.replay {
+        set("replay", text(replay.as_str()));
+    }
+    if let Some((status, at)) = delivery.resume.map(parts) {
+        set("resume_status", text(status));
+        if let Some(at) = at {
+            set("resume_at", number(at.millis()));
         }
     }
+    // Only what is pending is in the due index, and only what is settled expires.
+    if let Some(due) = next_attempt_at {
+        set("next_attempt_at", number(due.millis()));
+        set(DUE_SHARD, AttributeValue::S(keys::due_shard(&delivery.key.event)));
+        set(SWEEP_AT, number(due::sweep_at(due, now).millis()));
+    } else {
+        set(EXPIRES_AT, number((now + retention).seconds()));
+    }
+    // Only what is pending or failed is in the state index.
+    if matches!(delivery.state, State::Pending(_) | State::Parked | State::Failed) {
+        let of_webhook = keys::deliveries_in_state(&delivery.key.account, delivery.key.webhook, status);
+        set(STATE_KEY, AttributeValue::S(of_webhook));
+    }
+    item
+}
 
+fn attempt_of(attempt: &Attempt) -> AttributeValue {
+    let mut item = Item::with_capacity(8);
+    let mut set = |name: &str, value| item.insert(name.to_owned(), value);
+    set("number", number(attempt.number.into()));
+    set("at", number(attempt.at.millis()));
+    set("duration_ms", AttributeValue::N(attempt.duration_ms.to_string()));
+    set("phases", AttributeValue::S(attempt.phases.into()));
+    set("version", text(&attempt.version));
+    if let Some(status_code) = attempt.status_code {
+        set("status_code", number(status_code.into()));
+    }
+    if let Some(failure) = attempt.failure {
+        set("failure", text(failure.name()));
+    }
+    if let Some(detail) = &attempt.detail {
+        set("detail", text(detail));
+    }
+    if let Some(excerpt) = &attempt.response_excerpt {
+        set("response_excerpt", text(excerpt));
+    }
+    if let Some(Signatures { nano, standard }) = &attempt.signatures {
+        let signatures = [("nano", nano), ("standard", standard)].map(|(name, value)| (name.to_owned(), text(value)));
+        set("signatures", AttributeValue::M(Item::from(signatures)));
+    }
+    AttributeValue::M(item)
+}
+
+impl Row {
     pub(super) fn into_delivery(self) -> Result<Delivery> {
         let primary = Primary { pk: self.pk, sk: self.sk };
         let resume = self.resume_status.map(|status| state(&status, self.resume_at)).transpose()?;
@@ -292,5 +314,74 @@ fn state(status: &str, at: Option<Instant>) -> Result<State> {
         ("failed", _) => Ok(State::Failed),
         ("cancelled", _) => Ok(State::Cancelled),
         _ => Err(corrupt("delivery state")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        delivery::{attempt::FailureKind, phases::Phases},
+        event::EventId,
+        store::from_item,
+        webhook::{Account, WebhookId},
+    };
+
+    #[test]
+    fn what_is_written_is_read_again_whole() {
+        let at = Instant::from_millis;
+        let attempt = Attempt {
+            number: 1,
+            at: at(5),
+            duration_ms: u64::MAX,
+            phases: Phases { answer: Some(7), ..Phases::default() },
+            status_code: Some(503),
+            failure: Some(FailureKind::Status),
+            detail: Some("The answer was status 503.".to_owned()),
+            response_excerpt: Some(String::new()),
+            signatures: Some(Signatures { nano: "v1=00".to_owned(), standard: "v1,AA==".to_owned() }),
+            version: "1.2.3".to_owned(),
+        };
+        let bare = Attempt {
+            status_code: None,
+            failure: None,
+            detail: None,
+            response_excerpt: None,
+            signatures: None,
+            ..attempt.clone()
+        };
+        let traceparent = Traceparent::parse("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01");
+        assert!(traceparent.is_some());
+        let key = Key {
+            account: Account::parse("acme").unwrap(),
+            webhook: WebhookId::new(1).unwrap(),
+            event: EventId::parse("evt_01JFS8TX800000000000000000").unwrap(),
+        };
+        let new =
+            || Delivery::new(key.clone(), EventType::JobFailed, None, "https://example.com".into(), "{}".into(), at(1));
+        let full = |state, resume| Delivery {
+            task_id: Some("task".to_owned()),
+            traceparent: traceparent.clone(),
+            state,
+            resume,
+            replay: Some(ReplayId::generate()),
+            attempt_count: 22,
+            step: 2,
+            attempts: vec![bare.clone(), attempt.clone()],
+            created_at: at(3),
+            ..new()
+        };
+        for delivery in [
+            new(),
+            full(State::Pending(at(9)), Some(State::Failed)),
+            full(State::Pending(at(9)), Some(State::Pending(at(10)))),
+            full(State::Parked, None),
+            full(State::Delivered, None),
+            full(State::Failed, None),
+            full(State::Cancelled, None),
+        ] {
+            let item = item_of(&delivery, at(100), Duration::from_secs(60));
+            assert_eq!(from_item::<Row>(item).unwrap().into_delivery().unwrap(), delivery);
+        }
     }
 }

@@ -262,7 +262,7 @@ impl Store {
             let mut delivery = found.clone();
             delivery.hasten(due_at);
             delivery.replay = Some(of.id.clone());
-            let parts = vec![self.restating(&found, &delivery, now, retention)?, self.progress(of, &key.event)];
+            let parts = vec![self.restating(&found, &delivery, now, retention), self.progress(of, &key.event)];
             match self.transact_all(parts).await? {
                 Ok(()) => {
                     made_due.push(Due::new(key, delivery.attempt_count, due_at, due::sweep_at(due_at, now)));

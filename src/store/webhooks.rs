@@ -236,7 +236,7 @@ impl Store {
             .expect("every required part is set");
         let mut parts = vec![TransactWriteItem::builder().update(update).build()];
         for delivery in tell {
-            parts.push(self.recording(delivery, now, retention)?);
+            parts.push(self.recording(delivery, now, retention));
         }
         self.transact(parts).await
     }

@@ -188,7 +188,7 @@ impl Client {
         };
         let mut request = http::Request::new(Full::new(body));
         *request.method_mut() = Method::POST;
-        *request.uri_mut() = Uri::try_from(url.url().as_str()).expect("an endpoint URL was checked to be a URI");
+        *request.uri_mut() = url.uri().clone();
         *request.headers_mut() = headers
             .into_iter()
             .map(|(name, value)| {
