@@ -175,14 +175,14 @@ impl Dispatcher {
 
     /// Learns from attempts how healthy an endpoint is. A failure to write it down costs no delivery: the next attempts
     /// say the same.
-    async fn learn(&self, account: &Account, subscriber: &Subscriber, outcomes: Vec<&Outcome>) {
+    async fn learn(&self, account: &Account, subscriber: &Subscriber, outcomes: &[Outcome]) {
         if outcomes.is_empty() {
             return;
         }
         let now = self.clock.now();
         let Subscriber { webhook, health: before, .. } = subscriber;
         let endpoint = (account.clone(), webhook.id);
-        let seen = outcomes.iter().map(|outcome| outcome.seen());
+        let seen = outcomes.iter().map(Outcome::seen);
         let failures = self.gates.failures(&endpoint, before.failures, seen);
         let learned = |known: Health| {
             let health = outcomes.iter().fold(known, |health, outcome| health.after(outcome.seen(), now));

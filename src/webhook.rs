@@ -1,6 +1,6 @@
 //! A webhook: an account's subscription of an endpoint to events. Every part is parsed once and never half-valid.
 
-use std::{fmt, num::NonZeroU64, ops::RangeInclusive, str::FromStr};
+use std::{fmt, num::NonZeroU64, ops::RangeInclusive};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use http::Uri;

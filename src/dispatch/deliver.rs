@@ -2,13 +2,15 @@
 
 use std::{
     collections::{HashMap, HashSet},
+    pin::pin,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
 };
 
-use tokio::sync::Semaphore;
+use futures_util::{StreamExt, stream};
+use tokio::sync::{Semaphore, mpsc};
 
 use super::Dispatcher;
 use crate::{
@@ -20,7 +22,7 @@ use crate::{
         health::{Path, fails_to_answer},
     },
     event::JobEvent,
-    store::{Error, webhooks::Subscriber},
+    store::{Error, deliveries::BATCH_WRITE, webhooks::Subscriber},
     webhook::{Account, EventType, Secret, Webhook},
 };
 
@@ -32,6 +34,8 @@ const CONCURRENT_ENDPOINTS: usize = 1024;
 const CONCURRENT_ATTEMPTS: usize = 256;
 /// How many are to one endpoint.
 const CONCURRENT_ATTEMPTS_PER_ENDPOINT: usize = 32;
+/// How many batches of deliveries are being recorded at the same time.
+const CONCURRENT_WRITES: usize = 8;
 
 /// An event, its body, and the place of its record in the batch.
 #[derive(Debug)]
@@ -94,13 +98,16 @@ pub(super) struct Delivered {
     pub poisoned: Vec<(usize, String)>,
 }
 
-/// A delivery that was begun.
-struct Begun {
-    /// The place of its record in the batch.
-    record: usize,
-    delivery: Delivery,
-    /// How its first attempt went, if one was made.
-    outcome: Option<Outcome>,
+/// A delivery that was begun, and the place of its record in the batch.
+type Begun = (usize, Delivery);
+
+/// What became of the deliveries that were begun.
+#[derive(Default)]
+struct Recorded {
+    /// Those that are recorded and pending.
+    pending: Vec<Delivery>,
+    /// The records of those that could not be recorded.
+    unfinished: Vec<usize>,
 }
 
 impl Dispatcher {
@@ -143,25 +150,50 @@ impl Dispatcher {
         }
         self.open_secrets(&mut parts, &mut delivered).await;
         let in_all = Semaphore::new(CONCURRENT_ATTEMPTS);
-        let serve = |part| self.serve(part, &in_all, deadline);
-        let served = bounded::each(parts.values().collect(), CONCURRENT_ENDPOINTS, serve).await;
-
-        let now = self.clock.now();
-        let begun = || served.iter().flat_map(|(_, begun)| begun);
-        let deliveries: Vec<_> = begun().map(|begun| &begun.delivery).collect();
-        let unrecorded = self.store.record(&deliveries, now, self.retention, deadline).await;
-        if let Some(error) = unrecorded.error {
-            tracing::error!(deliveries = unrecorded.keys.len(), %error, "deliveries were not recorded; their records will be read again");
-        }
-        let is_recorded = |begun: &&Begun| !unrecorded.keys.contains(&begun.delivery.key);
-        delivered.unfinished.extend(begun().filter(|begun| !is_recorded(begun)).map(|begun| begun.record));
-        self.set_timers(begun().filter(is_recorded).map(|begun| &begun.delivery), now).await;
-        let learn = served.iter().map(|(part, begun)| {
-            let outcomes = begun.iter().filter_map(|begun| begun.outcome.as_ref()).collect();
-            self.learn(part.account, part.subscriber, outcomes)
-        });
+        let (begun, recording) = mpsc::unbounded_channel();
+        let serve = async {
+            let serve = |part| self.serve(part, &in_all, &begun, deadline);
+            let served = bounded::each(parts.values().collect(), CONCURRENT_ENDPOINTS, serve).await;
+            drop(begun);
+            served
+        };
+        let (served, recorded) = tokio::join!(serve, self.record(recording, deadline));
+        delivered.unfinished.extend(recorded.unfinished);
+        self.set_timers(&recorded.pending, self.clock.now()).await;
+        let learn = served.iter().map(|(part, outcomes)| self.learn(part.account, part.subscriber, outcomes));
         bounded::join(learn.collect(), CONCURRENT_LOADS).await;
         delivered
+    }
+
+    /// Records deliveries as they are begun, while others are still being sent: a function that dies in between sends fewer of them
+    /// twice.
+    async fn record(&self, mut begun: mpsc::UnboundedReceiver<Begun>, deadline: Deadline) -> Recorded {
+        let batches = stream::poll_fn(|context| begun.poll_recv(context)).chunks(BATCH_WRITE);
+        let mut written =
+            pin!(batches.map(|batch| self.record_batch(batch, deadline)).buffer_unordered(CONCURRENT_WRITES));
+        let mut recorded = Recorded::default();
+        while let Some(batch) = written.next().await {
+            match batch {
+                Ok(deliveries) => {
+                    let is_pending = |delivery: &Delivery| matches!(delivery.state, State::Pending(_));
+                    recorded.pending.extend(deliveries.into_iter().filter(is_pending));
+                }
+                Err(records) => recorded.unfinished.extend(records),
+            }
+        }
+        recorded
+    }
+
+    /// Records so many; if that fails, says which records must be read again.
+    async fn record_batch(&self, batch: Vec<Begun>, deadline: Deadline) -> Result<Vec<Delivery>, Vec<usize>> {
+        let (records, deliveries): (Vec<_>, Vec<_>) = batch.into_iter().unzip();
+        match self.store.record(&deliveries, self.clock.now(), self.retention, deadline).await {
+            Ok(()) => Ok(deliveries),
+            Err(error) => {
+                tracing::error!(deliveries = deliveries.len(), %error, "deliveries were not recorded; their records will be read again");
+                Err(records)
+            }
+        }
     }
 
     /// Opens the secrets of those that are due to be called. Where that is not possible for now, the queue is to try again, so that
@@ -212,23 +244,26 @@ impl Dispatcher {
         &self,
         part: &'a Part<'_>,
         in_all: &Semaphore,
+        begun: &mpsc::UnboundedSender<Begun>,
         deadline: Deadline,
-    ) -> (&'a Part<'a>, Vec<Begun>) {
+    ) -> (&'a Part<'a>, Vec<Outcome>) {
         let path = part.subscriber.health.path();
         let leave_to_queue = AtomicBool::new(path == Path::Queue);
-        let begin = |due| self.begin(part, due, &leave_to_queue, in_all, deadline);
+        let begin = |due| self.begin(part, due, &leave_to_queue, in_all, begun, deadline);
         let mut due = part.due.iter().copied();
-        let mut begun = Vec::with_capacity(due.len());
+        let mut outcomes = Vec::with_capacity(due.len());
         if path == Path::Trial
             && let Some(first) = due.next()
         {
-            let first = begin(first).await;
+            let outcome = begin(first).await;
             // Until its first success an endpoint has one direct attempt.
-            leave_to_queue.store(first.delivery.state != State::Delivered, Ordering::Relaxed);
-            begun.push(first);
+            let succeeded = outcome.as_ref().is_some_and(|outcome| outcome.failure.is_none());
+            leave_to_queue.store(!succeeded, Ordering::Relaxed);
+            outcomes.extend(outcome);
         }
-        begun.extend(bounded::each(due.collect(), CONCURRENT_ATTEMPTS_PER_ENDPOINT, begin).await);
-        (part, begun)
+        let others = bounded::each(due.collect(), CONCURRENT_ATTEMPTS_PER_ENDPOINT, begin).await;
+        outcomes.extend(others.into_iter().flatten());
+        (part, outcomes)
     }
 
     /// Begins a delivery, with an attempt unless that is left to the queue: then it is due at once.
@@ -238,23 +273,28 @@ impl Dispatcher {
         due: &Occurrence,
         leave_to_queue: &AtomicBool,
         in_all: &Semaphore,
+        begun: &mpsc::UnboundedSender<Begun>,
         deadline: Deadline,
-    ) -> Begun {
+    ) -> Option<Outcome> {
         let _place = in_all.acquire().await;
-        let webhook = part.webhook();
-        let mut begun = Begun { record: due.record, delivery: due.delivery(webhook, self.clock.now()), outcome: None };
+        let mut delivery = due.delivery(part.webhook(), self.clock.now());
+        let mut outcome = None;
         let remaining = deadline.remaining();
-        let Secrets::Opened(secrets) = &part.secrets else { return begun };
         // What is cut short by the end of the invocation would look like a slow endpoint.
-        if leave_to_queue.load(Ordering::Relaxed) || remaining < self.direct.limits().total {
-            return begun;
+        let in_time = remaining >= self.direct.limits().total;
+        if let Secrets::Opened(secrets) = &part.secrets
+            && in_time
+            && !leave_to_queue.load(Ordering::Relaxed)
+        {
+            let attempted = self.attempt(&self.direct, part.webhook(), secrets, &mut delivery, remaining).await;
+            if attempted.failure.as_ref().is_some_and(|failure| fails_to_answer(failure.kind())) {
+                leave_to_queue.store(true, Ordering::Relaxed);
+            }
+            outcome = Some(attempted);
         }
-        let outcome = self.attempt(&self.direct, webhook, secrets, &mut begun.delivery, remaining).await;
-        if outcome.failure.as_ref().is_some_and(|failure| fails_to_answer(failure.kind())) {
-            leave_to_queue.store(true, Ordering::Relaxed);
-        }
-        begun.outcome = Some(outcome);
-        begun
+        // The other end is there until all were begun.
+        let _ = begun.send((due.record, delivery));
+        outcome
     }
 }
 

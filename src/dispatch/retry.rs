@@ -73,7 +73,7 @@ impl Dispatcher {
         if self.store.settle(&claim, &delivery, now, self.retention).await? {
             self.set_timers([&delivery], now).await;
         }
-        self.learn(&key.account, &subscriber, vec![&outcome]).await;
+        self.learn(&key.account, &subscriber, &[outcome]).await;
         Ok(())
     }
 

@@ -27,7 +27,7 @@ use crate::{
 /// The most keys that BatchGetItem takes.
 const BATCH_GET: usize = 100;
 /// The most items that BatchWriteItem takes.
-const BATCH_WRITE: usize = 25;
+pub const BATCH_WRITE: usize = 25;
 /// How many batches are on their way at the same time.
 const CONCURRENT_BATCHES: usize = 8;
 
@@ -93,28 +93,6 @@ impl Store {
         }
     }
 
-    /// Records deliveries, and says which could not be recorded before the deadline. Settled ones expire after `retention`.
-    pub async fn record(
-        &self,
-        deliveries: &[&Delivery],
-        now: Instant,
-        retention: Duration,
-        deadline: Deadline,
-    ) -> Unrecorded {
-        let mut unrecorded = Unrecorded::default();
-        let batches = deliveries
-            .chunks(BATCH_WRITE)
-            .map(|batch| async move { (batch, self.record_batch(batch, now, retention, deadline).await) });
-        for (batch, result) in bounded::join(batches.collect(), CONCURRENT_BATCHES).await {
-            if let Err(error) = result {
-                // Some of the batch may be written; when its records are read again, existing() finds that.
-                unrecorded.keys.extend(batch.iter().map(|delivery| delivery.key.clone()));
-                unrecorded.error = Some(error);
-            }
-        }
-        unrecorded
-    }
-
     /// The recording of a delivery as a part of a transaction.
     pub(super) fn recording(&self, delivery: &Delivery, now: Instant, retention: Duration) -> TransactWriteItem {
         let put = Put::builder().table_name(&self.tables.deliveries);
@@ -122,9 +100,14 @@ impl Store {
         TransactWriteItem::builder().put(put.build().expect("every required part is set")).build()
     }
 
-    async fn record_batch(
+    /// Records at most [`BATCH_WRITE`] deliveries. Settled ones expire after `retention`.
+    ///
+    /// # Errors
+    /// If DynamoDB does not take all of them before the deadline; some may be recorded then, which [`Store::existing`] finds when
+    /// their records are read again.
+    pub async fn record(
         &self,
-        batch: &[&Delivery],
+        batch: &[Delivery],
         now: Instant,
         retention: Duration,
         deadline: Deadline,
@@ -173,15 +156,6 @@ impl Store {
         let item = get.set_key(Some(keys::delivery(key).into_item())).send().await?.item;
         item.map(|item| from_item::<Row>(item)?.into_delivery()).transpose()
     }
-}
-
-/// What could not be recorded, and why.
-#[derive(Debug, Default)]
-pub struct Unrecorded {
-    /// The deliveries.
-    pub keys: HashSet<Key>,
-    /// One of the reasons; `None`: everything was recorded.
-    pub error: Option<Error>,
 }
 
 async fn wait_for_unprocessed(tried: u32, deadline: Deadline) -> Result<()> {
