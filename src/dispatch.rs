@@ -132,7 +132,7 @@ impl Dispatcher {
         };
         let (attempt, outcome) = client.attempt(&webhook.url, request, &delivery.body, at_most).await;
         tracing::info!(
-            account = delivery.key.account.as_str(), webhook = %webhook.id, event = %delivery.key.event, attempt = attempt.number,
+            account = delivery.key.account.as_str(), webhook = %webhook.id, event = delivery.key.event.as_str(), attempt = attempt.number,
             status = outcome.status_code, failure = attempt.failure.map(FailureKind::name), duration_ms = attempt.duration_ms, "attempt"
         );
         self.metrics.count(Count::Attempts);

@@ -42,30 +42,41 @@ async fn work(
     Cost { deliveries, function: grown(cpu, function.process.cpu()), engine: grown(engine_cpu, engine.cpu()), took }
 }
 
-/// What a delivery costs the dispatcher, and how many it makes.
+/// What a delivery costs the dispatcher, and how many it makes: on a real engine, and on tables that take every write at once, which
+/// says how many the dispatcher alone can make.
 pub async fn dispatch(built: &Built) {
-    println!("\ndispatch: batches of 100 records, an engine and an endpoint in other processes");
+    println!("\ndispatch: batches of 100 records, tables and an endpoint in other processes");
     println!(
-        "| subscribers | CPU-s per 1,000 | floor | ratio | engine, CPU-s per 1,000 | deliveries/s | floor/s | peak MiB |"
+        "| tables | subscribers | CPU-s per 1,000 | floor | ratio | engine, CPU-s per 1,000 | deliveries/s | floor/s | peak MiB |"
     );
-    println!("|---|---|---|---|---|---|---|---|");
+    println!("|---|---|---|---|---|---|---|---|---|");
     let receiver = Receiver::start();
-    for (subscribers, count) in [(1, 300), (10, 60)] {
+    for (tables, subscribers, count) in
+        [("engine", 1, 300), ("engine", 10, 60), ("stand-in", 1, 300), ("stand-in", 10, 60)]
+    {
         let floor = floor::measure(&format!("{}/ok", receiver.url), 30_000);
-        let platform = Platform::start().await;
+        let mut platform = Platform::start().await;
         for n in 0..subscribers {
             platform.subscribe("acme", &format!("{}/ok/{n}", receiver.url)).await;
         }
         let mut function = Function::start(&built.dispatch, &platform.environment()).await;
-        // The first tries each endpoint, and opens the connections.
+        // The first tries each endpoint.
         for batch in platform::batches(0, 3, 100, &["acme"], 0) {
+            function.invoke(batch).await;
+        }
+        if tables == "stand-in" {
+            platform.stand_in();
+            function = Function::start(&built.dispatch, &platform.environment()).await;
+        }
+        // The connections are opened.
+        for batch in platform::batches(300, 3, 100, &["acme"], 0) {
             function.invoke(batch).await;
         }
         let batches = platform::batches(1_000, count, 100, &["acme"], 0);
         let cost = work(&mut function, &platform.engine, &receiver, batches, count * 100 * subscribers).await;
         let (own, floor_cpu) = (per_thousand(cost.function, cost.deliveries), per_thousand(floor.cpu, 1));
         println!(
-            "| {subscribers} | {own:.4} | {floor_cpu:.4} | {:.2} | {:.4} | {:.0} | {:.0} | {} |",
+            "| {tables} | {subscribers} | {own:.4} | {floor_cpu:.4} | {:.2} | {:.4} | {:.0} | {:.0} | {} |",
             own / floor_cpu,
             per_thousand(cost.engine, cost.deliveries),
             float(cost.deliveries) / cost.took.as_secs_f64(),

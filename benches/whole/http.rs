@@ -12,6 +12,24 @@ use hyper::{
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpListener;
 
+/// Starts one on a thread of its own, and says where it listens.
+pub fn start<S, F>(state: S, answer: fn(S, Request<Incoming>) -> F) -> String
+where
+    S: Clone + Send + Sync + 'static,
+    F: Future<Output = Response<Full<Bytes>>> + Send + 'static,
+{
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port is free");
+    listener.set_nonblocking(true).expect("it is a socket");
+    let url = format!("http://{}", listener.local_addr().expect("it listens"));
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime starts");
+        runtime.block_on(async {
+            serve(TcpListener::from_std(listener).expect("it is a socket"), state, answer).await;
+        });
+    });
+    url
+}
+
 /// Answers every request with `answer`, for as long as it is polled.
 pub async fn serve<S, F>(listener: TcpListener, state: S, answer: fn(S, Request<Incoming>) -> F)
 where

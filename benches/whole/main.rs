@@ -14,6 +14,7 @@ mod local;
 mod machine;
 mod platform;
 mod receiver;
+mod standin;
 
 use std::{env, time::Duration};
 

@@ -14,7 +14,6 @@ use hyper::{
     Request, Response,
     body::{Bytes, Incoming},
 };
-use tokio::net::TcpListener;
 
 use super::{http, machine};
 
@@ -30,18 +29,8 @@ pub struct Receiver {
 impl Receiver {
     /// Starts one on a thread of its own.
     pub fn start() -> Self {
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port is free");
-        listener.set_nonblocking(true).expect("it is a socket");
-        let url = format!("http://{}", listener.local_addr().expect("it listens"));
-        let receiver = Self { url, count: Arc::default(), arrivals: Arc::default() };
-        let serving = receiver.clone();
-        std::thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime starts");
-            runtime.block_on(async {
-                let listener = TcpListener::from_std(listener).expect("it is a socket");
-                http::serve(listener, serving, Receiver::answer).await;
-            });
-        });
+        let mut receiver = Self { url: String::new(), count: Arc::default(), arrivals: Arc::default() };
+        receiver.url = http::start(receiver.clone(), Self::answer);
         receiver
     }
 

@@ -51,6 +51,11 @@ impl Number {
     /// Appends the number as JSON: ECMAScript's shortest form if the nearest double is exactly this decimal,
     /// else a string of plain digits.
     pub fn write_json(&self, out: &mut Vec<u8>) {
+        // A double holds every whole number of up to 15 digits, and ECMAScript writes them as they are.
+        if (0..=15).contains(&self.point) && self.digits.len() <= usize::try_from(self.point).unwrap_or(0) {
+            self.write_plain(out);
+            return;
+        }
         let mut buffer = ryu_js::Buffer::new();
         let double: f64 = self.scientific().parse().expect("a decimal is a number to Rust too");
         if double.is_finite() {

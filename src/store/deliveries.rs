@@ -354,7 +354,7 @@ mod tests {
             full(State::Failed, None),
             full(State::Cancelled, None),
         ] {
-            let item = item_of(&delivery, at(100), Duration::from_secs(60));
+            let item = item_of(&delivery, at(100), Duration::from_mins(1));
             assert_eq!(from_item::<Row>(item).unwrap().into_delivery().unwrap(), delivery);
         }
     }

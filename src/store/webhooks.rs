@@ -83,6 +83,7 @@ pub struct Idempotency {
 
 /// What became of a request to create.
 #[derive(Clone, Debug)]
+#[expect(clippy::large_enum_variant, reason = "there is one a request")]
 pub enum Created {
     /// The webhook, new or that of an earlier request with the same `Idempotency-Key` and body, as it was created.
     Webhook(Webhook),
