@@ -15,6 +15,7 @@ use nano_webhooks::{
     webhook::{EndpointUrl, Events, Secret, WebhookId},
 };
 use serde_json::{Value, json};
+use tokio::net::TcpListener;
 
 use crate::support::{Receiver, World, account};
 
@@ -393,4 +394,29 @@ async fn a_deployed_dispatcher_calls_no_private_address() {
         attempt.detail.as_deref(),
         Some("The target is refused (loopback address): use a public https address.")
     );
+}
+
+#[tokio::test]
+async fn what_was_sent_is_recorded_while_others_are_still_being_sent() {
+    let (world, receiver) = (World::new().await, Receiver::start().await);
+    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    subscribe(&world, "acme", &receiver.url("/ok"), None).await;
+    subscribe(&world, "acme", &format!("http://{}/", silent.local_addr().unwrap()), None).await;
+    let mut dispatcher = world.dispatcher();
+    // One that waits for an answer for longer than the other endpoint takes for all.
+    dispatcher.direct = dispatcher.queued.clone();
+    let records: Vec<_> = (1..=30).map(|n| insert(n, job(&format!("t{n}"), "completed"))).collect();
+    let hold = async {
+        let (_connection, _) = silent.accept().await.unwrap();
+        while world.items(&world.tables.deliveries).await.len() < 25 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        drop(silent);
+    };
+    let (failed, held) = tokio::join!(run(&dispatcher, &records), tokio::time::timeout(Duration::from_secs(10), hold));
+    assert_eq!((failed, held), (vec![], Ok(())));
+    let items = world.items(&world.tables.deliveries).await;
+    let delivered = items.iter().filter(|item| item["status"].as_s().unwrap() == "delivered").count();
+    assert_eq!((items.len(), delivered), (60, 30));
+    assert_eq!(world.timers().len(), 30);
 }
