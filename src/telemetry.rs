@@ -7,7 +7,11 @@ use std::{
 };
 
 use tracing::Level;
-use tracing_subscriber::{EnvFilter, filter::filter_fn, fmt::layer, prelude::*};
+use tracing_subscriber::{
+    filter::{ParseError, Targets, filter_fn},
+    fmt::layer,
+    prelude::*,
+};
 
 use crate::config::{ConfigError, variable};
 
@@ -57,8 +61,8 @@ pub fn in_a_line(error: &dyn std::error::Error) -> String {
 /// If `RUST_LOG` is malformed.
 pub fn init(format: Format, default: &str) -> Result<(), ConfigError> {
     let directives = variable("RUST_LOG")?.unwrap_or_else(|| default.to_owned());
-    let filter =
-        EnvFilter::builder().parse(directives).map_err(|error| ConfigError::new("RUST_LOG", error.to_string()))?;
+    let filter: Targets =
+        directives.parse().map_err(|error: ParseError| ConfigError::new("RUST_LOG", error.to_string()))?;
     // Below this level the libraries print requests and answers as they are, and with them secrets.
     let bodies = filter_fn(|line| *line.level() <= Level::INFO || line.target().starts_with(env!("CARGO_CRATE_NAME")));
     let registry = tracing_subscriber::registry().with(filter).with(bodies);
