@@ -15,7 +15,7 @@ pub(crate) async fn join<F: Future>(futures: Vec<F>, limit: usize) -> Vec<F::Out
 }
 
 /// Works on items, at most `limit` at the same time, and gives the results as they come. A future's place is taken by the next,
-/// so that many items need no more memory than `limit` of them; it pays where there are many and their futures are large.
+/// so that there are never more than `limit` of them; it pays where there are many items and the futures are large.
 pub(crate) async fn each<T, F: Future>(items: Vec<T>, limit: usize, work: impl Fn(T) -> F) -> Vec<F::Output> {
     let places = items.len().min(limit);
     let shared = Mutex::new((Vec::with_capacity(items.len()), items.into_iter()));
@@ -31,4 +31,30 @@ pub(crate) async fn each<T, F: Future>(items: Vec<T>, limit: usize, work: impl F
     while places.next().await.is_some() {}
     drop(places);
     shared.into_inner().unwrap_or_else(PoisonError::into_inner).0
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn every_item_is_worked_on_and_never_more_than_so_many_at_once() {
+        for (items, limit, together) in [(0, 3, 0), (2, 3, 2), (3, 3, 3), (100, 3, 3), (5, 1, 1)] {
+            let (now, most) = (AtomicUsize::new(0), AtomicUsize::new(0));
+            let work = async |item: usize| {
+                most.fetch_max(now.fetch_add(1, Ordering::Relaxed) + 1, Ordering::Relaxed);
+                // The later ones are done first.
+                for _ in 0..100 - item {
+                    tokio::task::yield_now().await;
+                }
+                now.fetch_sub(1, Ordering::Relaxed);
+                item
+            };
+            let mut done = each((0..items).collect(), limit, work).await;
+            done.sort_unstable();
+            assert_eq!((done, most.into_inner()), ((0..items).collect(), together));
+        }
+    }
 }

@@ -207,7 +207,9 @@ pub async fn neighbour() {
         async move { service.put_jobs_at(200, 40, "noise-", "neighbour").await.len() }
     });
     // That is when five attempts were given up, each after a second or fifteen.
+    let begun = machine::now();
     while !service.metrics().await.contains("breaker_transitions_total{to=\"open\"} 1") {
+        assert!(begun.elapsed() < Duration::from_secs(25), "the breaker opens while the noise lasts");
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     let mut beside = service.latencies(&receiver, 15, "lat-beside-", "demo").await;

@@ -63,7 +63,7 @@ impl Platform {
         Self { engine, endpoint, client, tables, store }
     }
 
-    /// From here on the tables are a stand-in: it takes writes and forgets them, and has the engine answer all else.
+    /// From here on the tables are a stand-in: it takes deliveries and forgets them.
     pub fn stand_in(&mut self) {
         self.endpoint = standin::start(&self.endpoint);
     }

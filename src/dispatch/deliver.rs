@@ -17,12 +17,16 @@ use crate::{
     bounded,
     clock::{Deadline, Instant},
     delivery::{
-        Delivery, Key, State,
+        Delivery, Key,
         attempt::Outcome,
         health::{Path, fails_to_answer},
     },
     event::JobEvent,
-    store::{Error, deliveries::BATCH_WRITE, webhooks::Subscriber},
+    store::{
+        Error,
+        deliveries::{BATCH_WRITE, Unrecorded},
+        webhooks::Subscriber,
+    },
     webhook::{Account, EventType, Secret, Webhook},
 };
 
@@ -101,15 +105,6 @@ pub(super) struct Delivered {
 /// A delivery that was begun, and the place of its record in the batch.
 type Begun = (usize, Delivery);
 
-/// What became of the deliveries that were begun.
-#[derive(Default)]
-struct Recorded {
-    /// Those that are recorded and pending.
-    pending: Vec<Delivery>,
-    /// The records of those that could not be recorded.
-    unfinished: Vec<usize>,
-}
-
 impl Dispatcher {
     /// Delivers the events of a batch, and says which records must be read again: those of which not every delivery is
     /// recorded.
@@ -157,43 +152,51 @@ impl Dispatcher {
             drop(begun);
             served
         };
-        let (served, recorded) = tokio::join!(serve, self.record(recording, deadline));
-        delivered.unfinished.extend(recorded.unfinished);
-        self.set_timers(&recorded.pending, self.clock.now()).await;
+        let (served, unfinished) = tokio::join!(serve, self.record(recording, deadline));
+        delivered.unfinished.extend(unfinished);
         let learn = served.iter().map(|(part, outcomes)| self.learn(part.account, part.subscriber, outcomes));
         bounded::join(learn.collect(), CONCURRENT_LOADS).await;
         delivered
     }
 
-    /// Records deliveries as they are begun, while others are still being sent: a function that dies in between sends fewer of them
-    /// twice.
-    async fn record(&self, mut begun: mpsc::UnboundedReceiver<Begun>, deadline: Deadline) -> Recorded {
+    /// Records deliveries as they are begun, while others are still being sent, so that a function that dies in between sends fewer of
+    /// them twice. Says which records must be read again.
+    async fn record(&self, mut begun: mpsc::UnboundedReceiver<Begun>, deadline: Deadline) -> Vec<usize> {
+        let writing = Semaphore::new(CONCURRENT_WRITES);
         let batches = stream::poll_fn(|context| begun.poll_recv(context)).chunks(BATCH_WRITE);
-        let mut written =
-            pin!(batches.map(|batch| self.record_batch(batch, deadline)).buffer_unordered(CONCURRENT_WRITES));
-        let mut recorded = Recorded::default();
+        let written = batches.map(|batch| self.record_batch(batch, &writing, deadline)).buffer_unordered(usize::MAX);
+        let mut written = pin!(written);
+        let (mut unfinished, mut failed) = (Vec::new(), None);
         while let Some(batch) = written.next().await {
-            match batch {
-                Ok(deliveries) => {
-                    let is_pending = |delivery: &Delivery| matches!(delivery.state, State::Pending(_));
-                    recorded.pending.extend(deliveries.into_iter().filter(is_pending));
-                }
-                Err(records) => recorded.unfinished.extend(records),
+            if let Err((records, error)) = batch {
+                unfinished.extend(records);
+                failed = Some(error);
             }
         }
-        recorded
+        if let Some(error) = failed {
+            tracing::error!(deliveries = unfinished.len(), %error, "deliveries were not recorded; their records will be read again");
+        }
+        unfinished
     }
 
-    /// Records so many; if that fails, says which records must be read again.
-    async fn record_batch(&self, batch: Vec<Begun>, deadline: Deadline) -> Result<Vec<Delivery>, Vec<usize>> {
+    /// Records so many, and sets the timers of those that are to be attempted again.
+    async fn record_batch(
+        &self,
+        batch: Vec<Begun>,
+        writing: &Semaphore,
+        deadline: Deadline,
+    ) -> Result<(), (Vec<usize>, Error)> {
+        let now = self.clock.now();
         let (records, deliveries): (Vec<_>, Vec<_>) = batch.into_iter().unzip();
-        match self.store.record(&deliveries, self.clock.now(), self.retention, deadline).await {
-            Ok(()) => Ok(deliveries),
-            Err(error) => {
-                tracing::error!(deliveries = deliveries.len(), %error, "deliveries were not recorded; their records will be read again");
-                Err(records)
-            }
-        }
+        let recorded = self.store.record(&deliveries, now, self.retention, writing, deadline).await;
+        let Err(Unrecorded { keys, error }) = recorded else {
+            self.set_timers(&deliveries, now).await;
+            return Ok(());
+        };
+        let is_recorded = |delivery: &Delivery| !keys.contains(&delivery.key);
+        self.set_timers(deliveries.iter().filter(|delivery| is_recorded(delivery)), now).await;
+        let unrecorded = records.into_iter().zip(&deliveries).filter(|(_, delivery)| !is_recorded(delivery));
+        Err((unrecorded.map(|(record, _)| record).collect(), error))
     }
 
     /// Opens the secrets of those that are due to be called. Where that is not possible for now, the queue is to try again, so that
@@ -292,8 +295,7 @@ impl Dispatcher {
             }
             outcome = Some(attempted);
         }
-        // The other end is there until all were begun.
-        let _ = begun.send((due.record, delivery));
+        begun.send((due.record, delivery)).expect("the other end is there until all were begun");
         outcome
     }
 }

@@ -1,13 +1,13 @@
 //! Trace context that a job brings along, passed on as it came.
 
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 
 /// The longest that is passed on: a later version may be longer than the 55 characters of today's.
 const MAX_LENGTH: usize = 256;
 
 /// A `traceparent` of W3C Trace Context: the trace that a job belongs to. It is handed on unchanged, as the standard
 /// asks of those who take no part in the trace themselves.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(transparent)]
 pub struct Traceparent(String);
 

@@ -7,6 +7,7 @@ use std::{
 
 use aws_sdk_dynamodb::types::{AttributeValue, KeysAndAttributes, Put, PutRequest, TransactWriteItem, WriteRequest};
 use serde::Deserialize;
+use tokio::sync::Semaphore;
 
 use super::{
     Error, Item, Result, Store, back_off, corrupt, from_item, held,
@@ -28,7 +29,7 @@ use crate::{
 const BATCH_GET: usize = 100;
 /// The most items that BatchWriteItem takes.
 pub const BATCH_WRITE: usize = 25;
-/// How many batches are on their way at the same time.
+/// How many reads of them are on their way at the same time.
 const CONCURRENT_BATCHES: usize = 8;
 
 /// A delivery as it is read; [`item_of`] writes it.
@@ -100,32 +101,52 @@ impl Store {
         TransactWriteItem::builder().put(put.build().expect("every required part is set")).build()
     }
 
-    /// Records at most [`BATCH_WRITE`] deliveries. Settled ones expire after `retention`.
+    /// Records at most [`BATCH_WRITE`] deliveries. Settled ones expire after `retention`. Each request takes a place of `writing`; what
+    /// waits to be sent again holds none.
     ///
     /// # Errors
-    /// If DynamoDB does not take all of them before the deadline; some may be recorded then, which [`Store::existing`] finds when
-    /// their records are read again.
+    /// If DynamoDB does not take all of them before the deadline. What it took stays.
     pub async fn record(
         &self,
         batch: &[Delivery],
         now: Instant,
         retention: Duration,
+        writing: &Semaphore,
+        deadline: Deadline,
+    ) -> std::result::Result<(), Unrecorded> {
+        let put = |delivery| {
+            let put = PutRequest::builder().set_item(Some(item_of(delivery, now, retention))).build();
+            WriteRequest::builder().put_request(put.expect("every required part is set")).build()
+        };
+        let mut left = None;
+        let written = self.write(batch.iter().map(put).collect(), &mut left, writing, deadline).await;
+        let all = || batch.iter().map(|delivery| delivery.key.clone()).collect();
+        written.map_err(|error| Unrecorded { keys: left.unwrap_or_else(all), error })
+    }
+
+    /// Writes deliveries; `left` are those that were not taken yet, once that is known.
+    async fn write(
+        &self,
+        mut open: Vec<WriteRequest>,
+        left: &mut Option<HashSet<Key>>,
+        writing: &Semaphore,
         deadline: Deadline,
     ) -> Result<()> {
-        let mut requests = Vec::with_capacity(batch.len());
-        for delivery in batch {
-            let item = item_of(delivery, now, retention);
-            let put = PutRequest::builder().set_item(Some(item)).build().expect("every required part is set");
-            requests.push(WriteRequest::builder().put_request(put).build());
-        }
-        let mut open = HashMap::from([(self.tables.deliveries.clone(), requests)]);
         let mut tried = 0;
         loop {
-            let answer = self.client.batch_write_item().set_request_items(Some(open)).send().await?;
-            open = answer.unprocessed_items.unwrap_or_default();
+            let place = writing.acquire().await;
+            let answer = self.client.batch_write_item().request_items(&self.tables.deliveries, open).send().await?;
+            drop(place);
+            open = answer.unprocessed_items.into_iter().flat_map(HashMap::into_values).flatten().collect();
             if open.is_empty() {
                 return Ok(());
             }
+            *left = Some(
+                open.iter()
+                    .filter_map(WriteRequest::put_request)
+                    .map(|put| key_of(put.item()))
+                    .collect::<Result<_>>()?,
+            );
             wait_for_unprocessed(tried, deadline).await?;
             tried += 1;
         }
@@ -156,6 +177,15 @@ impl Store {
         let item = get.set_key(Some(keys::delivery(key).into_item())).send().await?.item;
         item.map(|item| from_item::<Row>(item)?.into_delivery()).transpose()
     }
+}
+
+/// What could not be recorded, and why.
+#[derive(Debug)]
+pub struct Unrecorded {
+    /// The deliveries.
+    pub keys: HashSet<Key>,
+    /// The reason.
+    pub error: Error,
 }
 
 async fn wait_for_unprocessed(tried: u32, deadline: Deadline) -> Result<()> {
@@ -357,5 +387,20 @@ mod tests {
             let item = item_of(&delivery, at(100), Duration::from_mins(1));
             assert_eq!(from_item::<Row>(item).unwrap().into_delivery().unwrap(), delivery);
         }
+
+        let attributes = |delivery: &Delivery| {
+            let item = item_of(delivery, at(100), Duration::from_mins(1));
+            let text = |name: &str| item.get(name).and_then(|value| value.as_s().or(value.as_n()).ok()).cloned();
+            ["last_failure", DUE_SHARD, SWEEP_AT, STATE_KEY, EXPIRES_AT].map(text)
+        };
+        let some = |text: &str| Some(text.to_owned());
+        let (shard, sweep) = (keys::due_shard(&key.event), due::sweep_at(at(9), at(100)).millis().to_string());
+        let failed_before = full(State::Pending(at(9)), None);
+        let expected = [some("status"), Some(shard), Some(sweep), some("acme#1#pending"), None];
+        assert_eq!(attributes(&failed_before), expected);
+        let expected = [some("status"), None, None, some("acme#1#failed"), some("60")];
+        assert_eq!(attributes(&full(State::Failed, None)), expected);
+        let delivered = Delivery { attempts: vec![bare.clone()], ..full(State::Delivered, None) };
+        assert_eq!(attributes(&delivered), [None, None, None, None, some("60")]);
     }
 }

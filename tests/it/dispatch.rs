@@ -17,7 +17,10 @@ use nano_webhooks::{
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 
-use crate::support::{Receiver, World, account};
+use crate::{
+    proxy::{Fault, Proxy},
+    support::{Receiver, World, account},
+};
 
 const ARN: &str = "arn:aws:dynamodb:eu-west-1:123456789012:table/jobs/stream/2024-12-23T00:00:00.000";
 
@@ -419,4 +422,38 @@ async fn what_was_sent_is_recorded_while_others_are_still_being_sent() {
     let delivered = items.iter().filter(|item| item["status"].as_s().unwrap() == "delivered").count();
     assert_eq!((items.len(), delivered), (60, 30));
     assert_eq!(world.timers().len(), 30);
+}
+
+#[tokio::test]
+async fn what_a_hot_partition_leaves_undone_is_written_again_and_harms_no_other() {
+    let (world, receiver) = (World::new().await, Receiver::start().await);
+    let proxy = Proxy::start(world.endpoint.clone()).await;
+    let dispatcher = Dispatcher { store: world.store_through(dynamodb(&proxy.url)), ..world.dispatcher() };
+    subscribe(&world, "acme", &receiver.url("/status/500/other"), None).await;
+    subscribe(&world, "acme", &receiver.url("/hot"), None).await;
+    let records = |from| (from..from + 10).map(|n| insert(n, job(&format!("t{n}"), "completed"))).collect::<Vec<_>>();
+    let requests = async || {
+        let received = receiver.wait_for(0).await;
+        let of = |path| received.iter().filter(|request| request.path == path).count();
+        (of("/status/500/other"), of("/hot"))
+    };
+
+    proxy.arm("BatchWriteItem", 0, Fault::LeavesHot(2));
+    assert_eq!(run(&dispatcher, &records(0)).await, [], "it is written in the end");
+    assert_eq!(world.items(&world.tables.deliveries).await.len(), 20);
+    assert_eq!((world.timers().len(), requests().await), (10, (1, 10)));
+
+    // Until the deadline nothing of it is.
+    proxy.arm("BatchWriteItem", 0, Fault::LeavesHot(usize::MAX));
+    let response = dispatcher.stream(&batch(&records(10)), Deadline::after(Duration::from_secs(3))).await;
+    assert_eq!(response.batch_item_failures.len(), 10);
+    assert_eq!(world.items(&world.tables.deliveries).await.len(), 30);
+    assert_eq!(world.timers().len(), 10, "the others go on");
+
+    proxy.disarm();
+    assert_eq!(run(&dispatcher, &records(10)).await, []);
+    assert_eq!(world.items(&world.tables.deliveries).await.len(), 40);
+    assert_eq!(world.timers().len(), 0);
+    // What was recorded is not sent again.
+    assert_eq!(requests().await, (2, 30));
 }

@@ -17,7 +17,7 @@ use hyper_util::{
     client::legacy::{Client, connect::HttpConnector},
     rt::TokioExecutor,
 };
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::{net::TcpListener, sync::watch};
 
 /// What goes wrong with a request.
@@ -35,6 +35,8 @@ pub enum Fault {
     AnswerLost,
     /// Nothing answers, in every try.
     Hangs,
+    /// Of a batch of writes those to a hot partition, that of a webhook 2, are left undone, for so many requests.
+    LeavesHot(usize),
 }
 
 /// How many tries the SDK makes.
@@ -112,6 +114,7 @@ impl Proxy {
         let hits = match fault {
             Fault::Fails | Fault::Throttles | Fault::Hangs => TRIES,
             Fault::CrashBefore | Fault::CrashAfter | Fault::AnswerLost => 1,
+            Fault::LeavesHot(requests) => requests,
         };
         *self.armed.lock().unwrap() = Some(Armed { operation, skip, fault, hits });
     }
@@ -214,5 +217,20 @@ async fn pass(State(proxy): State<Proxy>, headers: HeaderMap, body: Bytes) -> Re
             refusal(StatusCode::INTERNAL_SERVER_ERROR, "InternalServerError")
         }
         Some(Fault::Hangs) => pending().await,
+        Some(Fault::LeavesHot(_)) => {
+            let mut request: Value = serde_json::from_slice(&body).unwrap();
+            let mut left = json!({});
+            for (table, writes) in request["RequestItems"].as_object_mut().unwrap() {
+                let is_hot = |write: &Value| write["PutRequest"]["Item"]["PK"]["S"].as_str().unwrap().ends_with("#2");
+                let (hot, others): (Vec<_>, Vec<_>) = writes.as_array().unwrap().iter().cloned().partition(is_hot);
+                left[table] = json!(hot);
+                *writes = json!(others);
+            }
+            request["RequestItems"].as_object_mut().unwrap().retain(|_, writes| !writes.as_array().unwrap().is_empty());
+            if !request["RequestItems"].as_object().unwrap().is_empty() {
+                proxy.forward(&headers, request.to_string().into()).await.into_body().collect().await.unwrap();
+            }
+            Response::new(Body::from(json!({ "UnprocessedItems": left }).to_string()))
+        }
     }
 }
