@@ -145,8 +145,10 @@ async fn routes() -> String {
     let delivery = list.json["data"][0]["event_id"].as_str().unwrap().to_owned();
     let delivery = format!("/api/v1/webhooks/1/deliveries/{delivery}");
     let create = json!({"url": scene.receiver.url("/ok"), "events": ["job.completed"], "secret_key": "my-secret-key"});
+    let since = json!({"since": "2024-12-23T00:00:00Z"});
+    let replay = app.send_json("POST", "/api/v1/webhooks/3/replay", &since).await.header("location").to_owned();
     scene.proxy.take_used();
-    let routes: [(&str, &str, &str, Value); 13] = [
+    let routes: [(&str, &str, &str, Value); 15] = [
         ("GET /webhooks, with ten", "GET", "/api/v1/webhooks", Value::Null),
         ("POST /webhooks", "POST", "/api/v1/webhooks", create),
         ("GET /webhooks/{id}", "GET", "/api/v1/webhooks/1", Value::Null),
@@ -156,12 +158,9 @@ async fn routes() -> String {
         ("GET /webhooks/{id}/deliveries, 50 of 101", "GET", "/api/v1/webhooks/1/deliveries?limit=50", Value::Null),
         ("GET /webhooks/{id}/deliveries/{event_id}", "GET", &delivery, Value::Null),
         ("POST /webhooks/{id}/deliveries/{event_id}/retry", "POST", &format!("{delivery}/retry"), json!({})),
-        (
-            "POST /webhooks/{id}/replay, nothing failed",
-            "POST",
-            "/api/v1/webhooks/2/replay",
-            json!({"since": "2024-12-23T00:00:00Z"}),
-        ),
+        ("POST /webhooks/{id}/replay, nothing failed", "POST", "/api/v1/webhooks/2/replay", since),
+        ("GET /webhooks/{id}/replays/{replay}", "GET", &replay, Value::Null),
+        ("DELETE /webhooks/{id}/replays/{replay}", "DELETE", &replay, Value::Null),
         ("DELETE /webhooks/{id}, nothing pending", "DELETE", "/api/v1/webhooks/11", Value::Null),
         ("a request with a wrong key", "GET", "/api/v1/webhooks", json!("wrong")),
         ("a request for another's webhook: 404", "GET", "/api/v1/webhooks/99", Value::Null),
