@@ -82,7 +82,7 @@ def test_operations_a_mended_job_is_redriven_once_and_a_retry_by_hand_is_sent_bo
 
     done = operate("poison", "redrive", mended["id"], check=False)
     assert done.returncode == 1
-    assert f"{mended['id']}: stays: `account_id`: missing" in done.stdout and "stay" in done.stderr
+    assert f"{mended['id']}: stays: `account_id`: missing" in done.stdout and "1 record still not understood" in done.stderr
 
     # The same terminal status: mending raises no event by itself. What is written after it comes after it.
     operated.put_job("mended", api.account, data={"M": {"by": {"S": "hand"}}})
