@@ -119,7 +119,7 @@ impl Store {
             WriteRequest::builder().put_request(put.expect("every required part is set")).build()
         };
         let mut left = None;
-        let written = self.write(batch.iter().map(put).collect(), &mut left, writing, deadline).await;
+        let written = self.write(|| batch.iter().map(put).collect(), &mut left, writing, deadline).await;
         let all = || batch.iter().map(|delivery| delivery.key.clone()).collect();
         written.map_err(|error| Unrecorded { keys: left.unwrap_or_else(all), error })
     }
@@ -127,17 +127,19 @@ impl Store {
     /// Writes deliveries; `left` are those that were not taken yet, once that is known.
     async fn write(
         &self,
-        mut open: Vec<WriteRequest>,
+        all: impl Fn() -> Vec<WriteRequest>,
         left: &mut Option<HashSet<Key>>,
         writing: &Semaphore,
         deadline: Deadline,
     ) -> Result<()> {
-        let mut tried = 0;
+        let (mut again, mut tried) = (None, 0);
         loop {
             let place = writing.acquire().await;
-            let answer = self.client.batch_write_item().request_items(&self.tables.deliveries, open).send().await?;
+            // Put together only now, so that there are no more of them than are being written.
+            let requests = again.take().unwrap_or_else(&all);
+            let answer = self.client.batch_write_item().request_items(&self.tables.deliveries, requests).send().await?;
             drop(place);
-            open = answer.unprocessed_items.into_iter().flat_map(HashMap::into_values).flatten().collect();
+            let open: Vec<_> = answer.unprocessed_items.into_iter().flat_map(HashMap::into_values).flatten().collect();
             if open.is_empty() {
                 return Ok(());
             }
@@ -149,6 +151,7 @@ impl Store {
             );
             wait_for_unprocessed(tried, deadline).await?;
             tried += 1;
+            again = Some(open);
         }
     }
 
