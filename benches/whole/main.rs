@@ -23,6 +23,9 @@ use tokio::runtime::Builder;
 /// The binary of local mode.
 const LOCAL: &str = env!("CARGO_BIN_EXE_nano-webhooks");
 
+/// What there is to measure.
+const PARTS: [&str; 6] = ["dispatch", "start", "list", "growth", "serve", "neighbour"];
+
 /// The deployed binaries.
 struct Built {
     api: String,
@@ -49,8 +52,11 @@ fn main() {
                 api: format!("{folder}/ApiFunction/bootstrap"),
                 dispatch: format!("{folder}/DispatchFunction/bootstrap"),
             };
-        } else if !argument.starts_with('-') {
+        } else if PARTS.contains(&argument.as_str()) {
             chosen.push(argument);
+        } else {
+            // What cargo itself passes on.
+            assert!(argument == "--bench", "`{argument}`: expected --built <folder> or one of {PARTS:?}");
         }
     }
     on(Builder::new_multi_thread(), run(built, chosen));
