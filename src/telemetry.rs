@@ -8,7 +8,7 @@ use std::{
 
 use tracing::Level;
 use tracing_subscriber::{
-    filter::{ParseError, Targets, filter_fn},
+    filter::{Targets, filter_fn},
     fmt::layer,
     prelude::*,
 };
@@ -60,9 +60,7 @@ pub fn in_a_line(error: &dyn std::error::Error) -> String {
 /// # Errors
 /// If `RUST_LOG` is malformed.
 pub fn init(format: Format, default: &str) -> Result<(), ConfigError> {
-    let directives = variable("RUST_LOG")?.unwrap_or_else(|| default.to_owned());
-    let filter: Targets =
-        directives.parse().map_err(|error: ParseError| ConfigError::new("RUST_LOG", error.to_string()))?;
+    let filter = filter(&variable("RUST_LOG")?.unwrap_or_else(|| default.to_owned()))?;
     // Below this level the libraries print requests and answers as they are, and with them secrets.
     let bodies = filter_fn(|line| *line.level() <= Level::INFO || line.target().starts_with(env!("CARGO_CRATE_NAME")));
     let registry = tracing_subscriber::registry().with(filter).with(bodies);
@@ -82,4 +80,47 @@ pub fn init(format: Format, default: &str) -> Result<(), ConfigError> {
         }
     }
     Ok(())
+}
+
+/// What is logged: levels, and targets with levels, separated by commas.
+fn filter(directives: &str) -> Result<Targets, ConfigError> {
+    let directives: Vec<_> = directives.split(',').map(str::trim).filter(|one| !one.is_empty()).collect();
+    // Of spans and fields nothing here knows; as the name of a target they would silence everything.
+    let is_one = |one: &str| !one.contains('[') && one.parse::<Targets>().is_ok();
+    match directives.iter().find(|one| !is_one(one)) {
+        Some(other) => {
+            let expected = "expected levels, and targets with levels, as in `info,hyper=warn`";
+            Err(ConfigError::new("RUST_LOG", format!("`{other}`: {expected}")))
+        }
+        None => Ok(directives.join(",").parse().expect("each was read")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_logged_is_said_by_levels_and_targets_and_nothing_else_silences_it() {
+        for (directives, own, others) in [
+            ("info", true, true),
+            ("info,", true, true),
+            ("warn, nano_webhooks=info", true, false),
+            ("WARN", false, false),
+            ("info,nano_webhooks=off", false, true),
+            ("off", false, false),
+        ] {
+            let filter = filter(directives).unwrap();
+            let would = [own, others];
+            assert_eq!(
+                ["nano_webhooks::x", "hyper"].map(|target| filter.would_enable(target, &Level::INFO)),
+                would,
+                "{directives}"
+            );
+        }
+        for directives in ["nano_webhooks=loud", "info,x[y]=debug", "info,[y]"] {
+            let refused = filter(directives).unwrap_err().to_string();
+            assert!(refused.contains(directives.rsplit(',').next().unwrap()), "{refused}");
+        }
+    }
 }

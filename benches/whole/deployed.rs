@@ -171,7 +171,7 @@ pub async fn list(built: &Built) {
 /// What a delivery costs as the number of accounts, of webhooks, and the size of bodies grow; and what a long log costs to list.
 pub async fn growth(built: &Built) {
     println!("\ngrowth: CPU-s per 1,000 deliveries");
-    println!("| accounts in a batch | webhooks | body | dispatch | engine |");
+    println!("| accounts, by turns | webhooks | body | dispatch | engine |");
     println!("|---|---|---|---|---|");
     let receiver = Receiver::start();
     for (accounts, webhooks, padding, batches, records) in [

@@ -42,7 +42,7 @@ impl Process {
         (Self(child), line.trim().to_owned())
     }
 
-    /// The CPU time that all its threads have used, to the nanosecond (`/proc/<pid>/task/*/schedstat`).
+    /// The CPU time that its threads have used, those that ended aside, to the nanosecond (`/proc/<pid>/task/*/schedstat`).
     pub fn cpu(&self) -> Duration {
         let tasks = fs::read_dir(format!("/proc/{}/task", self.0.id())).expect("the process runs");
         let of_task = |task: fs::DirEntry| {

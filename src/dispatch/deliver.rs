@@ -2,15 +2,14 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    pin::pin,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
 };
 
-use futures_util::{StreamExt, stream};
-use tokio::sync::{Semaphore, mpsc};
+use futures_util::future::join_all;
+use tokio::sync::Semaphore;
 
 use super::Dispatcher;
 use crate::{
@@ -24,7 +23,7 @@ use crate::{
     event::JobEvent,
     store::{
         Error,
-        deliveries::{BATCH_WRITE, Unrecorded},
+        deliveries::{BATCH_WRITE, wait_for_unprocessed},
         webhooks::Subscriber,
     },
     webhook::{Account, EventType, Secret, Webhook},
@@ -145,29 +144,32 @@ impl Dispatcher {
         }
         self.open_secrets(&mut parts, &mut delivered).await;
         let in_all = Semaphore::new(CONCURRENT_ATTEMPTS);
-        let (begun, recording) = mpsc::unbounded_channel();
-        let serve = async {
-            let serve = |part| self.serve(part, &in_all, &begun, deadline);
-            let served = bounded::each(parts.values().collect(), CONCURRENT_ENDPOINTS, serve).await;
-            drop(begun);
-            served
-        };
-        let (served, unfinished) = tokio::join!(serve, self.record(recording, deadline));
-        delivered.unfinished.extend(unfinished);
-        let learn = served.iter().map(|(part, outcomes)| self.learn(part.account, part.subscriber, outcomes));
+        let serve = |part| self.serve(part, &in_all, deadline);
+        let served = bounded::each(parts.values().collect(), CONCURRENT_ENDPOINTS, serve).await;
+        // Not before all are sent: putting large items together takes time, and an endpoint would seem to be the slow one.
+        let (mut begun, mut learn) = (Vec::new(), Vec::new());
+        for (part, of_part) in served {
+            let (of_part, outcomes): (Vec<_>, Vec<_>) = of_part.into_iter().unzip();
+            begun.extend(of_part);
+            learn.push((part, outcomes.into_iter().flatten().collect::<Vec<_>>()));
+        }
+        delivered.unfinished.extend(self.record(begun, deadline).await);
+        let learn = learn.iter().map(|(part, outcomes)| self.learn(part.account, part.subscriber, outcomes));
         bounded::join(learn.collect(), CONCURRENT_LOADS).await;
         delivered
     }
 
-    /// Records deliveries as they are begun, while others are still being sent, so that a function that dies in between sends fewer of
-    /// them twice. Says which records must be read again.
-    async fn record(&self, mut begun: mpsc::UnboundedReceiver<Begun>, deadline: Deadline) -> Vec<usize> {
+    /// Records deliveries, and says which records must be read again.
+    async fn record(&self, begun: Vec<Begun>, deadline: Deadline) -> Vec<usize> {
         let writing = Semaphore::new(CONCURRENT_WRITES);
-        let batches = stream::poll_fn(|context| begun.poll_recv(context)).chunks(BATCH_WRITE);
-        let written = batches.map(|batch| self.record_batch(batch, &writing, deadline)).buffer_unordered(usize::MAX);
-        let mut written = pin!(written);
+        let mut begun = begun.into_iter();
+        let mut batches = Vec::new();
+        while begun.len() > 0 {
+            batches.push(begun.by_ref().take(BATCH_WRITE).collect());
+        }
+        let written = batches.into_iter().map(|batch| self.record_batch(batch, &writing, deadline));
         let (mut unfinished, mut failed) = (Vec::new(), None);
-        while let Some(batch) = written.next().await {
+        for batch in join_all(written).await {
             if let Err((records, error)) = batch {
                 unfinished.extend(records);
                 failed = Some(error);
@@ -179,24 +181,37 @@ impl Dispatcher {
         unfinished
     }
 
-    /// Records so many, and sets the timers of those that are to be attempted again.
+    /// Records so many, and sets the timers of those that are to be attempted again. What a hot partition leaves undone is written
+    /// again until the deadline; meanwhile it takes no place of `writing`.
     async fn record_batch(
         &self,
-        batch: Vec<Begun>,
+        mut batch: Vec<Begun>,
         writing: &Semaphore,
         deadline: Deadline,
     ) -> Result<(), (Vec<usize>, Error)> {
-        let now = self.clock.now();
-        let (records, deliveries): (Vec<_>, Vec<_>) = batch.into_iter().unzip();
-        let recorded = self.store.record(&deliveries, now, self.retention, writing, deadline).await;
-        let Err(Unrecorded { keys, error }) = recorded else {
-            self.set_timers(&deliveries, now).await;
-            return Ok(());
-        };
-        let is_recorded = |delivery: &Delivery| !keys.contains(&delivery.key);
-        self.set_timers(deliveries.iter().filter(|delivery| is_recorded(delivery)), now).await;
-        let unrecorded = records.into_iter().zip(&deliveries).filter(|(_, delivery)| !is_recorded(delivery));
-        Err((unrecorded.map(|(record, _)| record).collect(), error))
+        for tried in 0.. {
+            let place = writing.acquire().await;
+            let now = self.clock.now();
+            let written = self.store.record(batch.iter().map(|(_, delivery)| delivery), now, self.retention).await;
+            drop(place);
+            let written = match written {
+                Ok(undone) => {
+                    let (left, recorded) = batch.into_iter().partition(|(_, delivery)| undone.contains(&delivery.key));
+                    batch = left;
+                    let recorded: Vec<Begun> = recorded;
+                    self.set_timers(recorded.iter().map(|(_, delivery)| delivery), now).await;
+                    if batch.is_empty() {
+                        break;
+                    }
+                    wait_for_unprocessed(tried, deadline).await
+                }
+                Err(error) => Err(error),
+            };
+            if let Err(error) = written {
+                return Err((batch.into_iter().map(|(record, _)| record).collect(), error));
+            }
+        }
+        Ok(())
     }
 
     /// Opens the secrets of those that are due to be called. Where that is not possible for now, the queue is to try again, so that
@@ -247,26 +262,24 @@ impl Dispatcher {
         &self,
         part: &'a Part<'_>,
         in_all: &Semaphore,
-        begun: &mpsc::UnboundedSender<Begun>,
         deadline: Deadline,
-    ) -> (&'a Part<'a>, Vec<Outcome>) {
+    ) -> (&'a Part<'a>, Vec<(Begun, Option<Outcome>)>) {
         let path = part.subscriber.health.path();
         let leave_to_queue = AtomicBool::new(path == Path::Queue);
-        let begin = |due| self.begin(part, due, &leave_to_queue, in_all, begun, deadline);
+        let begin = |due| self.begin(part, due, &leave_to_queue, in_all, deadline);
         let mut due = part.due.iter().copied();
-        let mut outcomes = Vec::with_capacity(due.len());
+        let mut begun = Vec::with_capacity(due.len());
         if path == Path::Trial
             && let Some(first) = due.next()
         {
-            let outcome = begin(first).await;
+            let first = begin(first).await;
             // Until its first success an endpoint has one direct attempt.
-            let succeeded = outcome.as_ref().is_some_and(|outcome| outcome.failure.is_none());
+            let succeeded = first.1.as_ref().is_some_and(|outcome| outcome.failure.is_none());
             leave_to_queue.store(!succeeded, Ordering::Relaxed);
-            outcomes.extend(outcome);
+            begun.push(first);
         }
-        let others = bounded::each(due.collect(), CONCURRENT_ATTEMPTS_PER_ENDPOINT, begin).await;
-        outcomes.extend(others.into_iter().flatten());
-        (part, outcomes)
+        begun.extend(bounded::each(due.collect(), CONCURRENT_ATTEMPTS_PER_ENDPOINT, begin).await);
+        (part, begun)
     }
 
     /// Begins a delivery, with an attempt unless that is left to the queue: then it is due at once.
@@ -276,15 +289,14 @@ impl Dispatcher {
         due: &Occurrence,
         leave_to_queue: &AtomicBool,
         in_all: &Semaphore,
-        begun: &mpsc::UnboundedSender<Begun>,
         deadline: Deadline,
-    ) -> Option<Outcome> {
+    ) -> (Begun, Option<Outcome>) {
         let _place = in_all.acquire().await;
         let mut delivery = due.delivery(part.webhook(), self.clock.now());
-        let mut outcome = None;
         let remaining = deadline.remaining();
         // What is cut short by the end of the invocation would look like a slow endpoint.
         let in_time = remaining >= self.direct.limits().total;
+        let mut outcome = None;
         if let Secrets::Opened(secrets) = &part.secrets
             && in_time
             && !leave_to_queue.load(Ordering::Relaxed)
@@ -295,8 +307,7 @@ impl Dispatcher {
             }
             outcome = Some(attempted);
         }
-        begun.send((due.record, delivery)).expect("the other end is there until all were begun");
-        outcome
+        ((due.record, delivery), outcome)
     }
 }
 

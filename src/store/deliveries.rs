@@ -7,7 +7,6 @@ use std::{
 
 use aws_sdk_dynamodb::types::{AttributeValue, KeysAndAttributes, Put, PutRequest, TransactWriteItem, WriteRequest};
 use serde::Deserialize;
-use tokio::sync::Semaphore;
 
 use super::{
     Error, Item, Result, Store, back_off, corrupt, from_item, held,
@@ -101,58 +100,24 @@ impl Store {
         TransactWriteItem::builder().put(put.build().expect("every required part is set")).build()
     }
 
-    /// Records at most [`BATCH_WRITE`] deliveries. Settled ones expire after `retention`. Each request takes a place of `writing`; what
-    /// waits to be sent again holds none.
+    /// Records at most [`BATCH_WRITE`] deliveries, by one request; says which DynamoDB left undone. Settled ones expire after
+    /// `retention`.
     ///
     /// # Errors
-    /// If DynamoDB does not take all of them before the deadline. What it took stays.
+    /// If DynamoDB does not answer.
     pub async fn record(
         &self,
-        batch: &[Delivery],
+        batch: impl Iterator<Item = &Delivery>,
         now: Instant,
         retention: Duration,
-        writing: &Semaphore,
-        deadline: Deadline,
-    ) -> std::result::Result<(), Unrecorded> {
+    ) -> Result<HashSet<Key>> {
         let put = |delivery| {
             let put = PutRequest::builder().set_item(Some(item_of(delivery, now, retention))).build();
             WriteRequest::builder().put_request(put.expect("every required part is set")).build()
         };
-        let mut left = None;
-        let written = self.write(|| batch.iter().map(put).collect(), &mut left, writing, deadline).await;
-        let all = || batch.iter().map(|delivery| delivery.key.clone()).collect();
-        written.map_err(|error| Unrecorded { keys: left.unwrap_or_else(all), error })
-    }
-
-    /// Writes deliveries; `left` are those that were not taken yet, once that is known.
-    async fn write(
-        &self,
-        all: impl Fn() -> Vec<WriteRequest>,
-        left: &mut Option<HashSet<Key>>,
-        writing: &Semaphore,
-        deadline: Deadline,
-    ) -> Result<()> {
-        let (mut again, mut tried) = (None, 0);
-        loop {
-            let place = writing.acquire().await;
-            // Put together only now, so that there are no more of them than are being written.
-            let requests = again.take().unwrap_or_else(&all);
-            let answer = self.client.batch_write_item().request_items(&self.tables.deliveries, requests).send().await?;
-            drop(place);
-            let open: Vec<_> = answer.unprocessed_items.into_iter().flat_map(HashMap::into_values).flatten().collect();
-            if open.is_empty() {
-                return Ok(());
-            }
-            *left = Some(
-                open.iter()
-                    .filter_map(WriteRequest::put_request)
-                    .map(|put| key_of(put.item()))
-                    .collect::<Result<_>>()?,
-            );
-            wait_for_unprocessed(tried, deadline).await?;
-            tried += 1;
-            again = Some(open);
-        }
+        let request = self.client.batch_write_item().request_items(&self.tables.deliveries, batch.map(put).collect());
+        let undone = request.send().await?.unprocessed_items.into_iter().flat_map(HashMap::into_values).flatten();
+        undone.filter_map(|write| write.put_request).map(|put| key_of(&put.item)).collect()
     }
 
     /// Records a delivery that is due for the next sweep to find, as no message names it; `false` if it is recorded already, which
@@ -182,16 +147,11 @@ impl Store {
     }
 }
 
-/// What could not be recorded, and why.
-#[derive(Debug)]
-pub struct Unrecorded {
-    /// The deliveries.
-    pub keys: HashSet<Key>,
-    /// The reason.
-    pub error: Error,
-}
-
-async fn wait_for_unprocessed(tried: u32, deadline: Deadline) -> Result<()> {
+/// Waits before what DynamoDB left undone is asked for again.
+///
+/// # Errors
+/// If the deadline has come.
+pub async fn wait_for_unprocessed(tried: u32, deadline: Deadline) -> Result<()> {
     if deadline.remaining().is_zero() {
         return Err(Error::Unavailable("items were left unprocessed until the deadline".to_owned()));
     }

@@ -1,6 +1,6 @@
 //! `deliveries`: the delivery log of an account, as the API has it.
 
-use std::{fmt::Write as _, io::Write};
+use std::{cmp::Reverse, fmt::Write as _, io::Write};
 
 use serde::Serialize;
 
@@ -70,8 +70,9 @@ async fn list(
         .into_iter()
         .flat_map(|Newest { webhook, deleted, listed, .. }| listed.into_iter().map(move |one| (webhook, deleted, one)))
         .collect();
-    // Ids begin with the time.
-    listed.sort_by(|(.., one), (.., other)| other.event_id.cmp(&one.event_id));
+    // Ids begin with the time. Of one event the webhooks stand in their order.
+    let place = |(webhook, _, one): &(WebhookId, bool, Listed)| (Reverse(one.event_id.clone()), webhook.get());
+    listed.sort_by_cached_key(place);
     let mut out = std::io::stdout();
     for (webhook, deleted, one) in listed.into_iter().take(filter.limit) {
         if json {
