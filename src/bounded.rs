@@ -1,17 +1,15 @@
 //! Concurrency with a bound.
 
-use std::sync::{Mutex, PoisonError};
-
-use futures_util::{
-    StreamExt,
-    stream::{self, FuturesUnordered},
+use std::{
+    convert::identity,
+    sync::{Mutex, PoisonError},
 };
 
+use futures_util::{StreamExt, stream::FuturesUnordered};
+
 /// Runs futures, at most `limit` at the same time, and gives their results as they come.
-///
-/// It takes a list, not a lazy iterator: a future that holds the closure which makes its parts cannot be shown to be `Send`.
 pub(crate) async fn join<F: Future>(futures: Vec<F>, limit: usize) -> Vec<F::Output> {
-    stream::iter(futures).buffer_unordered(limit).collect().await
+    each(futures, limit, identity).await
 }
 
 /// Works on items, at most `limit` at the same time, and gives the results as they come. A future's place is taken by the next,

@@ -196,9 +196,8 @@ impl Dispatcher {
             drop(place);
             let written = match written {
                 Ok(undone) => {
-                    let (left, recorded) = batch.into_iter().partition(|(_, delivery)| undone.contains(&delivery.key));
-                    batch = left;
-                    let recorded: Vec<Begun> = recorded;
+                    let recorded: Vec<_>;
+                    (batch, recorded) = batch.into_iter().partition(|(_, delivery)| undone.contains(&delivery.key));
                     self.set_timers(recorded.iter().map(|(_, delivery)| delivery), now).await;
                     if batch.is_empty() {
                         break;
