@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use aws_sdk_dynamodb::types::{AttributeValue, Put, TransactWriteItem, Update};
+use aws_sdk_dynamodb::types::{AttributeValue, TransactWriteItem, Update};
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -160,17 +160,20 @@ impl Store {
                 return Ok(Err(before.id));
             }
         }
-        let put = |item: Item| Put::builder().table_name(&self.tables.webhooks).set_item(Some(item));
-        let marker = put(marker.into_item())
+        let put = |item: Item| self.client.put_item().table_name(&self.tables.webhooks).set_item(Some(item));
+        // The replay before its marker, so that whoever finds the marker finds the replay too, until its time is over.
+        put(item).send().await?;
+        let marked = put(marker.into_item())
             .item("replay", text(of.id.as_str()))
-            .condition_expression("attribute_not_exists(PK) OR replay = :before")
-            .expression_attribute_values(":before", text(before.as_ref().map_or("", ReplayId::as_str)));
-        let parts = [marker, put(item)]
-            .map(|put| TransactWriteItem::builder().put(put.build().expect("every required part is set")).build());
-        if self.transact(parts.into()).await? {
+            .condition_expression("attribute_not_exists(PK) OR replay IN (:before, :this)")
+            .expression_attribute_values(":before", text(before.as_ref().map_or("", ReplayId::as_str)))
+            .expression_attribute_values(":this", text(of.id.as_str()));
+        if held(marked.send().await)? {
             return Ok(Ok(()));
         }
         // Another request has begun one at the same time.
+        let unmarked = self.client.delete_item().table_name(&self.tables.webhooks);
+        unmarked.set_key(Some(key_of_replay(of).into_item())).send().await?;
         let marker = self.item(keys::replaying(&of.account, of.webhook)).await?;
         let other = marker.as_ref().and_then(|marker| ReplayId::parse(marker.get("replay")?.as_s().ok()?));
         Ok(Err(other.ok_or_else(|| Error::Unavailable("another replay was begun at the same time".to_owned()))?))

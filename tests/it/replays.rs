@@ -76,6 +76,7 @@ impl Scene {
     /// state, found, sent, delivered, failed
     async fn progress(&self, replay: &str) -> (String, [u64; 4]) {
         let answer = self.app.get(replay).await;
+        assert_eq!(answer.status, StatusCode::OK, "{}", answer.text);
         let data = &answer.json["data"];
         let counts = ["found", "sent", "delivered", "failed"].map(|name| data[name].as_u64().unwrap());
         (data["state"].as_str().unwrap().to_owned(), counts)
@@ -315,6 +316,38 @@ async fn deleting_the_webhook_ends_its_replay() {
     assert_eq!(scene.sweep().await, 0);
     assert_eq!(scene.progress(&replay).await.0, "cancelled", "although nothing of it is due any more");
     assert!(scene.app.world.items_under("REPLAYING").await.is_empty());
+}
+
+#[tokio::test]
+async fn of_replays_that_are_begun_at_the_same_time_one_is_and_the_others_are_told_which() {
+    let scene = Scene::new(2).await;
+    scene.mend().await;
+    let answers = futures_util::future::join_all((0..8).map(|_| scene.replay(json!({"since": SINCE})))).await;
+    let (begun, refused): (Vec<_>, Vec<_>) = answers.iter().partition(|answer| answer.status == StatusCode::ACCEPTED);
+    let [begun] = begun[..] else { panic!("{} were begun", begun.len()) };
+    for answer in refused {
+        let (status, _, message) = answer.error();
+        assert_eq!(status, 409);
+        assert!(message.contains(begun.json["data"]["id"].as_str().unwrap()), "{message}");
+    }
+    scene.retry_all().await;
+    assert_eq!(scene.progress(begun.header("location")).await, done([2, 2, 2, 0]));
+}
+
+#[tokio::test]
+async fn a_replay_that_ttl_removed_before_it_was_done_makes_place_for_the_next() {
+    let scene = Scene::new(FIRST_STEP + 1).await;
+    scene.mend().await;
+    let first = scene.begun(json!({"since": SINCE})).await;
+    assert_eq!(scene.replay(json!({"since": SINCE})).await.status, StatusCode::CONFLICT);
+    let world = &scene.app.world;
+    let text = |text: String| aws_sdk_dynamodb::types::AttributeValue::S(text);
+    let id = first.rsplit('/').next().unwrap();
+    let gone = world.client.delete_item().table_name(&world.tables.webhooks);
+    let gone = gone.key("PK", text("ACCOUNT#acme".to_owned())).key("SK", text(format!("REPLAY#0000000001#{id}")));
+    gone.send().await.unwrap();
+    assert_eq!(scene.app.get(&first).await.status, StatusCode::NOT_FOUND);
+    scene.begun(json!({"since": SINCE})).await;
 }
 
 #[tokio::test]
