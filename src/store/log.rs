@@ -4,7 +4,7 @@ use aws_sdk_dynamodb::types::AttributeValue;
 use serde::Deserialize;
 
 use super::{
-    Item, Result, Store, corrupt,
+    Item, Result, Store,
     deliveries::key_of,
     from_item, keys,
     tables::{LISTED, STATE_INDEX, STATE_KEY},
@@ -198,8 +198,6 @@ impl Store {
     /// # Errors
     /// If DynamoDB does not answer.
     pub async fn has_had_webhook(&self, account: &Account, id: WebhookId) -> Result<bool> {
-        let Some(meta) = self.item(keys::meta(account)).await? else { return Ok(false) };
-        let last_id = meta.get("last_id").and_then(|value| value.as_n().ok()).and_then(|n| n.parse::<u64>().ok());
-        Ok(id.get() <= last_id.ok_or_else(|| corrupt("webhook counter"))?)
+        Ok(id.get() <= self.counter(account).await?.last_id)
     }
 }

@@ -130,8 +130,8 @@ struct IdempotencyRow {
 }
 
 #[derive(Default, Deserialize)]
-struct Meta {
-    last_id: u64,
+pub(super) struct Meta {
+    pub(super) last_id: u64,
     webhooks: u64,
 }
 
@@ -255,7 +255,10 @@ impl Store {
         idempotency: Option<&Idempotency>,
         now: Instant,
     ) -> Result<Created> {
-        if let Some(answer) = self.answered(account, idempotency, now).await? {
+        if let Some(given) = idempotency
+            && let Some(record) = self.item(keys::idempotency(account, &given.key)).await?
+            && let Some(answer) = self.replay(record, given, now).await?
+        {
             return Ok(answer);
         }
         let key = if new.secret.is_some() { self.sealing_key(now).await? } else { None };
@@ -264,17 +267,11 @@ impl Store {
             None => None,
         };
         let record = idempotency.zip(fingerprint);
-        let mut meta = self.item(keys::meta(account)).await?;
+        let mut last_id = self.counter(account).await?.last_id;
         let deadline = Deadline::after(MAX_TIME);
         for tried in 0.. {
             if deadline.remaining().is_zero() {
                 break;
-            }
-            let Meta { last_id, webhooks } = meta.map(from_item).transpose()?.unwrap_or_default();
-            if webhooks >= u64::from(limit) {
-                // A request with the same key may have got through since, and have taken the last place.
-                let answered = self.answered(account, idempotency, now).await?;
-                return Ok(answered.unwrap_or(Created::LimitReached));
             }
             let webhook = Webhook {
                 id: WebhookId::new(last_id + 1).ok_or_else(|| corrupt("webhook counter"))?,
@@ -289,36 +286,34 @@ impl Store {
                 Ok(_) => return Ok(Created::Webhook(webhook)),
                 Err(error) => cancelled(error)?.into_iter(),
             };
-            // The reasons stand in the order of the transaction's parts: counter, webhook, idempotency record.
-            let counter = reasons.next();
-            if let (Some(given), Some(record)) = (idempotency, reasons.nth(1).and_then(|reason| reason.item))
+            // The reasons stand in the order of the transaction's parts: counter, webhook, idempotency record. They alone say
+            // what the counter and the record were at one moment: of two reads, the first may see another transaction and the
+            // second not yet, and the request that took the last place would pass for another's.
+            let (counter, record) = (reasons.next(), reasons.nth(1));
+            let undecided = record.as_ref().is_some_and(in_conflict);
+            if let (Some(given), Some(record)) = (idempotency, record.and_then(|reason| reason.item))
                 && let Some(answer) = self.replay(record, given, now).await?
             {
                 return Ok(answer);
             }
-            meta = if let Some(current) = counter.and_then(|reason| reason.item) {
-                Some(current)
-            } else {
-                back_off(tried).await;
-                self.item(keys::meta(account)).await?
+            let counter: Option<Meta> = counter.and_then(|reason| reason.item).map(from_item).transpose()?;
+            last_id = match counter {
+                Some(counter) if !undecided && counter.webhooks >= u64::from(limit) => {
+                    return Ok(Created::LimitReached);
+                }
+                Some(counter) if !undecided => counter.last_id,
+                _ => {
+                    back_off(tried).await;
+                    self.counter(account).await?.last_id
+                }
             };
         }
         Err(Error::Unavailable("too many changes of one account at the same time".to_owned()))
     }
 
-    /// What an earlier request with the same `Idempotency-Key` was answered.
-    async fn answered(
-        &self,
-        account: &Account,
-        idempotency: Option<&Idempotency>,
-        now: Instant,
-    ) -> Result<Option<Created>> {
-        let Some(given) = idempotency else { return Ok(None) };
-        let record = self.item(keys::idempotency(account, &given.key)).await?;
-        match record {
-            Some(record) => self.replay(record, given, now).await,
-            None => Ok(None),
-        }
+    /// What the account has counted; nothing if it has never had a webhook.
+    pub(super) async fn counter(&self, account: &Account) -> Result<Meta> {
+        Ok(self.item(keys::meta(account)).await?.map(from_item).transpose()?.unwrap_or_default())
     }
 
     /// What an unexpired record of the same `Idempotency-Key` answers; `None` if the record has expired.
@@ -525,6 +520,11 @@ fn is_expected(reason: &CancellationReason) -> bool {
 
 pub(super) fn failed_condition(reason: &CancellationReason) -> bool {
     reason.code() == Some("ConditionalCheckFailed")
+}
+
+/// Whether another transaction was at work on the item.
+fn in_conflict(reason: &CancellationReason) -> bool {
+    reason.code() == Some("TransactionConflict")
 }
 
 fn number(n: u64) -> AttributeValue {

@@ -548,7 +548,7 @@ async fn an_idempotent_request_that_took_the_last_place_is_answered_again() {
         app.send(request.body(Body::from(valid().to_string())).unwrap())
     };
     for answer in futures_util::future::join_all((0..16).map(|_| request())).await {
-        assert_eq!((answer.status, &answer.json["data"]["id"]), (StatusCode::CREATED, &json!(1)));
+        assert_eq!((answer.status, &answer.json["data"]["id"]), (StatusCode::CREATED, &json!(1)), "{}", answer.text);
     }
 }
 
