@@ -37,8 +37,11 @@ const CONCURRENT_ENDPOINTS: usize = 1024;
 const CONCURRENT_ATTEMPTS: usize = 256;
 /// How many are to one endpoint.
 const CONCURRENT_ATTEMPTS_PER_ENDPOINT: usize = 32;
-/// How many batches of deliveries are being recorded at the same time.
-const CONCURRENT_WRITES: usize = 8;
+/// How many batches of deliveries are being recorded at the same time, while they are small.
+const CONCURRENT_WRITES: usize = 32;
+/// How many bytes of bodies a small batch may have; a larger one takes the places of several. What is being recorded is in memory
+/// twice more, as items and as the request.
+const SMALL_BATCH: usize = 256 * 1024;
 
 /// An event, its body, and the place of its record in the batch.
 #[derive(Debug)]
@@ -182,7 +185,7 @@ impl Dispatcher {
     }
 
     /// Records so many, and sets the timers of those that are to be attempted again. What a hot partition leaves undone is written
-    /// again until the deadline; meanwhile it takes no place of `writing`.
+    /// again until the deadline; meanwhile it takes no places of `writing`.
     async fn record_batch(
         &self,
         mut batch: Vec<Begun>,
@@ -190,7 +193,8 @@ impl Dispatcher {
         deadline: Deadline,
     ) -> Result<(), (Vec<usize>, Error)> {
         for tried in 0.. {
-            let place = writing.acquire().await;
+            let bodies = batch.iter().map(|(_, delivery)| delivery.body.len()).sum();
+            let place = writing.acquire_many(places(bodies)).await;
             let now = self.clock.now();
             let written = self.store.record(batch.iter().map(|(_, delivery)| delivery), now, self.retention).await;
             drop(place);
@@ -315,6 +319,30 @@ pub(super) fn unreadable_webhook(error: &Error) -> String {
     format!("a webhook of the account cannot be read: {error}")
 }
 
+/// How many places of `CONCURRENT_WRITES` a batch takes whose bodies have so many bytes.
+fn places(bodies: usize) -> u32 {
+    u32::try_from((1 + bodies / SMALL_BATCH).min(CONCURRENT_WRITES)).expect("it is not more than there are")
+}
+
 fn event_type(occurrence: &Occurrence) -> EventType {
     occurrence.event.outcome.event_type()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_batch_takes_the_places_of_its_bodies_and_never_more_than_there_are() {
+        for (bodies, expected) in [
+            (0, 1),
+            (25 * 1_000, 1),
+            (SMALL_BATCH, 2),
+            (BATCH_WRITE * 200_000, 20),
+            (BATCH_WRITE * 400_000, 32),
+            (usize::MAX, 32),
+        ] {
+            assert_eq!(places(bodies), expected, "{bodies}");
+        }
+    }
 }
