@@ -39,9 +39,9 @@ const CONCURRENT_ATTEMPTS: usize = 256;
 const CONCURRENT_ATTEMPTS_PER_ENDPOINT: usize = 32;
 /// How many batches of deliveries are being recorded at the same time, while they are small.
 const CONCURRENT_WRITES: usize = 32;
-/// How many bytes of bodies a small batch may have; a larger one takes the places of several. What is being recorded is in memory
-/// twice more, as items and as the request.
-const SMALL_BATCH: usize = 256 * 1024;
+/// How many bytes of bodies a small batch may have. A larger one takes the places of several: what is being recorded is in memory
+/// twice more, as items and as the request, and a function has 1 GB.
+const SMALL_BATCH: usize = 1024 * 1024;
 
 /// An event, its body, and the place of its record in the batch.
 #[derive(Debug)]
@@ -321,7 +321,7 @@ pub(super) fn unreadable_webhook(error: &Error) -> String {
 
 /// How many places of `CONCURRENT_WRITES` a batch takes whose bodies have so many bytes.
 fn places(bodies: usize) -> u32 {
-    u32::try_from((1 + bodies / SMALL_BATCH).min(CONCURRENT_WRITES)).expect("it is not more than there are")
+    u32::try_from(bodies.div_ceil(SMALL_BATCH).clamp(1, CONCURRENT_WRITES)).expect("it is not more than there are")
 }
 
 fn event_type(occurrence: &Occurrence) -> EventType {
@@ -331,15 +331,16 @@ fn event_type(occurrence: &Occurrence) -> EventType {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::event::MAX_BODY;
 
     #[test]
     fn a_batch_takes_the_places_of_its_bodies_and_never_more_than_there_are() {
         for (bodies, expected) in [
             (0, 1),
-            (25 * 1_000, 1),
-            (SMALL_BATCH, 2),
-            (BATCH_WRITE * 200_000, 20),
-            (BATCH_WRITE * 400_000, 32),
+            (BATCH_WRITE * 1_000, 1),
+            (SMALL_BATCH, 1),
+            (SMALL_BATCH + 1, 2),
+            (BATCH_WRITE * MAX_BODY, 7),
             (usize::MAX, 32),
         ] {
             assert_eq!(places(bodies), expected, "{bodies}");

@@ -161,8 +161,9 @@ impl Store {
             }
         }
         let put = |item: Item| self.client.put_item().table_name(&self.tables.webhooks).set_item(Some(item));
-        // The replay before its marker, so that whoever finds the marker finds the replay too, until its time is over.
-        put(item).send().await?;
+        // The replay before its marker, so that whoever finds the marker finds the replay too, until its time is over. What is
+        // there already was written by an earlier try of the same requests.
+        held(put(item).condition_expression("attribute_not_exists(PK)").send().await)?;
         let marked = put(marker.into_item())
             .item("replay", text(of.id.as_str()))
             .condition_expression("attribute_not_exists(PK) OR replay IN (:before, :this)")
@@ -171,9 +172,7 @@ impl Store {
         if held(marked.send().await)? {
             return Ok(Ok(()));
         }
-        // Another request has begun one at the same time.
-        let unmarked = self.client.delete_item().table_name(&self.tables.webhooks);
-        unmarked.set_key(Some(key_of_replay(of).into_item())).send().await?;
+        // Another request has begun one at the same time. Of this one nobody knows, and TTL removes it.
         let marker = self.item(keys::replaying(&of.account, of.webhook)).await?;
         let other = marker.as_ref().and_then(|marker| ReplayId::parse(marker.get("replay")?.as_s().ok()?));
         Ok(Err(other.ok_or_else(|| Error::Unavailable("another replay was begun at the same time".to_owned()))?))

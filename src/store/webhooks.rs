@@ -289,20 +289,18 @@ impl Store {
             // The reasons stand in the order of the transaction's parts: counter, webhook, idempotency record. They alone say
             // what the counter and the record were at one moment: of two reads, the first may see another transaction and the
             // second not yet, and the request that took the last place would pass for another's.
-            let (counter, record) = (reasons.next(), reasons.nth(1));
-            let undecided = record.as_ref().is_some_and(in_conflict);
-            if let (Some(given), Some(record)) = (idempotency, record.and_then(|reason| reason.item))
-                && let Some(answer) = self.replay(record, given, now).await?
+            let (counter, earlier) = (reasons.next(), reasons.nth(1));
+            let undecided = earlier.as_ref().is_some_and(in_conflict);
+            if let (Some(given), Some(earlier)) = (idempotency, earlier.and_then(|reason| reason.item))
+                && let Some(answer) = self.replay(earlier, given, now).await?
             {
                 return Ok(answer);
             }
             let counter: Option<Meta> = counter.and_then(|reason| reason.item).map(from_item).transpose()?;
-            last_id = match counter {
-                Some(counter) if !undecided && counter.webhooks >= u64::from(limit) => {
-                    return Ok(Created::LimitReached);
-                }
-                Some(counter) if !undecided => counter.last_id,
-                _ => {
+            last_id = match counter.filter(|_| !undecided) {
+                Some(counter) if counter.webhooks >= u64::from(limit) => return Ok(Created::LimitReached),
+                Some(counter) => counter.last_id,
+                None => {
                     back_off(tried).await;
                     self.counter(account).await?.last_id
                 }

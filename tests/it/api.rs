@@ -22,10 +22,11 @@ use tower::ServiceExt;
 
 use crate::{
     dispatch::{insert, job, run},
+    proxy::{Fault, Proxy},
     support::{Receiver, World, account},
 };
 
-const NO_LIMITS: Limits = Limits { per_minute: None, per_day: None };
+pub const NO_LIMITS: Limits = Limits { per_minute: None, per_day: None };
 const WEBHOOKS: &str = "/api/v1/webhooks";
 
 /// The API as account `acme`.
@@ -550,6 +551,21 @@ async fn an_idempotent_request_that_took_the_last_place_is_answered_again() {
     for answer in futures_util::future::join_all((0..16).map(|_| request())).await {
         assert_eq!((answer.status, &answer.json["data"]["id"]), (StatusCode::CREATED, &json!(1)), "{}", answer.text);
     }
+}
+
+#[tokio::test]
+async fn an_idempotent_request_that_meets_its_like_half_way_waits_for_what_comes_of_it() {
+    let app = App::new().await;
+    let proxy = Proxy::start(app.world.endpoint.clone()).await;
+    let store = app.world.store_through(dynamodb(&proxy.url));
+    let app = app.over(store, NO_LIMITS);
+    proxy.arm("TransactWriteItems", 0, Fault::MeetsAnother);
+    let request =
+        app.request("POST", WEBHOOKS).header("content-type", "application/json").header("idempotency-key", "k");
+    let answer = app.send(request.body(Body::from(valid().to_string())).unwrap()).await;
+    assert!(!proxy.disarm());
+    assert_eq!((answer.status, &answer.json["data"]["id"]), (StatusCode::CREATED, &json!(1)), "{}", answer.text);
+    assert_eq!(app.get(WEBHOOKS).await.json["data"].as_array().unwrap().len(), 1);
 }
 
 #[tokio::test]

@@ -37,6 +37,9 @@ pub enum Fault {
     Hangs,
     /// Of a batch of writes those to a hot partition, that of a webhook 2, are left undone, for so many requests.
     LeavesHot(usize),
+    /// The creation of a webhook is carried out as if another request had made it, and refused as one that has met the other
+    /// half-way: the counter is at its limit, and the idempotency record is not to be seen yet.
+    MeetsAnother,
 }
 
 /// How many tries the SDK makes.
@@ -113,7 +116,7 @@ impl Proxy {
     pub fn arm(&self, operation: &'static str, skip: usize, fault: Fault) {
         let hits = match fault {
             Fault::Fails | Fault::Throttles | Fault::Hangs => TRIES,
-            Fault::CrashBefore | Fault::CrashAfter | Fault::AnswerLost => 1,
+            Fault::CrashBefore | Fault::CrashAfter | Fault::AnswerLost | Fault::MeetsAnother => 1,
             Fault::LeavesHot(requests) => requests,
         };
         *self.armed.lock().unwrap() = Some(Armed { operation, skip, fault, hits });
@@ -217,6 +220,17 @@ async fn pass(State(proxy): State<Proxy>, headers: HeaderMap, body: Bytes) -> Re
             refusal(StatusCode::INTERNAL_SERVER_ERROR, "InternalServerError")
         }
         Some(Fault::Hangs) => pending().await,
+        Some(Fault::MeetsAnother) => {
+            proxy.forward(&headers, body).await.into_body().collect().await.unwrap();
+            let counter = json!({"last_id": {"N": "1"}, "webhooks": {"N": "50"}});
+            let cancelled = json!({
+                "__type": "com.amazonaws.dynamodb.v20120810#TransactionCanceledException",
+                "message": "as the test asks",
+                "CancellationReasons":
+                    [{"Code": "ConditionalCheckFailed", "Item": counter}, {"Code": "None"}, {"Code": "TransactionConflict"}],
+            });
+            Response::builder().status(StatusCode::BAD_REQUEST).body(Body::from(cancelled.to_string())).unwrap()
+        }
         Some(Fault::LeavesHot(_)) => {
             let mut request: Value = serde_json::from_slice(&body).unwrap();
             let mut left = json!({});

@@ -8,6 +8,7 @@ use nano_webhooks::{
     delivery::{Key, State},
     dispatch::Dispatcher,
     event::EventId,
+    local::dynamodb,
     queue::Timer,
     store::replays::{FIRST_STEP, STEP},
     webhook::WebhookId,
@@ -15,8 +16,9 @@ use nano_webhooks::{
 use serde_json::{Value, json};
 
 use crate::{
-    api::{Answer, App},
+    api::{Answer, App, NO_LIMITS},
     dispatch::{insert, job, run},
+    proxy::{Fault, Proxy},
     support::{Received, Receiver, account},
 };
 
@@ -332,6 +334,22 @@ async fn of_replays_that_are_begun_at_the_same_time_one_is_and_the_others_are_to
     }
     scene.retry_all().await;
     assert_eq!(scene.progress(begun.header("location")).await, done([2, 2, 2, 0]));
+}
+
+#[tokio::test]
+async fn a_replay_whose_writing_was_not_answered_is_begun_all_the_same_and_once() {
+    for lost in [0, 1] {
+        let scene = Scene::new(2).await;
+        scene.mend().await;
+        let proxy = Proxy::start(scene.app.world.endpoint.clone()).await;
+        let store = scene.app.world.store_through(dynamodb(&proxy.url));
+        let scene = Scene { app: scene.app.over(store, NO_LIMITS), ..scene };
+        proxy.arm("PutItem", lost, Fault::AnswerLost);
+        let replay = scene.begun(json!({"since": SINCE})).await;
+        assert!(!proxy.disarm());
+        scene.retry_all().await;
+        assert_eq!(scene.progress(&replay).await, done([2, 2, 2, 0]));
+    }
 }
 
 #[tokio::test]
