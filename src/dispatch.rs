@@ -16,6 +16,7 @@ use std::{
 };
 
 use aws_lambda_events::event::streams::{DynamoDbBatchItemFailure, DynamoDbEventResponse};
+use tokio::time::timeout;
 
 use crate::{
     clock::{Clock, Deadline, Instant},
@@ -41,6 +42,10 @@ use stream::Record;
 /// What is left of an invocation's time for recording and answering when attempts must end: more than the longest request
 /// to a table.
 pub const RESERVE: Duration = Duration::from_secs(5);
+
+/// How long attempts that end side by side wait for each other to write down what they say of their endpoint: as long as the
+/// slowest request to a table may take.
+const TURN: Duration = Duration::from_secs(4);
 
 /// How many of an account's other webhooks are told that one was disabled: what a transaction takes beside the disabling
 /// (TransactWriteItems: 100 items).
@@ -182,11 +187,10 @@ impl Dispatcher {
         let now = self.clock.now();
         let Subscriber { webhook, health: before, .. } = subscriber;
         let endpoint = (account.clone(), webhook.id);
-        let seen = outcomes.iter().map(Outcome::seen);
-        let failures = self.gates.failures(&endpoint, before.failures, seen);
+        self.gates.count(&endpoint, before.failures, outcomes.iter().map(Outcome::seen));
         let learned = |known: Health| {
             let health = outcomes.iter().fold(known, |health, outcome| health.after(outcome.seen(), now));
-            Health { failures: health.failures.max(failures), ..health }
+            Health { failures: health.failures.max(self.gates.failures(&endpoint)), ..health }
         };
         let gone = outcomes.iter().any(|outcome| outcome.status_code == Some(410));
         let supposed = learned(*before);
@@ -194,6 +198,7 @@ impl Dispatcher {
             return;
         }
         let written = async {
+            let Ok(_turn) = timeout(TURN, self.gates.turn(&endpoint).lock_owned()).await else { return Ok(()) };
             // What was known when a long attempt began may be out of date by now.
             let Some(Subscriber { health: before, .. }) = self.store.subscriber(account, webhook.id).await? else {
                 return Ok(());
@@ -210,7 +215,8 @@ impl Dispatcher {
             if let Some(reason) = reason {
                 self.disable(account, webhook, &reason, now).await?;
             }
-            if health.differs_from(&before) && self.gates.may_write_health(&endpoint, now) {
+            let turned = health.is_open() != before.is_open();
+            if health.differs_from(&before) && (self.gates.may_write_health(&endpoint, now) || turned) {
                 self.store.keep_health(account, webhook.id, &health).await?;
                 match (before.is_open(), health.is_open()) {
                     (false, true) => {

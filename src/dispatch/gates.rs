@@ -30,6 +30,9 @@ const REMEMBERED: Duration = Duration::from_mins(10);
 /// Whose endpoint it is, and which.
 pub(super) type Endpoint = (Account, WebhookId);
 
+/// Held by whoever learns how healthy an endpoint is.
+pub(super) type Turn = tokio::sync::Mutex<()>;
+
 /// What this process has under way.
 #[derive(Clone, Debug, Default)]
 pub struct Gates(Arc<Mutex<State>>);
@@ -47,6 +50,7 @@ struct Gate {
     /// How many found no place since an attempt succeeded.
     turned_away: u32,
     health_written_at: Option<Instant>,
+    turn: Arc<Turn>,
     /// Failures to answer, one after the other.
     failures: u32,
     /// The same as it was last read from the table.
@@ -79,10 +83,10 @@ impl Gates {
         Ok(Place { gates: self.clone(), endpoint: endpoint.clone() })
     }
 
-    /// Counts how attempts ended, and says how many in a row got no answer. Attempts that run side by side each know the
-    /// health from before; together they would count as one. `known` is the count that the table had: when it has fallen,
-    /// another process has had an answer, and what was counted here is void.
-    pub(super) fn failures(&self, endpoint: &Endpoint, known: u32, seen: impl Iterator<Item = Seen>) -> u32 {
+    /// Counts how attempts ended. Attempts that run side by side each know the health from before; together they would count
+    /// as one. `known` is the count that the table had: when it has fallen, another process has had an answer, and what was
+    /// counted here is void.
+    pub(super) fn count(&self, endpoint: &Endpoint, known: u32, seen: impl Iterator<Item = Seen>) {
         let mut state = self.lock();
         let gate = state.endpoints.entry(endpoint.clone()).or_default();
         if known < gate.known_failures {
@@ -96,10 +100,19 @@ impl Gates {
                 gate.turned_away = 0;
             }
         }
-        gate.failures
     }
 
-    /// Whether the endpoint's health may be written now; counts it as written.
+    /// How many attempts in a row got no answer.
+    pub(super) fn failures(&self, endpoint: &Endpoint) -> u32 {
+        self.lock().endpoints.get(endpoint).map_or(0, |gate| gate.failures)
+    }
+
+    /// The turn of whoever reads the endpoint's health and writes it: side by side, they would overwrite each other's.
+    pub(super) fn turn(&self, endpoint: &Endpoint) -> Arc<Turn> {
+        self.lock().endpoints.entry(endpoint.clone()).or_default().turn.clone()
+    }
+
+    /// Whether the endpoint's health may be written again now; counts it as written.
     pub(super) fn may_write_health(&self, endpoint: &Endpoint, now: Instant) -> bool {
         let mut state = self.lock();
         let written_at = &mut state.endpoints.entry(endpoint.clone()).or_default().health_written_at;
@@ -112,9 +125,11 @@ impl Gates {
 
     /// Forgets endpoints with nothing in flight, so that the map does not grow with the number of customers.
     pub(super) fn forget_idle(&self, now: Instant) {
-        self.lock()
-            .endpoints
-            .retain(|_, gate| gate.in_flight > 0 || gate.health_written_at.is_some_and(|at| at + REMEMBERED > now));
+        self.lock().endpoints.retain(|_, gate| {
+            gate.in_flight > 0
+                || Arc::strong_count(&gate.turn) > 1
+                || gate.health_written_at.is_some_and(|at| at + REMEMBERED > now)
+        });
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -172,7 +187,7 @@ mod tests {
             wait(0.5);
         }
         assert_eq!((wait(0.0), wait(1.0)), (Duration::from_mins(1), Duration::from_mins(2)));
-        gates.failures(&endpoint(1), 0, [Seen { failure: None, took: Duration::ZERO }].into_iter());
+        gates.count(&endpoint(1), 0, [Seen { failure: None, took: Duration::ZERO }].into_iter());
         assert_eq!(wait(0.0), Duration::from_secs(5), "it is well again");
     }
 
@@ -193,9 +208,29 @@ mod tests {
     #[test]
     fn failures_add_up_over_attempts_side_by_side_and_are_void_once_another_process_had_an_answer() {
         let (gates, silent) = (Gates::default(), Seen { failure: Some(FailureKind::Timeout), took: Duration::ZERO });
-        assert_eq!(gates.failures(&endpoint(1), 0, [silent; 3].into_iter()), 3);
-        assert_eq!(gates.failures(&endpoint(1), 3, [silent; 3].into_iter()), 6);
-        assert_eq!(gates.failures(&endpoint(1), 0, [silent].into_iter()), 1);
+        for (known, silent, failures) in [(0, vec![silent; 3], 3), (3, vec![silent; 3], 6), (0, vec![silent], 1)] {
+            gates.count(&endpoint(1), known, silent.into_iter());
+            assert_eq!(gates.failures(&endpoint(1)), failures);
+        }
+    }
+
+    #[test]
+    fn what_is_idle_is_forgotten_unless_its_health_was_just_written_or_somebody_learns_of_it() {
+        let (gates, now) = (Gates::default(), Instant::from_millis(0));
+        let held = gates.enter(&endpoint(1), 1, 0.0).unwrap();
+        let turn = gates.turn(&endpoint(2));
+        assert!(gates.may_write_health(&endpoint(3), now));
+        gates.count(&endpoint(4), 0, [].into_iter());
+        let left = |now| {
+            gates.forget_idle(now);
+            let mut left: Vec<_> = gates.lock().endpoints.keys().map(|(_, id)| id.to_string()).collect();
+            left.sort();
+            left.concat()
+        };
+        assert_eq!(left(now), "123");
+        assert_eq!(left(now + REMEMBERED), "12");
+        drop((held, turn));
+        assert_eq!(left(now + REMEMBERED), "");
     }
 
     #[test]
