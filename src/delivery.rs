@@ -163,8 +163,15 @@ impl Delivery {
     }
 
     /// Takes an attempt that ended at `now` with `outcome`: it is kept among the latest, and decides where the delivery
-    /// stands. `jitter` is from 0 to 1.
-    pub fn take(&mut self, attempt: Attempt, outcome: &Outcome, schedule: &Schedule, now: Instant, jitter: f64) {
+    /// stands. `jitter` is from 0 to 1, and asked for when another attempt is to follow.
+    pub fn take(
+        &mut self,
+        attempt: Attempt,
+        outcome: &Outcome,
+        schedule: &Schedule,
+        now: Instant,
+        jitter: impl FnOnce() -> f64,
+    ) {
         self.attempt_count = attempt.number;
         self.replay = None;
         self.state = match self.resume.take() {
@@ -174,7 +181,7 @@ impl Delivery {
             // What was parked goes on as scheduled: its webhook is enabled again, and nobody else looks at it any more.
             _ => {
                 self.step += 1;
-                decide(schedule, self.step, outcome, now, jitter)
+                decide(schedule, self.step, outcome, now, jitter())
             }
         };
         self.attempts.push(attempt);

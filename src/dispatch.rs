@@ -147,7 +147,7 @@ impl Dispatcher {
         }
         let (as_scheduled, now) = (delivery.resume.is_none(), self.clock.now());
         webhook.url.as_str().clone_into(&mut delivery.url);
-        delivery.take(attempt, &outcome, &self.schedule, now, random::unit());
+        delivery.take(attempt, &outcome, &self.schedule, now, random::unit);
         match delivery.state {
             State::Delivered => {
                 self.metrics.count(Count::Delivered);

@@ -2,13 +2,13 @@
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use hmac::{Hmac, KeyInit, Mac};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use sha2::Sha256;
 
 use crate::{clock::Instant, event::EventId, webhook::Secret};
 
 /// The signatures of one attempt.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Signatures {
     /// `X-Nano-Signature`: `v1=` and lower-case hex over `{timestamp}.{body}`, by the newest secret alone.
     pub nano: String,

@@ -83,7 +83,7 @@ pub fn cases() -> Vec<Case> {
                 version: "0",
             };
             let attempt = Attempt::new(&request, &outcome);
-            delivery.take(attempt, &outcome, &schedule, NOW, black_box(0.5));
+            delivery.take(attempt, &outcome, &schedule, NOW, black_box(|| 0.5));
             black_box(delivery.state);
         };
         add(name, Box::new(decide));

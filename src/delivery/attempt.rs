@@ -159,7 +159,7 @@ impl Outcome {
 }
 
 /// One attempt, as it is stored and shown.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Attempt {
     /// 1 for the first.
     pub number: u32,
@@ -171,14 +171,19 @@ pub struct Attempt {
     #[serde(default)]
     pub phases: Phases,
     /// The status of the answer, if one came.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub status_code: Option<u16>,
     /// Why it failed; absent if it was delivered.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub failure: Option<FailureKind>,
     /// The failure in a sentence.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub detail: Option<String>,
     /// The beginning of the answer's body.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub response_excerpt: Option<String>,
     /// The signatures it carried; the other headers follow from the delivery.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub signatures: Option<Signatures>,
     /// The version of this software that sent it, as in `User-Agent`.
     pub version: String,

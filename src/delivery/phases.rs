@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 /// One phase of an exchange, in their order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -22,8 +22,8 @@ pub enum Phase {
 /// How long each phase lasted, in microseconds; one that did not happen is absent. Over a connection that was kept alive
 /// there is no connecting and no handshake, and to an address there is no look-up. It is stored as one short text, since each
 /// delivery has it: `dns,connect,tls,answer,body`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(from = "String")]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "String", into = "String")]
 pub struct Phases {
     /// See [`Phase::Dns`].
     pub dns: Option<u64>,

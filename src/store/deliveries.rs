@@ -20,7 +20,6 @@ use crate::{
     clock::{Deadline, Instant},
     delivery::{Delivery, Key, ReplayId, State, attempt::Attempt, due},
     event::traceparent::Traceparent,
-    signing::Signatures,
     webhook::EventType,
 };
 
@@ -46,7 +45,8 @@ pub(super) struct Row {
     status: String,
     attempt_count: u32,
     step: u32,
-    attempts: Vec<Attempt>,
+    /// JSON, a list of [`Attempt`].
+    attempts: String,
     created_at: Instant,
     next_attempt_at: Option<Instant>,
     /// Where it goes back to if an attempt out of turn fails: a status, and for `pending` its time.
@@ -180,7 +180,7 @@ pub(super) fn item_of(delivery: &Delivery, now: Instant, retention: Duration) ->
     set("status", text(status));
     set("attempt_count", number(delivery.attempt_count.into()));
     set("step", number(delivery.step.into()));
-    set("attempts", AttributeValue::L(delivery.attempts.iter().map(attempt_of).collect()));
+    set("attempts", AttributeValue::S(serde_json::to_string(&delivery.attempts).expect("attempts are plain data")));
     set("created_at", number(delivery.created_at.millis()));
     if let Some(task_id) = &delivery.task_id {
         set("task_id", text(task_id));
@@ -216,33 +216,6 @@ pub(super) fn item_of(delivery: &Delivery, now: Instant, retention: Duration) ->
     item
 }
 
-fn attempt_of(attempt: &Attempt) -> AttributeValue {
-    let mut item = Item::with_capacity(8);
-    let mut set = |name: &str, value| item.insert(name.to_owned(), value);
-    set("number", number(attempt.number.into()));
-    set("at", number(attempt.at.millis()));
-    set("duration_ms", AttributeValue::N(attempt.duration_ms.to_string()));
-    set("phases", AttributeValue::S(attempt.phases.into()));
-    set("version", text(&attempt.version));
-    if let Some(status_code) = attempt.status_code {
-        set("status_code", number(status_code.into()));
-    }
-    if let Some(failure) = attempt.failure {
-        set("failure", text(failure.name()));
-    }
-    if let Some(detail) = &attempt.detail {
-        set("detail", text(detail));
-    }
-    if let Some(excerpt) = &attempt.response_excerpt {
-        set("response_excerpt", text(excerpt));
-    }
-    if let Some(Signatures { nano, standard }) = &attempt.signatures {
-        let signatures = [("nano", nano), ("standard", standard)].map(|(name, value)| (name.to_owned(), text(value)));
-        set("signatures", AttributeValue::M(Item::from(signatures)));
-    }
-    AttributeValue::M(item)
-}
-
 impl Row {
     pub(super) fn into_delivery(self) -> Result<Delivery> {
         let primary = Primary { pk: self.pk, sk: self.sk };
@@ -259,7 +232,7 @@ impl Row {
             replay: self.replay,
             attempt_count: self.attempt_count,
             step: self.step,
-            attempts: self.attempts,
+            attempts: serde_json::from_str::<Vec<Attempt>>(&self.attempts).map_err(|_| corrupt("attempts"))?,
             created_at: self.created_at,
         })
     }
@@ -290,6 +263,7 @@ mod tests {
     use crate::{
         delivery::{attempt::FailureKind, phases::Phases},
         event::EventId,
+        signing::Signatures,
         store::from_item,
         webhook::{Account, WebhookId},
     };
