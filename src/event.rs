@@ -16,7 +16,8 @@ use number::Number;
 use traceparent::Traceparent;
 use value::{Value, write_string};
 
-/// The largest body that is sent: 256 KiB. It keeps a delivery item, which holds the body, well under DynamoDB's 400 KB.
+/// The largest body that is sent: 256 KiB. It keeps a delivery item, which holds the body and the latest attempts, under DynamoDB's
+/// 400 KB.
 pub const MAX_BODY: usize = 256 * 1024;
 
 /// The status of a job that ended.

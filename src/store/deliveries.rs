@@ -261,11 +261,13 @@ fn state(status: &str, at: Option<Instant>) -> Result<State> {
 mod tests {
     use super::*;
     use crate::{
+        delivery::schedule::Schedule,
         delivery::{attempt::FailureKind, phases::Phases},
-        event::EventId,
+        event::{EventId, MAX_BODY},
         signing::Signatures,
         store::from_item,
-        webhook::{Account, WebhookId},
+        transport::client::MAX_EXCERPT,
+        webhook::{Account, EndpointUrl, WebhookId},
     };
 
     #[test]
@@ -339,5 +341,38 @@ mod tests {
         assert_eq!(attributes(&full(State::Failed, None)), expected);
         let delivered = Delivery { attempts: vec![bare.clone()], ..full(State::Delivered, None) };
         assert_eq!(attributes(&delivered), [None, None, None, None, some("60")]);
+    }
+
+    #[test]
+    fn the_largest_delivery_is_an_item_that_dynamodb_takes() {
+        let at = Instant::from_millis;
+        let key = Key {
+            account: Account::parse(&"a".repeat(Account::MAX)).unwrap(),
+            webhook: WebhookId::new(1).unwrap(),
+            event: EventId::parse("evt_01JFS8TX800000000000000000").unwrap(),
+        };
+        let failure = crate::delivery::attempt::Failure::Connect;
+        let attempt = Attempt {
+            number: u32::MAX,
+            at: at(i64::MAX),
+            duration_ms: u64::MAX,
+            phases: Phases { dns: Some(u64::MAX), ..Phases::default() },
+            status_code: Some(503),
+            failure: Some(failure.kind()),
+            detail: Some(failure.to_string()),
+            // Of what JSON writes with six characters as much as is kept.
+            response_excerpt: Some("\u{1}".repeat(MAX_EXCERPT)),
+            signatures: Some(Signatures { nano: "v".repeat(67), standard: "v".repeat(2 * 48) }),
+            version: "100.100.100".to_owned(),
+        };
+        let url = format!("https://example.com/{}", "p".repeat(EndpointUrl::MAX));
+        let delivery = Delivery {
+            attempts: vec![attempt; Schedule::MAX_ATTEMPTS],
+            ..Delivery::new(key, EventType::JobFailed, Some("t".repeat(2_048)), url, "b".repeat(MAX_BODY).into(), at(1))
+        };
+        let item = item_of(&delivery, at(100), Duration::from_mins(1));
+        let size = |value: &AttributeValue| value.as_s().or(value.as_n()).map_or(usize::MAX, String::len);
+        let bytes: usize = item.iter().map(|(name, value)| name.len() + size(value)).sum();
+        assert!(bytes <= 400 * 1024, "{bytes}");
     }
 }

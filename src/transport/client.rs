@@ -64,7 +64,7 @@ impl Limits {
 /// How much of a response body is read.
 const MAX_RESPONSE: usize = 16 * 1024;
 /// How much of it is kept.
-const MAX_EXCERPT: usize = 1024;
+pub(crate) const MAX_EXCERPT: usize = 1024;
 /// How much room a response head gets; a longer one is a `body` failure.
 const MAX_HEAD: usize = 16 * 1024;
 /// How many idle connections are kept to one host, which may be that of many endpoints: as many as attempts are in flight from
