@@ -1,5 +1,6 @@
 """What fails is recorded as pending with its due time, and holds nobody else back."""
 
+import json
 import time
 
 import pytest
@@ -40,9 +41,13 @@ def break_off(handler):
     handler.close_connection = True
 
 
+def attempts_of(item):
+    return json.loads(item["attempts"]["S"])
+
+
 def is_due_in_about_an_hour(item):
-    begun = int(item["attempts"]["L"][0]["M"]["at"]["N"])
-    ended = begun + int(item["attempts"]["L"][0]["M"]["duration_ms"]["N"])
+    first = attempts_of(item)[0]
+    ended = first["at"] + first["duration_ms"]
     due = int(item["next_attempt_at"]["N"])
     # A second of tolerance: the wait begins when the attempt has ended and is being recorded.
     return WAIT * (1 - JITTER) - 1 <= (due - ended) / 1000 <= WAIT * (1 + JITTER) + 1
@@ -51,13 +56,13 @@ def is_due_in_about_an_hour(item):
 @pytest.mark.parametrize(
     ("name", "action", "failure", "status"),
     [
-        ("error", reply(500, body=b"out of order"), "status", "500"),
-        ("unavailable", reply(503), "status", "503"),
-        ("not-found", reply(404), "status", "404"),
-        ("redirect", reply(302, [("Location", "/elsewhere")]), "redirect", "302"),
-        ("permanent-redirect", reply(308, [("Location", "/elsewhere")]), "redirect", "308"),
+        ("error", reply(500, body=b"out of order"), "status", 500),
+        ("unavailable", reply(503), "status", 503),
+        ("not-found", reply(404), "status", 404),
+        ("redirect", reply(302, [("Location", "/elsewhere")]), "redirect", 302),
+        ("permanent-redirect", reply(308, [("Location", "/elsewhere")]), "redirect", 308),
         ("close", close, "connect", None),
-        ("break-off", break_off, "body", None),
+        ("break-off", break_off, "body", 200),
     ],
 )
 def test_a_failed_attempt_is_recorded_with_its_kind_and_due_time(
@@ -67,12 +72,11 @@ def test_a_failed_attempt_is_recorded_with_its_kind_and_due_time(
     webhook = api.subscribe(f"{receiver.url}/{name}")
     service.put_job(f"{api.account}-{name}", api.account)
     item = delivery(webhook)
-    (attempt,) = item["attempts"]["L"]
+    (attempt,) = attempts_of(item)
     assert item["status"]["S"] == "pending"
     assert item["attempt_count"]["N"] == "1"
-    assert item["last_failure"]["S"] == attempt["M"]["failure"]["S"] == failure
-    if status:
-        assert attempt["M"]["status_code"]["N"] == status
+    assert item["last_failure"]["S"] == attempt["failure"] == failure
+    assert attempt.get("status_code") == status
     assert is_due_in_about_an_hour(item), item
     assert [request.path for request in receiver.requests] == [f"/{name}"], (
         "a redirect is not followed, nothing is sent twice"
@@ -97,12 +101,12 @@ def test_an_endpoint_that_hangs_costs_about_a_second_and_delays_nobody_else(serv
     service.put_job(f"{api.account}-hang", api.account)
     good = receiver.wait_for("/good")[0]
     item = delivery(hanging)
-    (attempt,) = item["attempts"]["L"]
+    (attempt,) = attempts_of(item)
     assert (item["status"]["S"], item["last_failure"]["S"]) == ("pending", "timeout")
     # The contract's deadline is 1 s; half a second more is for a busy machine.
-    assert 900 <= int(attempt["M"]["duration_ms"]["N"]) <= 1_500
+    assert 900 <= attempt["duration_ms"] <= 1_500
     assert is_due_in_about_an_hour(item), item
-    assert good.at < int(attempt["M"]["at"]["N"]) / 1000 + 1, "the good endpoint waited for the hanging one"
+    assert good.at < attempt["at"] / 1000 + 1, "the good endpoint waited for the hanging one"
 
 
 @pytest.mark.parametrize("status", [200, 201, 202, 204, 299])

@@ -163,7 +163,7 @@ impl Delivery {
     }
 
     /// Takes an attempt that ended at `now` with `outcome`: it is kept among the latest, and decides where the delivery
-    /// stands. `jitter` is from 0 to 1, and asked for when another attempt is to follow.
+    /// stands. `jitter` is from 0 to 1, and asked for after a failure on the schedule.
     pub fn take(
         &mut self,
         attempt: Attempt,

@@ -24,7 +24,7 @@ use crate::{
         Delivery, Key, State,
         attempt::{FailureKind, Outcome, Request},
         due::is_within_reach,
-        health::Health,
+        health::{Health, fails_to_answer},
         schedule::Schedule,
     },
     event::{EventId, MAX_BODY},
@@ -33,7 +33,7 @@ use crate::{
     random, signing,
     store::{Store, poison::Poison, webhooks::Subscriber},
     transport::Client,
-    webhook::{Account, EventType, Secret, Webhook},
+    webhook::{Account, EventType, Secret, Status, Webhook},
 };
 use deliver::Occurrence;
 pub use gates::Gates;
@@ -43,8 +43,8 @@ use stream::Record;
 /// to a table.
 pub const RESERVE: Duration = Duration::from_secs(5);
 
-/// How long attempts that end side by side wait for each other to write down what they say of their endpoint: as long as the
-/// slowest request to a table may take.
+/// How long attempts that end side by side wait for each other to write down what they say of their endpoint. What is not written
+/// then the next ones say again.
 const TURN: Duration = Duration::from_secs(4);
 
 /// How many of an account's other webhooks are told that one was disabled: what a transaction takes beside the disabling
@@ -187,23 +187,30 @@ impl Dispatcher {
         let now = self.clock.now();
         let Subscriber { webhook, health: before, .. } = subscriber;
         let endpoint = (account.clone(), webhook.id);
-        self.gates.count(&endpoint, before.failures, outcomes.iter().map(Outcome::seen));
-        let learned = |known: Health| {
-            let health = outcomes.iter().fold(known, |health, outcome| health.after(outcome.seen(), now));
-            Health { failures: health.failures.max(self.gates.failures(&endpoint)), ..health }
-        };
+        let learned = |known: Health| outcomes.iter().fold(known, |health, outcome| health.after(outcome.seen(), now));
         let gone = outcomes.iter().any(|outcome| outcome.status_code == Some(410));
+        let succeeded = outcomes.iter().any(|outcome| outcome.failure.is_none());
+        let answered = outcomes.iter().any(|outcome| !outcome.seen().failure.is_some_and(fails_to_answer));
+        let is_counting = self.gates.hear(&endpoint, succeeded);
         let supposed = learned(*before);
-        if !gone && !supposed.failing_for(self.disable_after, now) && !supposed.differs_from(before) {
+        let is_news = supposed.differs_from(before) || (answered && is_counting);
+        if !gone && !supposed.failing_for(self.disable_after, now) && !is_news {
             return;
         }
         let written = async {
-            let Ok(_turn) = timeout(TURN, self.gates.turn(&endpoint).lock_owned()).await else { return Ok(()) };
-            // What was known when a long attempt began may be out of date by now.
-            let Some(Subscriber { health: before, .. }) = self.store.subscriber(account, webhook.id).await? else {
+            let turn = self.gates.turn(&endpoint);
+            let Ok(_turn) = timeout(TURN, turn.lock()).await else {
+                tracing::warn!(account = account.as_str(), webhook = %webhook.id, "health was not learned: others took too long");
                 return Ok(());
             };
-            let health = learned(before);
+            // What was known when a long attempt began may be out of date by now.
+            let Some(current) = self.store.subscriber(account, webhook.id).await? else { return Ok(()) };
+            if current.webhook.status == Status::Disabled || current.webhook.url != webhook.url {
+                return Ok(());
+            }
+            let before = current.health;
+            let failures = self.gates.count(&endpoint, before.failures, outcomes.iter().map(Outcome::seen));
+            let health = Health { failures, ..learned(before) };
             let reason = if gone {
                 Some("The endpoint answered 410 Gone.".to_owned())
             } else if health.failing_for(self.disable_after, now) {
@@ -218,6 +225,7 @@ impl Dispatcher {
             let turned = health.is_open() != before.is_open();
             if health.differs_from(&before) && (self.gates.may_write_health(&endpoint, now) || turned) {
                 self.store.keep_health(account, webhook.id, &health).await?;
+                self.gates.wrote(&endpoint, health.failures);
                 match (before.is_open(), health.is_open()) {
                     (false, true) => {
                         tracing::warn!(account = account.as_str(), webhook = %webhook.id, "circuit breaker opened");

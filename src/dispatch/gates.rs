@@ -22,7 +22,7 @@ const ASK_AT_LATEST: Duration = Duration::from_mins(2);
 const IN_FLIGHT_OF_ACCOUNT: usize = 64;
 /// How many may be in flight in all.
 const IN_FLIGHT: usize = 2_048;
-/// The time between two health writes of one endpoint.
+/// The time between two health writes of one endpoint whose breaker does not open or close.
 const HEALTH_WRITE: Duration = Duration::from_secs(1);
 /// How long an endpoint with nothing in flight is remembered.
 const REMEMBERED: Duration = Duration::from_mins(10);
@@ -53,7 +53,7 @@ struct Gate {
     turn: Arc<Turn>,
     /// Failures to answer, one after the other.
     failures: u32,
-    /// The same as it was last read from the table.
+    /// The same as it was last read from the table, or written to it.
     known_failures: u32,
 }
 
@@ -83,28 +83,35 @@ impl Gates {
         Ok(Place { gates: self.clone(), endpoint: endpoint.clone() })
     }
 
-    /// Counts how attempts ended. Attempts that run side by side each know the health from before; together they would count
-    /// as one. `known` is the count that the table had: when it has fallen, another process has had an answer, and what was
-    /// counted here is void.
-    pub(super) fn count(&self, endpoint: &Endpoint, known: u32, seen: impl Iterator<Item = Seen>) {
+    /// Hears that attempts ended, and says whether failures are counted here that an answer would end.
+    pub(super) fn hear(&self, endpoint: &Endpoint, of_success: bool) -> bool {
         let mut state = self.lock();
-        let gate = state.endpoints.entry(endpoint.clone()).or_default();
-        if known < gate.known_failures {
-            gate.failures = known;
+        let Some(gate) = state.endpoints.get_mut(endpoint) else { return false };
+        if of_success {
+            // It is well: those that were turned away need not be patient any more.
+            gate.turned_away = 0;
         }
-        gate.known_failures = known;
-        for seen in seen {
-            gate.failures = if seen.failure.is_some_and(fails_to_answer) { gate.failures.saturating_add(1) } else { 0 };
-            if seen.failure.is_none() {
-                // It is well: those that were turned away need not be patient any more.
-                gate.turned_away = 0;
-            }
-        }
+        gate.failures > 0
     }
 
-    /// How many attempts in a row got no answer.
-    pub(super) fn failures(&self, endpoint: &Endpoint) -> u32 {
-        self.lock().endpoints.get(endpoint).map_or(0, |gate| gate.failures)
+    /// Counts how attempts ended, and says how many in a row got no answer, with those that were not worth a write.
+    /// `known` is the count that the table has: another than this process read or wrote last is another process's, and what
+    /// was counted here is void. It is the caller's turn.
+    pub(super) fn count(&self, endpoint: &Endpoint, known: u32, seen: impl Iterator<Item = Seen>) -> u32 {
+        let mut state = self.lock();
+        let gate = state.endpoints.entry(endpoint.clone()).or_default();
+        if gate.known_failures != known {
+            (gate.known_failures, gate.failures) = (known, known);
+        }
+        for seen in seen {
+            gate.failures = if seen.failure.is_some_and(fails_to_answer) { gate.failures.saturating_add(1) } else { 0 };
+        }
+        gate.failures
+    }
+
+    /// The table has this count of failures now. It is the caller's turn.
+    pub(super) fn wrote(&self, endpoint: &Endpoint, failures: u32) {
+        self.lock().endpoints.entry(endpoint.clone()).or_default().known_failures = failures;
     }
 
     /// The turn of whoever reads the endpoint's health and writes it: side by side, they would overwrite each other's.
@@ -187,7 +194,9 @@ mod tests {
             wait(0.5);
         }
         assert_eq!((wait(0.0), wait(1.0)), (Duration::from_mins(1), Duration::from_mins(2)));
-        gates.count(&endpoint(1), 0, [Seen { failure: None, took: Duration::ZERO }].into_iter());
+        assert!(!gates.hear(&endpoint(1), false));
+        assert_ne!(wait(0.0), Duration::from_secs(5));
+        assert!(!gates.hear(&endpoint(1), true));
         assert_eq!(wait(0.0), Duration::from_secs(5), "it is well again");
     }
 
@@ -206,12 +215,21 @@ mod tests {
     }
 
     #[test]
-    fn failures_add_up_over_attempts_side_by_side_and_are_void_once_another_process_had_an_answer() {
-        let (gates, silent) = (Gates::default(), Seen { failure: Some(FailureKind::Timeout), took: Duration::ZERO });
-        for (known, silent, failures) in [(0, vec![silent; 3], 3), (3, vec![silent; 3], 6), (0, vec![silent], 1)] {
-            gates.count(&endpoint(1), known, silent.into_iter());
-            assert_eq!(gates.failures(&endpoint(1)), failures);
-        }
+    fn failures_add_up_over_attempts_side_by_side_and_are_void_once_another_process_wrote() {
+        let silent = Seen { failure: Some(FailureKind::Timeout), took: Duration::ZERO };
+        let well = Seen { failure: None, took: Duration::ZERO };
+        let (gates, endpoint) = (Gates::default(), endpoint(1));
+        let count = |known, seen: &[Seen]| gates.count(&endpoint, known, seen.iter().copied());
+        assert_eq!(count(0, &[silent; 3]), 3);
+        assert_eq!(count(0, &[silent]), 4, "as long as nothing is written");
+        gates.wrote(&endpoint, 4);
+        assert_eq!(count(4, &[silent]), 5, "what was written is not counted again");
+        assert_eq!(count(0, &[silent]), 1, "another process had an answer");
+        assert_eq!(count(3, &[silent]), 4, "another process had failures");
+        assert!(gates.hear(&endpoint, true));
+        assert_eq!(count(3, &[well, silent]), 1, "the answer was not written");
+        assert_eq!(count(3, &[well]), 0);
+        assert!(!gates.hear(&endpoint, true));
     }
 
     #[test]
@@ -220,7 +238,7 @@ mod tests {
         let held = gates.enter(&endpoint(1), 1, 0.0).unwrap();
         let turn = gates.turn(&endpoint(2));
         assert!(gates.may_write_health(&endpoint(3), now));
-        gates.count(&endpoint(4), 0, [].into_iter());
+        assert_eq!(gates.count(&endpoint(4), 0, [].into_iter()), 0);
         let left = |now| {
             gates.forget_idle(now);
             let mut left: Vec<_> = gates.lock().endpoints.keys().map(|(_, id)| id.to_string()).collect();

@@ -49,7 +49,7 @@ impl Dispatcher {
         };
         let endpoint = (key.account.clone(), key.webhook);
         let place = self.gates.enter(&endpoint, subscriber.health.queued_in_flight(), random::unit());
-        let _place = match place {
+        let place = match place {
             Ok(place) => place,
             Err(wait) => return self.put_off(message, wait, now).await,
         };
@@ -73,6 +73,7 @@ impl Dispatcher {
         if self.store.settle(&claim, &delivery, now, self.retention).await? {
             self.set_timers([&delivery], now).await;
         }
+        drop(place);
         self.learn(&key.account, &subscriber, &[outcome]).await;
         Ok(())
     }

@@ -265,7 +265,7 @@ mod tests {
         delivery::{attempt::FailureKind, phases::Phases},
         event::{EventId, MAX_BODY},
         signing::Signatures,
-        store::from_item,
+        store::{from_item, rotation::MAX_LIVE},
         transport::client::MAX_EXCERPT,
         webhook::{Account, EndpointUrl, WebhookId},
     };
@@ -362,10 +362,10 @@ mod tests {
             detail: Some(failure.to_string()),
             // Of what JSON writes with six characters as much as is kept.
             response_excerpt: Some("\u{1}".repeat(MAX_EXCERPT)),
-            signatures: Some(Signatures { nano: "v".repeat(67), standard: "v".repeat(2 * 48) }),
+            signatures: Some(Signatures { nano: "v".repeat(67), standard: "v".repeat(MAX_LIVE * 48) }),
             version: "100.100.100".to_owned(),
         };
-        let url = format!("https://example.com/{}", "p".repeat(EndpointUrl::MAX));
+        let url = format!("https://example.com/{}", "\u{10348}".repeat(EndpointUrl::MAX));
         let delivery = Delivery {
             attempts: vec![attempt; Schedule::MAX_ATTEMPTS],
             ..Delivery::new(key, EventType::JobFailed, Some("t".repeat(2_048)), url, "b".repeat(MAX_BODY).into(), at(1))

@@ -454,15 +454,18 @@ async fn failures_to_answer_open_the_breaker_and_a_success_from_the_queue_closes
 
 #[tokio::test]
 async fn failures_side_by_side_open_the_breaker_when_they_are_enough_and_once() {
-    let scene = Scene::new("1s,1s").await;
-    let webhook = scene.subscribe("/hang").await;
-    scene.end_jobs(1, 8).await;
-    scene.clock.advance(Duration::from_secs(2));
-    let timers = scene.world.timers();
-    futures_util::future::join_all(timers.iter().map(|timer| scene.retry(&timer.message))).await;
-    assert_eq!(scene.requests(), 9);
-    assert!(scene.health(webhook).await.is_open());
-    assert_eq!(gathered(&scene.dispatcher).get("BreakersOpened"), Some(&1.0));
+    for (failures, opened) in [(4, None), (5, Some(&1.0)), (9, Some(&1.0))] {
+        let scene = Scene::new("1s,1s").await;
+        let webhook = scene.subscribe("/hang").await;
+        // The first is tried at once, the others wait for the queue.
+        scene.end_jobs(1, failures - 1).await;
+        scene.clock.advance(Duration::from_secs(2));
+        let timers = scene.world.timers();
+        futures_util::future::join_all(timers.iter().map(|timer| scene.retry(&timer.message))).await;
+        assert_eq!(scene.requests(), failures);
+        assert_eq!(scene.health(webhook).await.is_open(), opened.is_some(), "{failures}");
+        assert_eq!(gathered(&scene.dispatcher).get("BreakersOpened"), opened, "{failures}");
+    }
 }
 
 #[tokio::test]
