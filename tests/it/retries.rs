@@ -469,6 +469,25 @@ async fn failures_side_by_side_open_the_breaker_when_they_are_enough_and_once() 
 }
 
 #[tokio::test]
+async fn a_success_that_began_while_the_endpoint_was_well_closes_the_breaker_that_opened_meanwhile() {
+    let scene = Scene::new("1h").await;
+    let webhook = scene.subscribe("/held").await;
+    let well = Health { proven: true, ..Health::default() };
+    scene.world.store.keep_health(&account("acme"), webhook, &well).await.unwrap();
+    let patient = Limits { connect: Duration::from_secs(10), total: Duration::from_secs(10) };
+    let direct = Client::new(Guard::new(Policy::Any, vec![]), patient, None).unwrap();
+    let patient = Dispatcher { direct, ..scene.dispatcher.clone() };
+    let held = tokio::spawn(async move { run(&patient, &[insert(1, job("held", "completed"))]).await });
+    scene.receiver.wait_for(1).await;
+    scene.end_jobs(2, 5).await;
+    assert!(scene.health(webhook).await.is_open());
+    scene.receiver.release();
+    assert_eq!(held.await.unwrap(), []);
+    assert!(!scene.health(webhook).await.is_open());
+    assert_eq!(gathered(&scene.dispatcher).get("BreakersClosed"), Some(&1.0));
+}
+
+#[tokio::test]
 async fn what_finds_no_place_is_put_off_without_using_an_attempt() {
     let scene = Scene::new("1s").await;
     let webhook = scene.subscribe("/hang").await;

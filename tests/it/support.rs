@@ -195,19 +195,22 @@ impl Received {
 }
 
 /// A receiver. `/status/500/…` answers 500, `/redirect/…` redirects to `/redirected`, `/hang/…` never answers, `/drip/…`
-/// never ends its body, `/large/…` answers 1 MiB, anything else 200.
+/// never ends its body, `/large/…` answers 1 MiB, `/held/…` answers the first request when it is released and no other, anything
+/// else 200.
 #[derive(Clone)]
 pub struct Receiver {
     pub url: String,
     received: Arc<Mutex<Vec<Received>>>,
     count: watch::Sender<usize>,
+    released: watch::Sender<bool>,
 }
 
 impl Receiver {
     pub async fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
-        let receiver = Self { url, received: Arc::default(), count: watch::Sender::new(0) };
+        let receiver =
+            Self { url, received: Arc::default(), count: watch::Sender::new(0), released: watch::Sender::new(false) };
         let router = Router::new().fallback(receive).with_state(receiver.clone());
         tokio::spawn(axum::serve(listener, router).into_future());
         receiver
@@ -221,6 +224,11 @@ impl Receiver {
     pub fn forget(&self) {
         self.received.lock().unwrap().clear();
         self.count.send_replace(0);
+    }
+
+    /// Has it answer what is held.
+    pub fn release(&self) {
+        self.released.send_replace(true);
     }
 
     pub fn received(&self) -> Vec<Received> {
@@ -241,6 +249,7 @@ async fn receive(State(receiver): State<Receiver>, uri: Uri, headers: HeaderMap,
     let body = String::from_utf8(body.to_vec()).unwrap();
     receiver.received.lock().unwrap().push(Received { path: path.clone(), headers, body });
     receiver.count.send_modify(|count| *count += 1);
+    let is_first = *receiver.count.borrow() == 1;
     let mut parts = path.split('/').skip(1);
     match parts.next() {
         Some("status") => {
@@ -248,7 +257,11 @@ async fn receive(State(receiver): State<Receiver>, uri: Uri, headers: HeaderMap,
             (status, "as you asked").into_response()
         }
         Some("redirect") => (StatusCode::FOUND, [(LOCATION, receiver.url("/redirected"))]).into_response(),
-        Some("hang") => std::future::pending().await,
+        Some("held") if is_first => {
+            receiver.released.subscribe().wait_for(|released| *released).await.unwrap();
+            "ok".into_response()
+        }
+        Some("hang" | "held") => std::future::pending().await,
         Some("drip") => {
             let drops = futures_util::stream::unfold((), async |()| {
                 tokio::time::sleep(Duration::from_millis(50)).await;
