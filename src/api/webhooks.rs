@@ -106,7 +106,7 @@ pub(super) struct HealthView {
     state: &'static str,
     #[schema(required, format = DateTime)]
     failing_since: Option<String>,
-    /// The latest success before or after something was wrong: a success among successes is not written down.
+    /// The first success since something was wrong, or ever: a success among successes is not written down.
     #[schema(required, format = DateTime)]
     last_success_at: Option<String>,
     #[schema(required, value_type = Option<FailureName>)]

@@ -54,7 +54,7 @@ pub struct Health {
     /// Since when every attempt has failed, in whatever way.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failing_since: Option<Instant>,
-    /// The latest success before or after something was wrong; a success among successes is not written down.
+    /// The first success since something was wrong, or ever; a success among successes is not written down.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_success_at: Option<Instant>,
     /// The kind of the latest failure.

@@ -14,7 +14,7 @@ use crate::{
 
 /// How long what finds no place waits before it asks again: 5 s, and as much again by jitter.
 const ASK_AGAIN: Duration = Duration::from_secs(5);
-/// How many may ask again within that time. When more are turned away they ask more rarely.
+/// How many may be turned away before they ask more rarely; counted since the last success.
 const ASKING: u32 = 100;
 /// The longest that one waits: it bounds how late the last one hears that the endpoint is well again.
 const ASK_AT_LATEST: Duration = Duration::from_mins(2);

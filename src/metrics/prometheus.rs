@@ -56,7 +56,7 @@ impl Metrics {
         text.counter("poison_records_total", "Stream records that could not be understood, and were kept.", poison);
         let transitions = [("open", Count::BreakersOpened), ("closed", Count::BreakersClosed)];
         let transitions = transitions.map(|(name, what)| (format!("{{to=\"{name}\"}}"), count(what)));
-        text.counter("breaker_transitions_total", "Circuit breakers that opened or closed.", transitions);
+        text.counter("breaker_transitions_total", "Circuit breakers that attempts opened or closed.", transitions);
         let disabled = [(String::new(), count(Count::WebhooksDisabled))];
         text.counter("webhooks_disabled_total", "Webhooks disabled for what their endpoint answered.", disabled);
         if let Durations::Histograms(histograms) = &numbers.durations {
