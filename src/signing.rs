@@ -30,7 +30,7 @@ pub fn sign(secrets: &[Secret], id: &EventId, at: Instant, body: &[u8]) -> Optio
             format!("v1,{}", STANDARD.encode(mac(&secret.standard_key(), &parts)))
         })
         .collect();
-    Some(Signatures { nano: ["v1=", &hex::encode(nano)].concat(), standard: standard.join(" ") })
+    Some(Signatures { nano: format!("v1={}", hex::encode(nano)), standard: standard.join(" ") })
 }
 
 fn mac(key: &[u8], parts: &[&[u8]]) -> [u8; 32] {

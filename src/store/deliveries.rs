@@ -261,8 +261,11 @@ fn state(status: &str, at: Option<Instant>) -> Result<State> {
 mod tests {
     use super::*;
     use crate::{
-        delivery::schedule::Schedule,
-        delivery::{attempt::FailureKind, phases::Phases},
+        delivery::{
+            attempt::{Failure, FailureKind},
+            phases::Phases,
+            schedule::Schedule,
+        },
         event::{EventId, MAX_BODY},
         signing::Signatures,
         store::{from_item, rotation::MAX_LIVE},
@@ -351,7 +354,7 @@ mod tests {
             webhook: WebhookId::new(1).unwrap(),
             event: EventId::parse("evt_01JFS8TX800000000000000000").unwrap(),
         };
-        let failure = crate::delivery::attempt::Failure::Connect;
+        let failure = Failure::Connect;
         let attempt = Attempt {
             number: u32::MAX,
             at: at(i64::MAX),

@@ -131,7 +131,7 @@ pub fn stream_position(stream: &str, shard: &str) -> Primary {
 
 /// The partition of a webhook's deliveries.
 pub fn deliveries(of: &Account, id: WebhookId) -> String {
-    [of.as_str(), "#", &id.to_string()].concat()
+    format!("{of}#{id}")
 }
 
 /// The webhook whose deliveries a partition holds. An account's name may hold a `#`; a webhook's id cannot.
