@@ -2,14 +2,16 @@
 
 use std::{
     collections::{HashMap, HashSet},
+    pin::pin,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
+    time::Duration,
 };
 
 use futures_util::future::join_all;
-use tokio::sync::Semaphore;
+use tokio::{sync::Semaphore, time::timeout};
 
 use super::Dispatcher;
 use crate::{
@@ -35,6 +37,11 @@ const CONCURRENT_LOADS: usize = 16;
 const CONCURRENT_ENDPOINTS: usize = 1024;
 /// How many attempts are in flight at the same time, to all endpoints.
 const CONCURRENT_ATTEMPTS: usize = 256;
+/// How many of them are new. What is answered at once then takes few connections, whose memory stays in the processor's caches; what is
+/// not grows old, and the next one begins beside it.
+const CONCURRENT_NEW_ATTEMPTS: usize = 64;
+/// How long an attempt is new.
+const NEW: Duration = Duration::from_millis(5);
 /// How many are to one endpoint.
 const CONCURRENT_ATTEMPTS_PER_ENDPOINT: usize = 32;
 /// How many batches of deliveries are being recorded at the same time, while they are small.
@@ -95,6 +102,12 @@ struct Loaded {
     unreadable: Option<String>,
 }
 
+/// Where a batch's attempts find their places.
+struct Places {
+    in_all: Semaphore,
+    new: Semaphore,
+}
+
 /// What became of a batch.
 #[derive(Debug, Default)]
 pub(super) struct Delivered {
@@ -146,8 +159,9 @@ impl Dispatcher {
             }
         }
         self.open_secrets(&mut parts, &mut delivered).await;
-        let in_all = Semaphore::new(CONCURRENT_ATTEMPTS);
-        let serve = |part| self.serve(part, &in_all, deadline);
+        let places =
+            Places { in_all: Semaphore::new(CONCURRENT_ATTEMPTS), new: Semaphore::new(CONCURRENT_NEW_ATTEMPTS) };
+        let serve = |part| self.serve(part, &places, deadline);
         let served = bounded::each(parts.values().collect(), CONCURRENT_ENDPOINTS, serve).await;
         // Not before all are sent: putting large items together takes time, and an endpoint would seem to be the slow one.
         let (mut begun, mut learn) = (Vec::new(), Vec::new());
@@ -264,12 +278,12 @@ impl Dispatcher {
     async fn serve<'a>(
         &self,
         part: &'a Part<'_>,
-        in_all: &Semaphore,
+        places: &Places,
         deadline: Deadline,
     ) -> (&'a Part<'a>, Vec<(Begun, Option<Outcome>)>) {
         let path = part.subscriber.health.path();
         let leave_to_queue = AtomicBool::new(path == Path::Queue);
-        let begin = |due| self.begin(part, due, &leave_to_queue, in_all, deadline);
+        let begin = |due| self.begin(part, due, &leave_to_queue, places, deadline);
         let mut due = part.due.iter().copied();
         let mut begun = Vec::with_capacity(due.len());
         if path == Path::Trial
@@ -291,10 +305,11 @@ impl Dispatcher {
         part: &Part<'_>,
         due: &Occurrence,
         leave_to_queue: &AtomicBool,
-        in_all: &Semaphore,
+        places: &Places,
         deadline: Deadline,
     ) -> (Begun, Option<Outcome>) {
-        let _place = in_all.acquire().await;
+        let _place = places.in_all.acquire().await;
+        let new = places.new.acquire().await;
         let mut delivery = due.delivery(part.webhook(), self.clock.now());
         let remaining = deadline.remaining();
         // What is cut short by the end of the invocation would look like a slow endpoint.
@@ -304,7 +319,8 @@ impl Dispatcher {
             && in_time
             && !leave_to_queue.load(Ordering::Relaxed)
         {
-            let attempted = self.attempt(&self.direct, part.webhook(), secrets, &mut delivery, remaining).await;
+            let attempt = self.attempt(&self.direct, part.webhook(), secrets, &mut delivery, remaining);
+            let attempted = holding_while_new(new, attempt).await;
             if attempted.failure.as_ref().is_some_and(|failure| fails_to_answer(failure.kind())) {
                 leave_to_queue.store(true, Ordering::Relaxed);
             }
@@ -312,6 +328,16 @@ impl Dispatcher {
         }
         ((due.record, delivery), outcome)
     }
+}
+
+/// Makes an attempt that holds its place among the new ones only while it is one of them.
+async fn holding_while_new<P, F: Future>(place: P, attempt: F) -> F::Output {
+    let mut attempt = pin!(attempt);
+    if let Ok(output) = timeout(NEW, &mut attempt).await {
+        return output;
+    }
+    drop(place);
+    attempt.await
 }
 
 /// Why an event is poison although it was understood.
@@ -330,8 +356,26 @@ fn event_type(occurrence: &Occurrence) -> EventType {
 
 #[cfg(test)]
 mod tests {
+    use tokio::sync::oneshot;
+
     use super::*;
     use crate::event::MAX_BODY;
+
+    #[tokio::test]
+    async fn an_attempt_lets_the_next_begin_when_it_ends_or_is_no_longer_new() {
+        let new = Semaphore::new(1);
+        let places_left = holding_while_new(new.acquire().await, async { new.available_permits() }).await;
+        assert_eq!((places_left, new.available_permits()), (0, 1));
+
+        // This one ends when the next has begun.
+        let (begun, hears) = oneshot::channel();
+        let attempt = holding_while_new(new.acquire().await, hears);
+        let next = async {
+            let _place = new.acquire().await;
+            begun.send(())
+        };
+        assert_eq!(tokio::join!(attempt, next), (Ok(()), Ok(())));
+    }
 
     #[test]
     fn a_batch_takes_the_places_of_its_bodies_and_never_more_than_there_are() {

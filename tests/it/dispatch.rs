@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use nano_webhooks::{
     clock::{Clock, Deadline, Instant},
-    delivery::{Delivery, Key, State, attempt::FailureKind},
+    delivery::{Delivery, Key, State, attempt::FailureKind, health::Health},
     dispatch::{Dispatcher, invocation::Invocation, stream::Record},
     event::EventId,
     local::dynamodb,
@@ -12,13 +12,18 @@ use nano_webhooks::{
         Store,
         webhooks::{Created, NewWebhook},
     },
+    transport::{
+        Client,
+        client::Limits,
+        guard::{Guard, Policy},
+    },
     webhook::{EndpointUrl, Events, Secret, WebhookId},
 };
 use serde_json::{Value, json};
 
 use crate::{
     proxy::{Fault, Proxy},
-    support::{Receiver, World, account},
+    support::{PATIENCE, Receiver, World, account},
 };
 
 const ARN: &str = "arn:aws:dynamodb:eu-west-1:123456789012:table/jobs/stream/2024-12-23T00:00:00.000";
@@ -270,6 +275,25 @@ async fn a_batch_that_is_read_twice_sends_nothing_twice_and_changes_of_one_job_a
     ids.sort();
     ids.dedup();
     assert_eq!((received.len(), ids.len()), (3, 3));
+}
+
+#[tokio::test]
+async fn attempts_that_wait_for_their_endpoints_keep_no_other_from_beginning() {
+    let (world, receiver) = (World::new().await, Receiver::start().await);
+    let well = Health { proven: true, ..Health::default() };
+    for _ in 0..3 {
+        let webhook = subscribe(&world, "acme", &receiver.url("/hang"), None).await;
+        world.store.keep_health(&account("acme"), webhook, &well).await.unwrap();
+    }
+    let limits = Limits { connect: 2 * PATIENCE, total: 2 * PATIENCE };
+    let direct = Client::new(Guard::new(Policy::Any, vec![]), limits, None).unwrap();
+    let dispatcher = Dispatcher { direct, ..world.dispatcher() };
+    let jobs: Vec<_> = (0..32).map(|n| insert(n, job(&format!("t{n}"), "completed"))).collect();
+    let run = tokio::spawn(async move { dispatcher.stream(&batch(&jobs), Deadline::after(3 * PATIENCE)).await });
+    // None of them ends: all that may be in flight to three endpoints is.
+    receiver.wait_for(3 * 32).await;
+    assert!(!run.is_finished());
+    run.abort();
 }
 
 #[tokio::test]
