@@ -7,6 +7,7 @@ use std::{
 };
 
 use lambda_runtime::{LambdaEvent, service_fn};
+use mimalloc::MiMalloc;
 use nano_webhooks::{
     aws,
     clock::{Clock, Deadline},
@@ -19,6 +20,9 @@ use nano_webhooks::{
     transport::client::Limits,
 };
 use serde_json::value::RawValue;
+
+#[global_allocator]
+static ALLOCATOR: MiMalloc = MiMalloc;
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
