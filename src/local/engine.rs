@@ -25,7 +25,7 @@ pub struct Engine {
     database: Database,
     stop: oneshot::Sender<()>,
     server: JoinHandle<Result<(), String>>,
-    /// Holds the database of an engine that keeps nothing; dropped last.
+    /// Holds the database of an engine that keeps nothing, where files that are in use cannot be removed; dropped last.
     _temporary: Option<TempDir>,
 }
 
@@ -46,6 +46,8 @@ impl Engine {
         }
         let beside = Connection::open(&path).map_err(|error| unusable(error.to_string()))?;
         beside.execute_batch(INDEX).map_err(|error| unusable(error.to_string()))?;
+        // Removed now, its files are gone with the process, however that ends.
+        let temporary = temporary.filter(|_| !cfg!(unix));
         let (stop, stopped) = oneshot::channel();
         let server = dynoxide::server::serve_with_shutdown(listener, database.clone(), async {
             let _ = stopped.await;
