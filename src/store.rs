@@ -1,6 +1,7 @@
 //! The tables: every read and write of DynamoDB, concrete over the SDK's client.
 
 pub mod api_keys;
+mod attributes;
 pub mod changes;
 pub mod claims;
 pub mod deliveries;

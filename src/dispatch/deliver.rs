@@ -47,7 +47,7 @@ const CONCURRENT_ATTEMPTS_PER_ENDPOINT: usize = 32;
 /// How many batches of deliveries are being recorded at the same time, while they are small.
 const CONCURRENT_WRITES: usize = 32;
 /// How many bytes of bodies a small batch may have. A larger one takes the places of several: what is being recorded is in memory
-/// twice more, as items and as the request, and a function has 1 GB.
+/// once more, as the request, and a function has 1 GB.
 const SMALL_BATCH: usize = 1024 * 1024;
 
 /// An event, its body, and the place of its record in the batch.
