@@ -166,14 +166,3 @@ def test_a_data_directory_without_its_secrets_key_is_not_begun_anew(start, tmp_p
     assert not (home / "secrets-key").exists(), "another one would only hide what is wrong"
     (home / "secrets-key").write_text(key)
     assert len(start("--data-dir", str(home)).api.list().data) == 1
-
-
-@ENDS
-def test_a_service_in_memory_leaves_nothing_behind(start, receiver, tmp_path, end):
-    """On Unix, where files that are in use can be removed."""
-    service = start("--in-memory", env={"TMPDIR": str(tmp_path)})
-    service.api.subscribe(f"{receiver.url}/gone", PLAIN_SECRET)
-    service.put_job("gone", service.api.account)
-    receiver.wait_for("/gone", 1)
-    service.signal(end)
-    assert list(tmp_path.iterdir()) == []

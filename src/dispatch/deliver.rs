@@ -41,7 +41,7 @@ const CONCURRENT_ATTEMPTS: usize = 256;
 /// not grows old, and the next one begins beside it.
 const CONCURRENT_NEW_ATTEMPTS: usize = 64;
 /// How long an attempt is new.
-const NEW: Duration = Duration::from_millis(5);
+const NEW: Duration = Duration::from_millis(3);
 /// How many are to one endpoint.
 const CONCURRENT_ATTEMPTS_PER_ENDPOINT: usize = 32;
 /// How many batches of deliveries are being recorded at the same time, while they are small.
@@ -108,6 +108,24 @@ struct Places {
     new: Semaphore,
 }
 
+impl Places {
+    fn new() -> Self {
+        Self { in_all: Semaphore::new(CONCURRENT_ATTEMPTS), new: Semaphore::new(CONCURRENT_NEW_ATTEMPTS) }
+    }
+
+    /// Makes an attempt once there is a place for it, which it holds among the new ones only while it is new.
+    async fn hold<F: Future>(&self, attempt: F) -> F::Output {
+        let _place = self.in_all.acquire().await;
+        let new = self.new.acquire().await;
+        let mut attempt = pin!(attempt);
+        if let Ok(output) = timeout(NEW, &mut attempt).await {
+            return output;
+        }
+        drop(new);
+        attempt.await
+    }
+}
+
 /// What became of a batch.
 #[derive(Debug, Default)]
 pub(super) struct Delivered {
@@ -159,8 +177,7 @@ impl Dispatcher {
             }
         }
         self.open_secrets(&mut parts, &mut delivered).await;
-        let places =
-            Places { in_all: Semaphore::new(CONCURRENT_ATTEMPTS), new: Semaphore::new(CONCURRENT_NEW_ATTEMPTS) };
+        let places = Places::new();
         let serve = |part| self.serve(part, &places, deadline);
         let served = bounded::each(parts.values().collect(), CONCURRENT_ENDPOINTS, serve).await;
         // Not before all are sent: putting large items together takes time, and an endpoint would seem to be the slow one.
@@ -283,7 +300,7 @@ impl Dispatcher {
     ) -> (&'a Part<'a>, Vec<(Begun, Option<Outcome>)>) {
         let path = part.subscriber.health.path();
         let leave_to_queue = AtomicBool::new(path == Path::Queue);
-        let begin = |due| self.begin(part, due, &leave_to_queue, places, deadline);
+        let begin = |due| places.hold(self.begin(part, due, &leave_to_queue, deadline));
         let mut due = part.due.iter().copied();
         let mut begun = Vec::with_capacity(due.len());
         if path == Path::Trial
@@ -305,11 +322,8 @@ impl Dispatcher {
         part: &Part<'_>,
         due: &Occurrence,
         leave_to_queue: &AtomicBool,
-        places: &Places,
         deadline: Deadline,
     ) -> (Begun, Option<Outcome>) {
-        let _place = places.in_all.acquire().await;
-        let new = places.new.acquire().await;
         let mut delivery = due.delivery(part.webhook(), self.clock.now());
         let remaining = deadline.remaining();
         // What is cut short by the end of the invocation would look like a slow endpoint.
@@ -319,8 +333,7 @@ impl Dispatcher {
             && in_time
             && !leave_to_queue.load(Ordering::Relaxed)
         {
-            let attempt = self.attempt(&self.direct, part.webhook(), secrets, &mut delivery, remaining);
-            let attempted = holding_while_new(new, attempt).await;
+            let attempted = self.attempt(&self.direct, part.webhook(), secrets, &mut delivery, remaining).await;
             if attempted.failure.as_ref().is_some_and(|failure| fails_to_answer(failure.kind())) {
                 leave_to_queue.store(true, Ordering::Relaxed);
             }
@@ -328,16 +341,6 @@ impl Dispatcher {
         }
         ((due.record, delivery), outcome)
     }
-}
-
-/// Makes an attempt that holds its place among the new ones only while it is one of them.
-async fn holding_while_new<P, F: Future>(place: P, attempt: F) -> F::Output {
-    let mut attempt = pin!(attempt);
-    if let Ok(output) = timeout(NEW, &mut attempt).await {
-        return output;
-    }
-    drop(place);
-    attempt.await
 }
 
 /// Why an event is poison although it was understood.
@@ -356,25 +359,42 @@ fn event_type(occurrence: &Occurrence) -> EventType {
 
 #[cfg(test)]
 mod tests {
-    use tokio::sync::oneshot;
+    use std::{
+        future::{pending, poll_fn},
+        sync::atomic::AtomicUsize,
+        task::{Context, Poll},
+    };
 
     use super::*;
     use crate::event::MAX_BODY;
 
     #[tokio::test]
-    async fn an_attempt_lets_the_next_begin_when_it_ends_or_is_no_longer_new() {
-        let new = Semaphore::new(1);
-        let places_left = holding_while_new(new.acquire().await, async { new.available_permits() }).await;
-        assert_eq!((places_left, new.available_permits()), (0, 1));
-
-        // This one ends when the next has begun.
-        let (begun, hears) = oneshot::channel();
-        let attempt = holding_while_new(new.acquire().await, hears);
-        let next = async {
-            let _place = new.acquire().await;
-            begun.send(())
+    async fn so_many_attempts_begin_at_once_and_more_when_they_wait() {
+        let (places, begun) = (Places::new(), AtomicUsize::new(0));
+        let attempt = |_| {
+            places.hold(async {
+                begun.fetch_add(1, Ordering::Relaxed);
+                pending::<()>().await;
+            })
         };
-        assert_eq!(tokio::join!(attempt, next), (Ok(()), Ok(())));
+        let mut attempts = pin!(join_all((0..2 * CONCURRENT_ATTEMPTS).map(attempt)));
+        let mut begin = |context: &mut Context<'_>| {
+            assert!(attempts.as_mut().poll(context).is_pending());
+            begun.load(Ordering::Relaxed)
+        };
+        assert_eq!(poll_fn(|context| Poll::Ready(begin(context))).await, CONCURRENT_NEW_ATTEMPTS);
+        let all = poll_fn(|context| if begin(context) < CONCURRENT_ATTEMPTS { Poll::Pending } else { Poll::Ready(()) });
+        timeout(Duration::from_secs(20), all).await.expect("more begin");
+        assert_eq!(poll_fn(|context| Poll::Ready(begin(context))).await, CONCURRENT_ATTEMPTS);
+    }
+
+    #[tokio::test]
+    async fn an_attempt_that_ends_leaves_its_places() {
+        let places = Places::new();
+        let left = || (places.in_all.available_permits(), places.new.available_permits());
+        let meanwhile = places.hold(async { left() }).await;
+        assert_eq!(meanwhile, (CONCURRENT_ATTEMPTS - 1, CONCURRENT_NEW_ATTEMPTS - 1));
+        assert_eq!(left(), (CONCURRENT_ATTEMPTS, CONCURRENT_NEW_ATTEMPTS));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The embedded DynamoDB: `dynoxide` over a SQLite file, in process and on a loopback port.
 
-use std::{path::Path, sync::Mutex, time::Duration};
+use std::{fs, path::Path, sync::Mutex, time::Duration};
 
 use dynoxide::Database;
 use rusqlite::Connection;
@@ -25,7 +25,7 @@ pub struct Engine {
     database: Database,
     stop: oneshot::Sender<()>,
     server: JoinHandle<Result<(), String>>,
-    /// Holds the database of an engine that keeps nothing, where files that are in use cannot be removed; dropped last.
+    /// Holds the database of an engine that keeps nothing; dropped last.
     _temporary: Option<TempDir>,
 }
 
@@ -46,8 +46,10 @@ impl Engine {
         }
         let beside = Connection::open(&path).map_err(|error| unusable(error.to_string()))?;
         beside.execute_batch(INDEX).map_err(|error| unusable(error.to_string()))?;
-        // Removed now, its files are gone with the process, however that ends.
-        let temporary = temporary.filter(|_| !cfg!(unix));
+        if let Some(temporary) = &temporary {
+            // Where files that are in use can be removed, they are then gone with the process, however it ends.
+            let _ = fs::remove_dir_all(temporary.path());
+        }
         let (stop, stopped) = oneshot::channel();
         let server = dynoxide::server::serve_with_shutdown(listener, database.clone(), async {
             let _ = stopped.await;
