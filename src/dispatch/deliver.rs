@@ -41,7 +41,7 @@ const CONCURRENT_ATTEMPTS: usize = 256;
 /// not grows old, and the next one begins beside it.
 const CONCURRENT_NEW_ATTEMPTS: usize = 64;
 /// How long an attempt is new.
-const NEW: Duration = Duration::from_millis(3);
+const NEW: Duration = Duration::from_millis(5);
 /// How many are to one endpoint.
 const CONCURRENT_ATTEMPTS_PER_ENDPOINT: usize = 32;
 /// How many batches of deliveries are being recorded at the same time, while they are small.
