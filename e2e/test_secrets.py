@@ -453,5 +453,5 @@ def test_what_is_kept_in_memory_has_no_name_for_others_to_read_and_is_gone_when_
         assert files
         for file in files:
             assert b"a secret in memory" not in file.read_bytes()
-    service.signal(end)
+    assert service.signal(end) == {signal.SIGTERM: 0, signal.SIGKILL: -signal.SIGKILL}[end]
     assert list(tmp_path.iterdir()) == []

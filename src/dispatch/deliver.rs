@@ -106,11 +106,12 @@ struct Loaded {
 struct Places {
     in_all: Semaphore,
     new: Semaphore,
+    new_for: Duration,
 }
 
 impl Places {
     fn new() -> Self {
-        Self { in_all: Semaphore::new(CONCURRENT_ATTEMPTS), new: Semaphore::new(CONCURRENT_NEW_ATTEMPTS) }
+        Self { in_all: Semaphore::new(CONCURRENT_ATTEMPTS), new: Semaphore::new(CONCURRENT_NEW_ATTEMPTS), new_for: NEW }
     }
 
     /// Makes an attempt once there is a place for it, which it holds among the new ones only while it is new.
@@ -118,7 +119,7 @@ impl Places {
         let _place = self.in_all.acquire().await;
         let new = self.new.acquire().await;
         let mut attempt = pin!(attempt);
-        if let Ok(output) = timeout(NEW, &mut attempt).await {
+        if let Ok(output) = timeout(self.new_for, &mut attempt).await {
             return output;
         }
         drop(new);
@@ -362,15 +363,17 @@ mod tests {
     use std::{
         future::{pending, poll_fn},
         sync::atomic::AtomicUsize,
-        task::{Context, Poll},
+        task::Poll,
     };
+
+    use tokio::task::unconstrained;
 
     use super::*;
     use crate::event::MAX_BODY;
 
-    #[tokio::test]
-    async fn so_many_attempts_begin_at_once_and_more_when_they_wait() {
-        let (places, begun) = (Places::new(), AtomicUsize::new(0));
+    /// Has attempts begun that never end, until so many have: how many have then.
+    async fn begun(places: Places, at_least: usize) -> usize {
+        let begun = AtomicUsize::new(0);
         let attempt = |_| {
             places.hold(async {
                 begun.fetch_add(1, Ordering::Relaxed);
@@ -378,14 +381,22 @@ mod tests {
             })
         };
         let mut attempts = pin!(join_all((0..2 * CONCURRENT_ATTEMPTS).map(attempt)));
-        let mut begin = |context: &mut Context<'_>| {
+        let enough = poll_fn(|context| {
             assert!(attempts.as_mut().poll(context).is_pending());
-            begun.load(Ordering::Relaxed)
-        };
-        assert_eq!(poll_fn(|context| Poll::Ready(begin(context))).await, CONCURRENT_NEW_ATTEMPTS);
-        let all = poll_fn(|context| if begin(context) < CONCURRENT_ATTEMPTS { Poll::Pending } else { Poll::Ready(()) });
-        timeout(Duration::from_secs(20), all).await.expect("more begin");
-        assert_eq!(poll_fn(|context| Poll::Ready(begin(context))).await, CONCURRENT_ATTEMPTS);
+            let begun = begun.load(Ordering::Relaxed);
+            if begun < at_least { Poll::Pending } else { Poll::Ready(begun) }
+        });
+        // Without tokio's own bound on what a task does at once.
+        timeout(Duration::from_secs(20), unconstrained(enough)).await.expect("so many begin")
+    }
+
+    #[tokio::test]
+    async fn so_many_attempts_begin_and_more_when_those_are_old() {
+        let always_new = Places { new_for: Duration::from_hours(1), ..Places::new() };
+        assert_eq!(begun(always_new, 1).await, CONCURRENT_NEW_ATTEMPTS);
+        let room_for_new = Places { new: Semaphore::new(2 * CONCURRENT_ATTEMPTS), ..Places::new() };
+        assert_eq!(begun(room_for_new, 1).await, CONCURRENT_ATTEMPTS);
+        assert_eq!(begun(Places::new(), CONCURRENT_ATTEMPTS).await, CONCURRENT_ATTEMPTS);
     }
 
     #[tokio::test]

@@ -201,7 +201,7 @@ pub(super) fn item_of(delivery: &Delivery, now: Instant, retention: Duration) ->
 fn attributes_of(delivery: &Delivery, now: Instant, retention: Duration) -> Attributes<'_> {
     let Primary { pk, sk } = keys::delivery(&delivery.key);
     let (status, next_attempt_at) = parts(delivery.state);
-    let mut item = Attributes::with_capacity(18);
+    let mut item = Attributes::with_capacity(20);
     item.text(keys::PK, pk);
     item.text(keys::SK, sk);
     item.text("event", delivery.event_type.name());
