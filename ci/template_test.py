@@ -315,8 +315,8 @@ class Template(unittest.TestCase):
 
     def test_what_is_given_up_is_kept_whole_in_a_private_bucket(self):
         destination = self.mapping()["DestinationConfig"]["OnFailure"]["Destination"]
-        self.assertEqual(destination, {"Fn::GetAtt": ["GivenUp", "Arn"]})
-        bucket = self.resources["GivenUp"]
+        self.assertEqual(destination, {"Fn::GetAtt": ["DiscardedBatches", "Arn"]})
+        bucket = self.resources["DiscardedBatches"]
         self.assertEqual(bucket["Type"], "AWS::S3::Bucket")
         self.assertEqual((bucket["DeletionPolicy"], bucket["UpdateReplacePolicy"]), ("Retain", "Retain"))
         properties = bucket["Properties"]
@@ -331,9 +331,9 @@ class Template(unittest.TestCase):
 
     def test_dispatch_alone_may_put_what_is_given_up_and_only_into_this_account(self):
         for role in ROLES:
-            statements = [s for s in self.statements(role) if "GivenUp" in json.dumps(s["Resource"])]
+            statements = [s for s in self.statements(role) if "DiscardedBatches" in json.dumps(s["Resource"])]
             granted = {action: s["Resource"] for s in statements for action in listed(s["Action"])}
-            objects = {"s3:PutObject": {"Fn::Sub": "${GivenUp.Arn}/aws/lambda/*"}, "s3:ListBucket": {"Fn::GetAtt": ["GivenUp", "Arn"]}}
+            objects = {"s3:PutObject": {"Fn::Sub": "${DiscardedBatches.Arn}/aws/lambda/*"}, "s3:ListBucket": {"Fn::GetAtt": ["DiscardedBatches", "Arn"]}}
             self.assertEqual(granted, objects if role == "DispatchRole" else {}, role)
             for statement in statements:
                 self.assertEqual(statement["Condition"], {"StringEquals": {"s3:ResourceAccount": {"Ref": "AWS::AccountId"}}})
@@ -754,7 +754,7 @@ class Template(unittest.TestCase):
         self.assertEqual({alarm["TreatMissingData"] for alarm in self.alarms().values()}, {"breaching", "notBreaching"})
 
     def test_nobody_is_woken_by_a_blip_and_nothing_that_waits_for_a_person_waits_unseen(self):
-        waiting = {"RecordsGivenUp", "PoisonRecords", "RetryDeadLettered"}
+        waiting = {"RecordsDiscarded", "PoisonRecords", "RetryDeadLettered"}
         for name, alarm in self.alarms().items():
             periods = {query["MetricStat"]["Period"] for query in alarm.get("Metrics", []) if "MetricStat" in query} or {alarm["Period"]}
             bad = the(periods) * alarm.get("DatapointsToAlarm", alarm["EvaluationPeriods"])
@@ -885,8 +885,8 @@ class Template(unittest.TestCase):
         known = {
             "ApiRole": {"Webhooks", "Deliveries", "DeliveriesByState", "Retry", "SecretsKey", "Logs", *network},
             "DispatchRole": {
-                "SecretsKey", "Webhooks", "DataKeysAndReplays", "Health", "Poison", "Unparking", "Replaying", "Deliveries", "DeliveriesDue", "DeliveriesByState", "Retry",
-                "JobsStream", "GivenUp", "GivenUpBucket", "Logs", *network,
+                "SecretsKey", "Webhooks", "DataKeysAndReplays", "Health", "Poison", "ResumeMarkers", "ReplayMarkers", "Deliveries", "DeliveriesDue", "DeliveriesByState", "Retry",
+                "JobsStream", "DiscardedBatches", "DiscardedBatchesBucket", "Logs", *network,
             },
             "RetryRole": {"SecretsKey", "Webhooks", "DataKeysAndReplays", "Health", "Deliveries", "Retry", "Logs", *network},
         }
@@ -941,7 +941,7 @@ class Template(unittest.TestCase):
         for name in BINARIES:
             given = self.properties(name)["Environment"]["Variables"]["SECRETS_KMS_KEY_ID"]
             self.assertEqual(given["Fn::If"][:2], arn["Fn::If"][:2], name)
-            self.assertEqual(given["Fn::If"][2], {"Fn::If": ["SealSecrets", {"Ref": "SecretsKmsKey"}, ""]}, name)
+            self.assertEqual(given["Fn::If"][2], {"Fn::If": ["EncryptSecrets", {"Ref": "SecretsKmsKey"}, ""]}, name)
 
 
 if __name__ == "__main__":

@@ -140,7 +140,7 @@ def test_secrets_are_sealed(stack, api):
 def test_nothing_was_given_up(stack):
     found = stack.account.client("sqs").receive_message(QueueUrl=stack.outputs["RetryDeadLettersQueue"])
     assert not found.get("Messages"), found
-    found = stack.account.client("s3").list_objects_v2(Bucket=stack.outputs["GivenUpBucket"])
+    found = stack.account.client("s3").list_objects_v2(Bucket=stack.outputs["DiscardedBatchesBucket"])
     assert found["KeyCount"] == 0, found
 
 
@@ -178,4 +178,4 @@ def test_when_the_stack_is_deleted_what_is_in_it_is_kept(stack):
     # Without it the secrets in the table cannot be opened.
     key = stack.account.client("kms").describe_key(KeyId=before["SecretsKey"])["KeyMetadata"]
     assert key["KeyState"] == "Enabled"
-    stack.account.client("s3").head_bucket(Bucket=before["GivenUp"])
+    stack.account.client("s3").head_bucket(Bucket=before["DiscardedBatches"])
