@@ -27,7 +27,7 @@ def account(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def dynamodb_local():
-    """The URL of Amazon's DynamoDB Local, which ci/deploy has started."""
+    """The URL of Amazon's DynamoDB Local, which ci/test-deployment has started."""
     return os.environ["TEST_DYNAMODB_ENDPOINT"]
 
 
