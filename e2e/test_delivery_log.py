@@ -130,7 +130,7 @@ def test_a_parameter_that_makes_no_sense_is_named(api, receiver, name, query):
     assert answer.message.startswith(f"{name}: "), answer.message
 
 
-def test_what_is_anothers_and_what_never_was_look_the_same(service, api, receiver, write):
+def test_foreign_and_missing_webhooks_look_the_same(service, api, receiver, write):
     webhook = api.subscribe(f"{receiver.url}/hook")
     write(webhook, "job")
     event = api.row(webhook)["event_id"]

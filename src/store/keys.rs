@@ -245,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn no_account_can_reach_anothers_idempotency_record() {
+    fn account_cannot_reach_others_idempotency_record() {
         let key = |account: &str, key| idempotency(&Account::parse(account).unwrap(), key);
         assert_ne!(key("a", "b#c"), key("a#b", "c"));
     }
