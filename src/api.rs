@@ -3,16 +3,16 @@
 mod auth;
 mod body;
 mod callbacks;
-pub(crate) mod deliveries;
+pub mod deliveries;
 mod error;
 #[cfg(fuzzing)]
 pub mod fuzzing;
 mod openapi;
 mod portal;
 mod replays;
-mod secrets;
-mod telemetry;
-mod trial;
+mod request_log;
+mod rotate_secret;
+mod test_event;
 mod webhooks;
 
 use std::{any::Any, sync::Arc, time::Duration};
@@ -30,10 +30,10 @@ use tower_http::catch_panic::CatchPanicLayer;
 use utoipa::ToSchema;
 
 use crate::{
+    client::{Guard, WebhookClient},
     clock::Clock,
     queue::Queue,
-    store::{Store, rate},
-    transport::{Client, Guard},
+    store::{Store, rate_limit},
 };
 use body::shown;
 use error::Error;
@@ -49,7 +49,7 @@ pub struct Api {
     /// Checks the URLs that webhooks are created with.
     pub guard: Guard,
     /// Sends test events.
-    pub client: Client,
+    pub client: WebhookClient,
     /// The time.
     pub clock: Clock,
     /// Where attempts that are asked for are put.
@@ -59,7 +59,7 @@ pub struct Api {
     /// How many webhooks an account may have.
     pub webhooks_per_account: u32,
     /// How many requests an account may make.
-    pub rate_limits: rate::Limits,
+    pub rate_limits: rate_limit::Limits,
 }
 
 /// The router of the whole API. Whatever it answers has the envelope, its description and the portal excepted, and an
@@ -74,8 +74,8 @@ pub fn router_with(api: Api, beside: Router) -> Router {
         Router::new()
             .route("/api/v1/webhooks", get(webhooks::list).post(webhooks::create))
             .route("/api/v1/webhooks/{id}", get(webhooks::show).patch(webhooks::change).delete(webhooks::remove))
-            .route("/api/v1/webhooks/{id}/rotate-secret", post(secrets::rotate))
-            .route("/api/v1/webhooks/{id}/test", post(trial::send))
+            .route("/api/v1/webhooks/{id}/rotate-secret", post(rotate_secret::rotate))
+            .route("/api/v1/webhooks/{id}/test", post(test_event::send))
             .route("/api/v1/webhooks/{id}/replay", post(replays::begin))
             .route("/api/v1/webhooks/{id}/replays/{replay}", get(replays::show).delete(replays::cancel))
             .route("/api/v1/webhooks/{id}/deliveries", get(deliveries::list))
@@ -95,7 +95,7 @@ fn with_middleware(router: Router) -> Router {
         .fallback(not_found)
         .method_not_allowed_fallback(method_not_allowed)
         .layer(CatchPanicLayer::custom(panicked))
-        .layer(middleware::from_fn(telemetry::request))
+        .layer(middleware::from_fn(request_log::request))
 }
 
 /// The envelope of a success.

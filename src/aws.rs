@@ -6,7 +6,7 @@ use aws_config::{BehaviorVersion, SdkConfig, timeout::TimeoutConfig};
 use aws_sdk_dynamodb::error::{ProvideErrorMetadata, SdkError};
 
 use crate::{
-    store::vault::{Vault, Wrapping},
+    store::secrets::{Vault, Wrapping},
     telemetry::in_a_line,
 };
 

@@ -5,13 +5,13 @@ use std::{fmt, path::PathBuf, str::FromStr, time::Duration};
 use ipnet::IpNet;
 
 use crate::{
-    delivery::schedule::Schedule,
-    store::{Tables, rate},
-    transport::{
-        client::{CaFileError, Client, Limits},
+    client::{
+        attempt::{CaFileError, Timeouts, WebhookClient},
         guard::{Guard, Policy},
     },
+    store::{Tables, rate_limit},
 };
+use nano_webhooks_core::delivery::schedule::Schedule;
 
 /// After how long of nothing but failures a webhook is disabled, unless it is set: five days.
 const DISABLE_AFTER: Duration = Duration::from_hours(120);
@@ -34,7 +34,7 @@ pub struct Config {
     /// `WEBHOOKS_PER_ACCOUNT`.
     pub webhooks_per_account: u32,
     /// `RATE_LIMIT_PER_MINUTE` and `RATE_LIMIT_PER_DAY`.
-    pub rate_limits: rate::Limits,
+    pub rate_limits: rate_limit::Limits,
     /// `ACCOUNT_CLAIM`: the claim of API Gateway's authorizer that names the account, for platforms that authenticate in front;
     /// API keys are not looked at then. Deployed functions only.
     pub account_claim: Option<String>,
@@ -53,7 +53,7 @@ pub struct Defaults {
     /// The target policy.
     pub targets: Policy,
     /// The rate limits.
-    pub rate_limits: rate::Limits,
+    pub rate_limits: rate_limit::Limits,
 }
 
 impl Defaults {
@@ -61,13 +61,13 @@ impl Defaults {
     pub const DEPLOYED: Self = Self {
         tables: None,
         targets: Policy::Public,
-        rate_limits: rate::Limits { per_minute: Some(60), per_day: Some(10_000) },
+        rate_limits: rate_limit::Limits { per_minute: Some(60), per_day: Some(10_000) },
     };
     /// A developer's machine.
     pub const LOCAL: Self = Self {
         tables: Some(("nano-webhooks", "nano-webhooks-deliveries")),
         targets: Policy::Any,
-        rate_limits: rate::Limits { per_minute: None, per_day: None },
+        rate_limits: rate_limit::Limits { per_minute: None, per_day: None },
     };
     /// The name of the platform's jobs table in local mode.
     pub const LOCAL_JOBS_TABLE: &'static str = "jobs";
@@ -194,7 +194,7 @@ impl Config {
                 }
             },
             webhooks_per_account: limit("WEBHOOKS_PER_ACCOUNT", Some(Positive(50)))?.map_or(50, |n| n.0),
-            rate_limits: rate::Limits {
+            rate_limits: rate_limit::Limits {
                 per_minute: limit("RATE_LIMIT_PER_MINUTE", defaults.rate_limits.per_minute.map(Positive))?.map(|n| n.0),
                 per_day: limit("RATE_LIMIT_PER_DAY", defaults.rate_limits.per_day.map(Positive))?.map(|n| n.0),
             },
@@ -213,8 +213,8 @@ impl Config {
     ///
     /// # Errors
     /// If `EXTRA_CA_FILE` cannot be read.
-    pub fn client(&self, limits: Limits) -> Result<Client, ConfigError> {
-        Ok(Client::new(self.guard(), limits, self.extra_ca_file.as_deref())?)
+    pub fn client(&self, limits: Timeouts) -> Result<WebhookClient, ConfigError> {
+        Ok(WebhookClient::new(self.guard(), limits, self.extra_ca_file.as_deref())?)
     }
 }
 
@@ -249,7 +249,7 @@ mod tests {
     fn a_deployed_function_calls_public_targets_and_limits_requests_unless_told_otherwise() {
         let config = read(&[]).unwrap();
         assert_eq!(config.targets, Policy::Public);
-        assert_eq!(config.rate_limits, rate::Limits { per_minute: Some(60), per_day: Some(10_000) });
+        assert_eq!(config.rate_limits, rate_limit::Limits { per_minute: Some(60), per_day: Some(10_000) });
         assert_eq!(config.webhooks_per_account, 50);
         assert_eq!(config.retention, Duration::from_hours(720));
         assert_eq!(config.retry_schedule, Schedule::default());

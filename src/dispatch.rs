@@ -1,11 +1,11 @@
 //! The dispatcher: takes batches of the jobs stream and calls the endpoints that subscribe to what happened.
 
-mod deliver;
-mod gates;
-pub mod invocation;
+mod fan_out;
+mod in_flight;
+pub mod lambda_event;
 pub mod redrive;
 mod retry;
-pub mod stream;
+pub mod stream_record;
 mod sweep;
 
 use std::{
@@ -19,25 +19,29 @@ use aws_lambda_events::event::streams::{DynamoDbBatchItemFailure, DynamoDbEventR
 use tokio::time::timeout;
 
 use crate::{
-    clock::{Clock, Deadline, Instant},
+    client::WebhookClient,
+    clock::{Clock, Deadline},
+    metrics::{Count, Measure, Metrics},
+    queue::{Message, Queue, Timer},
+    random,
+    store::{Store, poison::Poison, webhooks::Subscriber},
+};
+use fan_out::Occurrence;
+pub use in_flight::Gates;
+use nano_webhooks_core::{
     delivery::{
         Delivery, Key, State,
         attempt::{FailureKind, Outcome, Request},
-        due::is_within_reach,
-        health::{Health, fails_to_answer},
+        endpoint_health::{Health, fails_to_answer},
+        lease::is_within_reach,
         schedule::Schedule,
     },
     event::{EventId, MAX_BODY},
-    metrics::{Count, Measure, Metrics},
-    queue::{Message, Queue, Timer},
-    random, signing,
-    store::{Store, poison::Poison, webhooks::Subscriber},
-    transport::Client,
+    signing,
+    timestamp::Timestamp,
     webhook::{Account, EventType, Secret, Status, Webhook},
 };
-use deliver::Occurrence;
-pub use gates::Gates;
-use stream::Record;
+use stream_record::Record;
 
 /// What is left of an invocation's time for recording and answering when attempts must end: more than the longest request
 /// to a table.
@@ -57,9 +61,9 @@ pub struct Dispatcher {
     /// The tables.
     pub store: Store,
     /// Makes the attempts that are made straight from the stream.
-    pub direct: Client,
+    pub direct: WebhookClient,
     /// Makes the attempts that are made from the queue.
-    pub queued: Client,
+    pub queued: WebhookClient,
     /// Where the next attempts are put.
     pub queue: Queue,
     /// What is in flight from the queue.
@@ -118,7 +122,7 @@ impl Dispatcher {
     /// Makes the next attempt of a delivery, and decides where it stands then.
     async fn attempt(
         &self,
-        client: &Client,
+        client: &WebhookClient,
         webhook: &Webhook,
         secrets: &[Secret],
         delivery: &mut Delivery,
@@ -164,7 +168,7 @@ impl Dispatcher {
 
     /// Puts the next attempts of recorded deliveries into the queue, those that are within its reach; the sweep sees to the
     /// others.
-    async fn set_timers<'a>(&self, recorded: impl IntoIterator<Item = &'a Delivery>, now: Instant) {
+    async fn set_timers<'a>(&self, recorded: impl IntoIterator<Item = &'a Delivery>, now: Timestamp) {
         let timer = |delivery: &Delivery| match delivery.state {
             State::Pending(due) if is_within_reach(due, now) => {
                 let message = Message { key: delivery.key.clone(), attempt_count: delivery.attempt_count };
@@ -252,12 +256,13 @@ impl Dispatcher {
         account: &Account,
         webhook: &Webhook,
         reason: &str,
-        now: Instant,
+        now: Timestamp,
     ) -> crate::store::Result<()> {
         let event_type = EventType::WebhookDisabled;
         let event = EventId::at(now, account, &webhook.id.to_string(), event_type);
         let body: Arc<str> =
-            crate::event::webhook_disabled(webhook.id, webhook.url.as_str(), reason, &now.rfc3339()).into();
+            nano_webhooks_core::event::webhook_disabled(webhook.id, webhook.url.as_str(), reason, &now.rfc3339())
+                .into();
         let others = self.store.subscribers(account).await?.into_iter().flatten().map(|other| other.webhook);
         let others = others.filter(|other| other.id != webhook.id && other.wants(event_type));
         let tell: Vec<_> = others

@@ -2,8 +2,7 @@
 //! local mode Prometheus reads them ([`prometheus`]). None of them tells customers apart: their number would be without bound,
 //! and the delivery log answers for each of them.
 
-pub mod embedded;
-#[cfg(feature = "local")]
+pub mod emf;
 pub mod prometheus;
 
 use std::{
@@ -12,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use crate::delivery::attempt::FailureKind;
+use nano_webhooks_core::delivery::attempt::FailureKind;
 
 /// What is counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -75,7 +74,6 @@ enum Durations {
     /// Each of them, until they are written.
     Each(BTreeMap<Measure, Vec<Duration>>),
     /// How many there were within each bound, since the start.
-    #[cfg(feature = "local")]
     Histograms(BTreeMap<Measure, prometheus::Histogram>),
 }
 
@@ -100,7 +98,6 @@ impl Metrics {
     pub fn measure(&self, what: Measure, took: Duration) {
         match &mut self.lock().durations {
             Durations::Each(each) => each.entry(what).or_default().push(took),
-            #[cfg(feature = "local")]
             Durations::Histograms(histograms) => histograms.entry(what).or_default().take(took),
         }
     }

@@ -8,13 +8,11 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use tokio::sync::mpsc;
 
-use crate::{
-    aws::said,
-    bounded,
-    clock::Instant,
-    delivery::{Key, due::QUEUE_REACH},
+use crate::{aws::said, concurrency, store::leases::Due};
+use nano_webhooks_core::{
+    delivery::{Key, lease::QUEUE_REACH},
     event::EventId,
-    store::claims::Due,
+    timestamp::Timestamp,
     webhook::{Account, WebhookId},
 };
 
@@ -77,7 +75,7 @@ pub struct Timer {
     /// The message.
     pub message: Message,
     /// When the delivery is due.
-    pub due: Instant,
+    pub due: Timestamp,
 }
 
 impl From<Due> for Timer {
@@ -103,7 +101,7 @@ pub enum Queue {
 
 impl Queue {
     /// Sets timers. One that cannot be set is logged and left to the sweep, which finds the delivery in the table.
-    pub async fn set(&self, timers: Vec<Timer>, now: Instant) {
+    pub async fn set(&self, timers: Vec<Timer>, now: Timestamp) {
         match self {
             Self::Local(channel) => {
                 for timer in timers {
@@ -113,13 +111,13 @@ impl Queue {
             }
             Self::Sqs { client, url } => {
                 let batches = timers.chunks(BATCH).map(|batch| send(client, url, batch, now)).collect();
-                bounded::join(batches, CONCURRENT_BATCHES).await;
+                concurrency::join(batches, CONCURRENT_BATCHES).await;
             }
         }
     }
 }
 
-async fn send(client: &Client, url: &str, batch: &[Timer], now: Instant) {
+async fn send(client: &Client, url: &str, batch: &[Timer], now: Timestamp) {
     let entries = batch.iter().enumerate().map(|(place, timer)| {
         SendMessageBatchRequestEntry::builder()
             .id(place.to_string())

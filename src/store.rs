@@ -1,21 +1,20 @@
 //! The tables: every read and write of DynamoDB, concrete over the SDK's client.
 
 pub mod api_keys;
-mod attributes;
-pub mod changes;
-pub mod claims;
+pub mod checkpoints;
 pub mod deliveries;
-pub mod keys;
-pub mod log;
-pub mod parked;
+pub mod delivery_log;
+mod item_writer;
+pub mod key_schema;
+pub mod leases;
 pub mod poison;
-#[cfg(feature = "local")]
-pub mod positions;
-pub mod rate;
+pub mod rate_limit;
 pub mod replays;
+pub mod resume;
 pub mod rotation;
+pub mod secrets;
 pub mod tables;
-pub mod vault;
+pub mod update;
 pub mod webhooks;
 
 use std::{collections::HashMap, error::Error as StdError, time::Duration};
@@ -28,7 +27,7 @@ use aws_sdk_dynamodb::{
 use serde::{Deserialize, Serialize};
 
 use crate::aws::said;
-use vault::Vault;
+use secrets::Vault;
 
 /// An item as DynamoDB has it.
 pub type Item = HashMap<String, AttributeValue>;

@@ -2,25 +2,25 @@
 
 use std::{hint::black_box, sync::Arc, time::Duration};
 
-use nano_webhooks::{
-    clock::Instant,
+use nano_webhooks::dispatch::{lambda_event::Invocation, stream_record::Record};
+use nano_webhooks_core::{
     delivery::{
         Delivery, Key,
         attempt::{Attempt, Failure, Outcome, Request},
-        health::{Health, Seen},
-        phases::Phases,
+        endpoint_health::{Health, Seen},
         schedule::Schedule,
+        timings::Phases,
     },
-    dispatch::{invocation::Invocation, stream::Record},
     event::EventId,
     signing,
+    timestamp::Timestamp,
     webhook::{Account, EventType, Secret, WebhookId},
 };
 
 /// A batch as Lambda gives it: one record, and six of all kinds.
 const COMPLETED: &str = include_str!("../../events/stream-completed.json");
 const MIXED: &str = include_str!("../../events/stream-mixed.json");
-const NOW: Instant = Instant::from_millis(1_734_948_000_000);
+const NOW: Timestamp = Timestamp::from_millis(1_734_948_000_000);
 
 /// A step, by its name.
 pub type Case = (&'static str, Box<dyn FnMut()>);

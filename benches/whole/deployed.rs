@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use hyper::body::Bytes;
-use nano_webhooks::{api_key::ApiKey, clock::Clock, webhook::Account};
+use nano_webhooks::clock::Clock;
+use nano_webhooks::random;
+use nano_webhooks_core::{api_key::ApiKey, webhook::Account};
 use serde_json::{Value, json};
 
 use super::{
@@ -104,7 +106,7 @@ fn request(method: &str, path: &str, key: &str) -> Bytes {
 }
 
 async fn key_of(platform: &Platform, account: &str) -> String {
-    let key = ApiKey::generate();
+    let key = ApiKey::from_random(&random::bytes());
     let account = Account::parse(account).expect("a name");
     platform.store.add_key(&account, &key, Clock::system().now()).await.expect("the key is stored");
     key.expose().to_owned()

@@ -11,19 +11,19 @@ use hyper_util::{
 };
 use nano_webhooks::{
     clock::Clock,
-    local::dynamodb,
     store::{
         Store, Tables,
-        vault::{Vault, Wrapping},
+        secrets::{Vault, Wrapping},
         webhooks::NewWebhook,
     },
-    webhook::{Account, EndpointUrl, Events},
 };
+use nano_webhooks_cli::dynamodb;
+use nano_webhooks_core::webhook::{Account, EndpointUrl, Events};
 use serde_json::{Value, json};
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::{
-    LOCAL, float,
+    float, local_binary,
     machine::{self, Process},
     per_thousand, percentile, platform,
     receiver::Receiver,
@@ -44,7 +44,7 @@ struct Service {
 impl Service {
     fn start() -> Self {
         let begun = machine::now();
-        let mut command = Command::new(LOCAL);
+        let mut command = Command::new(local_binary());
         command.env_clear().env("RUST_LOG", "warn");
         command.args(["serve", "--in-memory", "--json", "--listen", "127.0.0.1:0", "--dynamodb-listen", "127.0.0.1:0"]);
         let (process, line) = Process::talking(&mut command);

@@ -16,12 +16,23 @@ mod platform;
 mod receiver;
 mod standin;
 
-use std::{env, time::Duration};
+use std::{
+    env,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use tokio::runtime::Builder;
 
-/// The binary of local mode.
-const LOCAL: &str = env!("CARGO_BIN_EXE_nano-webhooks");
+/// The path of the command line's binary, which another package builds.
+///
+/// # Panics
+/// If it was not built with this profile.
+fn local_binary() -> PathBuf {
+    let path = Path::new(env!("CARGO_BIN_EXE_api")).with_file_name("nano-webhooks");
+    assert!(path.exists(), "missing: run `cargo build --profile bench --bin nano-webhooks` first");
+    path
+}
 
 /// What there is to measure.
 const PARTS: [&str; 6] = ["dispatch", "start", "list", "growth", "serve", "neighbour"];

@@ -10,15 +10,16 @@ use futures_util::future::join_all;
 use hyper::body::Bytes;
 use nano_webhooks::{
     clock::Clock,
-    dispatch::stream::Record,
-    local::{dynamodb, engine::Engine},
+    dispatch::stream_record::Record,
     store::{
-        Store, Tables, tables,
-        vault::{Vault, Wrapping},
+        Store, Tables,
+        secrets::{Vault, Wrapping},
+        tables,
         webhooks::{Created, NewWebhook},
     },
-    webhook::{Account, EndpointUrl, Events, Secret},
 };
+use nano_webhooks_cli::{dynamodb, embedded_dynamodb::Engine};
+use nano_webhooks_core::webhook::{Account, EndpointUrl, Events, Secret};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 

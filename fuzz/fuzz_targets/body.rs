@@ -7,10 +7,8 @@
 use axum::{body::Body, extract::Request};
 use http::{HeaderValue, header::CONTENT_TYPE};
 use libfuzzer_sys::fuzz_target;
-use nano_webhooks::{
-    api::fuzzing::{create, patch, replay, rotate},
-    webhook::EndpointUrl,
-};
+use nano_webhooks::api::fuzzing::{create, patch, replay, rotate};
+use nano_webhooks_core::webhook::EndpointUrl;
 use nano_webhooks_fuzz::{ready, refusal};
 use serde_json::Value;
 

@@ -3,10 +3,8 @@
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use libfuzzer_sys::fuzz_target;
-use nano_webhooks::{
-    api::fuzzing::filter,
-    webhook::{EventType, WebhookId},
-};
+use nano_webhooks::api::fuzzing::filter;
+use nano_webhooks_core::webhook::{EventType, WebhookId};
 use nano_webhooks_fuzz::refusal;
 use url::form_urlencoded;
 

@@ -6,10 +6,12 @@ use std::collections::BTreeMap;
 
 use libfuzzer_sys::fuzz_target;
 use nano_webhooks::{
-    clock::rfc3339_in_utc,
-    dispatch::{invocation::Invocation, stream::Record},
-    event::{EventId, JobEvent, number::Number, value::Value},
+    dispatch::{lambda_event::Invocation, stream_record::Record},
     queue::Message,
+};
+use nano_webhooks_core::{
+    event::{EventId, JobEvent, attribute_data::Value, decimal::Number},
+    timestamp::normalize_rfc3339,
 };
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -63,7 +65,7 @@ struct Body<'a> {
 
 fn check_event(event: &JobEvent, length: usize) {
     assert_eq!(EventId::parse(event.id.as_str()).as_ref(), Some(&event.id));
-    assert_eq!(rfc3339_in_utc(&event.timestamp).as_ref(), Some(&event.timestamp));
+    assert_eq!(normalize_rfc3339(&event.timestamp).as_ref(), Some(&event.timestamp));
 
     let body = event.body();
     assert_eq!(event.body(), body);

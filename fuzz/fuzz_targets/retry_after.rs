@@ -6,14 +6,14 @@
 use std::time::Duration;
 
 use libfuzzer_sys::fuzz_target;
-use nano_webhooks::{
-    clock::Instant,
+use nano_webhooks_core::{
     delivery::{retry_after::parse, schedule::Schedule},
+    timestamp::Timestamp,
 };
 
 fuzz_target!(|input: &str| {
     let Some((now, value)) = input.split_once('\n') else { return };
-    let Ok(now) = now.parse().map(Instant::from_millis) else { return };
+    let Ok(now) = now.parse().map(Timestamp::from_millis) else { return };
 
     let asked = parse(value, now);
     assert_eq!(parse(value, now), asked);

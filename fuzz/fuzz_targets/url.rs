@@ -8,11 +8,8 @@ use std::{
 };
 
 use libfuzzer_sys::fuzz_target;
-use nano_webhooks::{
-    delivery::attempt::Failure,
-    transport::guard::{Guard, Policy, refusal},
-    webhook::EndpointUrl,
-};
+use nano_webhooks::client::guard::{Guard, Policy, refusal};
+use nano_webhooks_core::{delivery::attempt::Failure, webhook::EndpointUrl};
 use nano_webhooks_fuzz::ready;
 use url::Host;
 

@@ -10,7 +10,8 @@ use lambda_http::request::RequestContext;
 use serde_json::Value;
 
 use super::{Api, Error};
-use crate::{api_key::ApiKey, store::rate::Verdict, webhook::Account};
+use crate::store::rate_limit::Verdict;
+use nano_webhooks_core::{api_key::ApiKey, webhook::Account};
 
 /// The account that the request is made for. An operation that takes this answers 401 and 429 by itself.
 pub(super) struct Authenticated(pub Account);

@@ -11,7 +11,7 @@ use utoipa::{
 };
 
 use super::openapi::{id_of_event, number_of_webhook};
-use crate::webhook::EventType;
+use nano_webhooks_core::webhook::EventType;
 
 /// The body that tells of a job.
 #[derive(ToSchema)]

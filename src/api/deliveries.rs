@@ -22,15 +22,17 @@ use super::{
     webhooks::{Subject, no_webhook},
 };
 use crate::{
-    clock::Instant,
+    queue::{Message, Timer},
+    store::delivery_log::{Filter, Listed, Status},
+};
+use nano_webhooks_core::{
     delivery::{
         self, Delivery, Key,
         attempt::{Attempt, FailureKind},
-        phases::Phases,
+        timings::Phases,
     },
     event::{EventId, traceparent::Traceparent},
-    queue::{Message, Timer},
-    store::log::{Filter, Listed, Status},
+    timestamp::Timestamp,
     webhook::{Account, EventType, Status as WebhookStatus, WebhookId},
 };
 
@@ -63,7 +65,7 @@ pub(super) struct List {
     "next_attempt_at": null,
     "last_failure": null,
 }))]
-pub(crate) struct Row {
+pub struct Row {
     #[schema(schema_with = openapi::id_of_event)]
     event_id: String,
     #[schema(value_type = EventName)]
@@ -86,7 +88,7 @@ pub(crate) struct Row {
 /// A delivery with all that is known of it.
 #[derive(Serialize, ToSchema)]
 #[schema(as = Delivery)]
-pub(crate) struct View {
+pub struct View {
     #[serde(flatten)]
     row: Row,
     /// The body as it is sent.
@@ -301,7 +303,7 @@ pub(super) fn filter(query: &str, webhook: WebhookId) -> Result<Filter, Error> {
 
 impl Row {
     /// What is pending to a webhook that was deleted is cancelled, also where that is not written yet.
-    pub(crate) fn of_webhook(self, deleted: bool) -> Self {
+    pub fn of_webhook(self, deleted: bool) -> Self {
         if deleted && self.status == "pending" {
             return Self { status: Status::Cancelled.name().to_owned(), next_attempt_at: None, ..self };
         }
@@ -311,7 +313,7 @@ impl Row {
 
 impl View {
     /// See [`Row::of_webhook`].
-    pub(crate) fn of_webhook(self, deleted: bool) -> Self {
+    pub fn of_webhook(self, deleted: bool) -> Self {
         Self { row: self.row.of_webhook(deleted), ..self }
     }
 }
@@ -325,7 +327,7 @@ impl From<Listed> for Row {
             status: row.status,
             attempt_count: row.attempt_count,
             created_at: row.created_at.rfc3339(),
-            next_attempt_at: row.next_attempt_at.map(Instant::rfc3339),
+            next_attempt_at: row.next_attempt_at.map(Timestamp::rfc3339),
             last_failure: row.last_failure,
         }
     }

@@ -6,8 +6,9 @@ use axum::{
 };
 use serde::de::DeserializeOwned;
 
-use super::{body::JsonBody, deliveries, replays, secrets, webhooks};
-use crate::{store::log::Filter, webhook::WebhookId};
+use super::{body::JsonBody, deliveries, replays, rotate_secret, webhooks};
+use crate::store::delivery_log::Filter;
+use nano_webhooks_core::webhook::WebhookId;
 
 /// Reads the body of `POST /api/v1/webhooks`.
 ///
@@ -30,7 +31,7 @@ pub async fn patch(request: Request) -> Result<(), Response> {
 /// # Errors
 /// The answer.
 pub async fn rotate(request: Request) -> Result<(), Response> {
-    body::<secrets::Rotate>(request).await
+    body::<rotate_secret::Rotate>(request).await
 }
 
 /// Reads the body of `POST /api/v1/webhooks/{id}/replay`.

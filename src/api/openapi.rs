@@ -24,11 +24,11 @@ use super::{
     body::{JsonBody, OptionalBody},
     callbacks, deliveries,
     error::{self, Error},
-    portal, replays, secrets, trial, webhooks,
+    portal, replays, rotate_secret, test_event, webhooks,
 };
-use crate::{
+use crate::store::delivery_log;
+use nano_webhooks_core::{
     delivery::attempt,
-    store::log,
     webhook::{self, EndpointUrl, Secret, WebhookId},
 };
 
@@ -51,8 +51,8 @@ use crate::{
         webhooks::show,
         webhooks::change,
         webhooks::remove,
-        secrets::rotate,
-        trial::send,
+        rotate_secret::rotate,
+        test_event::send,
         replays::begin,
         replays::show,
         replays::cancel,
@@ -450,7 +450,7 @@ one_of!(
     DeliveryStatus,
     "`pending`: another attempt is to be made. `delivered`: a 2xx was read. `failed`: no attempt is left. `cancelled`: the \
      webhook was deleted.",
-    log::Status::ALL.map(log::Status::name)
+    delivery_log::Status::ALL.map(delivery_log::Status::name)
 );
 one_of!(
     FailureKind,

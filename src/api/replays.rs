@@ -18,11 +18,15 @@ use super::{
     error, openapi, success,
     webhooks::{Subject, no_webhook},
 };
+use crate::random;
 use crate::{
-    clock::{Deadline, Instant},
-    delivery::ReplayId,
+    clock::Deadline,
     queue::Timer,
     store::replays::{FIRST_STEP, Replay, ReplayState, Replaying, Selection},
+};
+use nano_webhooks_core::{
+    delivery::ReplayId,
+    timestamp::Timestamp,
     webhook::{Status, WebhookId},
 };
 
@@ -37,11 +41,11 @@ pub(super) struct Begin {
     /// Events from this time on, by when the job's write reached the stream, in whole seconds; before `until`, and before now.
     #[serde(default, deserialize_with = "time")]
     #[schema(required, value_type = String, format = DateTime)]
-    since: Option<Instant>,
+    since: Option<Timestamp>,
     /// Events up to this time; without it, up to now.
     #[serde(default, deserialize_with = "time")]
     #[schema(value_type = String, format = DateTime)]
-    until: Option<Instant>,
+    until: Option<Timestamp>,
     /// What failed, or all that is settled.
     #[serde(default, deserialize_with = "selection")]
     #[schema(value_type = SelectionName, default = "failed")]
@@ -137,7 +141,7 @@ pub(super) async fn begin(
         }
         Some(_) => {}
     }
-    let of = Replaying { account, webhook, id: ReplayId::generate() };
+    let of = Replaying { account, webhook, id: ReplayId::from_random(random::bytes()) };
     let replay = Replay::new(since, until, status.unwrap_or(Selection::Failed));
     if let Err(other) = api.store.begin_replay(&of, &replay, now + api.retention).await? {
         let of = Replaying { id: other, ..of };
@@ -213,8 +217,8 @@ impl<S: Send + Sync> FromRequestParts<S> for Named {
 
 const EXPECTED_TIME: &str = "expected a time such as `2024-12-23T10:00:00Z` (RFC 3339)";
 
-fn time<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Instant>, D::Error> {
-    let time = Instant::parse_rfc3339(&body::string(from)?);
+fn time<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Timestamp>, D::Error> {
+    let time = Timestamp::parse_rfc3339(&body::string(from)?);
     time.map(Some).ok_or_else(|| D::Error::custom(EXPECTED_TIME))
 }
 

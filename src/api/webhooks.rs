@@ -21,14 +21,16 @@ use super::{
     success,
 };
 use crate::{
-    clock::Instant,
-    delivery::attempt::FailureKind,
     queue::Timer,
     store::{
-        changes::Change,
-        parked::Unparking,
+        resume::Unparking,
+        update::Change,
         webhooks::{Created, Idempotency, NewWebhook, Subscriber},
     },
+};
+use nano_webhooks_core::{
+    delivery::attempt::FailureKind,
+    timestamp::Timestamp,
     webhook::{EndpointUrl, Events, Secret, Status, Webhook, WebhookId},
 };
 
@@ -124,8 +126,8 @@ impl From<&Subscriber> for Detailed {
             disabled_reason: detail.disabled_reason.clone(),
             health: HealthView {
                 state: health.state(),
-                failing_since: health.failing_since.map(Instant::rfc3339),
-                last_success_at: health.last_success_at.map(Instant::rfc3339),
+                failing_since: health.failing_since.map(Timestamp::rfc3339),
+                last_success_at: health.last_success_at.map(Timestamp::rfc3339),
                 last_failure: health.last_failure,
             },
         }
@@ -324,7 +326,7 @@ impl<S: Send + Sync> FromRequestParts<S> for Subject {
 }
 
 /// The request's `Idempotency-Key`, with a fingerprint of its body.
-fn idempotency(headers: &HeaderMap, body: &[u8], now: Instant) -> Result<Option<Idempotency>, Error> {
+fn idempotency(headers: &HeaderMap, body: &[u8], now: Timestamp) -> Result<Option<Idempotency>, Error> {
     let mut values = headers.get_all("idempotency-key").iter();
     let Some(value) = values.next() else { return Ok(None) };
     let key =

@@ -5,12 +5,12 @@ use std::process::ExitCode;
 use nano_webhooks::{
     api::{self, Api},
     aws,
+    client::attempt::Timeouts,
     clock::Clock,
     config::{Config, Defaults, retry_queue_url, variable},
     queue::Queue,
     store::Store,
     telemetry,
-    transport::client::Limits,
 };
 
 #[tokio::main(flavor = "current_thread")]
@@ -25,7 +25,7 @@ async fn run() -> Result<(), lambda_http::Error> {
     let router = api::router(Api {
         account_claim: config.account_claim.clone(),
         guard: config.guard(),
-        client: config.client(Limits::QUEUED)?,
+        client: config.client(Timeouts::QUEUED)?,
         clock: Clock::system(),
         queue: Queue::Sqs { client: aws_sdk_sqs::Client::new(&aws), url: retry_queue_url()? },
         retention: config.retention,

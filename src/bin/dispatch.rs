@@ -10,14 +10,14 @@ use lambda_runtime::{LambdaEvent, service_fn};
 use mimalloc::MiMalloc;
 use nano_webhooks::{
     aws,
+    client::attempt::Timeouts,
     clock::{Clock, Deadline},
     config::{Config, Defaults, retry_queue_url, stack_name, variable},
-    dispatch::{Dispatcher, Gates, RESERVE, invocation::Invocation},
+    dispatch::{Dispatcher, Gates, RESERVE, lambda_event::Invocation},
     metrics::Metrics,
     queue::Queue,
     store::Store,
     telemetry,
-    transport::client::Limits,
 };
 use serde_json::value::RawValue;
 
@@ -34,8 +34,8 @@ async fn run() -> Result<(), lambda_runtime::Error> {
     let stack = stack_name()?;
     let aws = aws::config().await;
     let dispatcher = Dispatcher {
-        direct: config.client(Limits::DIRECT)?,
-        queued: config.client(Limits::QUEUED)?,
+        direct: config.client(Timeouts::DIRECT)?,
+        queued: config.client(Timeouts::QUEUED)?,
         queue: Queue::Sqs { client: aws_sdk_sqs::Client::new(&aws), url: retry_queue_url()? },
         gates: Gates::default(),
         clock: Clock::system(),

@@ -6,16 +6,18 @@ use aws_lambda_events::event::dynamodb::{EventRecord, StreamRecord};
 use serde_dynamo::Item;
 
 use super::{
-    deliver::{Occurrence, unreadable_webhook},
+    fan_out::{Occurrence, unreadable_webhook},
     read,
-    stream::{Record, outcome_of},
+    stream_record::{Record, outcome_of},
 };
 use crate::{
-    bounded,
-    clock::Instant,
+    concurrency,
+    store::{Result, Store, poison::Kept},
+};
+use nano_webhooks_core::{
     delivery::{Delivery, State},
     event::JobEvent,
-    store::{Result, Store, poison::Kept},
+    timestamp::Timestamp,
 };
 
 /// How many deliveries of an event are recorded at the same time.
@@ -55,8 +57,8 @@ pub async fn redrive(
     store: &Store,
     jobs: Option<&str>,
     kept: &Kept,
-    due: Instant,
-    now: Instant,
+    due: Timestamp,
+    now: Timestamp,
     retention: Duration,
 ) -> Result<Redriven> {
     let job = match jobs {
@@ -80,8 +82,8 @@ pub async fn redrive(
 async fn record_deliveries(
     store: &Store,
     occurrence: Occurrence,
-    due: Instant,
-    now: Instant,
+    due: Timestamp,
+    now: Timestamp,
     retention: Duration,
 ) -> Result<Redriven> {
     let (account, event_type) = (&occurrence.event.account, occurrence.event.outcome.event_type());
@@ -96,7 +98,7 @@ async fn record_deliveries(
             Err(error) => unreadable = Some(unreadable_webhook(&error)),
         }
     }
-    let written = bounded::join(writes, CONCURRENT_WRITES).await.into_iter().collect::<Result<Vec<_>>>()?;
+    let written = concurrency::join(writes, CONCURRENT_WRITES).await.into_iter().collect::<Result<Vec<_>>>()?;
     let recorded = written.iter().filter(|new| **new).count();
     let existing = written.len() - recorded;
     Ok(match unreadable {

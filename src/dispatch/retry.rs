@@ -4,16 +4,18 @@ use std::time::Duration;
 
 use super::Dispatcher;
 use crate::{
-    clock::Instant,
-    delivery::{Delivery, due::is_within_reach},
+    client::attempt::Timeouts,
     queue::{Message, Timer},
     random,
     store::{
         Error, Result,
-        claims::Claimed,
+        leases::Claimed,
         replays::{ReplayState, Replaying},
     },
-    transport::client::Limits,
+};
+use nano_webhooks_core::{
+    delivery::{Delivery, lease::is_within_reach},
+    timestamp::Timestamp,
     webhook::Status,
 };
 
@@ -68,7 +70,7 @@ impl Dispatcher {
             return Ok(());
         }
         let outcome =
-            self.attempt(&self.queued, &subscriber.webhook, &secrets, &mut delivery, Limits::QUEUED.total).await;
+            self.attempt(&self.queued, &subscriber.webhook, &secrets, &mut delivery, Timeouts::QUEUED.total).await;
         let now = self.clock.now();
         if self.store.settle(&claim, &delivery, now, self.retention).await? {
             self.set_timers([&delivery], now).await;
@@ -79,7 +81,7 @@ impl Dispatcher {
     }
 
     /// Makes the delivery due again later, without using an attempt.
-    async fn put_off(&self, message: &Message, wait: Duration, now: Instant) -> Result<()> {
+    async fn put_off(&self, message: &Message, wait: Duration, now: Timestamp) -> Result<()> {
         let (Message { key, attempt_count }, due) = (message, now + wait);
         if self.store.put_off(key, *attempt_count, due, now).await? {
             self.queue.set(vec![Timer { message: message.clone(), due }], now).await;

@@ -4,13 +4,15 @@ use std::time::Duration;
 
 use super::Dispatcher;
 use crate::{
-    bounded,
     clock::Deadline,
-    delivery::due::{GRACE, LEASE, QUEUE_REACH},
+    concurrency,
     metrics::Sweep,
     queue::Timer,
     random,
-    store::{Result, claims::Due, replays::STEP},
+    store::{Result, leases::Due, replays::STEP},
+};
+use nano_webhooks_core::{
+    delivery::lease::{GRACE, LEASE, QUEUE_REACH},
     webhook::Account,
 };
 
@@ -104,7 +106,7 @@ impl Dispatcher {
             .map(|due| async move { Ok(self.store.enqueue(&due, now, take_over).await?.then(|| Timer::from(due))) });
         // The table first, the message second: a message that is lost in between is sent again by a later sweep.
         let (mut timers, mut failed) = (Vec::new(), None);
-        for taken in bounded::join(enqueue.collect(), CONCURRENT).await {
+        for taken in concurrency::join(enqueue.collect(), CONCURRENT).await {
             match taken {
                 Ok(timer) => timers.extend(timer),
                 Err(error) => failed = Some(error),

@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{Count, Durations, Measure, Metrics};
-use crate::delivery::attempt::FailureKind;
+use nano_webhooks_core::delivery::attempt::FailureKind;
 
 /// The `Content-Type` of that text.
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";

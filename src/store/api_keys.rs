@@ -5,11 +5,12 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Error, Result, Store, corrupt, from_item, held,
-    keys::{self, Primary},
+    key_schema::{self, Primary},
     to_item,
     webhooks::{cancelled, failed_condition},
 };
-use crate::{api_key::ApiKey, bounded, clock::Instant, webhook::Account};
+use crate::concurrency;
+use nano_webhooks_core::{api_key::ApiKey, timestamp::Timestamp, webhook::Account};
 
 /// An API key as it may be shown.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,7 +18,7 @@ pub struct ListedKey {
     /// The beginning of the key, enough to tell it from the account's others.
     pub prefix: String,
     /// When it was created.
-    pub created_at: Instant,
+    pub created_at: Timestamp,
     /// The day (UTC) of its last use, such as `2024-12-23`; `None`: it was never used.
     pub last_used_on: Option<String>,
 }
@@ -45,7 +46,7 @@ struct ListedRow {
     #[serde(rename = "SK")]
     sk: String,
     sha256: String,
-    created_at: Instant,
+    created_at: Timestamp,
 }
 
 impl ListedRow {
@@ -62,9 +63,9 @@ impl Store {
     ///
     /// # Errors
     /// If DynamoDB does not answer.
-    pub async fn account_of(&self, key: &ApiKey, now: Instant) -> Result<Option<Account>> {
-        let Some(row) = self.owner(keys::api_key(&key.sha256())).await? else { return Ok(None) };
-        let today = keys::day(now);
+    pub async fn account_of(&self, key: &ApiKey, now: Timestamp) -> Result<Option<Account>> {
+        let Some(row) = self.owner(key_schema::api_key(&key.sha256())).await? else { return Ok(None) };
+        let today = key_schema::day(now);
         if row.last_used_on.is_none_or(|day| day < today)
             && let Err(error) = self.keep_last_use(key, today).await
         {
@@ -82,7 +83,7 @@ impl Store {
             .client
             .update_item()
             .table_name(&self.tables.webhooks)
-            .set_key(Some(keys::api_key(&key.sha256()).into_item()))
+            .set_key(Some(key_schema::api_key(&key.sha256()).into_item()))
             .update_expression("SET last_used_on = :today")
             // A key that is revoked meanwhile must not come back.
             .condition_expression("attribute_exists(PK)")
@@ -94,21 +95,21 @@ impl Store {
     ///
     /// # Errors
     /// If DynamoDB does not answer, or the key belongs to another account.
-    pub async fn add_key(&self, account: &Account, key: &ApiKey, now: Instant) -> Result<()> {
+    pub async fn add_key(&self, account: &Account, key: &ApiKey, now: Timestamp) -> Result<()> {
         let put = |row| {
             let put = Put::builder().table_name(&self.tables.webhooks).set_item(Some(row));
             let put = put.condition_expression("attribute_not_exists(PK)").build().expect("every required part is set");
             TransactWriteItem::builder().put(put).build()
         };
-        let Primary { pk, sk } = keys::api_key(&key.sha256());
+        let Primary { pk, sk } = key_schema::api_key(&key.sha256());
         let owner = put(to_item(&OwnerRow { pk, sk, account: account.to_string(), last_used_on: None })?);
-        let Primary { pk, sk } = keys::listed_api_key(account, key.prefix());
+        let Primary { pk, sk } = key_schema::listed_api_key(account, key.prefix());
         let listed = put(to_item(&ListedRow { pk, sk, sha256: hex::encode(key.sha256()), created_at: now })?);
         match self.client.transact_write_items().transact_items(owner).transact_items(listed).send().await {
             Ok(_) => Ok(()),
             Err(error) => {
                 cancelled(error)?;
-                match self.owner(keys::api_key(&key.sha256())).await? {
+                match self.owner(key_schema::api_key(&key.sha256())).await? {
                     Some(owner) if owner.account == account.as_str() => Ok(()),
                     _ => Err(Error::Internal("the API key is in use".to_owned())),
                 }
@@ -127,8 +128,8 @@ impl Store {
             .table_name(&self.tables.webhooks)
             .consistent_read(true)
             .key_condition_expression("PK = :account AND begins_with(SK, :key)")
-            .expression_attribute_values(":account", AttributeValue::S(keys::account(account)))
-            .expression_attribute_values(":key", AttributeValue::S(keys::API_KEY_PREFIX.to_owned()))
+            .expression_attribute_values(":account", AttributeValue::S(key_schema::account(account)))
+            .expression_attribute_values(":key", AttributeValue::S(key_schema::API_KEY_PREFIX.to_owned()))
             .into_paginator()
             .items()
             .send();
@@ -137,11 +138,13 @@ impl Store {
             rows.push(from_item(item?)?);
         }
         let listed = rows.into_iter().map(|row: ListedRow| async move {
-            let prefix = row.sk.strip_prefix(keys::API_KEY_PREFIX).ok_or_else(|| corrupt("key prefix"))?.to_owned();
-            let last_used_on = self.owner(keys::api_key(&row.hash()?)).await?.and_then(|owner| owner.last_used_on);
+            let prefix =
+                row.sk.strip_prefix(key_schema::API_KEY_PREFIX).ok_or_else(|| corrupt("key prefix"))?.to_owned();
+            let last_used_on =
+                self.owner(key_schema::api_key(&row.hash()?)).await?.and_then(|owner| owner.last_used_on);
             Ok(ListedKey { prefix, created_at: row.created_at, last_used_on })
         });
-        bounded::join(listed.collect(), CONCURRENT_LOOKUPS).await.into_iter().collect()
+        concurrency::join(listed.collect(), CONCURRENT_LOOKUPS).await.into_iter().collect()
     }
 
     /// Revokes the key with this prefix, at once; `false` if the account has none.
@@ -149,7 +152,7 @@ impl Store {
     /// # Errors
     /// If DynamoDB does not answer.
     pub async fn revoke_key(&self, account: &Account, prefix: &str) -> Result<bool> {
-        let listed = keys::listed_api_key(account, prefix);
+        let listed = key_schema::listed_api_key(account, prefix);
         let Some(item) = self.item(listed.clone()).await? else { return Ok(false) };
         let row: ListedRow = from_item(item)?;
         let sha256 = row.hash()?;
@@ -159,7 +162,7 @@ impl Store {
                 delete.condition_expression("attribute_exists(PK)").build().expect("every required part is set");
             TransactWriteItem::builder().delete(delete).build()
         };
-        let parts = vec![delete(keys::api_key(&sha256)), delete(listed)];
+        let parts = vec![delete(key_schema::api_key(&sha256)), delete(listed)];
         match self.client.transact_write_items().set_transact_items(Some(parts)).send().await {
             Ok(_) => Ok(true),
             Err(error) => {

@@ -11,18 +11,17 @@ use hyper::body::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Error, Item, Result, Store,
-    attributes::Attributes,
-    back_off, corrupt, from_item, held,
-    keys::{self, Primary},
+    Error, Item, Result, Store, back_off, corrupt, from_item, held,
+    item_writer::Attributes,
+    key_schema::{self, Primary},
     number,
     tables::{DUE_SHARD, EXPIRES_AT, STATE_KEY, SWEEP_AT},
 };
-use crate::{
-    bounded,
-    clock::{Deadline, Instant},
-    delivery::{Delivery, Key, ReplayId, State, attempt::Attempt, due},
+use crate::{clock::Deadline, concurrency};
+use nano_webhooks_core::{
+    delivery::{Delivery, Key, ReplayId, State, attempt::Attempt, lease},
     event::traceparent::Traceparent,
+    timestamp::Timestamp,
     webhook::EventType,
 };
 
@@ -50,11 +49,11 @@ pub(super) struct Row {
     step: u32,
     /// JSON, a list of [`Attempt`].
     attempts: String,
-    created_at: Instant,
-    next_attempt_at: Option<Instant>,
+    created_at: Timestamp,
+    next_attempt_at: Option<Timestamp>,
     /// Where it goes back to if an attempt out of turn fails: a status, and for `pending` its time.
     resume_status: Option<String>,
-    resume_at: Option<Instant>,
+    resume_at: Option<Timestamp>,
     /// The replay that asked for the attempt that is due.
     replay: Option<ReplayId>,
 }
@@ -85,14 +84,14 @@ impl Store {
     /// If DynamoDB does not answer for all of them before the deadline.
     pub async fn existing(&self, keys: &[Key], deadline: Deadline) -> Result<HashSet<Key>> {
         let batches = keys.chunks(BATCH_GET).map(|batch| self.existing_batch(batch, deadline)).collect();
-        let found = bounded::join(batches, CONCURRENT_BATCHES).await.into_iter().collect::<Result<Vec<_>>>()?;
+        let found = concurrency::join(batches, CONCURRENT_BATCHES).await.into_iter().collect::<Result<Vec<_>>>()?;
         Ok(found.into_iter().flatten().collect())
     }
 
     async fn existing_batch(&self, batch: &[Key], deadline: Deadline) -> Result<Vec<Key>> {
         let table = &self.tables.deliveries;
         let request = KeysAndAttributes::builder()
-            .set_keys(Some(batch.iter().map(|key| keys::delivery(key).into_item()).collect()))
+            .set_keys(Some(batch.iter().map(|key| key_schema::delivery(key).into_item()).collect()))
             .projection_expression("PK, SK")
             .consistent_read(true)
             .build()
@@ -116,7 +115,7 @@ impl Store {
     }
 
     /// The recording of a delivery as a part of a transaction.
-    pub(super) fn recording(&self, delivery: &Delivery, now: Instant, retention: Duration) -> TransactWriteItem {
+    pub(super) fn recording(&self, delivery: &Delivery, now: Timestamp, retention: Duration) -> TransactWriteItem {
         let put = Put::builder().table_name(&self.tables.deliveries);
         let put = put.set_item(Some(item_of(delivery, now, retention)));
         TransactWriteItem::builder().put(put.build().expect("every required part is set")).build()
@@ -130,7 +129,7 @@ impl Store {
     pub async fn record(
         &self,
         batch: impl Iterator<Item = &Delivery>,
-        now: Instant,
+        now: Timestamp,
         retention: Duration,
     ) -> Result<HashSet<Key>> {
         let put = |delivery| Write { put_request: PutRequest { item: attributes_of(delivery, now, retention) } };
@@ -152,11 +151,11 @@ impl Store {
     ///
     /// # Errors
     /// If DynamoDB does not answer.
-    pub async fn record_for_sweep(&self, delivery: &Delivery, now: Instant, retention: Duration) -> Result<bool> {
+    pub async fn record_for_sweep(&self, delivery: &Delivery, now: Timestamp, retention: Duration) -> Result<bool> {
         let mut item = item_of(delivery, now, retention);
         if let State::Pending(due) = delivery.state {
             // It has no message: the next sweep sends one that can have it.
-            let sweep_at = if due::is_within_reach(due, now) { now } else { due::sweep_at(due, now) };
+            let sweep_at = if lease::is_within_reach(due, now) { now } else { lease::sweep_at(due, now) };
             item.insert(SWEEP_AT.to_owned(), number(sweep_at.millis()));
         }
         let put = self.client.put_item().table_name(&self.tables.deliveries).set_item(Some(item));
@@ -169,7 +168,7 @@ impl Store {
     /// If DynamoDB does not answer, or the item breaks the rules.
     pub async fn delivery(&self, key: &Key) -> Result<Option<Delivery>> {
         let get = self.client.get_item().table_name(&self.tables.deliveries).consistent_read(true);
-        let item = get.set_key(Some(keys::delivery(key).into_item())).send().await?.item;
+        let item = get.set_key(Some(key_schema::delivery(key).into_item())).send().await?.item;
         item.map(|item| from_item::<Row>(item)?.into_delivery()).transpose()
     }
 }
@@ -188,22 +187,22 @@ pub async fn wait_for_unprocessed(tried: u32, deadline: Deadline) -> Result<()> 
 
 pub(super) fn key_of(item: &Item) -> Result<Key> {
     let part = |name| item.get(name).and_then(|value: &AttributeValue| value.as_s().ok()).cloned();
-    let primary = part(keys::PK).zip(part(keys::SK)).map(|(pk, sk)| Primary { pk, sk });
-    primary.and_then(|primary| keys::parse_delivery(&primary)).ok_or_else(|| corrupt("delivery key"))
+    let primary = part(key_schema::PK).zip(part(key_schema::SK)).map(|(pk, sk)| Primary { pk, sk });
+    primary.and_then(|primary| key_schema::parse_delivery(&primary)).ok_or_else(|| corrupt("delivery key"))
 }
 
 /// A delivery as it is written, for the SDK.
-pub(super) fn item_of(delivery: &Delivery, now: Instant, retention: Duration) -> Item {
+pub(super) fn item_of(delivery: &Delivery, now: Timestamp, retention: Duration) -> Item {
     attributes_of(delivery, now, retention).into()
 }
 
 /// A delivery as it is written. Room is made for all that there may be.
-fn attributes_of(delivery: &Delivery, now: Instant, retention: Duration) -> Attributes<'_> {
-    let Primary { pk, sk } = keys::delivery(&delivery.key);
+fn attributes_of(delivery: &Delivery, now: Timestamp, retention: Duration) -> Attributes<'_> {
+    let Primary { pk, sk } = key_schema::delivery(&delivery.key);
     let (status, next_attempt_at) = parts(delivery.state);
     let mut item = Attributes::with_capacity(20);
-    item.text(keys::PK, pk);
-    item.text(keys::SK, sk);
+    item.text(key_schema::PK, pk);
+    item.text(key_schema::SK, sk);
     item.text("event", delivery.event_type.name());
     item.text("url", &*delivery.url);
     item.text("body", &*delivery.body);
@@ -233,14 +232,14 @@ fn attributes_of(delivery: &Delivery, now: Instant, retention: Duration) -> Attr
     // Only what is pending is in the due index, and only what is settled expires.
     if let Some(due) = next_attempt_at {
         item.number("next_attempt_at", due.millis());
-        item.text(DUE_SHARD, keys::due_shard(&delivery.key.event));
-        item.number(SWEEP_AT, due::sweep_at(due, now).millis());
+        item.text(DUE_SHARD, key_schema::due_shard(&delivery.key.event));
+        item.number(SWEEP_AT, lease::sweep_at(due, now).millis());
     } else {
         item.number(EXPIRES_AT, (now + retention).seconds());
     }
     // Only what is pending or failed is in the state index.
     if matches!(delivery.state, State::Pending(_) | State::Parked | State::Failed) {
-        let of_webhook = keys::deliveries_in_state(&delivery.key.account, delivery.key.webhook, status);
+        let of_webhook = key_schema::deliveries_in_state(&delivery.key.account, delivery.key.webhook, status);
         item.text(STATE_KEY, of_webhook);
     }
     item
@@ -251,7 +250,7 @@ impl Row {
         let primary = Primary { pk: self.pk, sk: self.sk };
         let resume = self.resume_status.map(|status| state(&status, self.resume_at)).transpose()?;
         Ok(Delivery {
-            key: keys::parse_delivery(&primary).ok_or_else(|| corrupt("delivery key"))?,
+            key: key_schema::parse_delivery(&primary).ok_or_else(|| corrupt("delivery key"))?,
             event_type: EventType::parse(&self.event).ok_or_else(|| corrupt("event type"))?,
             task_id: self.task_id,
             url: self.url,
@@ -269,14 +268,14 @@ impl Row {
 }
 
 /// A state as the table has it.
-const fn parts(state: State) -> (&'static str, Option<Instant>) {
+const fn parts(state: State) -> (&'static str, Option<Timestamp>) {
     match state {
         State::Pending(at) => (state.name(), Some(at)),
         State::Parked | State::Delivered | State::Failed | State::Cancelled => (state.name(), None),
     }
 }
 
-fn state(status: &str, at: Option<Instant>) -> Result<State> {
+fn state(status: &str, at: Option<Timestamp>) -> Result<State> {
     match (status, at) {
         ("pending", Some(at)) => Ok(State::Pending(at)),
         ("pending", None) => Ok(State::Parked),
@@ -291,21 +290,23 @@ fn state(status: &str, at: Option<Instant>) -> Result<State> {
 mod tests {
     use super::*;
     use crate::{
+        client::attempt::MAX_EXCERPT,
+        store::{from_item, rotation::MAX_LIVE},
+    };
+    use nano_webhooks_core::{
         delivery::{
             attempt::{Failure, FailureKind},
-            phases::Phases,
             schedule::Schedule,
+            timings::Phases,
         },
         event::{EventId, MAX_BODY},
         signing::Signatures,
-        store::{from_item, rotation::MAX_LIVE},
-        transport::client::MAX_EXCERPT,
         webhook::{Account, EndpointUrl, WebhookId},
     };
 
     #[test]
     fn what_is_written_is_read_again_whole() {
-        let at = Instant::from_millis;
+        let at = Timestamp::from_millis;
         let attempt = Attempt {
             number: 1,
             at: at(5),
@@ -340,7 +341,7 @@ mod tests {
             traceparent: traceparent.clone(),
             state,
             resume,
-            replay: Some(ReplayId::generate()),
+            replay: Some(ReplayId::from_random([7; 8])),
             attempt_count: 22,
             step: 2,
             attempts: vec![bare.clone(), attempt.clone()],
@@ -366,7 +367,7 @@ mod tests {
             ["last_failure", DUE_SHARD, SWEEP_AT, STATE_KEY, EXPIRES_AT].map(text)
         };
         let some = |text: &str| Some(text.to_owned());
-        let (shard, sweep) = (keys::due_shard(&key.event), due::sweep_at(at(9), at(100)).millis().to_string());
+        let (shard, sweep) = (key_schema::due_shard(&key.event), lease::sweep_at(at(9), at(100)).millis().to_string());
         let failed_before = full(State::Pending(at(9)), None);
         let expected = [some("status"), Some(shard), Some(sweep), some("acme#1#pending"), None];
         assert_eq!(attributes(&failed_before), expected);
@@ -378,7 +379,7 @@ mod tests {
 
     #[test]
     fn the_largest_delivery_is_an_item_that_dynamodb_takes() {
-        let at = Instant::from_millis;
+        let at = Timestamp::from_millis;
         let key = Key {
             account: Account::parse(&"a".repeat(Account::MAX)).unwrap(),
             webhook: WebhookId::new(1).unwrap(),

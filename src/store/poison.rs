@@ -5,12 +5,12 @@ use serde::Deserialize;
 
 use super::{
     Item, Result, Store, from_item, held,
-    keys::{self, Primary},
+    key_schema::{self, Primary},
     number,
     tables::EXPIRES_AT,
     text,
 };
-use crate::clock::Instant;
+use nano_webhooks_core::timestamp::Timestamp;
 
 /// How much of a record's image is kept: 256 KiB, which leaves room in an item of 400 KB.
 pub const MAX_IMAGE: usize = 256 * 1024;
@@ -28,7 +28,7 @@ pub struct Poison {
     /// The record's number in the stream, empty if it does not say.
     pub sequence_number: String,
     /// When the record was created, if it says so.
-    pub created_at: Option<Instant>,
+    pub created_at: Option<Timestamp>,
     /// The record's keys, as JSON; empty if it is none, and the image is all that came.
     pub keys: String,
     /// The record's new image, as JSON. One that is longer than [`MAX_IMAGE`] is not kept: the job itself still has it.
@@ -42,7 +42,7 @@ pub struct Kept {
     /// The record.
     pub poison: Poison,
     /// When it was kept.
-    pub kept_at: Instant,
+    pub kept_at: Timestamp,
 }
 
 #[derive(Deserialize)]
@@ -56,10 +56,10 @@ struct Row {
     sequence_number: String,
     keys: String,
     /// When it was kept.
-    created_at: Instant,
+    created_at: Timestamp,
     /// When the record was created.
     #[serde(default)]
-    record_created_at: Option<Instant>,
+    record_created_at: Option<Timestamp>,
     #[serde(default)]
     image: Option<String>,
 }
@@ -89,7 +89,7 @@ impl PoisonId {
     /// Reads an id; `None` if `text` cannot be one.
     pub fn parse(text: &str) -> Option<Self> {
         let (day, number) = text.split_once('/').filter(|(_, number)| !number.is_empty())?;
-        Some(Self { day: keys::parse_day(day)?, number: number.to_owned() })
+        Some(Self { day: key_schema::parse_day(day)?, number: number.to_owned() })
     }
 }
 
@@ -102,12 +102,12 @@ impl std::fmt::Display for PoisonId {
 impl Kept {
     /// What names it.
     pub fn id(&self) -> PoisonId {
-        let (day, number) = keys::parse_poison(&self.key);
+        let (day, number) = key_schema::parse_poison(&self.key);
         PoisonId { day: day.to_owned(), number: number.to_owned() }
     }
 
     /// When its record was created; of one that does not say, when it was kept.
-    pub fn record_created_at(&self) -> Instant {
+    pub fn record_created_at(&self) -> Timestamp {
         self.poison.created_at.unwrap_or(self.kept_at)
     }
 }
@@ -117,8 +117,8 @@ impl Store {
     ///
     /// # Errors
     /// If DynamoDB does not answer.
-    pub async fn keep_poison(&self, poison: &Poison, now: Instant, expires_at: Instant) -> Result<()> {
-        let mut item = keys::poison(&keys::day(now), &poison.stream, &poison.sequence_number).into_item();
+    pub async fn keep_poison(&self, poison: &Poison, now: Timestamp, expires_at: Timestamp) -> Result<()> {
+        let mut item = key_schema::poison(&key_schema::day(now), &poison.stream, &poison.sequence_number).into_item();
         item.extend([
             ("reason".to_owned(), text(cut(&poison.reason))),
             ("stream".to_owned(), text(&poison.stream)),
@@ -146,7 +146,7 @@ impl Store {
             .table_name(&self.tables.webhooks)
             .consistent_read(true)
             .key_condition_expression("PK = :day")
-            .expression_attribute_values(":day", text(&keys::poison(day, "", "").pk))
+            .expression_attribute_values(":day", text(&key_schema::poison(day, "", "").pk))
             .scan_index_forward(false)
             .limit(at_most)
             .set_exclusive_start_key(from.map(|PoisonFrom(key)| key));
@@ -165,7 +165,7 @@ impl Store {
             .table_name(&self.tables.webhooks)
             .consistent_read(true)
             .key_condition_expression("PK = :day AND SK BETWEEN :number AND :end")
-            .expression_attribute_values(":day", text(&keys::poison(&id.day, "", "").pk))
+            .expression_attribute_values(":day", text(&key_schema::poison(&id.day, "", "").pk))
             .expression_attribute_values(":number", text(&id.number))
             // What comes right after the `#` that follows a number: longer numbers lie beyond.
             .expression_attribute_values(":end", text(&format!("{}$", id.number)));
@@ -183,7 +183,7 @@ impl Store {
             .query()
             .table_name(&self.tables.webhooks)
             .key_condition_expression("PK = :day")
-            .expression_attribute_values(":day", text(&keys::poison(day, "", "").pk))
+            .expression_attribute_values(":day", text(&key_schema::poison(day, "", "").pk))
             .select(Select::Count);
         let mut pages = query.into_paginator().send();
         let mut count = 0;
@@ -246,7 +246,7 @@ fn cut(reason: &str) -> &str {
 
 fn readable(items: Vec<Item>) -> Vec<Kept> {
     let read = |item: Item| {
-        let sort_key = item.get(keys::SK).cloned();
+        let sort_key = item.get(key_schema::SK).cloned();
         from_item::<Row>(item).map(Kept::from).inspect_err(|error| {
             tracing::error!(?sort_key, %error, "a kept record cannot be read and is left out");
         })

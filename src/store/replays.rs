@@ -8,19 +8,20 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Error, Item, Result, Store,
-    claims::Due,
     deliveries::key_of,
+    delivery_log::Status,
     from_item, held,
-    keys::{self, Primary},
-    log::Status,
+    key_schema::{self, Primary},
+    leases::Due,
     number,
     tables::{EXPIRES_AT, STATE_INDEX},
     text, to_item,
 };
-use crate::{
-    clock::{Deadline, Instant},
-    delivery::{Delivery, Key, ReplayId, State, due},
+use crate::clock::Deadline;
+use nano_webhooks_core::{
+    delivery::{Delivery, Key, ReplayId, State, lease},
     event::EventId,
+    timestamp::Timestamp,
     webhook::{Account, Status as WebhookStatus, WebhookId},
 };
 
@@ -65,9 +66,9 @@ impl ReplayState {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Replay {
     /// Deliveries of events from this time on.
-    pub since: Instant,
+    pub since: Timestamp,
     /// And of events up to this time.
-    pub until: Instant,
+    pub until: Timestamp,
     /// Which of them.
     pub selection: Selection,
     /// How many were found so far.
@@ -94,7 +95,7 @@ pub struct Replay {
 
 impl Replay {
     /// One that begins.
-    pub const fn new(since: Instant, until: Instant, selection: Selection) -> Self {
+    pub const fn new(since: Timestamp, until: Timestamp, selection: Selection) -> Self {
         Self {
             since,
             until,
@@ -146,12 +147,12 @@ impl Store {
         &self,
         of: &Replaying,
         replay: &Replay,
-        expires_at: Instant,
+        expires_at: Timestamp,
     ) -> Result<std::result::Result<(), ReplayId>> {
         let mut item = key_of_replay(of).into_item();
         item.extend(to_item(replay)?);
         item.insert(EXPIRES_AT.to_owned(), number(expires_at.seconds()));
-        let marker = keys::replaying(&of.account, of.webhook);
+        let marker = key_schema::replaying(&of.account, of.webhook);
         let before = self.item(marker.clone()).await?;
         let before = before.as_ref().and_then(|marker| ReplayId::parse(marker.get("replay")?.as_s().ok()?));
         if let Some(before) = &before {
@@ -173,7 +174,7 @@ impl Store {
             return Ok(Ok(()));
         }
         // Another request has begun one at the same time. Of this one nobody knows, and TTL removes it.
-        let marker = self.item(keys::replaying(&of.account, of.webhook)).await?;
+        let marker = self.item(key_schema::replaying(&of.account, of.webhook)).await?;
         let other = marker.as_ref().and_then(|marker| ReplayId::parse(marker.get("replay")?.as_s().ok()?));
         Ok(Err(other.ok_or_else(|| Error::Unavailable("another replay was begun at the same time".to_owned()))?))
     }
@@ -215,7 +216,7 @@ impl Store {
             let id = ReplayId::parse(item.get("replay")?.as_s().ok()?)?;
             Some(Replaying { account, webhook, id })
         };
-        self.marked(keys::REPLAYING, at_most, read).await
+        self.marked(key_schema::REPLAYING, at_most, read).await
     }
 
     /// Takes a step: makes a part of a replay's deliveries due, one after the other, and says which.
@@ -226,7 +227,7 @@ impl Store {
         &self,
         of: &Replaying,
         at_most: usize,
-        now: Instant,
+        now: Timestamp,
         retention: Duration,
         deadline: Deadline,
     ) -> Result<Vec<Due>> {
@@ -260,14 +261,14 @@ impl Store {
             if !selected {
                 continue;
             }
-            due_at = due_at + due::SPACING;
+            due_at = due_at + lease::SPACING;
             let mut delivery = found.clone();
             delivery.hasten(due_at);
             delivery.replay = Some(of.id.clone());
             let parts = vec![self.restating(&found, &delivery, now, retention), self.progress(of, &key.event)];
             match self.transact_all(parts).await? {
                 Ok(()) => {
-                    made_due.push(Due::new(key, delivery.attempt_count, due_at, due::sweep_at(due_at, now)));
+                    made_due.push(Due::new(key, delivery.attempt_count, due_at, lease::sweep_at(due_at, now)));
                 }
                 // It has changed since it was read.
                 Err(0) => {}
@@ -292,7 +293,7 @@ impl Store {
             .limit(i32::try_from(at_most).unwrap_or(i32::MAX));
         let query = match replay.selection {
             Selection::Failed => {
-                let partition = keys::deliveries_in_state(&of.account, of.webhook, Status::Failed.name());
+                let partition = key_schema::deliveries_in_state(&of.account, of.webhook, Status::Failed.name());
                 query
                     .index_name(STATE_INDEX)
                     .key_condition_expression("state_key = :partition AND SK BETWEEN :from AND :to")
@@ -301,7 +302,7 @@ impl Store {
             Selection::All => query
                 .consistent_read(true)
                 .key_condition_expression("PK = :partition AND SK BETWEEN :from AND :to")
-                .expression_attribute_values(":partition", text(&keys::deliveries(&of.account, of.webhook))),
+                .expression_attribute_values(":partition", text(&key_schema::deliveries(&of.account, of.webhook))),
         };
         let page = query.send().await?;
         let next = page.last_evaluated_key.as_ref().map(key_of).transpose()?.map(|key| key.event);
@@ -334,7 +335,7 @@ impl Store {
             if delivery.attempts.last().is_some_and(|last| last.failure.is_none()) { "delivered" } else { "failed" };
         let update = Update::builder()
             .table_name(&self.tables.webhooks)
-            .set_key(Some(keys::replay(account, *webhook, id).into_item()))
+            .set_key(Some(key_schema::replay(account, *webhook, id).into_item()))
             .update_expression("ADD #counter :one")
             .condition_expression("attribute_exists(PK)")
             .expression_attribute_names("#counter", counter)
@@ -347,7 +348,7 @@ impl Store {
         let Key { account, webhook, .. } = &delivery.key;
         let update = Update::builder()
             .table_name(&self.tables.webhooks)
-            .set_key(Some(keys::replay(account, *webhook, id).into_item()))
+            .set_key(Some(key_schema::replay(account, *webhook, id).into_item()))
             .update_expression("ADD sent :less")
             .condition_expression("attribute_exists(PK)")
             .expression_attribute_values(":less", number(-1));
@@ -378,7 +379,7 @@ impl Store {
             .client
             .delete_item()
             .table_name(&self.tables.webhooks)
-            .set_key(Some(keys::replaying(&of.account, of.webhook).into_item()))
+            .set_key(Some(key_schema::replaying(&of.account, of.webhook).into_item()))
             // A later replay of the webhook may have begun.
             .condition_expression("replay = :replay")
             .expression_attribute_values(":replay", text(of.id.as_str()));
@@ -387,5 +388,5 @@ impl Store {
 }
 
 fn key_of_replay(of: &Replaying) -> Primary {
-    keys::replay(&of.account, of.webhook, &of.id)
+    key_schema::replay(&of.account, of.webhook, &of.id)
 }

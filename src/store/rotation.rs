@@ -4,14 +4,16 @@
 use std::time::Duration;
 
 use super::{
-    Error, Result, Store, back_off, held, keys, unwritable,
-    vault::{SECRETS, StoredSecret, stored},
+    Error, Result, Store, back_off, held, key_schema,
+    secrets::{SECRETS, StoredSecret, stored},
+    unwritable,
 };
-use crate::{
-    clock::{Deadline, Instant},
+use crate::clock::Deadline;
+use aws_sdk_dynamodb::types::AttributeValue;
+use nano_webhooks_core::{
+    timestamp::Timestamp,
     webhook::{Account, Secret, WebhookId},
 };
-use aws_sdk_dynamodb::types::AttributeValue;
 
 /// How many secrets of a webhook may sign at the same time. Receivers look at each signature, so they are few.
 pub const MAX_LIVE: usize = 3;
@@ -26,12 +28,12 @@ pub enum Rotated {
         /// How many secrets sign now.
         live: usize,
         /// When the one before signs no more; `None`: it does not already, or there was none.
-        previous_until: Option<Instant>,
+        previous_until: Option<Timestamp>,
     },
     /// There are [`MAX_LIVE`] already, until this time.
     TooMany {
         /// When the first of them ends.
-        until: Instant,
+        until: Timestamp,
     },
     /// The account has no such webhook.
     NotFound,
@@ -48,7 +50,7 @@ impl Store {
         id: WebhookId,
         secret: &Secret,
         grace: Duration,
-        now: Instant,
+        now: Timestamp,
     ) -> Result<Rotated> {
         let key = self.sealing_key(now).await?;
         let new = stored(key.as_deref(), account, id, secret);
@@ -71,7 +73,7 @@ impl Store {
                 .client
                 .update_item()
                 .table_name(&self.tables.webhooks)
-                .set_key(Some(keys::webhook(account, id).into_item()))
+                .set_key(Some(key_schema::webhook(account, id).into_item()))
                 .update_expression("SET #secrets = :after, updated_at = :now")
                 .condition_expression("#secrets = :before")
                 .expression_attribute_names("#secrets", SECRETS)
@@ -96,8 +98,8 @@ fn rotated(
     before: &[StoredSecret],
     new: StoredSecret,
     grace: Duration,
-    now: Instant,
-) -> std::result::Result<Vec<StoredSecret>, Instant> {
+    now: Timestamp,
+) -> std::result::Result<Vec<StoredSecret>, Timestamp> {
     let ends = now + grace;
     let old: Vec<_> = before.iter().cloned().map(|old| old.ending(ends)).filter(|old| old.is_live(now)).collect();
     if old.len() >= MAX_LIVE {

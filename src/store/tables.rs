@@ -9,7 +9,7 @@ use aws_sdk_dynamodb::{
     },
 };
 
-use super::{Result, Tables, keys};
+use super::{Result, Tables, key_schema};
 
 /// The index of deliveries that are due: by shard and `sweep_at`.
 pub const DUE_INDEX: &str = "due";
@@ -58,7 +58,7 @@ pub async fn create_missing(client: &Client, tables: &Tables, jobs: &str) -> Res
         let by_state = GlobalSecondaryIndex::builder()
             .index_name(STATE_INDEX)
             .key_schema(hash(STATE_KEY))
-            .key_schema(range(keys::SK))
+            .key_schema(range(key_schema::SK))
             .projection(include(&LISTED))
             .build()
             .expect("every required part is set");
@@ -107,10 +107,10 @@ async fn expire(client: &Client, table: &str) -> Result<()> {
 
 fn primary(table: CreateTableFluentBuilder) -> CreateTableFluentBuilder {
     table
-        .attribute_definitions(text(keys::PK))
-        .attribute_definitions(text(keys::SK))
-        .key_schema(hash(keys::PK))
-        .key_schema(range(keys::SK))
+        .attribute_definitions(text(key_schema::PK))
+        .attribute_definitions(text(key_schema::SK))
+        .key_schema(hash(key_schema::PK))
+        .key_schema(range(key_schema::SK))
 }
 
 fn text(name: &str) -> AttributeDefinition {

@@ -12,15 +12,15 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Error, Item, Result, Store, back_off, corrupt, from_item, is_transient,
-    keys::{self, Primary},
+    key_schema::{self, Primary},
+    secrets::{Fingerprint, StoredSecret, stored},
     text, to_item,
-    vault::{Fingerprint, StoredSecret, stored},
 };
-use crate::{
-    aws::said,
-    clock::{Deadline, Instant},
+use crate::{aws::said, clock::Deadline};
+use nano_webhooks_core::{
     data_key::DataKey,
-    delivery::{Delivery, health::Health},
+    delivery::{Delivery, endpoint_health::Health},
+    timestamp::Timestamp,
     webhook::{Account, EndpointUrl, Events, Secret, Status, Webhook, WebhookId},
 };
 
@@ -46,9 +46,9 @@ pub struct Subscriber {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Detail {
     /// When it was created.
-    pub created_at: Instant,
+    pub created_at: Timestamp,
     /// When it was changed.
-    pub updated_at: Instant,
+    pub updated_at: Timestamp,
     /// Its owner's note.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub description: Option<String>,
@@ -78,7 +78,7 @@ pub struct Idempotency {
     /// The SHA-256 of the request's body.
     pub sha256: [u8; 32],
     /// When the key may be used anew.
-    pub expires_at: Instant,
+    pub expires_at: Timestamp,
 }
 
 /// What became of a request to create.
@@ -151,7 +151,7 @@ impl Store {
     /// # Errors
     /// If DynamoDB does not answer.
     pub async fn subscribers(&self, account: &Account) -> Result<Vec<Result<Subscriber>>> {
-        self.subscribers_under(account, keys::WEBHOOK_PREFIX).await
+        self.subscribers_under(account, key_schema::WEBHOOK_PREFIX).await
     }
 
     /// One webhook with its health.
@@ -159,7 +159,7 @@ impl Store {
     /// # Errors
     /// If DynamoDB does not answer, or holds an item that breaks the rules.
     pub async fn subscriber(&self, account: &Account, id: WebhookId) -> Result<Option<Subscriber>> {
-        self.subscribers_under(account, &keys::webhook(account, id).sk).await?.pop().transpose()
+        self.subscribers_under(account, &key_schema::webhook(account, id).sk).await?.pop().transpose()
     }
 
     /// From a strongly consistent query: a webhook created a moment ago is among them.
@@ -170,7 +170,7 @@ impl Store {
             .table_name(&self.tables.webhooks)
             .consistent_read(true)
             .key_condition_expression("PK = :account AND begins_with(SK, :webhook)")
-            .expression_attribute_values(":account", AttributeValue::S(keys::account(account)))
+            .expression_attribute_values(":account", AttributeValue::S(key_schema::account(account)))
             .expression_attribute_values(":webhook", AttributeValue::S(prefix.to_owned()))
             .into_paginator()
             .items()
@@ -178,12 +178,12 @@ impl Store {
         let mut subscribers: Vec<Result<Subscriber>> = Vec::new();
         while let Some(item) = pages.next().await {
             let item = item?;
-            let sk = item.get(keys::SK).and_then(|sk| sk.as_s().ok()).cloned().unwrap_or_default();
-            if let Some(id) = keys::parse_webhook(&sk) {
+            let sk = item.get(key_schema::SK).and_then(|sk| sk.as_s().ok()).cloned().unwrap_or_default();
+            if let Some(id) = key_schema::parse_webhook(&sk) {
                 subscribers.push(from_item::<Row>(item).and_then(|row| row.into_subscriber(id)));
             } else if let Some(Ok(last)) = subscribers.last_mut()
                 // Health sorts right behind its webhook; one whose webhook is gone belongs to nobody.
-                && sk == keys::health(account, last.webhook.id).sk
+                && sk == key_schema::health(account, last.webhook.id).sk
             {
                 // Health is only a hint: what cannot be read is as good as nothing known.
                 last.health = from_item(item).unwrap_or_else(|error| {
@@ -200,7 +200,7 @@ impl Store {
     /// # Errors
     /// If DynamoDB does not answer.
     pub async fn keep_health(&self, account: &Account, id: WebhookId, health: &Health) -> Result<()> {
-        let mut item = keys::health(account, id).into_item();
+        let mut item = key_schema::health(account, id).into_item();
         item.extend(to_item(health)?);
         self.client.put_item().table_name(&self.tables.webhooks).set_item(Some(item)).send().await?;
         Ok(())
@@ -217,13 +217,13 @@ impl Store {
         webhook: &Webhook,
         reason: &str,
         tell: &[Delivery],
-        now: Instant,
+        now: Timestamp,
         retention: Duration,
     ) -> Result<bool> {
         let text = |text: &str| AttributeValue::S(text.to_owned());
         let update = Update::builder()
             .table_name(&self.tables.webhooks)
-            .set_key(Some(keys::webhook(account, webhook.id).into_item()))
+            .set_key(Some(key_schema::webhook(account, webhook.id).into_item()))
             .update_expression("SET #status = :disabled, disabled_reason = :reason, updated_at = :now")
             .condition_expression("#status = :active AND #url = :url")
             .expression_attribute_names("#status", "status")
@@ -253,10 +253,10 @@ impl Store {
         new: &NewWebhook,
         limit: u32,
         idempotency: Option<&Idempotency>,
-        now: Instant,
+        now: Timestamp,
     ) -> Result<Created> {
         if let Some(given) = idempotency
-            && let Some(record) = self.item(keys::idempotency(account, &given.key)).await?
+            && let Some(record) = self.item(key_schema::idempotency(account, &given.key)).await?
             && let Some(answer) = self.replay(record, given, now).await?
         {
             return Ok(answer);
@@ -311,11 +311,11 @@ impl Store {
 
     /// What the account has counted; nothing if it has never had a webhook.
     pub(super) async fn counter(&self, account: &Account) -> Result<Meta> {
-        Ok(self.item(keys::meta(account)).await?.map(from_item).transpose()?.unwrap_or_default())
+        Ok(self.item(key_schema::meta(account)).await?.map(from_item).transpose()?.unwrap_or_default())
     }
 
     /// What an unexpired record of the same `Idempotency-Key` answers; `None` if the record has expired.
-    async fn replay(&self, record: Item, given: &Idempotency, now: Instant) -> Result<Option<Created>> {
+    async fn replay(&self, record: Item, given: &Idempotency, now: Timestamp) -> Result<Option<Created>> {
         let record: IdempotencyRow = from_item(record)?;
         if record.expires_at <= now.seconds() {
             return Ok(None);
@@ -337,12 +337,12 @@ impl Store {
         last_id: u64,
         limit: u32,
         idempotency: Option<&(&Idempotency, Fingerprint)>,
-        now: Instant,
+        now: Timestamp,
     ) -> Result<Vec<TransactWriteItem>> {
         let table = &self.tables.webhooks;
         let counter = Update::builder()
             .table_name(table)
-            .set_key(Some(keys::meta(account).into_item()))
+            .set_key(Some(key_schema::meta(account).into_item()))
             .update_expression("SET last_id = :id ADD webhooks :one")
             .condition_expression("attribute_not_exists(PK) OR (last_id = :last AND webhooks < :limit)")
             .expression_attribute_values(":id", number(webhook.id.get()))
@@ -352,7 +352,7 @@ impl Store {
             .return_values_on_condition_check_failure(ReturnValuesOnConditionCheckFailure::AllOld)
             .build()
             .expect("every required part is set");
-        let Primary { pk, sk } = keys::webhook(account, webhook.id);
+        let Primary { pk, sk } = key_schema::webhook(account, webhook.id);
         let row = Row {
             pk,
             sk,
@@ -374,7 +374,7 @@ impl Store {
         let mut parts =
             vec![TransactWriteItem::builder().update(counter).build(), TransactWriteItem::builder().put(row).build()];
         if let Some((given, fingerprint)) = idempotency {
-            let Primary { pk, sk } = keys::idempotency(account, &given.key);
+            let Primary { pk, sk } = key_schema::idempotency(account, &given.key);
             let record = IdempotencyRow {
                 pk,
                 sk,
@@ -404,18 +404,18 @@ impl Store {
     pub async fn delete_webhook(&self, account: &Account, id: WebhookId) -> Result<bool> {
         let webhook = Delete::builder()
             .table_name(&self.tables.webhooks)
-            .set_key(Some(keys::webhook(account, id).into_item()))
+            .set_key(Some(key_schema::webhook(account, id).into_item()))
             .condition_expression("attribute_exists(PK)")
             .build()
             .expect("every required part is set");
         let health = Delete::builder()
             .table_name(&self.tables.webhooks)
-            .set_key(Some(keys::health(account, id).into_item()))
+            .set_key(Some(key_schema::health(account, id).into_item()))
             .build()
             .expect("every required part is set");
         let counter = Update::builder()
             .table_name(&self.tables.webhooks)
-            .set_key(Some(keys::meta(account).into_item()))
+            .set_key(Some(key_schema::meta(account).into_item()))
             .update_expression("ADD webhooks :less")
             .expression_attribute_values(":less", AttributeValue::N("-1".to_owned()))
             .build()
@@ -476,10 +476,10 @@ impl Store {
             && let Some(item) = items.next().await
         {
             let item = item?;
-            let of = item.get(keys::SK).and_then(|sk| keys::parse_deliveries(sk.as_s().ok()?));
+            let of = item.get(key_schema::SK).and_then(|sk| key_schema::parse_deliveries(sk.as_s().ok()?));
             let mark = of.and_then(|(account, webhook)| read(account, webhook, &item));
             if mark.is_none() {
-                tracing::error!(partition, sort_key = ?item.get(keys::SK), "a mark cannot be read and is left out");
+                tracing::error!(partition, sort_key = ?item.get(key_schema::SK), "a mark cannot be read and is left out");
             }
             found.extend(mark);
         }

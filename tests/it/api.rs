@@ -8,15 +8,16 @@ use axum::{
     http::{HeaderMap, Method, Request, StatusCode},
 };
 use http_body_util::BodyExt;
+use nano_webhooks::random;
 use nano_webhooks::{
     api::{Api, router},
-    api_key::ApiKey,
-    clock::{Clock, Instant},
+    client::{Guard, WebhookClient, attempt, guard::Policy},
+    clock::Clock,
     dispatch::Dispatcher,
-    local::dynamodb,
-    store::{Store, rate::Limits},
-    transport::{Client, Guard, client, guard::Policy},
+    store::{Store, rate_limit::Limits},
 };
+use nano_webhooks_cli::dynamodb;
+use nano_webhooks_core::{api_key::ApiKey, timestamp::Timestamp};
 use serde_json::{Value, json};
 use tower::ServiceExt;
 
@@ -63,8 +64,8 @@ impl App {
 
     pub async fn with(targets: Policy, rate_limits: Limits, webhooks_per_account: u32) -> Self {
         let world = World::new().await;
-        let clock = Clock::manual(Instant::from_millis(1_734_948_000_000));
-        let key = ApiKey::generate();
+        let clock = Clock::manual(Timestamp::from_millis(1_734_948_000_000));
+        let key = ApiKey::from_random(&random::bytes());
         world.store.add_key(&account("acme"), &key, clock.now()).await.unwrap();
         let router = routed(&world, world.store.clone(), &clock, targets, rate_limits, webhooks_per_account);
         Self { world, router, key, clock }
@@ -139,7 +140,7 @@ fn routed(
     router(Api {
         store,
         account_claim: None,
-        client: Client::new(Guard::new(targets, vec![]), client::Limits::QUEUED, None).unwrap(),
+        client: WebhookClient::new(Guard::new(targets, vec![]), attempt::Timeouts::QUEUED, None).unwrap(),
         guard: Guard::new(targets, vec![]),
         clock: clock.clone(),
         queue: world.queue.clone(),
@@ -249,7 +250,7 @@ async fn a_body_that_is_not_as_expected_is_refused_with_the_name_of_the_field() 
 #[tokio::test]
 async fn a_missing_or_invalid_key_is_refused_in_the_documented_words() {
     let app = App::new().await;
-    let unknown = ApiKey::generate();
+    let unknown = ApiKey::from_random(&random::bytes());
     let key = app.key.expose();
     for authorization in [
         None,
@@ -278,7 +279,7 @@ async fn a_missing_or_invalid_key_is_refused_in_the_documented_words() {
 #[tokio::test]
 async fn a_key_shows_the_day_of_its_last_use_and_its_beginning_alone() {
     let app = App::new().await;
-    let (acme, unused) = (account("acme"), ApiKey::generate());
+    let (acme, unused) = (account("acme"), ApiKey::from_random(&random::bytes()));
     app.world.store.add_key(&acme, &unused, app.clock.now()).await.unwrap();
     let used_on = async || {
         let listed = app.world.store.keys_of(&acme).await.unwrap();
@@ -326,7 +327,7 @@ async fn unknown_routes_and_methods_are_answered_in_the_envelope() {
 #[tokio::test]
 async fn another_accounts_webhook_does_not_exist() {
     let app = App::new().await;
-    let (theirs, other) = (ApiKey::generate(), account("other"));
+    let (theirs, other) = (ApiKey::from_random(&random::bytes()), account("other"));
     app.world.store.add_key(&other, &theirs, app.clock.now()).await.unwrap();
     app.create(valid()).await;
     app.create(valid()).await;
@@ -371,7 +372,7 @@ async fn every_route_asks_for_a_key_and_shows_nothing_of_another_account() {
     let window = json!({"since": "2024-12-23T09:00:00Z"});
     let replay = app.send_json("POST", "/api/v1/webhooks/1/replay", &window).await;
     let replay = replay.json["data"]["id"].as_str().unwrap();
-    let (theirs, other) = (ApiKey::generate(), account("other"));
+    let (theirs, other) = (ApiKey::from_random(&random::bytes()), account("other"));
     app.world.store.add_key(&other, &theirs, app.clock.now()).await.unwrap();
     let other = App { key: theirs, ..app };
     for (route, methods) in ROUTES {
@@ -658,7 +659,7 @@ async fn a_question_to_the_log_that_is_not_as_expected_is_refused_with_its_name(
     assert_eq!(answer.error(), (404, "not_found", format!("No delivery {event} to webhook 1").as_str()));
     assert_eq!(app.get("/api/v1/webhooks/1/deliveries/nonsense").await.error().0, 404);
 
-    let (theirs, other) = (ApiKey::generate(), account("other"));
+    let (theirs, other) = (ApiKey::from_random(&random::bytes()), account("other"));
     app.world.store.add_key(&other, &theirs, app.clock.now()).await.unwrap();
     let app = App { key: theirs, ..app };
     assert_eq!(app.get("/api/v1/webhooks/1/deliveries").await.error(), (404, "not_found", "No webhook 1"));

@@ -3,20 +3,23 @@
 use std::time::Duration;
 
 use nano_webhooks::{
-    clock::{Clock, Deadline, Instant},
-    delivery::{Delivery, Key, State, attempt::FailureKind, health::Health},
-    dispatch::{Dispatcher, invocation::Invocation, stream::Record},
-    event::EventId,
-    local::dynamodb,
+    client::{
+        WebhookClient,
+        attempt::Timeouts,
+        guard::{Guard, Policy},
+    },
+    clock::{Clock, Deadline},
+    dispatch::{Dispatcher, lambda_event::Invocation, stream_record::Record},
     store::{
         Store,
         webhooks::{Created, NewWebhook},
     },
-    transport::{
-        Client,
-        client::Limits,
-        guard::{Guard, Policy},
-    },
+};
+use nano_webhooks_cli::dynamodb;
+use nano_webhooks_core::{
+    delivery::{Delivery, Key, State, attempt::FailureKind, endpoint_health::Health},
+    event::EventId,
+    timestamp::Timestamp,
     webhook::{EndpointUrl, Events, Secret, WebhookId},
 };
 use serde_json::{Value, json};
@@ -285,8 +288,8 @@ async fn attempts_that_wait_for_their_endpoints_keep_no_other_from_beginning() {
         let webhook = subscribe(&world, "acme", &receiver.url("/hang"), None).await;
         world.store.keep_health(&account("acme"), webhook, &well).await.unwrap();
     }
-    let limits = Limits { connect: 2 * PATIENCE, total: 2 * PATIENCE };
-    let direct = Client::new(Guard::new(Policy::Any, vec![]), limits, None).unwrap();
+    let limits = Timeouts { connect: 2 * PATIENCE, total: 2 * PATIENCE };
+    let direct = WebhookClient::new(Guard::new(Policy::Any, vec![]), limits, None).unwrap();
     let dispatcher = Dispatcher { direct, ..world.dispatcher() };
     let jobs: Vec<_> = (0..32).map(|n| insert(n, job(&format!("t{n}"), "completed"))).collect();
     let run = tokio::spawn(async move { dispatcher.stream(&batch(&jobs), Deadline::after(3 * PATIENCE)).await });
@@ -318,7 +321,8 @@ async fn a_failed_attempt_is_recorded_as_pending_with_its_due_time() {
         webhooks.push(subscribe(&world, "acme", url, None).await);
     }
     subscribe(&world, "acme", &receiver.url("/large"), None).await;
-    let dispatcher = Dispatcher { clock: Clock::manual(Instant::from_millis(1_734_948_001_000)), ..world.dispatcher() };
+    let dispatcher =
+        Dispatcher { clock: Clock::manual(Timestamp::from_millis(1_734_948_001_000)), ..world.dispatcher() };
     assert_eq!(run(&dispatcher, &[insert(1, job("t", "failed"))]).await, []);
 
     let items = world.items(&world.tables.deliveries).await;
@@ -408,9 +412,9 @@ async fn a_batch_as_large_as_lambda_gives_is_delivered_and_recorded_whole() {
 async fn a_deployed_dispatcher_calls_no_private_address() {
     let (world, receiver) = (World::new().await, Receiver::start().await);
     let webhook = subscribe(&world, "acme", &receiver.url.replace("http:", "https:"), None).await;
-    let guard = nano_webhooks::transport::Guard::new(nano_webhooks::transport::guard::Policy::Public, vec![]);
-    let limits = nano_webhooks::transport::client::Limits::DIRECT;
-    let client = nano_webhooks::transport::Client::new(guard, limits, None).unwrap();
+    let guard = nano_webhooks::client::Guard::new(nano_webhooks::client::guard::Policy::Public, vec![]);
+    let limits = nano_webhooks::client::attempt::Timeouts::DIRECT;
+    let client = nano_webhooks::client::WebhookClient::new(guard, limits, None).unwrap();
     let dispatcher = Dispatcher { direct: client, ..world.dispatcher() };
     assert_eq!(run(&dispatcher, &[insert(1, job("t", "failed"))]).await, []);
     let items = world.items(&world.tables.deliveries).await;

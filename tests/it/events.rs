@@ -4,14 +4,15 @@ use std::{fs, path::Path, time::Duration};
 
 use lambda_http::{Adapter, LambdaEvent, request::LambdaRequest};
 use lambda_runtime::Context;
+use nano_webhooks::random;
 use nano_webhooks::{
     api::{Api, router},
-    api_key::ApiKey,
+    client::{Guard, guard::Policy},
     clock::{Clock, Deadline},
-    dispatch::invocation::Invocation,
-    store::rate::Limits,
-    transport::{Guard, guard::Policy},
+    dispatch::lambda_event::Invocation,
+    store::rate_limit::Limits,
 };
+use nano_webhooks_core::api_key::ApiKey;
 use serde_json::{Value, json};
 use tower::Service;
 
@@ -41,7 +42,7 @@ fn api(world: &World, claim: Option<&str>, rate_limits: Limits) -> axum::Router 
 #[tokio::test]
 async fn the_api_function_answers_each_sample_as_api_gateway_expects() {
     let world = World::new().await;
-    let key = ApiKey::generate();
+    let key = ApiKey::from_random(&random::bytes());
     world.store.add_key(&account("acme"), &key, Clock::system().now()).await.unwrap();
     let limits = Limits { per_minute: Some(60), per_day: Some(10_000) };
     let mut function = Adapter::from(api(&world, None, limits));
@@ -68,7 +69,7 @@ async fn the_api_function_answers_each_sample_as_api_gateway_expects() {
 #[tokio::test]
 async fn with_a_claim_set_the_authorizer_in_front_names_the_account_and_without_it_is_ignored() {
     let world = World::new().await;
-    let key = ApiKey::generate();
+    let key = ApiKey::from_random(&random::bytes());
     world.store.add_key(&account("acme"), &key, Clock::system().now()).await.unwrap();
     subscribe(&world, "acme", "https://example.com/acme", None).await;
     subscribe(&world, "globex", "https://example.com/globex", None).await;

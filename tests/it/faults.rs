@@ -15,13 +15,13 @@ use axum::{
 };
 use futures_util::{StreamExt, stream};
 use nano_webhooks::{
-    clock::{Clock, Deadline, Instant},
-    delivery::health::Health,
-    dispatch::{Dispatcher, Gates, invocation::Invocation, stream::Record},
+    client::{Guard, WebhookClient, attempt::Timeouts, guard::Policy},
+    clock::{Clock, Deadline},
+    dispatch::{Dispatcher, Gates, lambda_event::Invocation, stream_record::Record},
     queue::Timer,
     store::Store,
-    transport::{Client, Guard, client::Limits, guard::Policy},
 };
+use nano_webhooks_core::{delivery::endpoint_health::Health, timestamp::Timestamp};
 use serde_json::json;
 use tokio::net::TcpListener;
 
@@ -173,8 +173,8 @@ impl Cell {
 
     fn dispatcher(&self) -> Dispatcher {
         let client = || {
-            let limits = Limits { connect: Duration::from_millis(400), total: Duration::from_millis(400) };
-            Client::new(Guard::new(Policy::Any, vec![]), limits, None).unwrap()
+            let limits = Timeouts { connect: Duration::from_millis(400), total: Duration::from_millis(400) };
+            WebhookClient::new(Guard::new(Policy::Any, vec![]), limits, None).unwrap()
         };
         Dispatcher {
             store: self.store.clone(),
@@ -321,7 +321,7 @@ fn records(events: usize, reversed: bool) -> Vec<Record> {
 
 const EVENTS: usize = 2;
 /// When each cell begins.
-const START: Instant = Instant::from_millis(1_734_948_000_000);
+const START: Timestamp = Timestamp::from_millis(1_734_948_000_000);
 /// How many cells are played at the same time.
 const CONCURRENT_CELLS: usize = 8;
 

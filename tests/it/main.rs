@@ -15,7 +15,6 @@ mod replays;
 mod retries;
 mod rotation;
 mod secrets;
-mod serve;
 mod support;
 mod targets;
 mod tls;

@@ -3,9 +3,10 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use nano_webhooks::{
-    clock::{Clock, Deadline, Instant},
+    clock::{Clock, Deadline},
     dispatch::Dispatcher,
 };
+use nano_webhooks_core::timestamp::Timestamp;
 use serde_json::{Value, json};
 
 use crate::{
@@ -14,7 +15,7 @@ use crate::{
 };
 
 /// When the jobs of these tests were written, by their records.
-const WRITTEN: Instant = Instant::from_millis(1_734_948_000_000);
+const WRITTEN: Timestamp = Timestamp::from_millis(1_734_948_000_000);
 
 /// A world, and a dispatcher whose clock stands a second and a half after the jobs were written.
 async fn scene() -> (World, Receiver, Dispatcher) {

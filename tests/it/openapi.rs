@@ -6,11 +6,11 @@ use axum::{
     body::Body,
     http::{Request, StatusCode},
 };
-use nano_webhooks::{
-    clock::Instant,
+use nano_webhooks_core::{
     delivery::attempt,
     event::{EventId, traceparent::Traceparent},
     signing::Signatures,
+    timestamp::Timestamp,
     webhook::EventType,
 };
 use serde_json::{Value, json};
@@ -136,7 +136,7 @@ async fn the_headers_of_a_callback_are_those_that_are_sent() {
             id: &id,
             event,
             number: 1,
-            at: Instant::from_millis(1_734_948_000_000),
+            at: Timestamp::from_millis(1_734_948_000_000),
             signatures: Some(&signatures),
             traceparent: Some(&traceparent),
             version: nano_webhooks::VERSION,

@@ -4,18 +4,21 @@ use std::time::Duration;
 
 use aws_sdk_dynamodb::types::AttributeValue;
 use nano_webhooks::{
-    clock::{Clock, Deadline, Instant},
-    delivery::{Key, State},
+    clock::{Clock, Deadline},
     dispatch::{
         Dispatcher,
         redrive::{Redriven, redrive},
     },
-    event::{EventId, JobEvent, MAX_BODY},
     store::{
-        changes::Change,
-        log::{Filter, Listed},
+        delivery_log::{Filter, Listed},
         poison::{Kept, MAX_IMAGE, Poison, PoisonId},
+        update::Change,
     },
+};
+use nano_webhooks_core::{
+    delivery::{Key, State},
+    event::{EventId, JobEvent, MAX_BODY},
+    timestamp::Timestamp,
     webhook::{EndpointUrl, Status, WebhookId},
 };
 use serde_json::{Value, json};
@@ -25,7 +28,7 @@ use crate::{
     support::{Receiver, World, account},
 };
 
-const START: Instant = Instant::from_millis(1_734_948_001_500);
+const START: Timestamp = Timestamp::from_millis(1_734_948_001_500);
 const DAY: &str = "2024-12-23";
 const RETENTION: Duration = Duration::from_hours(24);
 
@@ -141,7 +144,7 @@ async fn a_job_that_was_mended_becomes_the_event_it_would_have_been_and_once_onl
     scene.put(&broken).await;
     let kept = scene.poison(7, &broken).await;
     assert_eq!(kept.id().to_string(), format!("{DAY}/{:021}", 7));
-    assert_eq!((kept.kept_at, kept.poison.created_at), (START, Some(Instant::from_millis(1_734_948_000_000))));
+    assert_eq!((kept.kept_at, kept.poison.created_at), (START, Some(Timestamp::from_millis(1_734_948_000_000))));
     assert_eq!(kept.poison.keys, r#"{"task_id":{"S":"t1"}}"#);
 
     assert_eq!(scene.stays(&kept).await, "`account_id`: missing, expected a string (S)");

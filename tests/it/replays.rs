@@ -5,12 +5,14 @@ use std::{collections::HashSet, time::Duration};
 use axum::http::StatusCode;
 use nano_webhooks::{
     clock::Deadline,
-    delivery::{Key, State},
     dispatch::Dispatcher,
-    event::EventId,
-    local::dynamodb,
     queue::Timer,
     store::replays::{FIRST_STEP, STEP},
+};
+use nano_webhooks_cli::dynamodb;
+use nano_webhooks_core::{
+    delivery::{Key, State},
+    event::EventId,
     webhook::WebhookId,
 };
 use serde_json::{Value, json};

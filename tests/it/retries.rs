@@ -3,16 +3,19 @@
 use std::time::Duration;
 
 use nano_webhooks::{
-    clock::{Clock, Deadline, Instant},
-    delivery::{Delivery, State, attempt::FailureKind, health::Health},
-    dispatch::{Dispatcher, invocation::Invocation},
+    client::{Guard, WebhookClient, attempt::Timeouts, guard::Policy},
+    clock::{Clock, Deadline},
+    dispatch::{Dispatcher, lambda_event::Invocation},
     queue::{Message, Timer},
     store::{
-        changes::Change,
-        claims::Claimed,
-        log::{Filter, Status},
+        delivery_log::{Filter, Status},
+        leases::Claimed,
+        update::Change,
     },
-    transport::{Client, Guard, client::Limits, guard::Policy},
+};
+use nano_webhooks_core::{
+    delivery::{Delivery, State, attempt::FailureKind, endpoint_health::Health},
+    timestamp::Timestamp,
     webhook::{EndpointUrl, Status as WebhookStatus, WebhookId},
 };
 use serde_json::json;
@@ -24,7 +27,7 @@ use crate::{
     support::{Receiver, World, account},
 };
 
-const START: Instant = Instant::from_millis(1_734_948_000_000);
+const START: Timestamp = Timestamp::from_millis(1_734_948_000_000);
 
 struct Scene {
     world: World,
@@ -38,8 +41,8 @@ impl Scene {
         let (world, receiver) = (World::new().await, Receiver::start().await);
         let clock = Clock::manual(START);
         let impatient = || {
-            let limits = Limits { connect: Duration::from_millis(300), total: Duration::from_millis(300) };
-            Client::new(Guard::new(Policy::Any, vec![]), limits, None).unwrap()
+            let limits = Timeouts { connect: Duration::from_millis(300), total: Duration::from_millis(300) };
+            WebhookClient::new(Guard::new(Policy::Any, vec![]), limits, None).unwrap()
         };
         let dispatcher = Dispatcher {
             clock: clock.clone(),
@@ -69,7 +72,7 @@ impl Scene {
         let page = self.world.store.deliveries_of(&account("acme"), webhook, &filter).await.unwrap();
         let mut deliveries = Vec::new();
         for listed in page.deliveries {
-            let key = nano_webhooks::delivery::Key { account: account("acme"), webhook, event: listed.event_id };
+            let key = nano_webhooks_core::delivery::Key { account: account("acme"), webhook, event: listed.event_id };
             deliveries.push(self.world.store.delivery(&key).await.unwrap().unwrap());
         }
         deliveries
@@ -474,8 +477,8 @@ async fn a_success_that_began_while_the_endpoint_was_well_closes_the_breaker_tha
     let webhook = scene.subscribe("/held").await;
     let well = Health { proven: true, ..Health::default() };
     scene.world.store.keep_health(&account("acme"), webhook, &well).await.unwrap();
-    let patient = Limits { connect: Duration::from_secs(10), total: Duration::from_secs(10) };
-    let direct = Client::new(Guard::new(Policy::Any, vec![]), patient, None).unwrap();
+    let patient = Timeouts { connect: Duration::from_secs(10), total: Duration::from_secs(10) };
+    let direct = WebhookClient::new(Guard::new(Policy::Any, vec![]), patient, None).unwrap();
     let patient = Dispatcher { direct, ..scene.dispatcher.clone() };
     let held = tokio::spawn(async move { run(&patient, &[insert(1, job("held", "completed"))]).await });
     scene.receiver.wait_for(1).await;
@@ -619,7 +622,7 @@ async fn a_queue_batch_names_the_messages_that_must_come_again_and_drops_what_is
             .await
             .unwrap()
     };
-    let unreachable = scene.world.store_through(nano_webhooks::local::dynamodb("http://127.0.0.1:9"));
+    let unreachable = scene.world.store_through(nano_webhooks_cli::dynamodb("http://127.0.0.1:9"));
     let without_tables = Dispatcher { store: unreachable, ..scene.dispatcher.clone() };
     assert_eq!(invoke(&without_tables).await, json!({"batchItemFailures": [{"itemIdentifier": "m1"}]}));
     assert_eq!(invoke(&scene.dispatcher).await, json!({"batchItemFailures": []}));
@@ -637,7 +640,7 @@ async fn the_happy_path_costs_one_write_unit_a_delivery_and_reads_are_amortised(
     // The first success is written down; from then on nothing is.
     scene.end_jobs(1000, 1).await;
     let proxy = Proxy::start(scene.world.endpoint.clone()).await;
-    let counted = scene.world.store_through(nano_webhooks::local::dynamodb(&proxy.url));
+    let counted = scene.world.store_through(nano_webhooks_cli::dynamodb(&proxy.url));
     let dispatcher = Dispatcher { store: counted, ..scene.dispatcher.clone() };
     let records: Vec<_> = (0..100).map(|n| insert(n, job(&format!("t{n}"), "completed"))).collect();
     assert_eq!(run(&dispatcher, &records).await, []);

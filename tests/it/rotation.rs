@@ -3,11 +3,8 @@
 use std::time::Duration;
 
 use axum::http::StatusCode;
-use nano_webhooks::{
-    dispatch::Dispatcher,
-    store::rotation::Rotated,
-    webhook::{Secret, WebhookId},
-};
+use nano_webhooks::{dispatch::Dispatcher, store::rotation::Rotated};
+use nano_webhooks_core::webhook::{Secret, WebhookId};
 use serde_json::{Value, json};
 
 use crate::{
@@ -104,7 +101,7 @@ async fn a_rotation_whose_answer_was_lost_on_its_way_is_not_made_twice() {
     app.create(json!({"url": "https://example.com/", "events": ["job.completed"], "secret_key": OLD})).await;
     let proxy = Proxy::start(app.world.endpoint.clone()).await;
     proxy.arm("UpdateItem", 0, Fault::AnswerLost);
-    let store = app.world.store_through(nano_webhooks::local::dynamodb(&proxy.url));
+    let store = app.world.store_through(nano_webhooks_cli::dynamodb(&proxy.url));
     let new = Secret::parse("the-new-secret".to_owned()).unwrap();
     let (acme, webhook) = (account("acme"), WebhookId::new(1).unwrap());
     let rotated = store.rotate_secret(&acme, webhook, &new, HOUR, app.clock.now()).await.unwrap();

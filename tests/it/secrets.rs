@@ -3,15 +3,18 @@
 use std::time::Duration;
 
 use aws_sdk_dynamodb::types::AttributeValue;
+use nano_webhooks::random;
 use nano_webhooks::{
     clock::Clock,
-    data_key::KeyBytes,
     dispatch::Dispatcher,
     store::{
-        Store, keys,
-        vault::{Vault, Wrapping},
+        Store, key_schema,
+        secrets::{Vault, Wrapping},
         webhooks::Subscriber,
     },
+};
+use nano_webhooks_core::{
+    data_key::KeyBytes,
     webhook::{Secret, WebhookId},
 };
 use sha2::{Digest, Sha256};
@@ -39,7 +42,7 @@ fn another(world: &World, wrapping: Wrapping) -> Store {
 
 async fn versions(world: &World) -> Vec<String> {
     let mut versions: Vec<_> =
-        world.items_under(keys::DATA_KEYS).await.iter().map(|key| key["SK"].as_s().unwrap().clone()).collect();
+        world.items_under(key_schema::DATA_KEYS).await.iter().map(|key| key["SK"].as_s().unwrap().clone()).collect();
     versions.sort();
     versions
 }
@@ -57,7 +60,7 @@ async fn the_tables_hold_neither_a_secret_nor_a_hash_to_try_one_against() {
 
 #[tokio::test]
 async fn processes_that_begin_at_the_same_time_share_one_data_key() {
-    let (world, key) = (World::new().await, KeyBytes::generate());
+    let (world, key) = (World::new().await, KeyBytes::from_random(random::bytes()));
     let stores: Vec<_> = (0..8).map(|_| another(&world, Wrapping::Local(key.clone()))).collect();
     let now = Clock::system().now();
     let sealing = stores.iter().map(|store| store.sealing_key(now));
@@ -100,7 +103,7 @@ async fn a_new_data_key_seals_from_now_on_and_what_the_old_one_sealed_stays_read
 async fn a_new_data_key_is_not_started_by_whoever_cannot_open_the_one_before() {
     let world = World::new().await;
     subscribe(&world, "acme", "https://example.com/", Some(SECRET)).await;
-    let stranger = another(&world, Wrapping::Local(KeyBytes::generate()));
+    let stranger = another(&world, Wrapping::Local(KeyBytes::from_random(random::bytes())));
     assert!(stranger.start_data_key(Clock::system().now()).await.is_err());
     assert_eq!(versions(&world).await, ["0000000001"]);
 }
@@ -126,7 +129,9 @@ async fn while_secrets_cannot_be_opened_signed_events_wait_and_hold_up_no_others
     let signed = subscribe(&world, "acme", &receiver.url("/signed"), Some(SECRET)).await;
     subscribe(&world, "acme", &receiver.url("/unsigned"), None).await;
     let clock = Clock::manual(Clock::system().now());
-    for (n, wrapping) in [Wrapping::None, Wrapping::Local(KeyBytes::generate())].into_iter().enumerate() {
+    for (n, wrapping) in
+        [Wrapping::None, Wrapping::Local(KeyBytes::from_random(random::bytes()))].into_iter().enumerate()
+    {
         let locked = Dispatcher { store: another(&world, wrapping), clock: clock.clone(), ..world.dispatcher() };
         assert_eq!(run(&locked, &[insert(n, job(&format!("t{n}"), "completed"))]).await, []);
         assert_eq!(receiver.wait_for(1).await[0].path, "/unsigned");
@@ -156,7 +161,7 @@ async fn a_secret_that_was_moved_to_another_webhook_signs_nothing_there() {
     items.retain(|item| item.contains_key("secrets"));
     items.sort_by_key(|item| item["SK"].as_s().unwrap().clone());
     let mut moved = items.remove(1);
-    assert_eq!(keys::parse_webhook(moved["SK"].as_s().unwrap()), Some(thief));
+    assert_eq!(key_schema::parse_webhook(moved["SK"].as_s().unwrap()), Some(thief));
     moved.insert("secrets".to_owned(), items[0]["secrets"].clone());
     world.client.put_item().table_name(&world.tables.webhooks).set_item(Some(moved)).send().await.unwrap();
 

@@ -9,9 +9,9 @@ use std::{
     },
 };
 
-use nano_webhooks::{
+use nano_webhooks::client::{Guard, Resolver, WebhookClient, attempt::Timeouts, guard::Policy};
+use nano_webhooks_core::{
     delivery::attempt::{Failure, Outcome},
-    transport::{Client, Guard, Resolver, client::Limits, guard::Policy},
     webhook::EndpointUrl,
 };
 use tokio::net::TcpListener;
@@ -62,7 +62,7 @@ fn answers(answers: &[&[&str]]) -> (Resolver, Arc<Mutex<VecDeque<Vec<SocketAddr>
 }
 
 async fn attempt(guard: &Guard, url: &EndpointUrl) -> Outcome {
-    let client = Client::new(guard.clone(), Limits::QUEUED, None).unwrap();
+    let client = WebhookClient::new(guard.clone(), Timeouts::QUEUED, None).unwrap();
     post(&client, url.as_str()).await
 }
 

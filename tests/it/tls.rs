@@ -2,10 +2,8 @@
 
 use std::{io::Write, sync::Arc};
 
-use nano_webhooks::{
-    delivery::attempt::{Failure, Outcome},
-    transport::{Client, Guard, client::Limits, guard::Policy},
-};
+use nano_webhooks::client::{Guard, WebhookClient, attempt::Timeouts, guard::Policy};
+use nano_webhooks_core::delivery::attempt::{Failure, Outcome};
 use rustls::{
     ServerConfig,
     pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer},
@@ -56,7 +54,7 @@ async fn a_certificate_is_trusted_if_the_operator_says_so_and_for_its_own_name_a
     let (port, pem) = serve().await;
     let mut file = tempfile::NamedTempFile::new().unwrap();
     file.write_all(pem.as_bytes()).unwrap();
-    let client = |ca| Client::new(Guard::new(Policy::Any, vec![]), Limits::QUEUED, ca).unwrap();
+    let client = |ca| WebhookClient::new(Guard::new(Policy::Any, vec![]), Timeouts::QUEUED, ca).unwrap();
     let (trusting, other) = (client(Some(file.path())), client(None));
     let named = format!("https://localhost:{port}/hook");
     let accepted = post(&trusting, &named).await;
@@ -71,7 +69,7 @@ async fn an_attempt_says_where_its_time_went_and_one_over_a_kept_connection_does
     let (port, pem) = serve().await;
     let mut file = tempfile::NamedTempFile::new().unwrap();
     file.write_all(pem.as_bytes()).unwrap();
-    let client = Client::new(Guard::new(Policy::Any, vec![]), Limits::QUEUED, Some(file.path())).unwrap();
+    let client = WebhookClient::new(Guard::new(Policy::Any, vec![]), Timeouts::QUEUED, Some(file.path())).unwrap();
     let happened = |outcome: &Outcome| {
         let phases = outcome.phases;
         let all = [phases.dns, phases.connect, phases.tls, phases.answer, phases.body];
@@ -91,5 +89,5 @@ async fn an_attempt_says_where_its_time_went_and_one_over_a_kept_connection_does
 fn a_file_without_certificates_is_refused() {
     let mut file = tempfile::NamedTempFile::new().unwrap();
     file.write_all(b"no certificate").unwrap();
-    assert!(Client::new(Guard::new(Policy::Any, vec![]), Limits::QUEUED, Some(file.path())).is_err());
+    assert!(WebhookClient::new(Guard::new(Policy::Any, vec![]), Timeouts::QUEUED, Some(file.path())).is_err());
 }

@@ -1,7 +1,7 @@
 //! `POST …/test`: a sample event, sent now, and how that went.
 
 use axum::http::StatusCode;
-use nano_webhooks::{store::rate::Limits, transport::guard::Policy};
+use nano_webhooks::{client::guard::Policy, store::rate_limit::Limits};
 use serde_json::{Value, json};
 
 use crate::{

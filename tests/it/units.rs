@@ -4,7 +4,7 @@
 use std::{fs, path::Path, time::Duration};
 
 use axum::http::StatusCode;
-use nano_webhooks::{clock::Deadline, dispatch::Dispatcher, store::rate::Limits};
+use nano_webhooks::{clock::Deadline, dispatch::Dispatcher, store::rate_limit::Limits};
 use serde_json::{Value, json};
 
 use crate::{
@@ -31,7 +31,7 @@ impl Scene {
     async fn new(paths: &[&str]) -> Self {
         let (app, receiver) = (App::new().await, Receiver::start().await);
         let proxy = Proxy::start(app.world.endpoint.clone()).await;
-        let store = app.world.store_through(nano_webhooks::local::dynamodb(&proxy.url));
+        let store = app.world.store_through(nano_webhooks_cli::dynamodb(&proxy.url));
         let limits = Limits { per_minute: Some(1_000), per_day: Some(10_000) };
         let dispatcher = Dispatcher {
             store: store.clone(),

@@ -1,0 +1,333 @@
+//! `stats`: what stands in the tables, as far as indexes and small partitions tell it; no table is scanned.
+
+use std::{cmp::Reverse, collections::BTreeMap, io::Write};
+
+use serde_json::{Value, json};
+
+use super::{counted, explain, open, poison::days, printable, progress::progress, time};
+use crate::args::{Failed, StatsArgs, TablesArgs};
+use nano_webhooks::{
+    clock::Clock,
+    concurrency,
+    store::{
+        self, Store,
+        delivery_log::{Filter, Status},
+        key_schema::{self, DUE_SHARDS},
+        replays::Replaying,
+        resume::Unparking,
+        webhooks::Subscriber,
+    },
+};
+use nano_webhooks_core::{
+    delivery::Key,
+    timestamp::Timestamp,
+    webhook::{Account, WebhookId},
+};
+
+/// How many entries of the index `due` are read, beyond which the counts are "at least".
+const COUNTED: usize = 100_000;
+/// How many poison records of a day are counted.
+const COUNTED_POISON: usize = 10_000;
+/// How many deliveries of a webhook in a state are counted.
+const COUNTED_OF_WEBHOOK: usize = 10_000;
+/// How many of them are read at a time.
+const PAGE: usize = 500;
+/// How many webhooks are named that most is pending to.
+const MOST: usize = 5;
+/// How many webhooks are named whose deliveries are being replayed, or made due again.
+const GOING_ON: usize = 2_000;
+/// How many days, and how many webhooks, are read at the same time.
+const CONCURRENT: usize = 8;
+
+/// Counts.
+pub(crate) async fn run(args: StatsArgs) -> Result<(), Failed> {
+    let StatsArgs { account, json, tables } = args;
+    match account {
+        None => all(json, &tables).await,
+        Some(account) => of_account(&account, json, &tables).await,
+    }
+}
+
+async fn all(json: bool, tables: &TablesArgs) -> Result<(), Failed> {
+    let (store, now) = (open(tables).await?, Clock::system().now());
+    let explain = |error: store::Error| explain(&error, tables);
+    let days = days(None, now)?;
+    let bar = progress("Counting what is pending, then poison by day:", Some(days.len()));
+    let due = store.due(Timestamp::from_millis(i64::MAX), of_each_shard()).await.map_err(explain)?;
+    let due: Vec<_> = due.into_iter().map(|due| (due.key, due.next_attempt_at)).collect();
+    let pending = Pending::of(&due, now);
+    let counts = days.into_iter().map(async |day| {
+        let counted = store.count_poison(&day, COUNTED_POISON).await;
+        bar.inc(1);
+        counted.map(|(count, complete)| (day, count, complete))
+    });
+    let counts = concurrency::join(counts.collect(), CONCURRENT).await;
+    let mut poison = counts.into_iter().collect::<store::Result<Vec<_>>>().map_err(explain)?;
+    poison.retain(|(_, count, _)| *count > 0);
+    poison.sort_by(|(one, ..), (other, ..)| other.cmp(one));
+    let replaying = store.replaying(GOING_ON).await.map_err(explain)?;
+    let unparking = store.unparking(GOING_ON).await.map_err(explain)?;
+    drop(bar);
+
+    let mut out = std::io::stdout();
+    if json {
+        let poison: Vec<_> = poison
+            .iter()
+            .map(|(day, count, complete)| json!({ "day": day, "records": count, "complete": complete }))
+            .collect();
+        let replaying = replaying.iter().map(|Replaying { account, webhook, id }| {
+            json!({ "account": account.as_str(), "webhook_id": webhook.get(), "replay": id.as_str() })
+        });
+        let unparking = unparking.iter().map(
+            |Unparking { account, webhook, .. }| json!({ "account": account.as_str(), "webhook_id": webhook.get() }),
+        );
+        let (replaying, unparking): (Vec<_>, Vec<_>) = (replaying.collect(), unparking.collect());
+        let stats =
+            json!({ "pending": pending.json(), "poison": poison, "replaying": replaying, "unparking": unparking });
+        return Ok(writeln!(out, "{stats}")?);
+    }
+    pending.print(&mut out, now)?;
+    if poison.is_empty() {
+        writeln!(out, "Poison     no records")?;
+    }
+    for (day, count, complete) in poison {
+        writeln!(out, "Poison     {day}: {}{}", at_least(complete), counted(count, "record", "records"))?;
+    }
+    for Replaying { account, webhook, id } in replaying {
+        writeln!(out, "Replayed   account {}, webhook {webhook}: {id}", printable(account.as_str()))?;
+    }
+    for Unparking { account, webhook, .. } in unparking {
+        writeln!(out, "Unparked   account {}, webhook {webhook}", printable(account.as_str()))?;
+    }
+    Ok(())
+}
+
+/// What the index `due` holds: what is pending and not parked.
+struct Pending {
+    overdue: usize,
+    oldest: Option<Timestamp>,
+    waiting: usize,
+    next: Option<Timestamp>,
+    /// Every entry was read.
+    complete: bool,
+    /// The webhooks that most is pending to.
+    most: Vec<(Account, WebhookId, usize)>,
+}
+
+const fn of_each_shard() -> usize {
+    COUNTED / DUE_SHARDS as usize
+}
+
+impl Pending {
+    /// From what names each entry, and when its next attempt is due.
+    fn of(entries: &[(Key, Timestamp)], now: Timestamp) -> Self {
+        let (overdue, waiting): (Vec<_>, Vec<_>) =
+            entries.iter().map(|(_, due_at)| *due_at).partition(|due_at| *due_at <= now);
+        let (mut shards, mut webhooks) = (BTreeMap::new(), BTreeMap::new());
+        for (key, _) in entries {
+            *shards.entry(key_schema::due_shard(&key.event)).or_insert(0) += 1;
+            webhooks.entry((key.account.as_str(), key.webhook.get())).or_insert((key, 0)).1 += 1;
+        }
+        let mut most: Vec<_> =
+            webhooks.into_values().map(|(key, count)| (key.account.clone(), key.webhook, count)).collect();
+        most.sort_by_key(|(.., count)| Reverse(*count));
+        most.truncate(MOST);
+        Self {
+            overdue: overdue.len(),
+            oldest: overdue.into_iter().min(),
+            waiting: waiting.len(),
+            next: waiting.into_iter().min(),
+            complete: shards.into_values().all(|count| count < of_each_shard()),
+            most,
+        }
+    }
+
+    fn json(&self) -> Value {
+        let most = self.most.iter().map(
+            |(account, webhook, count)| json!({ "account": account.as_str(), "webhook_id": webhook.get(), "pending": count }),
+        );
+        json!({
+            "overdue": self.overdue,
+            "oldest_due_at": self.oldest.map(Timestamp::rfc3339),
+            "waiting": self.waiting,
+            "next_due_at": self.next.map(Timestamp::rfc3339),
+            "complete": self.complete,
+            "most": most.collect::<Vec<_>>(),
+        })
+    }
+
+    fn print(&self, out: &mut impl Write, now: Timestamp) -> std::io::Result<()> {
+        let at_least = at_least(self.complete);
+        let since = self.oldest.map_or_else(String::new, |at| format!(", the oldest since {}", time(at, now)));
+        writeln!(out, "Overdue    {at_least}{}{since}", counted(self.overdue, "delivery", "deliveries"))?;
+        let next = self.next.map_or_else(String::new, |at| format!(", the next due at {}", time(at, now)));
+        writeln!(out, "Waiting    {at_least}{}{next}", counted(self.waiting, "delivery", "deliveries"))?;
+        for (account, webhook, count) in &self.most {
+            writeln!(out, "Most to    account {}, webhook {webhook}: {count}", printable(account.as_str()))?;
+        }
+        Ok(())
+    }
+}
+
+const fn at_least(complete: bool) -> &'static str {
+    if complete { "" } else { "at least " }
+}
+
+async fn of_account(account: &Account, json: bool, tables: &TablesArgs) -> Result<(), Failed> {
+    let (store, now) = (open(tables).await?, Clock::system().now());
+    let explain = |error: store::Error| explain(&error, tables);
+    let subscribers = store.subscribers(account).await.map_err(explain)?;
+    let (subscribers, unreadable): (Vec<_>, Vec<_>) = subscribers.into_iter().partition(Result::is_ok);
+    let subscribers: Vec<Subscriber> = subscribers.into_iter().flatten().collect();
+    if subscribers.is_empty() && unreadable.is_empty() {
+        writeln!(std::io::stderr(), "Account {account} has no webhooks.")?;
+    }
+    let bar = progress("Counting deliveries of webhooks:", Some(subscribers.len()));
+    let counts = subscribers.into_iter().map(async |subscriber| {
+        let counts = Counts::of(&store, account, subscriber, now).await;
+        bar.inc(1);
+        counts
+    });
+    let counts = concurrency::join(counts.collect(), CONCURRENT).await;
+    let mut counts = counts.into_iter().collect::<store::Result<Vec<_>>>().map_err(explain)?;
+    counts.sort_by_key(|counts| counts.of.webhook.id.get());
+    drop(bar);
+    let mut out = std::io::stdout();
+    for counts in counts {
+        if json {
+            writeln!(out, "{}", counts.json())?;
+        } else {
+            counts.print(&mut out, now)?;
+        }
+    }
+    if unreadable.is_empty() {
+        return Ok(());
+    }
+    let unreadable = counted(unreadable.len(), "webhook", "webhooks");
+    Err(Failed(format!("{unreadable} of account {account} cannot be read and left out")))
+}
+
+/// A webhook, and how many of its deliveries are in a state.
+struct Counts {
+    of: Subscriber,
+    pending: usize,
+    overdue: usize,
+    parked: usize,
+    pending_complete: bool,
+    failed: usize,
+    failed_complete: bool,
+}
+
+impl Counts {
+    async fn of(store: &Store, account: &Account, of: Subscriber, now: Timestamp) -> store::Result<Self> {
+        let id = of.webhook.id;
+        let (pending, pending_complete) = next_attempts(store, account, id, Status::Pending).await?;
+        let (failed, failed_complete) = next_attempts(store, account, id, Status::Failed).await?;
+        Ok(Self {
+            of,
+            pending: pending.len(),
+            overdue: pending.iter().flatten().filter(|due_at| **due_at <= now).count(),
+            parked: pending.iter().filter(|due_at| due_at.is_none()).count(),
+            pending_complete,
+            failed: failed.len(),
+            failed_complete,
+        })
+    }
+
+    fn json(&self) -> Value {
+        let Subscriber { webhook, health, detail, .. } = &self.of;
+        json!({
+            "webhook_id": webhook.id.get(),
+            "url": webhook.url.as_str(),
+            "status": webhook.status.name(),
+            "disabled_reason": detail.disabled_reason,
+            "health": {
+                "state": health.state(),
+                "breaker_open": health.is_open(),
+                "failing_since": health.failing_since.map(Timestamp::rfc3339),
+                "last_success_at": health.last_success_at.map(Timestamp::rfc3339),
+                "last_failure": health.last_failure,
+            },
+            "pending": { "count": self.pending, "overdue": self.overdue, "parked": self.parked, "complete": self.pending_complete },
+            "failed": { "count": self.failed, "complete": self.failed_complete },
+        })
+    }
+
+    fn print(&self, out: &mut impl Write, now: Timestamp) -> std::io::Result<()> {
+        let Subscriber { webhook, health, detail, .. } = &self.of;
+        let reason = detail.disabled_reason.as_ref().map_or_else(String::new, |why| format!(": {}", printable(why)));
+        writeln!(
+            out,
+            "Webhook {}  {}  {}{reason}",
+            webhook.id,
+            printable(webhook.url.as_str()),
+            webhook.status.name()
+        )?;
+        let since = health.failing_since.map_or_else(String::new, |at| format!(" since {}", time(at, now)));
+        let last = health.last_failure.map_or_else(String::new, |kind| format!(", last failure {}", kind.name()));
+        let open = if health.is_open() { ", breaker open" } else { "" };
+        writeln!(out, "  health   {}{since}{last}{open}", health.state())?;
+        let Self { pending, overdue, parked, failed, .. } = self;
+        let pending_at_least = at_least(self.pending_complete);
+        writeln!(out, "  pending  {pending_at_least}{pending}, of which {overdue} overdue, {parked} parked")?;
+        writeln!(out, "  failed   {}{failed}", at_least(self.failed_complete))
+    }
+}
+
+/// When the next attempts of a webhook's deliveries in a state are due, and whether these are all deliveries in it.
+async fn next_attempts(
+    store: &Store,
+    account: &Account,
+    id: WebhookId,
+    status: Status,
+) -> store::Result<(Vec<Option<Timestamp>>, bool)> {
+    let mut filter = Filter { status: Some(status), event: None, after: None, limit: PAGE };
+    let mut found = Vec::new();
+    loop {
+        let page = store.deliveries_of(account, id, &filter).await?;
+        found.extend(page.deliveries.iter().map(|listed| listed.row.next_attempt_at));
+        filter.after = page.next;
+        if filter.after.is_none() || found.len() >= COUNTED_OF_WEBHOOK {
+            return Ok((found, filter.after.is_none()));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nano_webhooks_core::event::EventId;
+
+    fn entry(webhook: u64, due_at: i64) -> (Key, Timestamp) {
+        let key = Key {
+            account: Account::parse("acme").unwrap(),
+            webhook: WebhookId::new(webhook).unwrap(),
+            event: EventId::parse("evt_01JFSFB4807P0XDV4PAY2Y4PMB").unwrap(),
+        };
+        (key, Timestamp::from_millis(due_at))
+    }
+
+    #[test]
+    fn what_is_pending_is_told_by_when_it_is_due_and_by_webhook() {
+        let entries = [entry(1, 10), entry(2, 7), entry(2, 8), entry(2, 30), entry(3, 20)];
+        let pending = Pending::of(&entries, Timestamp::from_millis(10));
+        assert_eq!((pending.overdue, pending.oldest), (3, Some(Timestamp::from_millis(7))));
+        assert_eq!((pending.waiting, pending.next), (2, Some(Timestamp::from_millis(20))));
+        let most: Vec<_> = pending.most.iter().map(|(_, webhook, count)| (webhook.get(), *count)).collect();
+        assert_eq!(most, [(2, 3), (1, 1), (3, 1)]);
+        assert!(pending.complete);
+    }
+
+    #[test]
+    fn a_shard_that_was_not_read_to_its_end_makes_the_counts_the_least_that_there_is() {
+        let mut entries = vec![entry(1, 10); of_each_shard()];
+        let printed = |entries: &[_]| {
+            let mut out = Vec::new();
+            Pending::of(entries, Timestamp::from_millis(10)).print(&mut out, Timestamp::from_millis(10)).unwrap();
+            String::from_utf8(out).unwrap()
+        };
+        assert!(printed(&entries).starts_with("Overdue    at least 6250 deliveries, the oldest since 1970-"));
+        entries.pop();
+        assert!(printed(&entries).starts_with("Overdue    6249 deliveries, "));
+    }
+}

@@ -1,0 +1,43 @@
+//! `Retry-After` (RFC 9110, section 10.2.3): how long a receiver asks us to wait.
+
+use std::time::{Duration, UNIX_EPOCH};
+
+use crate::timestamp::Timestamp;
+
+/// Reads a `Retry-After`, in seconds or as an HTTP date. `None` if it is neither; a date that has passed asks for nothing.
+pub fn parse(value: &str, now: Timestamp) -> Option<Duration> {
+    let value = value.trim();
+    if !value.is_empty() && value.bytes().all(|b| b.is_ascii_digit()) {
+        // More digits than a u64 holds still mean "very long"; the schedule caps it.
+        return Some(Duration::from_secs(value.parse().unwrap_or(u64::MAX)));
+    }
+    let date = httpdate::parse_http_date(value).ok()?.duration_since(UNIX_EPOCH).ok()?;
+    let now = Duration::from_millis(u64::try_from(now.millis()).ok()?);
+    Some(date.saturating_sub(now))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn seconds_and_the_three_forms_of_an_http_date_are_read() {
+        let now = Timestamp::from_millis(784_111_777_000 - 30_000);
+        for (value, seconds) in [
+            ("0", Some(0)),
+            ("120", Some(120)),
+            (" 7 ", Some(7)),
+            ("99999999999999999999999", Some(u64::MAX)),
+            ("Sun, 06 Nov 1994 08:49:37 GMT", Some(30)),
+            ("Sunday, 06-Nov-94 08:49:37 GMT", Some(30)),
+            ("Sun Nov  6 08:49:37 1994", Some(30)),
+            ("Sun, 06 Nov 1994 08:00:00 GMT", Some(0)),
+            ("", None),
+            ("-5", None),
+            ("1.5", None),
+            ("soon", None),
+        ] {
+            assert_eq!(parse(value, now), seconds.map(Duration::from_secs), "{value}");
+        }
+    }
+}

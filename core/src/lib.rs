@@ -1,0 +1,11 @@
+//! Values and pure decisions: events, signatures, deliveries, endpoint health.
+//!
+//! This crate performs no I/O. It reads no clock, no entropy and no environment: callers pass the time and random bytes.
+
+pub mod api_key;
+pub mod data_key;
+pub mod delivery;
+pub mod event;
+pub mod signing;
+pub mod timestamp;
+pub mod webhook;

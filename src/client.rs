@@ -1,0 +1,9 @@
+//! HTTP out: guarded targets, bounded exchanges.
+
+pub mod attempt;
+pub mod guard;
+pub mod resolver;
+
+pub use attempt::WebhookClient;
+pub use guard::Guard;
+pub use resolver::Resolver;

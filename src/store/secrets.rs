@@ -1,0 +1,453 @@
+//! Secrets at rest: sealed under a data key, which is stored wrapped by a key that the tables do not hold.
+//!
+//! A data key is unwrapped once in a process's life and only if a secret asks for it. A new one can be started at any time:
+//! what an older one sealed stays readable until it is sealed again.
+
+use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
+
+use aws_sdk_dynamodb::{error::ProvideErrorMetadata, types::AttributeValue};
+use aws_sdk_kms::primitives::Blob;
+use base64::{Engine, engine::general_purpose::STANDARD};
+use serde::{Deserialize, Serialize};
+use tokio::sync::Mutex;
+use zeroize::Zeroizing;
+
+use super::{
+    Error, Item, Result, Store, corrupt, from_item, held,
+    key_schema::{self, Primary},
+    to_item, unwritable,
+    webhooks::Subscriber,
+};
+use crate::random;
+use crate::{aws::said, clock::Stopwatch, concurrency};
+use nano_webhooks_core::{
+    data_key::{DataKey, KeyBytes},
+    timestamp::Timestamp,
+    webhook::{Account, Secret, WebhookId},
+};
+
+/// What KMS is told of a data key beside the key itself, so that it unwraps it for this purpose and version alone, and its
+/// log says what for.
+const CONTEXT: &str = "nano-webhooks-data-key";
+/// How often a data key is looked for again when others start one at the same time.
+const MAX_TRIES: usize = 5;
+
+/// How long a data key that cannot be unwrapped is not asked for again: those who wait for it do not queue up for one refusal
+/// after the other.
+const LOCKED_FOR: Duration = Duration::from_secs(2);
+/// How many secrets are sealed anew at the same time.
+const RESEALING: usize = 16;
+/// The attribute of a webhook that holds its secrets.
+pub(super) const SECRETS: &str = "secrets";
+
+/// What became of a part of the secrets that were to be sealed anew.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Resealed {
+    /// Webhooks whose secrets were sealed anew.
+    pub sealed: u64,
+    /// Webhooks whose secrets were so already, or that have none.
+    pub kept: u64,
+    /// Webhooks that others changed at the same time: to be looked at again.
+    pub changed: u64,
+}
+
+/// Where sealing anew goes on.
+#[derive(Clone, Debug)]
+pub struct ResealFrom(Item);
+
+/// What wraps the data keys.
+#[derive(Clone)]
+pub enum Wrapping {
+    /// There are none: secrets are stored as they are, readable to all who can read the table.
+    None,
+    /// A key of AWS KMS.
+    Kms {
+        /// The client.
+        client: aws_sdk_kms::Client,
+        /// The key's id, ARN or alias.
+        key_id: String,
+    },
+    /// A key that this process holds, as local mode does.
+    Local(KeyBytes),
+}
+
+impl Wrapping {
+    /// Whether a data key that `kms_key` wrapped may seal: not one of a KMS key that was set before, nor one that somebody who
+    /// writes the table has put there. An id or an alias is not told from another key's ARN.
+    fn is_of(&self, kms_key: Option<&str>) -> bool {
+        match (self, kms_key) {
+            (Self::Kms { key_id, .. }, Some(of)) if key_id.contains(":key/") => key_id == of,
+            _ => true,
+        }
+    }
+}
+
+/// The data keys, as far as they have been needed.
+#[derive(Clone)]
+pub struct Vault {
+    wrapping: Wrapping,
+    /// Held while one is loaded, so that all who need it wait for one unwrapping.
+    known: Arc<Mutex<Known>>,
+}
+
+#[derive(Default)]
+struct Known {
+    keys: BTreeMap<u32, Arc<DataKey>>,
+    /// Those that could not be unwrapped, and why: they are not asked for again for a while.
+    locked: BTreeMap<u32, (Stopwatch, String)>,
+    /// The version that seals: the newest that there was when one was first needed.
+    sealing: Option<u32>,
+}
+
+impl Vault {
+    /// A vault whose data keys are wrapped so.
+    pub fn new(wrapping: Wrapping) -> Self {
+        Self { wrapping, known: Arc::default() }
+    }
+}
+
+impl fmt::Debug for Vault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Vault(…)")
+    }
+}
+
+/// A secret as it is stored.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoredSecret {
+    #[serde(flatten)]
+    form: Form,
+    /// When it signs no more, because a newer one has taken its place; absent: it is the newest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    until: Option<Timestamp>,
+}
+
+impl StoredSecret {
+    /// Whether it signs at `now`.
+    pub fn is_live(&self, now: Timestamp) -> bool {
+        self.until.is_none_or(|until| until > now)
+    }
+
+    /// When it signs no more.
+    pub const fn until(&self) -> Option<Timestamp> {
+        self.until
+    }
+
+    /// The same secret, signing until `until` at the latest.
+    #[must_use]
+    pub fn ending(self, until: Timestamp) -> Self {
+        let until = self.until.map_or(until, |before| before.min(until));
+        Self { until: Some(until), ..self }
+    }
+}
+
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+enum Form {
+    /// Under the data key of this version.
+    Sealed { data_key: u32, sealed: String },
+    /// As it is.
+    Plain { plain: Zeroizing<String> },
+}
+
+impl fmt::Debug for StoredSecret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("StoredSecret(…)")
+    }
+}
+
+/// The hash of a request, as it is stored: keyed where there are data keys, since the request may hold a secret.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fingerprint {
+    fingerprint: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    data_key: Option<u32>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Row {
+    #[serde(rename = "PK")]
+    pk: String,
+    #[serde(rename = "SK")]
+    sk: String,
+    wrapped: String,
+    /// The KMS key that wrapped it; absent: that of local mode.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    kms_key: Option<String>,
+    created_at: Timestamp,
+}
+
+impl Store {
+    /// The data key that secrets are sealed with from now on, a new one if there is none yet that the set key wrapped; `None` if
+    /// they are stored as they are.
+    ///
+    /// # Errors
+    /// If DynamoDB or KMS does not answer, or the newest data key was wrapped by another key.
+    pub async fn sealing_key(&self, now: Timestamp) -> Result<Option<Arc<DataKey>>> {
+        if matches!(self.vault.wrapping, Wrapping::None) {
+            return Ok(None);
+        }
+        let mut known = self.vault.known.lock().await;
+        if let Some(key) = known.sealing.and_then(|version| known.keys.get(&version)) {
+            return Ok(Some(key.clone()));
+        }
+        for _ in 0..MAX_TRIES {
+            let newest = self.newest_data_key().await?;
+            let version = newest.as_ref().map_or(0, |(version, _)| *version);
+            let key = match newest.filter(|(_, row)| self.vault.wrapping.is_of(row.kms_key.as_deref())) {
+                Some((version, row)) => Arc::new(self.unwrap(version, &row).await?),
+                None => match self.start(version + 1, now).await? {
+                    Some(key) => Arc::new(key),
+                    None => continue,
+                },
+            };
+            known.sealing = Some(key.version());
+            known.keys.insert(key.version(), key.clone());
+            return Ok(Some(key));
+        }
+        Err(Error::Unavailable("a data key is being started by others".to_owned()))
+    }
+
+    /// Starts a new data key, which seals from now on: in this process at once, in others from their next start.
+    ///
+    /// # Errors
+    /// If DynamoDB or KMS does not answer, or nothing wraps data keys.
+    pub async fn start_data_key(&self, now: Timestamp) -> Result<u32> {
+        let mut known = self.vault.known.lock().await;
+        for _ in 0..MAX_TRIES {
+            let newest = self.newest_data_key().await?;
+            // A new one beside one that does not open would leave the tables with no key that opens everything.
+            if let Some((version, row)) = &newest {
+                self.unwrap(*version, row).await?;
+            }
+            if let Some(key) = self.start(newest.map_or(0, |(version, _)| version) + 1, now).await? {
+                let version = key.version();
+                known.sealing = Some(version);
+                known.keys.insert(version, Arc::new(key));
+                return Ok(version);
+            }
+        }
+        Err(Error::Unavailable("a data key is being started by others".to_owned()))
+    }
+
+    /// A webhook's secrets that are live, the newest first.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] if a secret was not sealed for this webhook, and never will open; others if it does not for now.
+    pub async fn secrets_of(&self, account: &Account, subscriber: &Subscriber, now: Timestamp) -> Result<Vec<Secret>> {
+        let mut secrets = Vec::with_capacity(subscriber.secrets.len());
+        for stored in subscriber.secrets.iter().filter(|stored| stored.is_live(now)) {
+            secrets.push(self.open(account, subscriber.webhook.id, stored).await?);
+        }
+        Ok(secrets)
+    }
+
+    /// Seals a part of all stored secrets anew, those that the data key which seals now has not sealed, and says where to go on;
+    /// `None`: it was the last part.
+    ///
+    /// # Errors
+    /// If DynamoDB or KMS does not answer, or a secret was not sealed for its webhook.
+    pub async fn reseal(&self, from: Option<ResealFrom>, now: Timestamp) -> Result<(Resealed, Option<ResealFrom>)> {
+        let key = self.sealing_key(now).await?;
+        let key = key.ok_or_else(|| Error::Locked("nothing is set that could wrap a data key".to_owned()))?;
+        let scan = self
+            .client
+            .scan()
+            .table_name(&self.tables.webhooks)
+            .consistent_read(true)
+            .filter_expression("begins_with(SK, :webhook) AND attribute_exists(#secrets)")
+            .expression_attribute_names("#secrets", SECRETS)
+            .expression_attribute_values(":webhook", AttributeValue::S(key_schema::WEBHOOK_PREFIX.to_owned()))
+            .set_exclusive_start_key(from.map(|ResealFrom(key)| key));
+        let page = scan.send().await?;
+        let items = page.items.unwrap_or_default();
+        let mut resealed = Resealed::default();
+        for done in
+            concurrency::join(items.into_iter().map(|item| self.reseal_one(item, &key)).collect(), RESEALING).await
+        {
+            match done? {
+                Some(true) => resealed.sealed += 1,
+                Some(false) => resealed.changed += 1,
+                None => resealed.kept += 1,
+            }
+        }
+        Ok((resealed, page.last_evaluated_key.map(ResealFrom)))
+    }
+
+    /// Whether it was sealed anew, or changed by others meanwhile; `None` if there was nothing to do.
+    async fn reseal_one(&self, item: Item, key: &DataKey) -> Result<Option<bool>> {
+        let text = |name: &str| item.get(name).and_then(|value| value.as_s().ok());
+        let webhook = text(key_schema::PK).and_then(|pk| key_schema::parse_account(pk));
+        let webhook = webhook.zip(text(key_schema::SK).and_then(|sk| key_schema::parse_webhook(sk)));
+        let (Some((account, id)), Some(before)) = (webhook, item.get(SECRETS)) else { return Ok(None) };
+        let unreadable = |_| corrupt("list of secrets");
+        let mut secrets: Vec<StoredSecret> = serde_dynamo::from_attribute_value(before.clone()).map_err(unreadable)?;
+        let sealed = |form: &Form| matches!(form, Form::Sealed { data_key, .. } if *data_key == key.version());
+        if secrets.iter().all(|secret| sealed(&secret.form)) {
+            return Ok(None);
+        }
+        for secret in &mut secrets {
+            secret.form = stored(Some(key), &account, id, &self.open(&account, id, secret).await?).form;
+        }
+        let update = self
+            .client
+            .update_item()
+            .table_name(&self.tables.webhooks)
+            .set_key(Some(key_schema::webhook(&account, id).into_item()))
+            .update_expression("SET #secrets = :after")
+            .condition_expression("#secrets = :before")
+            .expression_attribute_names("#secrets", SECRETS)
+            .expression_attribute_values(":before", before.clone())
+            .expression_attribute_values(":after", serde_dynamo::to_attribute_value(secrets).map_err(unwritable)?);
+        held(update.send().await).map(Some)
+    }
+
+    async fn open(&self, account: &Account, id: WebhookId, stored: &StoredSecret) -> Result<Secret> {
+        match &stored.form {
+            Form::Plain { plain } => Secret::parse(plain.to_string()).map_err(|_| corrupt("secret")),
+            Form::Sealed { data_key, sealed } => {
+                let key = self.data_key(*data_key).await?;
+                key.open(account, id, sealed).map_err(|_| corrupt("secret: it was not sealed for this webhook"))
+            }
+        }
+    }
+
+    /// The fingerprint of what has this hash, by the data key that seals.
+    pub(super) async fn fingerprint(&self, sha256: &[u8; 32], now: Timestamp) -> Result<Fingerprint> {
+        Ok(match self.sealing_key(now).await? {
+            None => Fingerprint { fingerprint: hex::encode(sha256), data_key: None },
+            Some(key) => Fingerprint { fingerprint: key.fingerprint(sha256), data_key: Some(key.version()) },
+        })
+    }
+
+    /// Whether `stored` is the fingerprint of what has this hash.
+    pub(super) async fn is_fingerprint(&self, stored: &Fingerprint, sha256: &[u8; 32]) -> Result<bool> {
+        Ok(stored.fingerprint
+            == match stored.data_key {
+                None => hex::encode(sha256),
+                Some(version) => self.data_key(version).await?.fingerprint(sha256),
+            })
+    }
+
+    /// The data key of this version.
+    async fn data_key(&self, version: u32) -> Result<Arc<DataKey>> {
+        let mut known = self.vault.known.lock().await;
+        if let Some(key) = known.keys.get(&version) {
+            return Ok(key.clone());
+        }
+        if let Some((since, why)) = known.locked.get(&version)
+            && since.elapsed() < LOCKED_FOR
+        {
+            return Err(Error::Locked(why.clone()));
+        }
+        let item = self.item(key_schema::data_key(version)).await?;
+        let row = from_item(item.ok_or_else(|| corrupt("data key version: there is no such data key"))?)?;
+        match self.unwrap(version, &row).await {
+            Ok(key) => {
+                let key = Arc::new(key);
+                known.keys.insert(version, key.clone());
+                Ok(key)
+            }
+            Err(Error::Locked(why)) => {
+                known.locked.insert(version, (Stopwatch::start(), why.clone()));
+                Err(Error::Locked(why))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn newest_data_key(&self) -> Result<Option<(u32, Row)>> {
+        let query = self
+            .client
+            .query()
+            .table_name(&self.tables.webhooks)
+            .consistent_read(true)
+            .key_condition_expression("PK = :data_keys")
+            .expression_attribute_values(":data_keys", AttributeValue::S(key_schema::DATA_KEYS.to_owned()))
+            .scan_index_forward(false)
+            .limit(1);
+        let Some(item) = query.send().await?.items.unwrap_or_default().pop() else { return Ok(None) };
+        let row: Row = from_item(item)?;
+        let version = key_schema::parse_data_key(&row.sk).ok_or_else(|| corrupt("data key version"))?;
+        Ok(Some((version, row)))
+    }
+
+    /// Starts the data key of this version; `None` if there is one.
+    async fn start(&self, version: u32, now: Timestamp) -> Result<Option<DataKey>> {
+        let (bytes, wrapped, kms_key) = match &self.vault.wrapping {
+            Wrapping::None => return Err(Error::Locked("nothing is set that could wrap a data key".to_owned())),
+            Wrapping::Local(key) => {
+                let bytes = KeyBytes::from_random(random::bytes());
+                let wrapped = bytes.sealed_under(key, &version.to_string());
+                (bytes, wrapped, None)
+            }
+            Wrapping::Kms { client, key_id } => {
+                let made = client
+                    .generate_data_key()
+                    .key_id(key_id)
+                    .key_spec(aws_sdk_kms::types::DataKeySpec::Aes256)
+                    .encryption_context(CONTEXT, version.to_string())
+                    .send()
+                    .await
+                    .map_err(|error| refused(&error))?;
+                let missing = || Error::Locked("KMS answered without a key".to_owned());
+                let bytes = made.plaintext.map(Blob::into_inner).and_then(KeyBytes::take).ok_or_else(missing)?;
+                let wrapped = STANDARD.encode(made.ciphertext_blob.ok_or_else(missing)?);
+                (bytes, wrapped, Some(made.key_id.unwrap_or_else(|| key_id.clone())))
+            }
+        };
+        let Primary { pk, sk } = key_schema::data_key(version);
+        let row = Row { pk, sk, wrapped, kms_key, created_at: now };
+        let put = self.client.put_item().table_name(&self.tables.webhooks).set_item(Some(to_item(&row)?));
+        let started = held(put.condition_expression("attribute_not_exists(PK)").send().await)?;
+        Ok(started.then(|| DataKey::new(version, &bytes)))
+    }
+
+    /// What cannot be unwrapped may be another time, when the settings or the permissions are right again: until then what
+    /// needs it waits, and is not given up.
+    async fn unwrap(&self, version: u32, row: &Row) -> Result<DataKey> {
+        let wrong = |what: &str| Error::Locked(format!("data key {version} cannot be unwrapped: {what}"));
+        let bytes = match (&self.vault.wrapping, &row.kms_key) {
+            (Wrapping::Kms { client, .. }, Some(kms_key)) => {
+                let wrapped = STANDARD.decode(&row.wrapped).map_err(|_| wrong("it is not base64"))?;
+                let opened = client
+                    .decrypt()
+                    .key_id(kms_key)
+                    .ciphertext_blob(Blob::new(wrapped))
+                    .encryption_context(CONTEXT, version.to_string())
+                    .send()
+                    .await
+                    .map_err(|error| refused(&error))?;
+                opened
+                    .plaintext
+                    .map(Blob::into_inner)
+                    .and_then(KeyBytes::take)
+                    .ok_or_else(|| wrong("it has no 32 bytes"))?
+            }
+            (Wrapping::Local(key), None) => KeyBytes::open_under(key, &row.wrapped, &version.to_string())
+                .map_err(|_| wrong("it was wrapped by another key than this data directory's; use the one that the tables were begun with, or other tables"))?,
+            (Wrapping::None, _) => return Err(wrong("SECRETS_KMS_KEY_ID is not set")),
+            (Wrapping::Kms { .. }, None) => return Err(wrong("local mode wrapped it, not KMS")),
+            (Wrapping::Local(_), Some(_)) => return Err(wrong("KMS wrapped it, not local mode")),
+        };
+        Ok(DataKey::new(version, &bytes))
+    }
+}
+
+/// A secret as it is to be stored: sealed by `key` if there is one.
+pub(super) fn stored(key: Option<&DataKey>, account: &Account, id: WebhookId, secret: &Secret) -> StoredSecret {
+    let form = match key {
+        None => Form::Plain { plain: Zeroizing::new(secret.expose().to_owned()) },
+        Some(key) => Form::Sealed { data_key: key.version(), sealed: key.seal(account, id, secret) },
+    };
+    StoredSecret { form, until: None }
+}
+
+/// KMS did not do as it was asked.
+fn refused<E, R>(error: &aws_sdk_kms::error::SdkError<E, R>) -> Error
+where
+    E: std::error::Error + ProvideErrorMetadata + 'static,
+    R: fmt::Debug + 'static,
+{
+    Error::Locked(format!("KMS: {}", said(error)))
+}

@@ -1,0 +1,150 @@
+//! What the tests stand on: tables in a real engine, and a receiver that behaves as its URL says.
+
+mod engine;
+mod receiver;
+
+use std::{sync::Mutex, time::Duration};
+
+use aws_sdk_dynamodb::types::{AttributeValue, TimeToLiveSpecification};
+use nano_webhooks::{
+    client::{Guard, WebhookClient, attempt::Timeouts, guard::Policy},
+    clock::Clock,
+    dispatch::{Dispatcher, Gates},
+    metrics::Metrics,
+    queue::{Queue, Timer},
+    random,
+    store::{
+        Store, Tables,
+        secrets::{Vault, Wrapping},
+        tables,
+    },
+};
+use nano_webhooks_cli::{dynamodb, embedded_dynamodb::Engine};
+use nano_webhooks_core::{
+    data_key::KeyBytes,
+    delivery::{
+        attempt::{Outcome, Request},
+        schedule::Schedule,
+    },
+    event::EventId,
+    webhook::{Account, EndpointUrl, EventType},
+};
+use tokio::{net::TcpListener, sync::mpsc};
+
+pub use engine::other_engine;
+pub use receiver::{PATIENCE, Received, Receiver};
+
+/// Tables of one's own in a real engine: the embedded one, or the one that `TEST_DYNAMODB_ENDPOINT` names.
+pub struct World {
+    pub client: aws_sdk_dynamodb::Client,
+    pub endpoint: String,
+    pub tables: Tables,
+    /// The platform's table.
+    pub jobs: String,
+    pub store: Store,
+    pub vault: Vault,
+    pub queue: Queue,
+    timers: Mutex<mpsc::Receiver<Timer>>,
+    _engine: Option<Engine>,
+}
+
+impl World {
+    pub async fn new() -> Self {
+        let (engine, endpoint) = if let Some(endpoint) = other_engine() {
+            (None, endpoint)
+        } else {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let endpoint = format!("http://{}", listener.local_addr().unwrap());
+            let engine = Engine::start(listener, None).unwrap_or_else(|failed| panic!("{failed:?}"));
+            (Some(engine), endpoint)
+        };
+        let unique = random::request_id();
+        let tables = Tables { webhooks: format!("webhooks-{unique}"), deliveries: format!("deliveries-{unique}") };
+        let jobs = format!("jobs-{unique}");
+        let client = dynamodb(&endpoint);
+        tables::create_missing(&client, &tables, &jobs).await.unwrap();
+        // By the engine's clock, all that tests write by theirs has expired long ago.
+        for table in [&tables.webhooks, &tables.deliveries] {
+            let never =
+                TimeToLiveSpecification::builder().attribute_name(tables::EXPIRES_AT).enabled(false).build().unwrap();
+            client.update_time_to_live().table_name(table).time_to_live_specification(never).send().await.unwrap();
+        }
+        let vault = Vault::new(Wrapping::Local(KeyBytes::from_random(random::bytes())));
+        let store = Store::new(client.clone(), tables.clone(), vault.clone());
+        let (sender, timers) = mpsc::channel(10_000);
+        Self {
+            client,
+            endpoint,
+            tables,
+            jobs,
+            store,
+            vault,
+            queue: Queue::Local(sender),
+            timers: Mutex::new(timers),
+            _engine: engine,
+        }
+    }
+
+    /// A dispatcher whose clock is the machine's and whose targets may be anything.
+    pub fn dispatcher(&self) -> Dispatcher {
+        Dispatcher {
+            store: self.store.clone(),
+            direct: WebhookClient::new(Guard::new(Policy::Any, vec![]), Timeouts::DIRECT, None).unwrap(),
+            queued: client(),
+            queue: self.queue.clone(),
+            gates: Gates::default(),
+            clock: Clock::system(),
+            schedule: Schedule::default(),
+            retention: Duration::from_hours(24),
+            disable_after: Duration::from_hours(120),
+            metrics: Metrics::embedded(),
+        }
+    }
+
+    /// The same tables through another client.
+    pub fn store_through(&self, client: aws_sdk_dynamodb::Client) -> Store {
+        Store::new(client, self.tables.clone(), self.vault.clone())
+    }
+
+    /// The timers that were set since the last look.
+    pub fn timers(&self) -> Vec<Timer> {
+        let mut timers = self.timers.lock().unwrap();
+        std::iter::from_fn(|| timers.try_recv().ok()).collect()
+    }
+
+    /// Every item of a table.
+    pub async fn items(&self, table: &str) -> Vec<std::collections::HashMap<String, AttributeValue>> {
+        let scan = self.client.scan().table_name(table).consistent_read(true);
+        scan.into_paginator().items().send().collect::<Result<Vec<_>, _>>().await.unwrap()
+    }
+
+    /// The webhooks table's items whose partition key begins with `prefix`.
+    pub async fn items_under(&self, prefix: &str) -> Vec<std::collections::HashMap<String, AttributeValue>> {
+        let mut items = self.items(&self.tables.webhooks).await;
+        items.retain(|item| item["PK"].as_s().unwrap().starts_with(prefix));
+        items
+    }
+}
+
+/// A client that may call anything.
+pub fn client() -> WebhookClient {
+    WebhookClient::new(Guard::new(Policy::Any, vec![]), Timeouts::QUEUED, None).unwrap()
+}
+
+/// Makes one attempt of an unsigned event.
+pub async fn post(client: &WebhookClient, url: &str) -> Outcome {
+    let request = Request {
+        id: &EventId::parse("evt_01JFS8TX800000000000000000").unwrap(),
+        event: EventType::JobCompleted,
+        number: 1,
+        at: Clock::system().now(),
+        signatures: None,
+        traceparent: None,
+        version: "0",
+    };
+    client.attempt(&EndpointUrl::parse(url).unwrap(), request, "{}", Duration::from_secs(10)).await.1
+}
+
+pub fn account(name: &str) -> Account {
+    Account::parse(name).unwrap()
+}

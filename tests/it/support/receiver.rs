@@ -1,0 +1,129 @@
+//! An HTTP receiver whose behavior is in its URLs.
+
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use axum::{
+    Router,
+    body::Bytes,
+    extract::State,
+    http::{HeaderMap, StatusCode, Uri, header::LOCATION},
+    response::{IntoResponse, Response},
+};
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use tokio::{net::TcpListener, sync::watch, time::timeout};
+
+/// How long a condition may take to come true before the test has failed.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A request that the receiver got.
+#[derive(Clone, Debug)]
+pub struct Received {
+    pub path: String,
+    pub headers: HeaderMap,
+    pub body: String,
+}
+
+impl Received {
+    pub fn header(&self, name: &str) -> &str {
+        self.headers.get(name).map_or("", |value| value.to_str().unwrap())
+    }
+
+    /// Whether one of its Standard Webhooks signatures is that of `secret` (Standard Webhooks 1.0.0, "Verifying signatures").
+    pub fn is_signed_by(&self, secret: &str) -> bool {
+        let key = match secret.strip_prefix("whsec_") {
+            Some(encoded) => STANDARD.decode(encoded).unwrap(),
+            None => secret.as_bytes().to_vec(),
+        };
+        let key = aws_lc_rs::hmac::Key::new(aws_lc_rs::hmac::HMAC_SHA256, &key);
+        let signed = format!("{}.{}.{}", self.header("webhook-id"), self.header("webhook-timestamp"), self.body);
+        let expected = format!("v1,{}", STANDARD.encode(aws_lc_rs::hmac::sign(&key, signed.as_bytes())));
+        self.header("webhook-signature").split(' ').any(|signature| signature == expected)
+    }
+
+    pub fn json(&self) -> serde_json::Value {
+        serde_json::from_str(&self.body).unwrap()
+    }
+}
+
+/// A receiver. `/status/500/…` answers 500, `/redirect/…` redirects to `/redirected`, `/hang/…` never answers, `/drip/…`
+/// never ends its body, `/large/…` answers 1 MiB, `/held/…` answers the first request when it is released and no other, anything
+/// else 200.
+#[derive(Clone)]
+pub struct Receiver {
+    pub url: String,
+    received: Arc<Mutex<Vec<Received>>>,
+    count: watch::Sender<usize>,
+    released: watch::Sender<bool>,
+}
+
+impl Receiver {
+    pub async fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let receiver =
+            Self { url, received: Arc::default(), count: watch::Sender::new(0), released: watch::Sender::new(false) };
+        let router = Router::new().fallback(receive).with_state(receiver.clone());
+        tokio::spawn(axum::serve(listener, router).into_future());
+        receiver
+    }
+
+    pub fn url(&self, path: &str) -> String {
+        format!("{}{path}", self.url)
+    }
+
+    /// Begins anew.
+    pub fn forget(&self) {
+        self.received.lock().unwrap().clear();
+        self.count.send_replace(0);
+    }
+
+    /// Has it answer what is held.
+    pub fn release(&self) {
+        self.released.send_replace(true);
+    }
+
+    pub fn received(&self) -> Vec<Received> {
+        self.received.lock().unwrap().clone()
+    }
+
+    /// Waits until at least `n` requests came.
+    pub async fn wait_for(&self, n: usize) -> Vec<Received> {
+        let mut count = self.count.subscribe();
+        let came = timeout(PATIENCE, count.wait_for(|count| *count >= n)).await.is_ok();
+        assert!(came, "{n} requests were expected, {} came", self.received().len());
+        self.received()
+    }
+}
+
+async fn receive(State(receiver): State<Receiver>, uri: Uri, headers: HeaderMap, body: Bytes) -> Response {
+    let path = uri.path().to_owned();
+    let body = String::from_utf8(body.to_vec()).unwrap();
+    receiver.received.lock().unwrap().push(Received { path: path.clone(), headers, body });
+    receiver.count.send_modify(|count| *count += 1);
+    let is_first = *receiver.count.borrow() == 1;
+    let mut parts = path.split('/').skip(1);
+    match parts.next() {
+        Some("status") => {
+            let status = StatusCode::from_u16(parts.next().unwrap().parse().unwrap()).unwrap();
+            (status, "as you asked").into_response()
+        }
+        Some("redirect") => (StatusCode::FOUND, [(LOCATION, receiver.url("/redirected"))]).into_response(),
+        Some("held") if is_first => {
+            receiver.released.subscribe().wait_for(|released| *released).await.unwrap();
+            "ok".into_response()
+        }
+        Some("hang" | "held") => std::future::pending().await,
+        Some("drip") => {
+            let drops = futures_util::stream::unfold((), async |()| {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                Some((Ok::<_, std::io::Error>(Bytes::from_static(b".")), ()))
+            });
+            axum::body::Body::from_stream(drops).into_response()
+        }
+        Some("large") => "x".repeat(1024 * 1024).into_response(),
+        _ => "ok".into_response(),
+    }
+}
