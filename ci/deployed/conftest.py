@@ -1,4 +1,4 @@
-"""Fixtures: an emulated account, the functions under Lambda's runtime emulator, and a receiver."""
+"""Fixtures: an emulated AWS account, the functions under Lambda's runtime emulator, and a receiver."""
 
 import contextlib
 import json
@@ -14,7 +14,8 @@ from support import Receiver, command, dynamodb, eventually
 
 
 def pytest_configure():
-    # The servers are in sessions of their own, which a signal to this one does not reach: it is to end the tests in good order.
+    # The servers run in their own sessions and do not receive this process's signals. An interrupt
+    # instead of an immediate end lets the fixtures stop them.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
@@ -27,7 +28,7 @@ def account(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def dynamodb_local():
-    """The URL of Amazon's DynamoDB Local, which ci/test-deployment has started."""
+    """URL of Amazon's DynamoDB Local, which ci/test-deployment starts."""
     return os.environ["TEST_DYNAMODB_ENDPOINT"]
 
 
@@ -38,8 +39,8 @@ def receiver():
     receiver.close()
 
 
-class Deployed:
-    """Tables, a queue, and the functions over them, each started when it is first asked for."""
+class DeployedFunctions:
+    """Tables, a queue and the functions that use them. A function starts with its first invocation."""
 
     def __init__(self, endpoint, account, folder):
         name = f"deployed-{uuid.uuid4()}"
@@ -62,27 +63,28 @@ class Deployed:
 
     def invoke(self, name, event):
         if name not in self.started:
-            self.started[name] = self.function(name)
+            self.started[name] = self.start(name)
         return self.started[name].invoke(event)
 
-    def function(self, name, **env):
-        function = Function(name, stack.functions()[name], self.env | env, self.folder / f"{name}-{uuid.uuid4()}.log")
+    def start(self, name, **env):
+        log = self.folder / f"{name}-{uuid.uuid4()}.log"
+        function = Function(name, stack.functions()[name], self.env | env, log)
         self.closing.callback(function.close)
         return function
 
-    def new_key(self):
-        """An API key of the account of the sample events."""
+    def create_api_key(self):
+        """Creates an API key for the account of the sample events."""
         env = {name: self.env[name] for name in ("WEBHOOKS_TABLE", "DELIVERIES_TABLE")}
-        made = command("keys", "create", "--account", "acme", "--json", "--dynamodb-endpoint", self.endpoint, env=env)
-        return json.loads(made.stdout)["api_key"]
+        arguments = ("keys", "create", "--account", "acme", "--json", "--dynamodb-endpoint", self.endpoint)
+        return json.loads(command(*arguments, env=env).stdout)["api_key"]
 
-    def items(self, table):
-        """What is in a table, as plain text and numbers."""
+    def scan(self, table):
+        """Returns the items of a table as strings and integers."""
         pages = self.db.get_paginator("scan").paginate(TableName=self.tables[table], ConsistentRead=True)
-        return [{name: plain(value) for name, value in item.items()} for page in pages for item in page["Items"]]
+        return [{name: to_plain(value) for name, value in item.items()} for page in pages for item in page["Items"]]
 
-    def received(self):
-        """The one message that is in the queue, or comes when its delay is over."""
+    def receive_message(self):
+        """Waits for the only message of the queue and deletes it."""
         (message,) = eventually(
             lambda: self.sqs.receive_message(
                 QueueUrl=self.queue, WaitTimeSeconds=1, MaxNumberOfMessages=10, AttributeNames=["All"]
@@ -92,19 +94,20 @@ class Deployed:
         self.sqs.delete_message(QueueUrl=self.queue, ReceiptHandle=message["ReceiptHandle"])
         return message
 
-    def in_queue(self):
+    def message_count(self):
+        """Counts the visible, received and delayed messages of the queue."""
         names = [f"ApproximateNumberOfMessages{kind}" for kind in ("", "NotVisible", "Delayed")]
-        found = self.sqs.get_queue_attributes(QueueUrl=self.queue, AttributeNames=names)["Attributes"]
-        return sum(int(found[name]) for name in names)
+        attributes = self.sqs.get_queue_attributes(QueueUrl=self.queue, AttributeNames=names)["Attributes"]
+        return sum(int(attributes[name]) for name in names)
 
 
-def plain(value):
-    ((kind, inner),) = value.items()
-    return int(inner) if kind == "N" else inner
+def to_plain(attribute):
+    ((kind, value),) = attribute.items()
+    return int(value) if kind == "N" else value
 
 
 @pytest.fixture
 def deployed(dynamodb_local, account, tmp_path):
-    deployed = Deployed(dynamodb_local, account, tmp_path)
+    deployed = DeployedFunctions(dynamodb_local, account, tmp_path)
     with deployed.closing:
         yield deployed

@@ -1,4 +1,4 @@
-"""What the functions run on here: Lambda's own runtime emulator, and an account with the services around it."""
+"""Runs the functions under Lambda's runtime emulator, and emulates an AWS account."""
 
 import contextlib
 import functools
@@ -19,19 +19,20 @@ import samcli
 
 from support import DEADLINE, environment, eventually
 
-BUILT = Path(os.environ["NANO_BUILT"])  # a clone in which `sam build` has run
+# A clone of the repository in which `sam build` has run.
+BUILT = Path(os.environ["NANO_BUILT"])
 RUNTIME_EMULATOR = Path(samcli.__file__).parent / "local/rapid/aws-lambda-rie-x86_64"
 REGION = "us-east-1"
-# The account's root user, who may do everything; the functions have their roles instead.
+# The account's root user, who has all permissions. The functions use their roles.
 ROOT = {"AWS_ACCESS_KEY_ID": "root", "AWS_SECRET_ACCESS_KEY": "any", "AWS_DEFAULT_REGION": REGION}
 
 
 class FunctionError(Exception):
-    """The function answered an invocation with an error, or ended."""
+    """An invocation returned an error or ended the function's process."""
 
 
 class _Server:
-    """A process that listens on a port of loopback. It may start others, and all of them are ended with it."""
+    """A process that listens on a loopback port. Its child processes end with it."""
 
     def __init__(self, port, command, env, log):
         self.port, self.log = port, log
@@ -60,9 +61,9 @@ class _Server:
 
 
 class Function(_Server):
-    """A built function under AWS's Lambda Runtime Interface Emulator, with the time and memory that the template gives it.
+    """A built function under the Lambda Runtime Interface Emulator, with the template's time-out and memory.
 
-    The emulator takes one invocation at a time, and so does this.
+    Invocations run one at a time, because the emulator supports no more.
     """
 
     def __init__(self, name, properties, env, log):
@@ -79,23 +80,23 @@ class Function(_Server):
             *("--runtime-api-address", f"127.0.0.1:{runtime_port}"),
             BUILT / ".aws-sam/build" / name / properties["Handler"],
         ]
-        self.timeout, self.turn = properties["Timeout"], threading.Lock()
+        self.timeout, self.invoking = properties["Timeout"], threading.Lock()
         super().__init__(port, command, environment(lambda_ | env), log)
 
     def invoke(self, event):
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=self.timeout + DEADLINE)
-        with self.turn, contextlib.closing(connection):
+        with self.invoking, contextlib.closing(connection):
             connection.request("POST", "/2015-03-31/functions/function/invocations", json.dumps(event))
             response = connection.getresponse()
             text = response.read().decode()
-        # 502 is said of a function that ended; one that answers with an error has this in its answer.
-        answer = json.loads(text) if response.status == 200 else None
-        if response.status != 200 or isinstance(answer, dict) and "errorMessage" in answer:
+        # The status is 502 if the process ended. An error result has status 200.
+        result = json.loads(text) if response.status == 200 else None
+        if response.status != 200 or isinstance(result, dict) and "errorMessage" in result:
             raise FunctionError(f"{response.status} {text}\n{self.log_text()}")
-        return answer
+        return result
 
     def log_lines(self, message):
-        """The lines of the function's log with this message, once there is one: the emulator passes them on as they come."""
+        """Waits for log lines with this message and returns them."""
 
         def found():
             lines = [line for line in self.log_text().splitlines() if line.startswith("{")]
@@ -103,18 +104,18 @@ class Function(_Server):
 
         return eventually(found, lambda: f"{message!r} in\n{self.log_text()}")
 
-    def wait_until_counted(self, metric, number):
-        """Waits for as much of a metric as this in what CloudWatch takes from the log, the answer being there before."""
+    def wait_for_metric(self, metric, expected):
+        """Waits until the sum of a metric in the log has this value. The function logs it after its response."""
 
-        def counted():
+        def total():
             lines = [json.loads(line) for line in self.log_text().splitlines() if '"_aws"' in line]
             return sum(line.get(metric, 0) for line in lines)
 
-        eventually(lambda: counted() == number, lambda: f"{number} {metric}, not {counted()}, in\n{self.log_text()}")
+        eventually(lambda: total() == expected, lambda: f"{metric}: {total()} instead of {expected} in\n{self.log_text()}")
 
 
 class Account(_Server):
-    """An AWS account on this machine, in which functions may do what their roles allow, and nothing else."""
+    """An emulated AWS account that enforces the permissions of the functions' roles."""
 
     def __init__(self, folder):
         (port,) = free_ports(1)
@@ -123,7 +124,7 @@ class Account(_Server):
             "BIND_HOST": "127.0.0.1",
             "GATEWAY_PORT": str(port),
             "AUTH": "true",
-            # It hands its own environment on to the functions, which find it by this. Nothing in the template has to say so.
+            # The functions inherit this variable and send their requests to the emulated account.
             "AWS_ENDPOINT_URL": self.url,
             "TMPDIR": str(folder),
             "HOME": str(folder),
@@ -143,8 +144,8 @@ class Account(_Server):
 
 
 def free_ports(count):
-    with contextlib.ExitStack() as held:
-        return [held.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()[1] for _ in range(count)]
+    with contextlib.ExitStack() as sockets:
+        return [sockets.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()[1] for _ in range(count)]
 
 
 def milliseconds():

@@ -1,4 +1,4 @@
-"""The stack as `sam build` left it, and what has to be done to it before an emulated account takes it."""
+"""The built template, the changes that the emulated account requires, and the deployed stack."""
 
 import copy
 import json
@@ -14,7 +14,7 @@ NAME = "nano-webhooks"
 
 
 def functions():
-    """The template's functions with their properties, those of Globals among them."""
+    """Returns the properties of each function, including those from Globals."""
     common = TEMPLATE["Globals"]["Function"]
     return {
         name: common | resource["Properties"]
@@ -24,25 +24,28 @@ def functions():
 
 
 def create_tables(db, prefix):
-    """The template's tables, each under its logical id behind a prefix, as far as an engine can have them."""
+    """Creates the template's tables with the properties that DynamoDB Local supports.
+
+    A table's name is the prefix and its logical id.
+    """
     for name, resource in TEMPLATE["Resources"].items():
         if resource["Type"] == "AWS::DynamoDB::Table":
-            shape = only(resource["Properties"], "BillingMode", "AttributeDefinitions", "KeySchema")
+            schema = select(resource["Properties"], "BillingMode", "AttributeDefinitions", "KeySchema")
             if indexes := resource["Properties"].get("GlobalSecondaryIndexes"):
-                shape["GlobalSecondaryIndexes"] = [only(index, "IndexName", "KeySchema", "Projection") for index in indexes]
-            db.create_table(TableName=prefix + name, **shape)
+                schema["GlobalSecondaryIndexes"] = [select(index, "IndexName", "KeySchema", "Projection") for index in indexes]
+            db.create_table(TableName=prefix + name, **schema)
 
 
-def only(properties, *names):
+def select(properties, *names):
     return {name: value for name, value in properties.items() if name in names}
 
 
-# --- what the emulated account does otherwise than AWS
+# --- Differences between the emulated account and AWS
 
 
-def numbers(template):
-    """CloudFormation hands a parameter of type Number on as a number; the account hands on text, and then cannot compare."""
-    parameters = {name: of["Default"] for name, of in template["Parameters"].items() if of["Type"] == "Number"}
+def inline_numbers(template):
+    """The account passes a parameter of type Number as a string and then fails to compare it."""
+    parameters = {name: parameter["Default"] for name, parameter in template["Parameters"].items() if parameter["Type"] == "Number"}
     changed = 0
     for part in parts(template["Resources"]):
         for name, value in part.items():
@@ -52,8 +55,8 @@ def numbers(template):
     return changed
 
 
-def key_contexts(template):
-    """The account does not know the condition key `kms:EncryptionContext`, and allows nothing that depends on it."""
+def remove_encryption_contexts(template):
+    """The account denies every request with the unsupported condition key `kms:EncryptionContext`."""
     changed = 0
     for statement in statements(template):
         if "kms:EncryptionContext" in json.dumps(statement.get("Condition")):
@@ -62,8 +65,8 @@ def key_contexts(template):
     return changed
 
 
-def batches_of_messages(template):
-    """To AWS a batch of messages is as many times `sqs:SendMessage`; the account asks for a permission that AWS has not."""
+def allow_message_batches(template):
+    """AWS requires `sqs:SendMessage` for a batch. The account requires `sqs:SendMessageBatch`, which AWS does not have."""
     changed = 0
     for statement in statements(template):
         actions = statement["Action"] if isinstance(statement["Action"], list) else [statement["Action"]]
@@ -73,17 +76,17 @@ def batches_of_messages(template):
     return changed
 
 
-def queries(template):
-    """The account has no saved queries of CloudWatch Logs. Nothing depends on them: a person asks in the console."""
-    names = [name for name, of in template["Resources"].items() if of["Type"] == "AWS::Logs::QueryDefinition"]
+def remove_queries(template):
+    """The account does not support saved queries of CloudWatch Logs."""
+    names = [name for name, resource in template["Resources"].items() if resource["Type"] == "AWS::Logs::QueryDefinition"]
     for name in names:
         del template["Resources"][name]
     return len(names)
 
 
-def metric_math(template):
-    """The account knows no metric math: an alarm that has some watches the first of its metrics alone."""
-    alarms = [of["Properties"] for of in template["Resources"].values() if of["Type"] == "AWS::CloudWatch::Alarm"]
+def replace_metric_math(template):
+    """The account does not support metric math. An alarm uses the first of its metrics instead."""
+    alarms = [resource["Properties"] for resource in template["Resources"].values() if resource["Type"] == "AWS::CloudWatch::Alarm"]
     math = [properties for properties in alarms if "Metrics" in properties]
     for properties in math:
         watched = next(metric["MetricStat"] for metric in properties.pop("Metrics") if "MetricStat" in metric)
@@ -91,46 +94,53 @@ def metric_math(template):
     return len(math)
 
 
-def joined_lists(template):
-    """Conditions cannot join a list in the account, to which the parameter is the text that it was given as."""
+def unwrap_joins(template):
+    """The account passes a list parameter as a string, which a condition cannot join."""
     changed = 0
     for part in parts(template["Conditions"]):
         for value in part.values():
-            for place, operand in enumerate(value) if isinstance(value, list) else ():
+            for index, operand in enumerate(value) if isinstance(value, list) else ():
                 if isinstance(operand, dict) and "Fn::Join" in operand:
-                    _, value[place] = operand["Fn::Join"]
+                    _, value[index] = operand["Fn::Join"]
                     changed += 1
     return changed
 
 
-CHANGES = [queries, metric_math, joined_lists, numbers, key_contexts, batches_of_messages]
+CHANGES = [
+    remove_queries,
+    replace_metric_math,
+    unwrap_joins,
+    inline_numbers,
+    remove_encryption_contexts,
+    allow_message_batches,
+]
 
 
-def emulated():
-    """The built template with these changes, and no other. One that changes nothing is an error: it could go."""
+def adapt_template():
+    """Returns the built template with these changes. A change without an effect is an error."""
     template = copy.deepcopy(TEMPLATE)
     for change in CHANGES:
-        assert change(template), f"the template has nothing in it for `{change.__name__}` to change"
+        assert change(template), f"{change.__name__} changes nothing and can be removed"
     return template
 
 
 def statements(template):
-    """All statements of policies."""
+    """Returns all policy statements."""
     return [part for part in parts(template["Resources"]) if {"Effect", "Action"} <= set(part)]
 
 
 def parts(value):
-    """All mappings in a value, at any depth."""
+    """Returns all mappings in a value, at any depth."""
     if isinstance(value, list):
         return [part for each in value for part in parts(each)]
     return [value, *parts(list(value.values()))] if isinstance(value, dict) else []
 
 
-# --- what an operator does
+# --- Operator commands
 
 
 def sam(account, *args):
-    done = subprocess.run(
+    result = subprocess.run(
         ["sam", *args],
         cwd=BUILT,
         env=environment(ROOT | {"AWS_ENDPOINT_URL": account.url, "SAM_CLI_TELEMETRY": "0", "SAM_CLI_POLL_DELAY": "0.2"}),
@@ -138,20 +148,20 @@ def sam(account, *args):
         text=True,
         timeout=300,
     )
-    assert done.returncode == 0, f"sam {args}: exit {done.returncode}\n{done.stdout}\n{done.stderr}\n{account.log_text()}"
+    assert result.returncode == 0, f"sam {args}: exit {result.returncode}\n{result.stdout}\n{result.stderr}\n{account.log_text()}"
 
 
 class Stack:
-    """The stack, deployed with the settings of samconfig.toml."""
+    """The stack, deployed with samconfig.toml."""
 
     def __init__(self, account, **parameters):
         self.account = account
         self.deploy(parameters)
-        self.make_routes()
+        self.create_routes()
 
     def deploy(self, parameters):
         changed = BUILT / ".aws-sam/build/emulated.yaml"
-        changed.write_text(yaml.safe_dump(emulated(), sort_keys=False))
+        changed.write_text(yaml.safe_dump(adapt_template(), sort_keys=False))
         sam(
             self.account,
             *("deploy", "--template-file", str(changed), "--config-file", str(BUILT / "samconfig.toml")),
@@ -163,28 +173,28 @@ class Stack:
         self.outputs = {output["OutputKey"]: output["OutputValue"] for output in described["Outputs"]}
 
     def resources(self):
-        """Logical to physical ids."""
-        found = self.account.client("cloudformation").describe_stack_resources(StackName=NAME)["StackResources"]
-        return {resource["LogicalResourceId"]: resource["PhysicalResourceId"] for resource in found}
+        """Maps logical to physical ids."""
+        resources = self.account.client("cloudformation").describe_stack_resources(StackName=NAME)["StackResources"]
+        return {resource["LogicalResourceId"]: resource["PhysicalResourceId"] for resource in resources}
 
-    def make_routes(self):
-        """API Gateway makes its routes from the description of the API that SAM put into the stack; the account does not."""
+    def create_routes(self):
+        """Creates the routes of the HTTP API. API Gateway creates them from the Body property; the account does not."""
         gateway, api = self.account.client("apigatewayv2"), self.resources()["Api"]
-        assert not gateway.get_routes(ApiId=api)["Items"], "the account makes the routes by now: this need not be done"
+        assert not gateway.get_routes(ApiId=api)["Items"], "the account creates the routes, so create_routes can be removed"
         formation = self.account.client("cloudformation")
         processed = formation.get_template(StackName=NAME, TemplateStage="Processed")["TemplateBody"]
         processed = json.loads(processed) if isinstance(processed, str) else processed
         function = self.account.client("lambda").get_function(FunctionName=self.outputs["ApiFunction"])["Configuration"]
         for path, methods in processed["Resources"]["Api"]["Properties"]["Body"]["paths"].items():
             for method, operation in methods.items():
-                assert (path, method) == ("$default", "x-amazon-apigateway-any-method"), "the only route there is"
+                assert (path, method) == ("$default", "x-amazon-apigateway-any-method"), "expected only the default route"
                 described = operation["x-amazon-apigateway-integration"]
                 assert "${ApiFunction.Arn}" in json.dumps(described["uri"]), described
-                made = gateway.create_integration(
+                integration = gateway.create_integration(
                     ApiId=api,
                     IntegrationType=described["type"].upper(),
                     IntegrationMethod=described["httpMethod"],
                     IntegrationUri=function["FunctionArn"],
                     PayloadFormatVersion=described["payloadFormatVersion"],
                 )
-                gateway.create_route(ApiId=api, RouteKey=path, Target=f"integrations/{made['IntegrationId']}")
+                gateway.create_route(ApiId=api, RouteKey=path, Target=f"integrations/{integration['IntegrationId']}")

@@ -1,4 +1,4 @@
-"""What `sam build` has made of the functions."""
+"""Checks the binaries that `sam build` produced."""
 
 import io
 import os
@@ -11,14 +11,16 @@ import pytest
 from emulators import BUILT
 from stack import functions
 
-# Lambda fetches and unpacks this whenever a function starts cold. The larger of the two has 6.0 MB, most of it the SDK and
-# TLS; what brings in half a megabyte more is to be looked at before it is let in.
-MOST_ZIPPED = 6_500_000
-GLIBC = {"provided.al2023": 34}  # 2.34 is what that runtime has
-ENGINE = b"SQLite format 3"  # what the engine of local mode writes at the beginning of each of its files
+# Lambda downloads and unpacks the archive at each cold start. The larger archive has 6.0 MB, mostly the SDK and TLS.
+# A review decides whether a dependency may add another half megabyte.
+MAX_ZIPPED = 6_500_000
+# Minor version of the glibc 2 in each runtime.
+GLIBC = {"provided.al2023": 34}
+# Header of the database files of local mode's embedded engine.
+ENGINE = b"SQLite format 3"
 
 
-def built(name):
+def read_binary(name):
     return (BUILT / ".aws-sam/build" / name / "bootstrap").read_bytes()
 
 
@@ -27,40 +29,46 @@ def name(request):
     return request.param
 
 
-def test_the_functions_are_those_of_the_template():
+def test_every_function_is_built():
+    """Each function of the template has an executable handler."""
     assert set(functions()) == {"ApiFunction", "DispatchFunction", "RetryFunction"}
     for name, properties in functions().items():
         assert os.access(BUILT / ".aws-sam/build" / name / properties["Handler"], os.X_OK), name
 
 
-def test_the_stream_and_the_queue_have_one_binary():
-    assert built("DispatchFunction") == built("RetryFunction") != built("ApiFunction")
+def test_dispatch_and_retry_share_binary():
+    """The dispatch and retry functions have the same binary, and the API function has another."""
+    assert read_binary("DispatchFunction") == read_binary("RetryFunction") != read_binary("ApiFunction")
 
 
-def test_a_function_is_no_larger_than_it_was_allowed_to_be(name, capsys):
+def test_archive_size_is_limited(name, capsys):
+    """The zipped binary has at most `MAX_ZIPPED` bytes."""
     zipped = io.BytesIO()
     with zipfile.ZipFile(zipped, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("bootstrap", built(name))
+        archive.writestr("bootstrap", read_binary(name))
     size = len(zipped.getvalue())
     with capsys.disabled():
-        print(f"\n{name}: {size / 1e6:.2f} MB zipped, {len(built(name)) / 1e6:.2f} MB unpacked", end=" ")
-    assert size <= MOST_ZIPPED, f"{name} has {size} bytes zipped, at most {MOST_ZIPPED} are allowed"
+        print(f"\n{name}: {size / 1e6:.2f} MB zipped, {len(read_binary(name)) / 1e6:.2f} MB unpacked", end=" ")
+    assert size <= MAX_ZIPPED, f"{name} has {size} bytes zipped, at most {MAX_ZIPPED} are allowed"
 
 
-def test_a_function_is_stripped_of_symbols(name):
-    assert b".shstrtab" in built(name) and b".symtab" not in built(name)
+def test_symbols_are_stripped(name):
+    """The binary has no symbol table."""
+    assert b".shstrtab" in read_binary(name) and b".symtab" not in read_binary(name)
 
 
-def test_a_function_asks_for_no_newer_library_than_its_runtime_has(name):
-    versions = {int(minor) for minor in re.findall(rb"\0GLIBC_2\.(\d+)", built(name))}
+def test_glibc_version_fits_runtime(name):
+    """The binary requires no newer glibc than its Lambda runtime has."""
+    versions = {int(minor) for minor in re.findall(rb"\0GLIBC_2\.(\d+)", read_binary(name))}
     assert versions and max(versions) <= GLIBC[functions()[name]["Runtime"]], sorted(versions)
 
 
-def test_a_panic_in_a_function_unwinds(name):
-    # Nothing else asks for it; with `panic = "abort"`, which cargo-lambda would choose, it is not there.
-    assert b"\0_Unwind_RaiseException\0" in built(name)
+def test_panics_unwind(name):
+    """The binary unwinds on panic. cargo-lambda's default, `panic = "abort"`, does not import this function."""
+    assert b"\0_Unwind_RaiseException\0" in read_binary(name)
 
 
-def test_the_engine_of_local_mode_is_not_in_a_function(name):
-    assert ENGINE in Path(os.environ["NANO_BINARY"]).read_bytes(), "the engine can be recognised by this"
-    assert ENGINE not in built(name)
+def test_embedded_engine_is_absent(name):
+    """The embedded DynamoDB of local mode is in `nano-webhooks` and not in a function."""
+    assert ENGINE in Path(os.environ["NANO_BINARY"]).read_bytes(), "the header identifies the engine"
+    assert ENGINE not in read_binary(name)

@@ -1,4 +1,4 @@
-"""The verifier that the README gives to a subscriber who writes Python, as it stands there."""
+"""Runs the Python verifier from the README."""
 
 import re
 
@@ -12,7 +12,10 @@ exec(_source, _readme)
 
 
 def assert_signed(request, secret):
-    """Both signatures hold: the documented one, of these bytes with this secret alone, and that of Standard Webhooks."""
+    """Asserts that the documented verifier and the Standard Webhooks library accept the signature.
+
+    The documented verifier must also reject another body and another secret.
+    """
     verify, headers = _readme["verify"], request.headers
     assert verify(request.body, headers, secret), headers
     assert not verify(request.body + b" ", headers, secret), headers
