@@ -1,4 +1,4 @@
-//! The numbers that an operator watches, counted as they happen. Deployed they go to CloudWatch with the log ([`embedded`]); in
+//! The numbers that an operator watches, counted as they happen. Deployed they go to CloudWatch with the log ([`emf`]); in
 //! local mode Prometheus reads them ([`prometheus`]). None of them tells customers apart: their number would be without bound,
 //! and the delivery log answers for each of them.
 
