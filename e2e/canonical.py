@@ -1,4 +1,4 @@
-"""An independent oracle: the body that CONTRACT promises, from typed DynamoDB values."""
+"""An independent implementation of the canonical body of an event, from typed DynamoDB values."""
 
 import base64
 import json
@@ -32,7 +32,11 @@ def value(typed):
             return array(map(value, content))
         case "M":
             return (
-                "{" + ",".join(f"{string(key)}:{value(content[key])}" for key in sorted(content, key=key_order)) + "}"
+                "{"
+                + ",".join(
+                    f"{string(key)}:{value(content[key])}" for key in sorted(content, key=key_order)
+                )
+                + "}"
             )
         case "SS":
             return array(map(string, sorted(content, key=str.encode)))
@@ -47,7 +51,7 @@ def array(items):
 
 
 def string(text):
-    # Python's escapes are those of JSON.stringify when it may write other characters than ASCII.
+    # With `ensure_ascii=False` Python writes the same escapes as JSON.stringify.
     return json.dumps(text, ensure_ascii=False)
 
 
@@ -61,7 +65,7 @@ def key_order(key):
 
 
 def number(text):
-    """The number if the shortest decimal of the nearest double equals it, else a string of plain digits."""
+    """A JSON number if the shortest decimal of the nearest double is exact, otherwise a string of plain digits."""
     exact = Decimal(text)
     double = float(exact)
     if Decimal(repr(double)) == exact:
@@ -70,7 +74,7 @@ def number(text):
 
 
 def ecmascript(double):
-    """Number::toString of ECMA-262; Python's repr has the same shortest digits in another layout."""
+    """Number::toString of ECMA-262. Python's `repr` has the same shortest digits in another layout."""
     if double == 0:
         return "0"
     _, digits, exponent = Decimal(repr(abs(double))).normalize().as_tuple()

@@ -1,4 +1,4 @@
-"""Fixtures: the service in memory, a receiver, names and certificates, and the functions as they are deployed."""
+"""Fixtures: services, a receiver, DNS names and certificates, and deployed functions."""
 
 import contextlib
 
@@ -6,36 +6,42 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 from deployment import Deployment
-from network import Authority, Names
+from network import CertificateAuthority, Dns
 from support import Receiver, Service
 
 
 @pytest.fixture(scope="session")
 def start(tmp_path_factory):
-    """Starts services, `start(*options, env={…})`, and ends those that are left when the tests are done."""
-    started = []
+    """Starts a service, `start(*options, env={…})`. Kills the services that still run at the end."""
+    services = []
 
     def start(*args, env=None):
         log = tmp_path_factory.mktemp("service") / "log"
         service = Service(args, log, env)
-        started.append(service)
+        services.append(service)
         return service
 
     yield start
-    for service in started:
+    for service in services:
         service.kill()
 
 
 @pytest.fixture(scope="session")
 def service(start):
-    """One service in memory for all tests that need nothing special of it; each takes accounts of its own."""
+    """One service in memory for all tests without special settings. Each test uses accounts of its own."""
     return start("--in-memory", "--retry-schedule", "1h")
+
+
+@pytest.fixture(scope="session")
+def quick_service(start):
+    """A service that retries once, after 100 ms."""
+    return start("--in-memory", "--retry-schedule", "100ms")
 
 
 @pytest.fixture
 def api(service):
-    """The API as an account that is this test's alone."""
-    return service.new_account()
+    """An API client of an account that only this test uses."""
+    return service.create_account()
 
 
 @pytest.fixture
@@ -47,7 +53,7 @@ def receiver():
 
 @pytest.fixture(scope="session")
 def aws():
-    """An engine that speaks the protocols of SQS and KMS."""
+    """The URL of an engine that speaks the protocols of SQS and KMS."""
     server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
     server.start()
     yield "http://{}:{}".format(*server.get_host_and_port())
@@ -57,11 +63,11 @@ def aws():
 @pytest.fixture
 def deploy(service, aws, tmp_path):
     """Deploys the functions: `deploy(schedule, SETTING=value)`."""
-    with contextlib.ExitStack() as deployed:
+    with contextlib.ExitStack() as deployments:
 
         def deploy(schedule, **env):
             deployment = Deployment(service, aws, tmp_path, schedule, **env)
-            deployed.callback(deployment.closing.close)
+            deployments.callback(deployment.closing.close)
             return deployment
 
         yield deploy
@@ -69,11 +75,11 @@ def deploy(service, aws, tmp_path):
 
 @pytest.fixture(scope="session")
 def authority(tmp_path_factory):
-    """A certificate authority that a service can be told to trust."""
-    return Authority(tmp_path_factory.mktemp("authority"))
+    """A certificate authority that services trust with `--ca-file`."""
+    return CertificateAuthority(tmp_path_factory.mktemp("authority"))
 
 
 @pytest.fixture(scope="module")
-def names(tmp_path_factory):
-    """What names resolve to in services that are started with `env=names.env`."""
-    return Names(tmp_path_factory.mktemp("names"))
+def dns(tmp_path_factory):
+    """The DNS names of services that are started with `env=dns.env`."""
+    return Dns(tmp_path_factory.mktemp("dns"))

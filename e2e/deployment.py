@@ -1,14 +1,13 @@
-"""The deployed functions, and what stands in for AWS around them.
+"""The deployed functions, and substitutes for the AWS services around them.
 
-The `api` and `dispatch` binaries beside the tested one run as Lambda runs them, on a Runtime API of this file, and the
-events that they get are those of `events/`. SQS and KMS are an engine that speaks their protocols; the tables are the
-tests' own, in the engine of a `serve` that knows nothing of them.
+The binaries `api` and `dispatch` from the folder of the tested binary run as Lambda runs them, over the Runtime API of
+this file. Their events are built from the files in `events/`. An engine that speaks the protocols of SQS and KMS
+replaces both. Each deployment has tables of its own in the DynamoDB engine of a running `serve`.
 """
 
 import concurrent.futures
 import contextlib
 import copy
-import hashlib
 import http.client
 import http.server
 import itertools
@@ -23,29 +22,42 @@ from pathlib import Path
 
 import boto3
 
-from support import BINARY, DEADLINE, Answer, Api, check_form, command, environment, eventually
+from support import (
+    BINARY,
+    TEST_TIMEOUT,
+    Api,
+    Response,
+    assert_envelope,
+    build_environment,
+    run_command,
+    wait_until,
+)
 
 EVENTS = Path(__file__).parent.parent / "events"
-TIMEOUT = 60  # seconds that an invocation may take, as in the template
-AWS = {"AWS_REGION": "us-east-1", "AWS_ACCESS_KEY_ID": "any", "AWS_SECRET_ACCESS_KEY": "any"}
-NOWHERE = "http://127.0.0.1:9"  # the discard port, on which nothing listens
+INVOCATION_TIMEOUT = 60  # seconds
+AWS_ENVIRONMENT = {
+    "AWS_REGION": "us-east-1",
+    "AWS_ACCESS_KEY_ID": "any",
+    "AWS_SECRET_ACCESS_KEY": "any",
+}
+UNREACHABLE = "http://127.0.0.1:9"  # the discard port, where nothing listens
 
 
-# --- what stands in for AWS
+# Substitutes for AWS
 
 
 class FunctionError(Exception):
-    """The function answered an invocation with an error, or ended."""
+    """The function returned an error or exited."""
 
 
-class _Quiet(http.server.BaseHTTPRequestHandler):
+class _Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
 
-    def body(self):
+    def read_body(self):
         return self.rfile.read(int(self.headers.get("Content-Length", 0)))
 
-    def reply(self, status, headers, body):
+    def respond(self, status, headers, body):
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name, value)
@@ -68,49 +80,51 @@ class _Server(http.server.ThreadingHTTPServer):
         threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True).start()
 
     def handle_error(self, request, client_address):
-        """A function that is ended breaks its connections off: nothing to print."""
+        """Prints nothing: a function that is killed drops its connections."""
 
     def close(self):
         self.shutdown()
         self.server_close()
 
 
-class _RuntimeApi(_Quiet):
-    """Lambda's Runtime API, 2018-06-01, as far as a function that goes well or fails needs it."""
+class _RuntimeApi(_Handler):
+    """The part of Lambda's Runtime API 2018-06-01 that hands out invocations and takes their results."""
 
     def do_GET(self):
         assert self.path == "/2018-06-01/runtime/invocation/next", self.path
-        request, event = self.server.owner.invocations.get()
-        if request is None:
+        request_id, event = self.server.owner.invocations.get()
+        if request_id is None:
             return
         headers = {
             "Content-Type": "application/json",
-            "Lambda-Runtime-Aws-Request-Id": request,
-            "Lambda-Runtime-Deadline-Ms": str(int((time.time() + TIMEOUT) * 1000)),
+            "Lambda-Runtime-Aws-Request-Id": request_id,
+            "Lambda-Runtime-Deadline-Ms": str(int((time.time() + INVOCATION_TIMEOUT) * 1000)),
             "Lambda-Runtime-Invoked-Function-Arn": "arn:aws:lambda:us-east-1:123456789012:function:tested",
         }
-        self.reply(200, headers, json.dumps(event).encode())
+        self.respond(200, headers, json.dumps(event).encode())
 
     def do_POST(self):
-        answer = json.loads(self.body())
-        *_, request, outcome = self.path.split("/")
-        answered = self.server.owner.answers.pop(request)
+        result = json.loads(self.read_body())
+        *_, request_id, outcome = self.path.split("/")
+        future = self.server.owner.results.pop(request_id)
         if outcome == "response":
-            answered.set_result(answer)
+            future.set_result(result)
         else:
-            answered.set_exception(FunctionError(answer))
-        self.reply(202, {}, b"")
+            future.set_exception(FunctionError(result))
+        self.respond(202, {}, b"")
 
 
 class Function:
-    """A deployed binary, which takes one invocation after the other."""
+    """A deployed binary, which handles one invocation at a time."""
 
     def __init__(self, binary, env, log):
         path = Path(BINARY).with_name(binary)
-        assert path.exists(), f"{path.name} is not built: it is tested beside {Path(BINARY).name}"
-        self.invocations, self.answers = queue.SimpleQueue(), {}
+        assert path.exists(), (
+            f"{path.name} is missing: build it in the folder of {Path(BINARY).name}"
+        )
+        self.invocations, self.results = queue.SimpleQueue(), {}
         self.runtime = _Server(_RuntimeApi, self)
-        lambda_ = {
+        lambda_environment = {
             "AWS_LAMBDA_RUNTIME_API": self.runtime.address,
             "AWS_LAMBDA_FUNCTION_NAME": binary,
             "AWS_LAMBDA_FUNCTION_VERSION": "$LATEST",
@@ -119,60 +133,77 @@ class Function:
         self.log = log
         with log.open("ab") as output:
             self.popen = subprocess.Popen(
-                [path], env=environment(lambda_ | env), stdin=subprocess.DEVNULL, stdout=output, stderr=output
+                [path],
+                env=build_environment(lambda_environment | env),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
             )
 
     def invoke(self, event):
-        request = str(uuid.uuid4())
-        answered = self.answers[request] = concurrent.futures.Future()
-        self.invocations.put((request, event))
-        end = time.monotonic() + TIMEOUT
-        while self.popen.poll() is None and time.monotonic() < end:
+        request_id = str(uuid.uuid4())
+        future = self.results[request_id] = concurrent.futures.Future()
+        self.invocations.put((request_id, event))
+        deadline = time.monotonic() + INVOCATION_TIMEOUT
+        while self.popen.poll() is None and time.monotonic() < deadline:
             with contextlib.suppress(TimeoutError):
-                return answered.result(0.5)
-        raise FunctionError(f"no answer; exit {self.popen.poll()}\n{self.log.read_text()}")
+                return future.result(0.5)
+        raise FunctionError(f"no response; exit {self.popen.poll()}\n{self.log.read_text()}")
 
     def close(self):
         self.popen.kill()
-        self.popen.wait(DEADLINE)
+        self.popen.wait(TEST_TIMEOUT)
         self.invocations.put((None, None))
         self.runtime.close()
 
 
-class _Proxy(_Quiet):
+class _ProxyHandler(_Handler):
     def do_POST(self):
-        wire, body, at = self.server.owner, self.body(), time.time()
-        wire.calls.append(self.headers["X-Amz-Target"])
-        if wire.refusal:
-            status, answer = wire.refusal(json.loads(body))
-            self.reply(status, {"Content-Type": "application/x-amz-json-1.0"}, json.dumps(answer).encode())
+        proxy, body, received_at = self.server.owner, self.read_body(), time.time()
+        proxy.operations.append(self.headers["X-Amz-Target"])
+        if proxy.override:
+            status, response = proxy.override(json.loads(body))
+            self.respond(
+                status,
+                {"Content-Type": "application/x-amz-json-1.0"},
+                json.dumps(response).encode(),
+            )
             return
-        with contextlib.closing(http.client.HTTPConnection(wire.engine, timeout=DEADLINE)) as connection:
+        with contextlib.closing(
+            http.client.HTTPConnection(proxy.engine, timeout=TEST_TIMEOUT)
+        ) as connection:
             connection.request("POST", self.path, body, dict(self.headers))
             response = connection.getresponse()
-            answer = response.read()
+            response_body = response.read()
         if self.headers["X-Amz-Target"] == "AmazonSQS.SendMessageBatch":
-            assert response.status == 200 and not json.loads(answer).get("Failed"), answer
-            wire.batches.append((at, json.loads(body)["Entries"]))
-        self.reply(response.status, {"Content-Type": response.headers["Content-Type"]}, answer)
+            assert response.status == 200 and not json.loads(response_body).get("Failed"), (
+                response_body
+            )
+            proxy.message_batches.append((received_at, json.loads(body)["Entries"]))
+        self.respond(
+            response.status, {"Content-Type": response.headers["Content-Type"]}, response_body
+        )
 
 
-class Wire:
-    """The way from the functions to an engine: what goes along it is recorded, or refused."""
+class RecordingProxy:
+    """A proxy in front of an AWS engine. It records the requests.
+
+    While `override` is set, `override(request)` returns the status and the response, and the engine gets no request.
+    """
 
     def __init__(self, engine):
         self.engine = urllib.parse.urlsplit(engine).netloc
-        self.calls, self.batches, self.refusal = [], [], None
-        self.server = _Server(_Proxy, self)
+        self.operations, self.message_batches, self.override = [], [], None
+        self.server = _Server(_ProxyHandler, self)
         self.url = f"http://{self.server.address}"
 
     @property
-    def sent(self):
-        return [entry for _, entries in self.batches for entry in entries]
+    def sent_messages(self):
+        return [entry for _, entries in self.message_batches for entry in entries]
 
 
 class FunctionApi(Api):
-    """The HTTP API as one account, behind an API Gateway: each request is an event of the `api` function."""
+    """A client of the API behind API Gateway: each request is an event of the function `api`."""
 
     def __init__(self, function, key, account):
         super().__init__(None, key, account)
@@ -187,17 +218,17 @@ class FunctionApi(Api):
         if body is not None:
             event["body"] = json.dumps(body)
             event["headers"]["content-type"] = "application/json"
-        answered = self.function.invoke(event)
-        all_headers = http.client.HTTPMessage()
-        for name, value in answered["headers"].items():
-            all_headers[name] = value
-        answer = Answer(answered["statusCode"], all_headers, answered["body"])
-        check_form(answer)
-        return answer
+        result = self.function.invoke(event)
+        response_headers = http.client.HTTPMessage()
+        for name, value in result["headers"].items():
+            response_headers[name] = value
+        response = Response(result["statusCode"], response_headers, result["body"])
+        assert_envelope(response)
+        return response
 
 
 class Deployment:
-    """Tables, a queue, and the functions of one deployment."""
+    """The tables, the queue and the functions of one deployment."""
 
     ids = itertools.count(1)
 
@@ -206,37 +237,53 @@ class Deployment:
         self.db, self.folder, self.closing = service.db, folder, contextlib.ExitStack()
         self.tables = {use: f"{self.name}-{use}" for use in ("webhooks", "deliveries")}
         for use, table in self.tables.items():
-            self.create_like(service.tables[use], table)
+            self.copy_table(service.tables[use], table)
         self.sqs = boto3.client(
-            "sqs", endpoint_url=sqs, region_name="us-east-1", aws_access_key_id="any", aws_secret_access_key="any"
+            "sqs",
+            endpoint_url=sqs,
+            region_name="us-east-1",
+            aws_access_key_id="any",
+            aws_secret_access_key="any",
         )
         self.queue = self.sqs.create_queue(QueueName=self.name)["QueueUrl"]
-        self.wire = Wire(sqs)
-        self.closing.callback(self.wire.server.close)
-        self.env = AWS | {
-            "AWS_ENDPOINT_URL_DYNAMODB": service.dynamodb,
-            "AWS_ENDPOINT_URL_SQS": self.wire.url,
-            "WEBHOOKS_TABLE": self.tables["webhooks"],
-            "DELIVERIES_TABLE": self.tables["deliveries"],
-            "RETRY_QUEUE_URL": self.queue,
-            "RETRY_SCHEDULE": schedule,
-            "TARGETS": "any",
-        } | env
+        self.sqs_proxy = RecordingProxy(sqs)
+        self.closing.callback(self.sqs_proxy.server.close)
+        self.env = (
+            AWS_ENVIRONMENT
+            | {
+                "AWS_ENDPOINT_URL_DYNAMODB": service.dynamodb,
+                "AWS_ENDPOINT_URL_SQS": self.sqs_proxy.url,
+                "WEBHOOKS_TABLE": self.tables["webhooks"],
+                "DELIVERIES_TABLE": self.tables["deliveries"],
+                "RETRY_QUEUE_URL": self.queue,
+                "RETRY_SCHEDULE": schedule,
+                "TARGETS": "any",
+            }
+            | env
+        )
         self.dispatch = self.function("dispatch")
         account = f"account-{uuid.uuid4()}"
-        made = command(
-            *("keys", "create", "--account", account, "--json", "--dynamodb-endpoint", service.dynamodb),
+        created = run_command(
+            *(
+                "keys",
+                "create",
+                "--account",
+                account,
+                "--json",
+                "--dynamodb-endpoint",
+                service.dynamodb,
+            ),
             env={name: self.env[name] for name in ("WEBHOOKS_TABLE", "DELIVERIES_TABLE")},
         )
-        self.api = FunctionApi(self.function("api"), json.loads(made.stdout)["api_key"], account)
+        self.api = FunctionApi(self.function("api"), json.loads(created.stdout)["api_key"], account)
 
     def function(self, binary, **env):
         function = Function(binary, self.env | env, self.folder / f"{binary}-{uuid.uuid4()}.log")
         self.closing.callback(function.close)
         return function
 
-    def create_like(self, model, name):
-        """A table of the shape that the service itself gave to another."""
+    def copy_table(self, model, name):
+        """Creates an empty table with the keys and indexes of the table `model`."""
         shape = self.db.describe_table(TableName=model)["Table"]
         indexes = [
             {part: index[part] for part in ("IndexName", "KeySchema", "Projection")}
@@ -250,10 +297,10 @@ class Deployment:
             **({"GlobalSecondaryIndexes": indexes} if indexes else {}),
         )
 
-    # --- what Lambda's event sources do
+    # Event sources of Lambda
 
-    def jobs_end(self, *tasks):
-        """One batch of the jobs stream, in which these jobs are inserted completed."""
+    def complete_jobs(self, *tasks):
+        """Invokes `dispatch` with one stream batch that inserts these jobs as completed."""
         sample = json.loads((EVENTS / "stream-completed.json").read_text())["Records"][0]
         records = []
         for task in tasks:
@@ -268,67 +315,73 @@ class Deployment:
     def sweep(self):
         return self.dispatch.invoke(json.loads((EVENTS / "schedule-sweep.json").read_text()))
 
-    def receive(self, wait=1):
+    def receive_messages(self):
         return self.sqs.receive_message(
-            QueueUrl=self.queue, MaxNumberOfMessages=10, WaitTimeSeconds=wait, AttributeNames=["All"]
+            QueueUrl=self.queue, MaxNumberOfMessages=10, WaitTimeSeconds=1, AttributeNames=["All"]
         ).get("Messages", [])
 
     def poll(self, function=None):
-        """Takes a batch from the queue as Lambda does; gives the ids of its messages, and of those that failed."""
-        messages = self.receive()
+        """Hands a batch from the queue to `dispatch`, as Lambda does. Returns its message ids and the failed ones."""
+        messages = self.receive_messages()
         if not messages:
             return [], []
-        failed = failures((function or self.dispatch).invoke(queue_event(messages)))
+        failed = failed_message_ids((function or self.dispatch).invoke(build_queue_event(messages)))
         for message in messages:
             handle = {"QueueUrl": self.queue, "ReceiptHandle": message["ReceiptHandle"]}
             if message["MessageId"] in failed:
-                # Instead of waiting for it to be visible again.
+                # Makes the message visible again at once.
                 self.sqs.change_message_visibility(**handle, VisibilityTimeout=0)
             else:
                 self.sqs.delete_message(**handle)
         return [message["MessageId"] for message in messages], failed
 
-    def poll_until(self, condition, what):
-        def polled():
+    def poll_until(self, condition, description):
+        """Polls the queue until `condition()` is true. No message may fail."""
+
+        def poll_once():
             assert self.poll()[1] == []
             return condition()
 
-        return eventually(polled, what)
+        return wait_until(poll_once, description)
 
-    # --- what there is
+    # State
 
-    def in_queue(self):
-        """How many messages are visible, in flight, and delayed."""
+    def count_messages(self):
+        """The numbers of visible, in-flight and delayed messages."""
         names = [f"ApproximateNumberOfMessages{kind}" for kind in ("", "NotVisible", "Delayed")]
-        found = self.sqs.get_queue_attributes(QueueUrl=self.queue, AttributeNames=names)["Attributes"]
-        return tuple(int(found[name]) for name in names)
+        attributes = self.sqs.get_queue_attributes(QueueUrl=self.queue, AttributeNames=names)[
+            "Attributes"
+        ]
+        return tuple(int(attributes[name]) for name in names)
 
-    def deliveries(self):
-        """The deliveries as they are in the table."""
+    def scan_deliveries(self):
+        """The items of the deliveries table."""
         return self.db.scan(TableName=self.tables["deliveries"], ConsistentRead=True)["Items"]
 
-    def items(self):
-        """The same by their task."""
-        return {item["task_id"]["S"]: item for item in self.deliveries()}
+    def deliveries_by_task(self):
+        """The items of the deliveries table by task id."""
+        return {item["task_id"]["S"]: item for item in self.scan_deliveries()}
 
-    def move(self, item, due_in, sweep_in):
-        """Makes a pending delivery due, and to be looked at, so many seconds from now: time goes by without waiting."""
+    def reschedule(self, item, due_in, sweep_in):
+        """Sets the times of the next attempt and of the sweep of a pending delivery, in seconds from now."""
         times = {":due": due_in, ":sweep": sweep_in}
         self.db.update_item(
             TableName=self.tables["deliveries"],
             Key={name: item[name] for name in ("PK", "SK")},
             UpdateExpression="SET next_attempt_at = :due, sweep_at = :sweep",
             ConditionExpression="attribute_exists(sweep_at)",
-            ExpressionAttributeValues={name: {"N": str(milliseconds() + at * 1000)} for name, at in times.items()},
+            ExpressionAttributeValues={
+                name: {"N": str(unix_milliseconds() + at * 1000)} for name, at in times.items()
+            },
         )
 
 
-def milliseconds():
+def unix_milliseconds():
     return int(time.time() * 1000)
 
 
-def queue_event(messages):
-    """Messages as SQS gave them, as the event that Lambda makes of them."""
+def build_queue_event(messages):
+    """Builds the event that Lambda builds from messages of SQS."""
     sample = json.loads((EVENTS / "queue-retry.json").read_text())["Records"][0]
     return {
         "Records": [
@@ -345,32 +398,6 @@ def queue_event(messages):
     }
 
 
-def message(body):
-    """A message that did not come through a queue."""
-    text = body if isinstance(body, str) else json.dumps(body)
-    return {
-        "MessageId": str(uuid.uuid4()),
-        "ReceiptHandle": "any",
-        "Body": text,
-        "MD5OfBody": hashlib.md5(text.encode()).hexdigest(),
-        "Attributes": {"ApproximateReceiveCount": "1"},
-    }
-
-
-def failures(answer):
-    assert set(answer) == {"batchItemFailures"}, answer
-    return [failure["itemIdentifier"] for failure in answer["batchItemFailures"]]
-
-
-def status(code, after=0):
-    def answer(handler):
-        time.sleep(after)
-        handler.reply(code)
-
-    return answer
-
-
-def one_after_the_other(*answers):
-    """These, and the last from then on."""
-    left = itertools.chain(answers, itertools.repeat(answers[-1]))
-    return lambda handler: next(left)(handler)
+def failed_message_ids(response):
+    assert set(response) == {"batchItemFailures"}, response
+    return [failure["itemIdentifier"] for failure in response["batchItemFailures"]]

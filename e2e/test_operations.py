@@ -1,4 +1,4 @@
-"""What an operator does by command: poison records, deliveries, and a look at what stands in the tables."""
+"""The operator commands `poison`, `deliveries` and `stats`."""
 
 import json
 import os
@@ -9,161 +9,220 @@ from pathlib import Path
 
 import pytest
 
-from deployment import Wire
-from support import BINARY, PLAIN_SECRET, STANDARD_SECRET, command, environment, eventually, verify
+from deployment import AWS_ENVIRONMENT, UNREACHABLE, RecordingProxy
+from support import (
+    BINARY,
+    PLAIN_SECRET,
+    STANDARD_SECRET,
+    build_environment,
+    respond_with,
+    run_command,
+    verify_signatures,
+    wait_until,
+)
 
-SWEPT = 80  # seconds within which a sweep comes and sends what it finds: it comes each minute
+SWEEP_TIMEOUT = 80  # seconds to wait for a sweep, which runs every minute, and for what it sends
 
 
 class Operator:
-    """Commands on a service's tables; none may ever show a secret."""
+    """Runs commands on the tables of a service. No command may print a secret."""
 
     def __init__(self, service):
         self.service = service
 
     def __call__(self, *args, check=True, env=None):
-        done = command(*args, "--dynamodb-endpoint", self.service.dynamodb, check=check, env=env)
+        completed = run_command(
+            *args, "--dynamodb-endpoint", self.service.dynamodb, check=check, env=env
+        )
         for secret in (PLAIN_SECRET, STANDARD_SECRET, STANDARD_SECRET.removeprefix("whsec_")):
-            assert secret not in done.stdout + done.stderr, args
-        return done
+            assert secret not in completed.stdout + completed.stderr, args
+        return completed
 
     def json(self, *args):
-        """The objects that a command prints, one a line."""
+        """The JSON objects that a command prints, one per line."""
         return [json.loads(line) for line in self(*args, "--json").stdout.splitlines()]
 
-    def fails(self, *args):
-        """The one line with which a command fails."""
-        done = self(*args, check=False)
-        assert done.returncode == 1 and done.stderr.count("\n") == 1, done
-        assert "panicked" not in done.stderr
-        return done.stderr
+    def fail(self, *args):
+        """Runs a command that must fail with one line, and returns the line."""
+        completed = self(*args, check=False)
+        assert completed.returncode == 1 and completed.stderr.count("\n") == 1, completed
+        assert "panicked" not in completed.stderr
+        return completed.stderr
 
-    def poison(self):
-        """The poison records by their jobs."""
+    def poison_by_task(self):
+        """The poison records by task id."""
         return {record["keys"]["task_id"]["S"]: record for record in self.json("poison", "list")}
 
-    def poison_of(self, *tasks):
-        """The records of these jobs, waited for."""
+    def wait_for_poison(self, *tasks):
+        """Waits for the poison records of these jobs, and returns them in this order."""
 
-        def kept():
-            found = self.poison()
-            return set(tasks) <= set(found) and [found[task] for task in tasks]
+        def find_records():
+            records = self.poison_by_task()
+            return set(tasks) <= set(records) and [records[task] for task in tasks]
 
-        return eventually(kept, f"poison records of {tasks}")
+        return wait_until(find_records, f"poison records of {tasks}")
 
-    def deliveries(self, account, *args):
+    def list_deliveries(self, account, *args):
         return self.json("deliveries", "list", "--account", account, *args)
 
 
 @pytest.fixture
-def operated(start):
-    """A service of the test's own: what is counted and redriven here is this test's alone."""
+def own_service(start):
+    """A service that only one test uses, since some commands work on the items of all accounts."""
     return start("--in-memory", "--retry-schedule", "1h")
 
 
 @pytest.fixture
-def operate(operated):
-    return Operator(operated)
+def operate(own_service):
+    return Operator(own_service)
 
 
-def test_operations_a_mended_job_is_redriven_once_and_a_retry_by_hand_is_sent_both_by_the_next_sweep(
-    operated, operate, receiver
-):
-    api = operated.new_account()
-    hook, failing = api.subscribe(f"{receiver.url}/hook", PLAIN_SECRET), api.subscribe(f"{receiver.url}/failing")
-    receiver.answer("/failing", lambda handler: handler.reply(503))
-    operated.put_job("first", api.account)
-    for task in ("mended", "still broken"):
-        operated.put_job(task, api.account, account_id=None)
-    mended, broken = operate.poison_of("mended", "still broken")
-    first = receiver.wait_for("/hook")[0].id
-    assert mended["reason"] == broken["reason"] == "`account_id`: missing, expected a string (S)"
-    assert mended["image"]["task_type"] == {"S": "image"} and mended["stream"].startswith("arn:aws:dynamodb:")
+def test_sweep_sends_redriven_event_and_retry(own_service, operate, receiver):
+    """A poison record whose job was corrected becomes one event, which the next sweep sends. So is a manual retry."""
+    api = own_service.create_account()
+    healthy, failing = (
+        api.subscribe(f"{receiver.url}/healthy", PLAIN_SECRET),
+        api.subscribe(f"{receiver.url}/failing"),
+    )
+    receiver.respond("/failing", respond_with(503))
+    own_service.put_job("first", api.account)
+    for task in ("corrected", "broken"):
+        own_service.put_job(task, api.account, account_id=None)
+    corrected, broken = operate.wait_for_poison("corrected", "broken")
+    first_event = receiver.wait_for("/healthy")[0].id
+    assert corrected["reason"] == broken["reason"] == "`account_id`: missing, expected a string (S)"
+    assert corrected["image"]["task_type"] == {"S": "image"} and corrected["stream"].startswith(
+        "arn:aws:dynamodb:"
+    )
 
-    done = operate("poison", "redrive", mended["id"], check=False)
-    assert done.returncode == 1
-    assert f"{mended['id']}: stays: `account_id`: missing" in done.stdout and "1 record still not understood" in done.stderr
+    completed = operate("poison", "redrive", corrected["id"], check=False)
+    assert completed.returncode == 1
+    assert f"{corrected['id']}: stays: `account_id`: missing" in completed.stdout
+    assert "1 record still not understood" in completed.stderr
 
-    # The same terminal status: mending raises no event by itself. What is written after it comes after it.
-    operated.put_job("mended", api.account, data={"M": {"by": {"S": "hand"}}})
-    operated.put_job("canary", api.account)
-    receiver.wait_for("/hook", 2)
-    assert [request.json["task_id"] for request in receiver.at("/hook")] == ["first", "canary"]
+    # The status stays the same, so the correction itself is no event. The next job's event shows that none came.
+    own_service.put_job("corrected", api.account, data={"M": {"by": {"S": "hand"}}})
+    own_service.put_job("next", api.account)
+    receiver.wait_for("/healthy", 2)
+    assert [request.json["task_id"] for request in receiver.requests_to("/healthy")] == [
+        "first",
+        "next",
+    ]
 
-    done = operate("poison", "redrive", "--all", check=False)
-    assert done.returncode == 1 and f"{broken['id']}: stays: " in done.stdout
-    (line,) = [line for line in done.stdout.splitlines() if line.startswith(mended["id"])]
+    completed = operate("poison", "redrive", "--all", check=False)
+    assert completed.returncode == 1 and f"{broken['id']}: stays: " in completed.stdout
+    (line,) = [line for line in completed.stdout.splitlines() if line.startswith(corrected["id"])]
     event = next(word.strip(":,") for word in line.split() if word.startswith("evt_"))
-    assert "job.completed of job mended" in line and line.endswith("2 deliveries due"), line
-    assert "2 records read again: 1 event, 2 deliveries due" in done.stdout
-    assert set(operate.poison()) == {"still broken"}
+    assert "job.completed of job corrected" in line and line.endswith("2 deliveries due"), line
+    assert "2 records read again: 1 event, 2 deliveries due" in completed.stdout
+    assert set(operate.poison_by_task()) == {"broken"}
 
-    retried = operate("deliveries", "retry", "--account", api.account, "--webhook", str(failing), first)
+    retried = operate(
+        "deliveries", "retry", "--account", api.account, "--webhook", str(failing), first_event
+    )
     assert "Attempt 2" in retried.stdout and "within a minute" in retried.stdout
 
-    eventually(lambda: len(receiver.at("/hook")) >= 3, "the redriven event", SWEPT)
-    received = receiver.at("/hook")[2]
-    assert received.id == event and received.json["data"] == {"by": "hand"}
-    verify([received], PLAIN_SECRET)
-    eventually(lambda: api.delivery(failing, first).data["attempt_count"] == 2, "the retry by hand", SWEPT)
+    wait_until(
+        lambda: len(receiver.requests_to("/healthy")) >= 3, "the redriven event", SWEEP_TIMEOUT
+    )
+    request = receiver.requests_to("/healthy")[2]
+    assert request.id == event and request.json["data"] == {"by": "hand"}
+    verify_signatures([request], PLAIN_SECRET)
+    attempt_count = lambda: api.get_delivery(failing, first_event).data["attempt_count"]
+    wait_until(lambda: attempt_count() == 2, "the manual retry", SWEEP_TIMEOUT)
 
-    # The record was dropped with its first redrive; whoever names it again is told so, and nothing is sent twice.
-    assert mended["id"] in operate.fails("poison", "redrive", mended["id"])
-    rows = [row for row in operate.deliveries(api.account) if row["event_id"] == event]
-    assert sorted((row["webhook_id"], row["attempt_count"]) for row in rows) == [(hook, 1), (failing, 1)]
-    operated.put_job("still broken", api.account)
-    assert "1 event, 2 deliveries due" in operate("poison", "redrive", "--all", "--day", broken["id"][:10]).stdout
+    # The redrive deleted the record, so a second redrive fails and sends nothing.
+    assert corrected["id"] in operate.fail("poison", "redrive", corrected["id"])
+    rows = [row for row in operate.list_deliveries(api.account) if row["event_id"] == event]
+    assert sorted((row["webhook_id"], row["attempt_count"]) for row in rows) == [
+        (healthy, 1),
+        (failing, 1),
+    ]
+    own_service.put_job("broken", api.account)
+    assert (
+        "1 event, 2 deliveries due"
+        in operate("poison", "redrive", "--all", "--day", broken["id"][:10]).stdout
+    )
     assert operate("poison", "redrive", "--all").stderr == "No poison records.\n"
     assert operate("poison", "list").stderr == "No poison records.\n"
 
 
-def test_operations_poison_is_listed_for_people_and_by_day(operated, operate):
-    operated.put_job("odd\x1b[2J", "a", data={"S": "{}"})
-    operated.put_job("large", "a", account_id=None, data={"M": {"text": {"S": "x" * 270_000}}})
-    odd, large = operate.poison_of("odd\x1b[2J", "large")
+def test_poison_list_shows_records(own_service, operate):
+    """The list shows reason, job and stream of each record, escapes control characters, and takes a day."""
+    odd_task = "odd\x1b[2J"
+    own_service.put_job(odd_task, "a", data={"S": "{}"})
+    own_service.put_job("large", "a", account_id=None, data={"M": {"text": {"S": "x" * 270_000}}})
+    odd, large = operate.wait_for_poison(odd_task, "large")
     assert large["image"] is None and odd["image"]["data"] == {"S": "{}"}
-    day = odd["id"][:10]
-    listed = operate("poison", "list", "--day", day).stdout
+    listed = operate("poison", "list", "--day", odd["id"][:10]).stdout
     assert f"{odd['id']}\n  kept    {odd['kept_at']} (" in listed
     assert "reason  `data`: expected a map (M)" in listed and "job     task_id=large" in listed
     assert "too large, not kept" in listed and odd["stream"] in listed
     assert "\x1b" not in listed and r"task_id=odd\u{1b}[2J" in listed
     assert operate("poison", "list", "--day", "2024-12-23").stdout == ""
 
-    # The job's own body is too large: mending the account does not help.
-    operated.put_job("large", "a", data={"M": {"text": {"S": "x" * 270_000}}})
-    done = operate("poison", "redrive", large["id"], odd["id"], large["id"], check=False)
-    assert done.returncode == 1 and done.stdout.count("stays: the body would have 2") == 1, done
-    operated.db.delete_item(TableName=operated.tables["jobs"], Key={"task_id": {"S": "large"}})
-    done = operate("poison", "redrive", large["id"], check=False)
-    assert done.returncode == 1 and "its image was not kept, and the job is gone" in done.stdout
-    assert operate.poison()["large"]["reason"] == "its image was not kept, and the job is gone"
-    # Of a job that is gone the image counts.
-    operated.db.delete_item(TableName=operated.tables["jobs"], Key={"task_id": {"S": "odd\x1b[2J"}})
-    assert "`data`: expected a map (M)" in operate("poison", "redrive", odd["id"], check=False).stdout
+
+def test_redrive_updates_reason_of_record(own_service, operate):
+    """A record that stays poison gets the current reason. If the job is gone, the stored image counts."""
+    own_service.put_job("small", "a", data={"S": "{}"})
+    own_service.put_job("large", "a", account_id=None, data={"M": {"text": {"S": "x" * 270_000}}})
+    small, large = operate.wait_for_poison("small", "large")
+    own_service.put_job("large", "a", data={"M": {"text": {"S": "x" * 270_000}}})
+    completed = operate("poison", "redrive", large["id"], small["id"], large["id"], check=False)
+    assert (
+        completed.returncode == 1 and completed.stdout.count("stays: the body would have 2") == 1
+    ), completed
+    for task in ("large", "small"):
+        own_service.db.delete_item(
+            TableName=own_service.tables["jobs"], Key={"task_id": {"S": task}}
+        )
+    completed = operate("poison", "redrive", large["id"], check=False)
+    assert (
+        completed.returncode == 1
+        and "its image was not kept, and the job is gone" in completed.stdout
+    )
+    assert (
+        operate.poison_by_task()["large"]["reason"] == "its image was not kept, and the job is gone"
+    )
+    assert (
+        "`data`: expected a map (M)"
+        in operate("poison", "redrive", small["id"], check=False).stdout
+    )
 
 
-def test_operations_deliveries_are_listed_over_all_webhooks_the_newest_first(service, api, receiver):
+def test_deliveries_list_covers_all_webhooks(service, api, receiver):
+    """The list has the newest deliveries first, with filters by webhook, status and event, and a limit."""
     operate = Operator(service)
-    one, two = api.subscribe(f"{receiver.url}/one", STANDARD_SECRET), api.subscribe(f"{receiver.url}/two")
-    receiver.answer("/two", lambda handler: handler.reply(500))
-    for n in range(3):
-        service.put_job(f"{api.account} {n}", api.account, "failed" if n == 1 else "completed")
-        receiver.wait_for("/two", n + 1)
+    one, two = (
+        api.subscribe(f"{receiver.url}/one", STANDARD_SECRET),
+        api.subscribe(f"{receiver.url}/two"),
+    )
+    receiver.respond("/two", respond_with(500))
+    for number in range(3):
+        service.put_job(
+            f"{api.account} {number}", api.account, "failed" if number == 1 else "completed"
+        )
+        receiver.wait_for("/two", number + 1)
     for webhook in (one, two):
-        eventually(lambda: len(api.log(webhook)) == 3, "all recorded")
+        wait_until(lambda: len(api.list_deliveries(webhook)) == 3, "three recorded deliveries")
     listed = operate("deliveries", "list", "--account", api.account)
     assert f"{one}, {two}" in listed.stderr
     lines = listed.stdout.splitlines()
     ids = [line.split()[0] for line in lines]
     assert len(ids) == 6 and ids == sorted(ids, reverse=True)
     assert sum("delivered, 1 attempt" in line for line in lines) == 3
-    assert sum("pending, 1 attempt, last failure status, next " in line and "(in " in line for line in lines) == 3
+    assert (
+        sum(
+            "pending, 1 attempt, last failure status, next " in line and "(in " in line
+            for line in lines
+        )
+        == 3
+    )
 
-    rows = operate.deliveries(api.account)
+    rows = operate.list_deliveries(api.account)
     assert [row["event_id"] for row in rows] == ids
-    of_one = operate.deliveries(api.account, "--webhook", str(one))
-    assert of_one == [{"webhook_id": one} | row for row in api.log(one)]
+    rows_of_one = operate.list_deliveries(api.account, "--webhook", str(one))
+    assert rows_of_one == [{"webhook_id": one} | row for row in api.list_deliveries(one)]
     filters = (
         (["--status", "pending"], {(two, "job.completed"), (two, "job.failed")}),
         (["--status", "delivered", "--event", "job.failed"], {(one, "job.failed")}),
@@ -171,33 +230,47 @@ def test_operations_deliveries_are_listed_over_all_webhooks_the_newest_first(ser
         (["--webhook", str(two), "--event", "webhook.disabled"], set()),
     )
     for options, expected in filters:
-        found = operate.deliveries(api.account, *options)
-        assert {(row["webhook_id"], row["event"]) for row in found} == expected, options
-    cut = operate("deliveries", "list", "--account", api.account, "--limit", "2")
-    assert cut.stdout.splitlines() == lines[:2] and "more" in cut.stderr
-
-    api.delete(two)
-    assert {row["webhook_id"] for row in operate.deliveries(api.account)} == {one}
-    gone = operate.deliveries(api.account, "--webhook", str(two))
-    assert [row["status"] for row in gone] == ["cancelled"] * 3
-    assert operate.deliveries(api.account, "--webhook", str(two), "--status", "pending") == []
-    assert "has no webhook 9" in operate.fails("deliveries", "list", "--account", api.account, "--webhook", "9")
-    assert "has no webhooks" in operate("deliveries", "list", "--account", "nobody").stderr
+        rows = operate.list_deliveries(api.account, *options)
+        assert {(row["webhook_id"], row["event"]) for row in rows} == expected, options
+    limited = operate("deliveries", "list", "--account", api.account, "--limit", "2")
+    assert limited.stdout.splitlines() == lines[:2] and "more" in limited.stderr
 
 
-def test_operations_a_delivery_is_shown_with_all_that_the_api_shows(service, api, receiver):
+def test_deliveries_list_covers_deleted_webhook(service, api, receiver):
+    """The deliveries of a deleted webhook appear only if the webhook is named, as cancelled."""
+    operate = Operator(service)
+    deleted, kept = api.subscribe(f"{receiver.url}/deleted"), api.subscribe(f"{receiver.url}/kept")
+    receiver.respond("/deleted", respond_with(500))
+    service.put_job(f"{api.account} job", api.account)
+    for webhook in (deleted, kept):
+        api.wait_for_delivery(webhook)
+    api.delete(deleted)
+    assert {row["webhook_id"] for row in operate.list_deliveries(api.account)} == {kept}
+    rows = operate.list_deliveries(api.account, "--webhook", str(deleted))
+    assert [row["status"] for row in rows] == ["cancelled"]
+    assert (
+        operate.list_deliveries(api.account, "--webhook", str(deleted), "--status", "pending") == []
+    )
+    assert "has no webhook 9" in operate.fail(
+        "deliveries", "list", "--account", api.account, "--webhook", "9"
+    )
+    assert "has no webhooks" in operate("deliveries", "list", "--account", "unknown").stderr
+
+
+def test_deliveries_show_equals_api(service, api, receiver):
+    """The command shows what the API shows, as JSON and as text without control characters."""
     operate = Operator(service)
     webhook = api.subscribe(f"{receiver.url}/show", PLAIN_SECRET)
-    receiver.answer("/show", lambda handler: handler.reply(503, body=b"not \x1b[1mnow"))
+    receiver.respond("/show", respond_with(503, body=b"not \x1b[1mnow"))
     service.put_job(f"{api.account} shown", api.account)
-    row = api.row(webhook, lambda row: row["attempt_count"] == 1)
-    named = ["--account", api.account, "--webhook", str(webhook), row["event_id"]]
-    shown = operate.json("deliveries", "show", *named)
-    assert shown == [api.delivery(webhook, row["event_id"]).data]
-    text = operate("deliveries", "show", *named).stdout
-    (attempt,) = shown[0]["attempts"]
+    row = api.wait_for_delivery(webhook, lambda row: row["attempt_count"] == 1)
+    key = ["--account", api.account, "--webhook", str(webhook), row["event_id"]]
+    (delivery,) = operate.json("deliveries", "show", *key)
+    assert delivery == api.get_delivery(webhook, row["event_id"]).data
+    text = operate("deliveries", "show", *key).stdout
+    (attempt,) = delivery["attempts"]
     for part in (
-        f"  payload   {shown[0]['payload']}\n",
+        f"  payload   {delivery['payload']}\n",
         f"  next      an attempt at {row['next_attempt_at']} (in ",
         "  status    pending after 1 attempt\n",
         f"Attempt 1 at {attempt['at']} (",
@@ -209,191 +282,219 @@ def test_operations_a_delivery_is_shown_with_all_that_the_api_shows(service, api
         assert part in text, (part, text)
     assert "  phases    connect " in text or "  phases    answer " in text
     assert "\x1b" not in text
-    missing = [*named[:-1], "evt_00000000000000000000000000"]
-    for sub in ("show", "retry"):
-        assert "has no delivery evt_0000" in operate.fails("deliveries", sub, *missing)
+    unknown = [*key[:-1], "evt_00000000000000000000000000"]
+    for subcommand in ("show", "retry"):
+        assert "has no delivery evt_0000" in operate.fail("deliveries", subcommand, *unknown)
 
 
-def test_operations_a_retry_is_refused_with_the_reason(service, api, receiver):
+def test_rejected_retry_states_reason(service, api, receiver):
+    """A retry fails while an attempt is in flight, and if the webhook is disabled or deleted."""
     operate = Operator(service)
-    hanging = api.subscribe(f"{receiver.url}/hanging")
-    receiver.answer("/hanging", lambda handler: handler.reply(503))
-    service.put_job(f"{api.account} refused", api.account)
-    row = api.row(hanging, lambda row: row["attempt_count"] == 1)
-    named = ["--account", api.account, "--webhook", str(hanging), row["event_id"]]
-    receiver.hang("/hanging")
-    assert api.retry(hanging, row["event_id"]).status == 202
-    eventually(lambda: len(receiver.at("/hanging")) == 2, "the attempt that hangs")
-    assert api.retry(hanging, row["event_id"]).status == 409
-    assert "is being attempted" in operate.fails("deliveries", "retry", *named)
+    webhook = api.subscribe(f"{receiver.url}/hook")
+    receiver.respond("/hook", respond_with(503))
+    service.put_job(f"{api.account} job", api.account)
+    event = api.wait_for_delivery(webhook, lambda row: row["attempt_count"] == 1)["event_id"]
+    key = ["--account", api.account, "--webhook", str(webhook), event]
+    receiver.hang("/hook")
+    assert api.retry(webhook, event).status == 202
+    wait_until(lambda: len(receiver.requests_to("/hook")) == 2, "the attempt that hangs")
+    assert api.retry(webhook, event).status == 409
+    assert "is being attempted" in operate.fail("deliveries", "retry", *key)
     receiver.closing.set()
-    api.row(hanging, lambda row: row["attempt_count"] == 2)
-    assert api.call("PATCH", f"/api/v1/webhooks/{hanging}", {"status": "disabled"}).status == 200
-    assert "is disabled: enable it first" in operate.fails("deliveries", "retry", *named)
-    api.delete(hanging)
-    assert "is deleted" in operate.fails("deliveries", "retry", *named)
-    assert "cancelled" in operate("deliveries", "show", *named).stdout
+    api.wait_for_delivery(webhook, lambda row: row["attempt_count"] == 2)
+    assert api.update(webhook, status="disabled").status == 200
+    assert "is disabled: enable it first" in operate.fail("deliveries", "retry", *key)
+    api.delete(webhook)
+    assert "is deleted" in operate.fail("deliveries", "retry", *key)
+    assert "cancelled" in operate("deliveries", "show", *key).stdout
 
 
-def test_operations_stats_count_what_stands_in_the_tables(operated, operate, receiver):
-    assert operate.json("stats") == [
-        {
-            "pending": {
-                "overdue": 0,
-                "oldest_due_at": None,
-                "waiting": 0,
-                "next_due_at": None,
-                "complete": True,
-                "most": [],
-            },
-            "poison": [],
-            "replaying": [],
-            "unparking": [],
-        }
-    ]
-    api = operated.new_account()
-    fine, failing = api.subscribe(f"{receiver.url}/fine"), api.subscribe(f"{receiver.url}/failing")
-    receiver.answer("/failing", lambda handler: handler.reply(500))
-    for n in range(3):
-        operated.put_job(f"job {n}", api.account)
-    operated.put_job("poison", api.account, account_id=None)
-    (poison,) = operate.poison_of("poison")
-    eventually(lambda: len(api.log(failing, status="pending")) == 3, "three that failed")
-    (stats,) = operate.json("stats")
-    due = sorted(row["next_attempt_at"] for row in api.log(failing))
-    assert stats["pending"] == {
+def test_stats_count_items(own_service, operate, receiver):
+    """The statistics count pending deliveries, poison records, resumes and replays, over all accounts and for one."""
+    no_pending = {
         "overdue": 0,
         "oldest_due_at": None,
-        "waiting": 3,
-        "next_due_at": due[0],
+        "waiting": 0,
+        "next_due_at": None,
         "complete": True,
-        "most": [{"account": api.account, "webhook_id": failing, "pending": 3}],
+        "most": [],
     }
+    assert operate.json("stats") == [
+        {"pending": no_pending, "poison": [], "replaying": [], "unparking": []}
+    ]
+    api = own_service.create_account()
+    healthy, failing = (
+        api.subscribe(f"{receiver.url}/healthy"),
+        api.subscribe(f"{receiver.url}/failing"),
+    )
+    receiver.respond("/failing", respond_with(500))
+    for number in range(3):
+        own_service.put_job(f"job {number}", api.account)
+    own_service.put_job("poison", api.account, account_id=None)
+    (poison,) = operate.wait_for_poison("poison")
+    wait_until(
+        lambda: len(api.list_deliveries(failing, status="pending")) == 3, "three pending deliveries"
+    )
+    (stats,) = operate.json("stats")
+    rows = api.list_deliveries(failing)
+    next_due_at = min(row["next_attempt_at"] for row in rows)
+    most = [{"account": api.account, "webhook_id": failing, "pending": 3}]
+    assert stats["pending"] == no_pending | {"waiting": 3, "next_due_at": next_due_at, "most": most}
     assert stats["poison"] == [{"day": poison["id"][:10], "records": 1, "complete": True}]
 
-    # One is overdue, and the webhook's others are parked as they come up.
-    rows = api.log(failing)
-    operate("deliveries", "retry", "--account", api.account, "--webhook", str(failing), rows[0]["event_id"])
+    # A manual retry makes one delivery overdue.
+    operate(
+        "deliveries",
+        "retry",
+        "--account",
+        api.account,
+        "--webhook",
+        str(failing),
+        rows[0]["event_id"],
+    )
     (stats,) = operate.json("stats")
     assert (stats["pending"]["overdue"], stats["pending"]["waiting"]) == (1, 2)
     text = operate("stats").stdout
-    assert "Overdue    1 delivery, the oldest since " in text and "Waiting    2 deliveries, the next due at " in text
+    assert (
+        "Overdue    1 delivery, the oldest since " in text
+        and "Waiting    2 deliveries, the next due at " in text
+    )
     assert f"Poison     {poison['id'][:10]}: 1 record\n" in text
     assert f"account {api.account}, webhook {failing}: 3" in text
 
-    by_webhook = {one["webhook_id"]: one for one in operate.json("stats", "--account", api.account)}
-    assert by_webhook[failing]["pending"] == {"count": 3, "overdue": 1, "parked": 0, "complete": True}
+    by_webhook = {
+        stats["webhook_id"]: stats for stats in operate.json("stats", "--account", api.account)
+    }
+    assert by_webhook[failing]["pending"] == {
+        "count": 3,
+        "overdue": 1,
+        "parked": 0,
+        "complete": True,
+    }
     assert by_webhook[failing]["failed"] == {"count": 0, "complete": True}
-    assert (by_webhook[failing]["health"]["state"], by_webhook[failing]["health"]["last_failure"]) == (
-        "failing",
-        "status",
+    health = by_webhook[failing]["health"]
+    assert (health["state"], health["last_failure"]) == ("failing", "status")
+    assert (by_webhook[healthy]["health"]["state"], by_webhook[healthy]["pending"]["count"]) == (
+        "healthy",
+        0,
     )
-    assert (by_webhook[fine]["health"]["state"], by_webhook[fine]["pending"]["count"]) == ("healthy", 0)
     text = operate("stats", "--account", api.account).stdout
     assert f"Webhook {failing}  {receiver.url}/failing  active\n  health   failing since " in text
     assert "  pending  3, of which 1 overdue, 0 parked\n  failed   0\n" in text
 
-    patch = lambda status: api.call("PATCH", f"/api/v1/webhooks/{fine}", {"status": status})
-    assert (patch("disabled").status, patch("active").status) == (200, 200)
+    for status in ("disabled", "active"):
+        assert api.update(healthy, status=status).status == 200
     (stats,) = operate.json("stats")
-    assert stats["unparking"] == [{"account": api.account, "webhook_id": fine}]
-    replay = api.call("POST", f"/api/v1/webhooks/{fine}/replay", {"since": "2024-12-23T00:00:00Z", "status": "all"})
+    assert stats["unparking"] == [{"account": api.account, "webhook_id": healthy}]
+    window = {"since": "2024-12-23T00:00:00Z", "status": "all"}
+    replay = api.call("POST", f"/api/v1/webhooks/{healthy}/replay", window)
     assert replay.status == 202, replay.text
     (stats,) = operate.json("stats")
-    going_on = {"account": api.account, "webhook_id": fine, "replay": replay.data["id"]}
-    assert stats["replaying"] == [going_on]
+    assert stats["replaying"] == [
+        {"account": api.account, "webhook_id": healthy, "replay": replay.data["id"]}
+    ]
     assert replay.data["id"] in operate("stats").stdout
-    assert "has no webhooks" in operate("stats", "--account", "nobody").stderr
+    assert "has no webhooks" in operate("stats", "--account", "unknown").stderr
 
 
-def test_operations_work_with_aws_credentials_and_the_tables_alone(service, api, receiver):
-    """Neither KMS nor SQS is in reach of these commands, and they do not ask for them."""
-    webhook = api.subscribe(f"{receiver.url}/aws", PLAIN_SECRET)
-    service.put_job(f"{api.account} poison", api.account, account_id=None)
-    operate = Operator(service)
-    (poison,) = operate.poison_of(f"{api.account} poison")
-    service.put_job(f"{api.account} poison", api.account)
-    aws = {
-        "AWS_ACCESS_KEY_ID": "any",
-        "AWS_SECRET_ACCESS_KEY": "any",
-        "AWS_REGION": "us-east-1",
-        "AWS_ENDPOINT_URL": "http://127.0.0.1:9",
+def test_commands_need_only_table_access(service, api, receiver):
+    """With `--aws` the commands work with credentials and the tables. They call neither KMS nor SQS."""
+    webhook = api.subscribe(f"{receiver.url}/hook", PLAIN_SECRET)
+    task = f"{api.account} poison"
+    service.put_job(task, api.account, account_id=None)
+    (poison,) = Operator(service).wait_for_poison(task)
+    service.put_job(task, api.account)
+    aws = AWS_ENVIRONMENT | {
+        "AWS_ENDPOINT_URL": UNREACHABLE,
         "AWS_ENDPOINT_URL_DYNAMODB": service.dynamodb,
         "WEBHOOKS_TABLE": service.tables["webhooks"],
         "DELIVERIES_TABLE": service.tables["deliveries"],
     }
-    # Without the jobs table the image counts, as it was kept.
-    done = command("poison", "redrive", poison["id"], "--aws", env=aws, check=False)
-    assert done.returncode == 1 and "`account_id`: missing" in done.stdout, done
-    done = command("poison", "redrive", poison["id"], "--aws", env=aws | {"JOBS_TABLE": service.tables["jobs"]})
-    assert "1 delivery due" in done.stdout
-    named = ["--account", api.account, "--webhook", str(webhook)]
-    listed = command("deliveries", "list", *named, "--json", "--aws", env=aws).stdout
-    event = json.loads(listed)["event_id"]
-    assert "pending" in command("deliveries", "show", *named, event, "--aws", env=aws).stdout
-    assert "Attempt 1" in command("deliveries", "retry", *named, event, "--aws", env=aws).stdout
-    assert "Overdue" in command("stats", "--aws", env=aws).stdout
-    assert "Webhook" in command("stats", "--account", api.account, "--aws", env=aws).stdout
-    assert "poison" not in command("poison", "list", "--day", "2024-12-23", "--aws", env=aws).stdout
+    run = lambda *args, **env: run_command(*args, "--aws", env=aws | env).stdout
+    # Without the jobs table the stored image counts.
+    completed = run_command("poison", "redrive", poison["id"], "--aws", env=aws, check=False)
+    assert completed.returncode == 1 and "`account_id`: missing" in completed.stdout, completed
+    assert "1 delivery due" in run(
+        "poison", "redrive", poison["id"], JOBS_TABLE=service.tables["jobs"]
+    )
+    key = ["--account", api.account, "--webhook", str(webhook)]
+    event = json.loads(run("deliveries", "list", *key, "--json"))["event_id"]
+    assert "pending" in run("deliveries", "show", *key, event)
+    assert "Attempt 1" in run("deliveries", "retry", *key, event)
+    assert "Overdue" in run("stats")
+    assert "Webhook" in run("stats", "--account", api.account)
+    assert "poison" not in run("poison", "list", "--day", "2024-12-23")
 
-    nowhere = command("stats", "--aws", env=aws | {"DELIVERIES_TABLE": "nowhere"}, check=False)
-    assert nowhere.returncode == 1 and nowhere.stderr.count("\n") == 1, nowhere
-    assert "ResourceNotFoundException" in nowhere.stderr and "meta" not in nowhere.stderr
-    away = command("stats", "--aws", env=aws | {"AWS_ENDPOINT_URL_DYNAMODB": "http://127.0.0.1:9"}, check=False)
-    assert away.returncode == 1 and "AWS credentials" in away.stderr and away.stderr.count("\n") == 1, away
+    completed = run_command(
+        "stats", "--aws", env=aws | {"DELIVERIES_TABLE": "nowhere"}, check=False
+    )
+    assert completed.returncode == 1 and completed.stderr.count("\n") == 1, completed
+    assert "ResourceNotFoundException" in completed.stderr and "meta" not in completed.stderr
+    completed = run_command(
+        "stats", "--aws", env=aws | {"AWS_ENDPOINT_URL_DYNAMODB": UNREACHABLE}, check=False
+    )
+    assert completed.returncode == 1 and completed.stderr.count("\n") == 1, completed
+    assert "AWS credentials" in completed.stderr
 
 
-def permissions():
-    """What SECURITY.md says that each command needs of the tables."""
+def read_documented_permissions():
+    """The actions on the tables that SECURITY.md lists for each command."""
     text = (Path(__file__).parent.parent / "SECURITY.md").read_text()
     rows = re.findall(r"^\| `((?:poison|deliveries|stats)[^`]*)` \| (.*) \|$", text, re.M)
-    return {command: set(re.findall(r"`([A-Z]\w+Item|Query|Scan)`", needs)) for command, needs in rows}
+    return {
+        command: set(re.findall(r"`([A-Z]\w+Item|Query|Scan)`", actions))
+        for command, actions in rows
+    }
 
 
-def test_operations_ask_of_the_tables_what_the_page_on_security_says(operated, receiver):
-    api = operated.new_account()
-    webhook = api.subscribe(f"{receiver.url}/asked")
-    operated.put_job("whole", api.account)
-    for task in ("mended", "broken"):
-        operated.put_job(task, api.account, account_id=None)
-    operate = Operator(operated)
-    mended, broken = operate.poison_of("mended", "broken")
-    operated.put_job("mended", api.account)
-    # Its reason is another now, which is written down.
-    operated.put_job("broken", api.account, data={"S": "{}"})
-    of_account, of_webhook = ["--account", api.account], ["--account", api.account, "--webhook", str(webhook)]
-    event = api.row(webhook)["event_id"]
+def test_commands_use_documented_permissions(own_service, receiver):
+    """Each command sends exactly the operations that SECURITY.md lists for its role."""
+    api = own_service.create_account()
+    webhook = api.subscribe(f"{receiver.url}/hook")
+    own_service.put_job("valid", api.account)
+    for task in ("corrected", "broken"):
+        own_service.put_job(task, api.account, account_id=None)
+    operate = Operator(own_service)
+    _, broken = operate.wait_for_poison("corrected", "broken")
+    own_service.put_job("corrected", api.account)
+    # This record gets another reason, which the redrive stores.
+    own_service.put_job("broken", api.account, data={"S": "{}"})
+    account, key = ["--account", api.account], ["--account", api.account, "--webhook", str(webhook)]
+    event = api.wait_for_delivery(webhook)["event_id"]
     runs = {
         "poison list": [["poison", "list"]],
         "poison redrive": [["poison", "redrive", "--all"], ["poison", "redrive", broken["id"]]],
         "deliveries list": [
-            ["deliveries", "list", *of_account],
-            ["deliveries", "list", *of_account, "--status", "failed"],
-            ["deliveries", "list", *of_account, "--webhook", "9"],
+            ["deliveries", "list", *account],
+            ["deliveries", "list", *account, "--status", "failed"],
+            ["deliveries", "list", *account, "--webhook", "9"],
         ],
-        "deliveries show": [["deliveries", "show", *of_webhook, event]],
-        "deliveries retry": [["deliveries", "retry", *of_webhook, event]],
+        "deliveries show": [["deliveries", "show", *key, event]],
+        "deliveries retry": [["deliveries", "retry", *key, event]],
         "stats": [["stats"]],
-        "stats --account": [["stats", *of_account]],
+        "stats --account": [["stats", *account]],
     }
-    # Of a delivery that a replay had asked for, which these are not.
-    unseen = {"deliveries retry": {"UpdateItem"}}
-    wire = Wire(operated.dynamodb)
+    # Operations that need a delivery of a replay, which this test does not have.
+    unused = {"deliveries retry": {"UpdateItem"}}
+    proxy = RecordingProxy(own_service.dynamodb)
+    used = {}
     try:
-        asked = {}
         for name, commands in runs.items():
-            wire.calls.clear()
+            proxy.operations.clear()
             for args in commands:
-                command(*args, "--dynamodb-endpoint", wire.url, check=False)
-            asked[name] = {target.removeprefix("DynamoDB_20120810.") for target in wire.calls} | unseen.get(name, set())
+                run_command(*args, "--dynamodb-endpoint", proxy.url, check=False)
+            operations = {
+                operation.removeprefix("DynamoDB_20120810.") for operation in proxy.operations
+            }
+            used[name] = operations | unused.get(name, set())
     finally:
-        wire.server.close()
-    assert asked == permissions()
-    assert set(operate.poison()) == {"broken"} and mended["id"] != broken["id"]
+        proxy.server.close()
+    assert used == read_documented_permissions()
+    assert set(operate.poison_by_task()) == {"broken"}
 
 
 @pytest.mark.parametrize(
-    "args, named",
+    ("args", "expected"),
     [
         (["poison", "list", "--day", "yesterday"], "expected a day such as 2024-12-23"),
         (["poison", "redrive"], "<ID>"),
@@ -403,45 +504,63 @@ def test_operations_ask_of_the_tables_what_the_page_on_security_says(operated, r
         (["poison", "redrive", "--day", "2024-12-23"], "--all"),
         (["deliveries", "list"], "--account"),
         (["deliveries", "list", "--account", ""], "expected an account name"),
-        (["deliveries", "list", "--account", "a", "--webhook", "0"], "expected the number of a webhook"),
-        (["deliveries", "list", "--account", "a", "--status", "done"], "expected pending, delivered, failed or cancelled"),
+        (
+            ["deliveries", "list", "--account", "a", "--webhook", "0"],
+            "expected the number of a webhook",
+        ),
+        (
+            ["deliveries", "list", "--account", "a", "--status", "done"],
+            "expected pending, delivered, failed or cancelled",
+        ),
         (["deliveries", "list", "--account", "a", "--event", "job"], "expected job.completed"),
         (["deliveries", "list", "--account", "a", "--limit", "1001"], "from 1 to 1000"),
-        (["deliveries", "show", "--account", "a", "--webhook", "1", "evt_1"], "evt_ and 26 characters"),
+        (
+            ["deliveries", "show", "--account", "a", "--webhook", "1", "evt_1"],
+            "evt_ and 26 characters",
+        ),
         (["stats", "--account", ""], "expected an account name"),
     ],
 )
-def test_operations_a_wrong_option_is_named_with_what_was_expected(args, named):
-    done = command(*args, check=False)
-    assert done.returncode == 2 and named in done.stderr, done.stderr
+def test_malformed_argument_is_named(args, expected):
+    """The error names the argument and the expected value."""
+    completed = run_command(*args, check=False)
+    assert completed.returncode == 2 and expected in completed.stderr, completed.stderr
 
 
-def on_a_terminal(*args):
-    """A command's stdout, and what its stderr shows on a terminal."""
-    ours, theirs = pty.openpty()
+def run_on_terminal(*args):
+    """Runs a command with its stderr on a terminal. Returns its stdout and what the terminal got."""
+    master, slave = pty.openpty()
     with subprocess.Popen(
-        [BINARY, *args], env=environment({"TERM": "xterm"}), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=theirs
+        [BINARY, *args],
+        env=build_environment({"TERM": "xterm"}),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=slave,
     ) as process:
-        os.close(theirs)
+        os.close(slave)
         shown = b""
-        # The end of the other side is an error here.
+        # Reading fails when the command has closed its side.
         try:
-            while part := os.read(ours, 65536):
+            while part := os.read(master, 65536):
                 shown += part
         except OSError:
             pass
         finally:
-            os.close(ours)
+            os.close(master)
         printed = process.stdout.read().decode()
     assert process.returncode == 0, shown
     return printed, shown.decode()
 
 
-def test_operations_progress_is_shown_on_a_terminal_alone_and_never_in_what_is_printed(service, api, receiver):
-    at = ["--dynamodb-endpoint", service.dynamodb]
+def test_progress_appears_only_on_terminal(service, api, receiver):
+    """A terminal shows the progress on stderr. Stdout, and stderr in a file, never have it."""
     api.subscribe(f"{receiver.url}/terminal")
-    for args, what in ((["stats"], "Counting what is pending"), (["stats", "--account", api.account], "Counting deliveries")):
-        printed, shown = on_a_terminal(*args, *at, "--json")
-        assert what in shown and "\x1b" in shown, shown
+    endpoint = ["--dynamodb-endpoint", service.dynamodb]
+    for args, progress in (
+        (["stats"], "Counting what is pending"),
+        (["stats", "--account", api.account], "Counting deliveries"),
+    ):
+        printed, shown = run_on_terminal(*args, *endpoint, "--json")
+        assert progress in shown and "\x1b" in shown, shown
         assert [json.loads(line) for line in printed.splitlines()]
-        assert command(*args, *at, "--json").stderr == ""
+        assert run_command(*args, *endpoint, "--json").stderr == ""

@@ -1,4 +1,4 @@
-"""The page for people, in a real browser: what a customer does there, and what it must never do."""
+"""The portal in a real browser: what a customer does there, and what the page must never do."""
 
 import contextlib
 import hashlib
@@ -13,7 +13,14 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import expect, sync_playwright
 
-from support import DEADLINE, PLAIN_SECRET, Receiver, eventually, verify
+from support import (
+    PLAIN_SECRET,
+    TEST_TIMEOUT,
+    Receiver,
+    respond_with,
+    verify_signatures,
+    wait_until,
+)
 
 ROOT = Path(__file__).parent.parent
 SCREENSHOTS = Path(os.environ.get("NANO_SCREENSHOTS") or ROOT / "target/screenshots")
@@ -28,15 +35,17 @@ FLAGS = (
 DESKTOP = {"width": 1200, "height": 850}
 PHONE = {"width": 360, "height": 740}
 HOSTILE = "<img src=x onerror=alert(1)></script><script>alert(2)</script><b>&amp;"
-# What Chromium itself writes of an answer that a test provokes.
-REFUSED = "Failed to load resource: the server responded with a status of {}"
+# Chromium writes this to the console for an error response.
+CONSOLE_ERROR = "Failed to load resource: the server responded with a status of {}"
 
 
 @pytest.fixture(scope="module")
 def chromium():
     path = shutil.which("chromium") or "/usr/bin/chromium"
-    assert os.access(path, os.X_OK), "Chromium is missing: install it, on Debian with `apt-get install chromium`"
-    expect.set_options(timeout=DEADLINE * 1000)
+    assert os.access(path, os.X_OK), (
+        "Chromium is missing: install it, on Debian with `apt-get install chromium`"
+    )
+    expect.set_options(timeout=TEST_TIMEOUT * 1000)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
         yield browser
@@ -45,27 +54,26 @@ def chromium():
 
 @pytest.fixture
 def visit(chromium):
-    """Opens the page for an account; what must never happen on it is checked when the test is through."""
+    """`visit(api)` opens the portal for an account, and checks the general rules when the test is done."""
     return lambda api, **options: Visit.open(chromium, api, **options)
 
 
-@pytest.fixture(scope="module")
-def quick(start):
-    """A service whose schedule is soon exhausted."""
-    return start("--in-memory", "--retry-schedule", "100ms")
-
-
 class Visit:
-    """A person's tab."""
+    """A browser tab with the portal."""
 
     def __init__(self, page, api):
         self.page, self.api = page, api
-        self.said, self.urls, self.dialogs = [], [], []
+        self.messages, self.urls, self.dialogs = [], [], []
         self.main = page.locator("main")
         self.status = page.locator("#said")
-        page.set_default_timeout(DEADLINE * 1000)
-        page.on("console", lambda message: message.type in ("error", "warning") and self.said.append(message.text))
-        page.on("pageerror", lambda error: self.said.append(str(error)))
+        page.set_default_timeout(TEST_TIMEOUT * 1000)
+        page.on(
+            "console",
+            lambda message: (
+                message.type in ("error", "warning") and self.messages.append(message.text)
+            ),
+        )
+        page.on("pageerror", lambda error: self.messages.append(str(error)))
         page.on("request", lambda request: self.urls.append(request.url))
         page.on("framenavigated", lambda frame: self.urls.append(frame.url))
         page.on("dialog", lambda dialog: (self.dialogs.append(dialog.message), dialog.dismiss()))
@@ -73,8 +81,13 @@ class Visit:
     @classmethod
     @contextlib.contextmanager
     def open(cls, chromium, api, key=None, expected=(), **options):
-        """`key=""` leaves the key to be typed; `expected` are the only errors that may show in the console."""
-        options = {"viewport": DESKTOP, "color_scheme": "light", "locale": "en-US", "timezone_id": "UTC"} | options
+        """Opens the page and enters the key, unless `key` is "". Only `expected` errors may appear in the console."""
+        options = {
+            "viewport": DESKTOP,
+            "color_scheme": "light",
+            "locale": "en-US",
+            "timezone_id": "UTC",
+        } | options
         options["permissions"] = ["clipboard-read"]
         with contextlib.closing(chromium.new_context(**options)) as context:
             context.add_init_script(
@@ -83,17 +96,17 @@ class Visit:
             visit = cls(context.new_page(), api)
             visit.page.goto(f"{api.url}/portal")
             if key is None:
-                visit.give(api.key)
+                visit.enter_key(api.key)
                 expect(visit.heading("Webhooks")).to_be_focused()
             yield visit
             visit.check(context, expected)
 
-    def give(self, key):
+    def enter_key(self, key):
         self.page.get_by_label("API key").fill(key)
         self.page.get_by_role("button", name="Show my webhooks").click()
 
     def go(self, path):
-        """Follows an address, as a bookmark would."""
+        """Opens a view by its address, as a bookmark does."""
         self.page.evaluate("path => { location.hash = path }", f"#/{path}")
 
     def heading(self, name):
@@ -105,216 +118,285 @@ class Visit:
     def follow(self, name):
         self.page.get_by_role("link", name=name, exact=True).click()
 
-    def says(self, text):
+    def expect_status(self, text):
         expect(self.status).to_have_text(text)
 
-    def block(self, label, within=None):
-        """Text that can be copied."""
+    def text_block(self, label, within=None):
+        """A block of text that can be copied."""
         return (within or self.page).get_by_role("region", name=label, exact=True)
 
     def rows(self):
         return self.page.locator("tbody tr")
 
-    def shot(self, name):
+    def save_screenshot(self, name):
         SCREENSHOTS.mkdir(parents=True, exist_ok=True)
-        self.page.screenshot(path=SCREENSHOTS / f"{name}.png", full_page=True, animations="disabled")
+        self.page.screenshot(
+            path=SCREENSHOTS / f"{name}.png", full_page=True, animations="disabled"
+        )
 
     def check(self, context, expected):
-        assert not self.dialogs, "a script from data was run"
-        unexpected = [text for text in self.said if not text.startswith(tuple(expected))]
-        assert not unexpected and (self.said or not expected), self.said
+        """Checks the rules for every visit: no script from data, no other origin, and no key in a URL or in storage."""
+        assert not self.dialogs, "a script from data ran"
+        unexpected = [text for text in self.messages if not text.startswith(tuple(expected))]
+        assert not unexpected and (self.messages or not expected), self.messages
         foreign = [url for url in self.urls if not url.startswith(f"{self.api.url}/")]
-        assert not foreign, f"a request left the origin: {foreign}"
+        assert not foreign, f"a request to another origin: {foreign}"
         assert not [url for url in self.urls if "sk-" in url], "the key is in a URL"
-        kept = self.page.evaluate("[localStorage.length, document.cookie]")
-        assert kept == [0, ""] and not context.cookies(), kept
+        stored = self.page.evaluate("[localStorage.length, document.cookie]")
+        assert stored == [0, ""] and not context.cookies(), stored
 
 
-def reply(status, body=b""):
-    return lambda handler: handler.reply(status, [("Content-Type", "text/plain")], body)
+def respond_with_text(status, body=b""):
+    return respond_with(status, [("Content-Type", "text/plain")], body)
 
 
-def job(service, api, name, status="completed", **data):
+def put_job(service, api, name, status="completed", **data):
     service.put_job(f"{api.account}-{name}", api.account, status, data={"M": data})
 
 
-def settled(api, webhook, status, count=1):
-    eventually(lambda: len(api.log(webhook, status=status)) == count, lambda: f"{count} {status}: {api.log(webhook)}")
-    return api.log(webhook, status=status)
+def wait_for_status(api, webhook, status, count=1):
+    """Waits until the log has `count` deliveries with this status, and returns their rows."""
+    list_rows = lambda: api.list_deliveries(webhook, status=status)
+    wait_until(
+        lambda: len(list_rows()) == count,
+        lambda: f"{count} {status}: {api.list_deliveries(webhook)}",
+    )
+    return list_rows()
 
 
-def test_a_customer_registers_looks_for_a_fault_repairs_it_and_leaves(quick, visit, receiver):
-    service, api = quick, quick.new_account()
-    with visit(api, key="", expected=[REFUSED.format(400), REFUSED.format(404)]) as tab:
-        page = tab.page
-        expect(page).to_have_title("API key · Webhooks")
-        tab.give(api.key)
+class Journey:
+    """A customer with one webhook, in steps that build on each other."""
 
-        # Registers.
-        expect(tab.heading("No webhooks yet")).to_be_visible()
-        tab.follow("Add a webhook")
-        page.get_by_label("Endpoint URL").fill(f"{receiver.url}/hook")
-        page.get_by_label("Description").fill("Renders for the shop")
-        page.get_by_label("Signing secret").fill(PLAIN_SECRET)
-        tab.press("Add the webhook")
-        tab.says("The webhook was added. Send it a test event.")
-        (listed,) = api.list().data
-        webhook = listed["id"]
-        assert (listed["url"], listed["events"]) == (f"{receiver.url}/hook", ["job.completed", "job.failed"])
-        expect(page).to_have_url(f"{api.url}/portal#/webhooks/{webhook}/test")
+    def __init__(self, service, api, receiver, tab):
+        self.service, self.api, self.receiver, self.tab, self.page = (
+            service,
+            api,
+            receiver,
+            tab,
+            tab.page,
+        )
+        self.webhook = self.failed_event = None
 
-        # Sees a first event arrive.
-        tab.follow("Deliveries")
-        expect(page.get_by_text("Nothing was sent to this webhook yet.")).to_be_visible()
-        job(service, api, "first")
-        settled(api, webhook, "delivered")
-        tab.press("Refresh")
-        expect(tab.rows()).to_have_count(1)
-        expect(tab.rows()).to_contain_text("delivered")
+    def respond(self, status, body=b""):
+        self.receiver.respond("/hook", respond_with_text(status, body))
 
-        # The receiver breaks: what happened, and why?
-        receiver.answer("/hook", reply(500, b"KeyError: 'credits'"))
-        job(service, api, "second", credits_charged={"N": "6"})
-        (failed,) = settled(api, webhook, "failed")
-        page.get_by_label("Status").select_option("failed")
-        expect(tab.rows()).to_have_count(1)
-        expect(page).to_have_url(re.compile(r"\?status=failed$"))
-        page.get_by_label("Event").select_option("job.failed")
-        expect(page.get_by_text("No delivery matches these filters.")).to_be_visible()
-        page.go_back()
-        expect(tab.rows()).to_have_count(1)
-        expect(tab.rows()).to_contain_text(["error status"])
-        tab.follow(f"job.completed {failed['task_id']}")
-        expect(tab.heading("job.completed")).to_be_focused()
-        known = api.delivery(webhook, failed["event_id"]).data
-        first, second = known["attempts"]
-        newest = page.get_by_role("listitem").filter(has_text=f"Attempt {second['number']}")
+    def register(self):
+        """Adds a webhook, which opens the view for test events."""
+        expect(self.tab.heading("No webhooks yet")).to_be_visible()
+        self.tab.follow("Add a webhook")
+        self.page.get_by_label("Endpoint URL").fill(f"{self.receiver.url}/hook")
+        self.page.get_by_label("Description").fill("Renders for the shop")
+        self.page.get_by_label("Signing secret").fill(PLAIN_SECRET)
+        self.tab.press("Add the webhook")
+        self.tab.expect_status("The webhook was added. Send it a test event.")
+        (listed,) = self.api.list_webhooks().data
+        self.webhook = listed["id"]
+        assert (listed["url"], listed["events"]) == (
+            f"{self.receiver.url}/hook",
+            ["job.completed", "job.failed"],
+        )
+        expect(self.page).to_have_url(f"{self.api.url}/portal#/webhooks/{self.webhook}/test")
+
+    def see_first_delivery(self):
+        self.tab.follow("Deliveries")
+        expect(self.page.get_by_text("Nothing was sent to this webhook yet.")).to_be_visible()
+        put_job(self.service, self.api, "first")
+        wait_for_status(self.api, self.webhook, "delivered")
+        self.tab.press("Refresh")
+        expect(self.tab.rows()).to_have_count(1)
+        expect(self.tab.rows()).to_contain_text("delivered")
+
+    def find_failed_delivery(self):
+        """Filters the list, goes back, and opens the failed delivery."""
+        self.respond(500, b"KeyError: 'credits'")
+        put_job(self.service, self.api, "second", credits_charged={"N": "6"})
+        (failed,) = wait_for_status(self.api, self.webhook, "failed")
+        self.failed_event = failed["event_id"]
+        self.page.get_by_label("Status").select_option("failed")
+        expect(self.tab.rows()).to_have_count(1)
+        expect(self.page).to_have_url(re.compile(r"\?status=failed$"))
+        self.page.get_by_label("Event").select_option("job.failed")
+        expect(self.page.get_by_text("No delivery matches these filters.")).to_be_visible()
+        self.page.go_back()
+        expect(self.tab.rows()).to_have_count(1)
+        expect(self.tab.rows()).to_contain_text(["error status"])
+        self.tab.follow(f"job.completed {failed['task_id']}")
+        expect(self.tab.heading("job.completed")).to_be_focused()
+
+    def attempt(self, number):
+        return self.page.get_by_role("listitem").filter(has_text=f"Attempt {number}")
+
+    def inspect_failed_delivery(self):
+        """The newest attempt is open, the older one is closed, and the payload has two forms."""
+        delivery = self.api.get_delivery(self.webhook, self.failed_event).data
+        first, second = delivery["attempts"]
+        newest, older = self.attempt(second["number"]), self.attempt(first["number"])
         expect(newest).to_contain_text(second["detail"])
         expect(newest.get_by_label("Phases", exact=True)).to_contain_text("Wait for the answer")
-        expect(tab.block("Response, status 500", newest)).to_have_text("KeyError: 'credits'")
+        expect(self.tab.text_block("Response, status 500", newest)).to_have_text(
+            "KeyError: 'credits'"
+        )
         for name in ("x-nano-signature", "webhook-signature"):
-            expect(newest.get_by_role("row", name=name)).to_contain_text(second["request_headers"][name])
-        older = page.get_by_role("listitem").filter(has_text=f"Attempt {first['number']}")
+            expect(newest.get_by_role("row", name=name)).to_contain_text(
+                second["request_headers"][name]
+            )
         expect(older.get_by_text(first["detail"])).to_be_hidden()
         older.get_by_text(f"Attempt {first['number']}").click()
         expect(older.get_by_text(first["detail"])).to_be_visible()
-        payload = tab.block("Payload")
-        assert payload.inner_text() == json.dumps(json.loads(known["payload"]), indent=2, ensure_ascii=False)
-        tab.press("As sent")
-        expect(payload).to_have_text(known["payload"])
-        tab.shot("story-failed-delivery")
+        payload = self.tab.text_block("Payload")
+        assert payload.inner_text() == json.dumps(
+            json.loads(delivery["payload"]), indent=2, ensure_ascii=False
+        )
+        self.tab.press("As sent")
+        expect(payload).to_have_text(delivery["payload"])
+        self.tab.save_screenshot("journey-failed-delivery")
 
-        # A test event shows the same, and what was signed.
-        before = len(receiver.at("/hook"))
-        tab.go(f"webhooks/{webhook}/test")
-        page.get_by_label("Event").select_option("job.failed")
-        tab.press("Send a test event")
-        expect(tab.heading("The test event was refused")).to_be_focused()
-        expect(tab.main).to_contain_text("KeyError: 'credits'")
-        expect(page.get_by_label("Phases", exact=True)).to_contain_text("Connect")
-        (received,) = receiver.at("/hook")[before:]
-        assert received.json["event"] == "job.failed"
-        signed = tab.block("What was signed").inner_text()
+    def send_test_events(self):
+        """A refused test event shows the response and the signed content. After a repair it is accepted."""
+        before = len(self.receiver.requests_to("/hook"))
+        self.tab.go(f"webhooks/{self.webhook}/test")
+        self.page.get_by_label("Event").select_option("job.failed")
+        self.tab.press("Send a test event")
+        expect(self.tab.heading("The test event was refused")).to_be_focused()
+        expect(self.tab.main).to_contain_text("KeyError: 'credits'")
+        expect(self.page.get_by_label("Phases", exact=True)).to_contain_text("Connect")
+        (request,) = self.receiver.requests_to("/hook")[before:]
+        assert request.json["event"] == "job.failed"
+        signed = self.tab.text_block("What was signed").inner_text()
         digest = hmac.new(PLAIN_SECRET.encode(), signed.encode(), hashlib.sha256).hexdigest()
-        assert received.headers["x-nano-signature"] == f"v1={digest}"
-        tab.shot("story-test-refused")
+        assert request.headers["x-nano-signature"] == f"v1={digest}"
+        self.tab.save_screenshot("journey-test-refused")
+        self.respond(200)
+        self.tab.press("Send a test event")
+        expect(self.tab.heading("The test event was accepted")).to_be_focused()
 
-        # The receiver is repaired.
-        receiver.answer("/hook", reply(200))
-        tab.press("Send a test event")
-        expect(tab.heading("The test event was accepted")).to_be_focused()
-        tab.go(f"webhooks/{webhook}/deliveries/{failed['event_id']}")
-        tab.press("Send it again now")
-        tab.says("Attempt 3 was accepted with status 200.")
-        expect(page.get_by_role("listitem").filter(has_text="Attempt 3")).to_contain_text("Accepted with status 200.")
-        assert api.delivery(webhook, failed["event_id"]).data["status"] == "delivered"
-        verify(receiver.at("/hook"), PLAIN_SECRET)
+    def retry_failed_delivery(self):
+        self.tab.go(f"webhooks/{self.webhook}/deliveries/{self.failed_event}")
+        self.tab.press("Send it again now")
+        self.tab.expect_status("Attempt 3 was accepted with status 200.")
+        expect(self.attempt(3)).to_contain_text("Accepted with status 200.")
+        assert self.api.get_delivery(self.webhook, self.failed_event).data["status"] == "delivered"
+        verify_signatures(self.receiver.requests_to("/hook"), PLAIN_SECRET)
 
-        # What failed in the meantime is replayed.
-        receiver.answer("/hook", reply(503))
+    def replay_outage(self):
+        self.respond(503)
         for number in range(3):
-            job(service, api, f"lost-{number}")
-        settled(api, webhook, "failed", 3)
-        receiver.answer("/hook", reply(200))
-        tab.go(f"webhooks/{webhook}/replay")
-        tab.press("hour")
-        tab.press("Start the replay")
-        expect(page.get_by_role("progressbar", name="Sent")).to_be_visible()
-        tab.says("The replay is done: 3 delivered, 0 failed.")
+            put_job(self.service, self.api, f"lost-{number}")
+        wait_for_status(self.api, self.webhook, "failed", 3)
+        self.respond(200)
+        self.tab.go(f"webhooks/{self.webhook}/replay")
+        self.tab.press("hour")
+        self.tab.press("Start the replay")
+        expect(self.page.get_by_role("progressbar", name="Sent")).to_be_visible()
+        self.tab.expect_status("The replay is done: 3 delivered, 0 failed.")
         for fact in ("Found3", "Sent3", "Delivered3", "Failed0"):
-            expect(page.locator("dl > div").filter(has_text=re.compile(f"^{fact}$"))).to_be_visible()
-        settled(api, webhook, "delivered", 5)
-        tab.shot("story-replay")
+            expect(
+                self.page.locator("dl > div").filter(has_text=re.compile(f"^{fact}$"))
+            ).to_be_visible()
+        wait_for_status(self.api, self.webhook, "delivered", 5)
+        self.tab.save_screenshot("journey-replay")
 
-        # The secret is rotated, and shown once.
-        tab.follow("Settings")
-        page.get_by_label("Hours for which").fill("999")
-        tab.press("Rotate the secret")
-        expect(page.get_by_role("alert")).to_contain_text("grace_hours")
-        page.get_by_label("Hours for which").fill("1")
-        tab.press("Rotate the secret")
-        secret = page.get_by_role("dialog").get_by_role("region").inner_text()
+    def rotate_secret(self):
+        """The new secret is shown once, in a dialog that only its button closes."""
+        self.tab.follow("Settings")
+        self.page.get_by_label("Hours for which").fill("999")
+        self.tab.press("Rotate the secret")
+        expect(self.page.get_by_role("alert")).to_contain_text("grace_hours")
+        self.page.get_by_label("Hours for which").fill("1")
+        self.tab.press("Rotate the secret")
+        secret = self.page.get_by_role("dialog").get_by_role("region").inner_text()
         assert secret.startswith("whsec_")
-        page.keyboard.press("Escape")
-        expect(page.get_by_role("dialog")).to_be_visible()
-        tab.press("Copy: New signing secret")
-        tab.says("Copied.")
-        assert page.evaluate("navigator.clipboard.readText()") == secret
-        tab.press("I have copied it")
-        expect(page.locator("dialog")).to_have_count(0)
-        assert secret not in page.content()
-        job(service, api, "rotated")
-        settled(api, webhook, "delivered", 6)
-        verify(receiver.at("/hook")[-1:], secret)
+        self.page.keyboard.press("Escape")
+        expect(self.page.get_by_role("dialog")).to_be_visible()
+        self.tab.press("Copy: New signing secret")
+        self.tab.expect_status("Copied.")
+        assert self.page.evaluate("navigator.clipboard.readText()") == secret
+        self.tab.press("I have copied it")
+        expect(self.page.locator("dialog")).to_have_count(0)
+        assert secret not in self.page.content()
+        put_job(self.service, self.api, "rotated")
+        wait_for_status(self.api, self.webhook, "delivered", 6)
+        verify_signatures(self.receiver.requests_to("/hook")[-1:], secret)
 
-        # Disables it, changes its mind, disables it again, deletes it.
-        for wanted in ("disabled", "enabled", "disabled"):
-            if wanted == "disabled":
-                tab.press("Disable…")
-                page.get_by_role("dialog").get_by_role("button", name="Disable", exact=True).click()
+    def disable_and_enable(self):
+        """Disables the webhook, enables it, and disables it again."""
+        for state in ("disabled", "enabled", "disabled"):
+            if state == "disabled":
+                self.tab.press("Disable…")
+                self.page.get_by_role("dialog").get_by_role(
+                    "button", name="Disable", exact=True
+                ).click()
             else:
-                page.get_by_role("button", name="Enable").last.click()
-            tab.says(f"The webhook is {wanted}.")
-            expect(page.get_by_text("This webhook is disabled.")).to_have_count(1 if wanted == "disabled" else 0)
-            assert api.status(webhook) == ("disabled" if wanted == "disabled" else "active")
-        tab.press("Delete…")
-        page.get_by_role("dialog").get_by_role("button", name="Cancel").click()
-        assert len(api.list().data) == 1
-        tab.press("Delete…")
-        tab.press("Delete the webhook")
-        tab.says(f"Webhook {webhook} is deleted.")
-        expect(tab.heading("No webhooks yet")).to_be_visible()
-        assert api.list().data == []
-        tab.go(f"webhooks/{webhook}")
-        expect(page.get_by_text("This webhook was deleted.")).to_be_visible()
-        expect(tab.rows()).to_have_count(6)
+                self.page.get_by_role("button", name="Enable").last.click()
+            self.tab.expect_status(f"The webhook is {state}.")
+            is_disabled = state == "disabled"
+            expect(self.page.get_by_text("This webhook is disabled.")).to_have_count(
+                1 if is_disabled else 0
+            )
+            assert self.api.get_status(self.webhook) == ("disabled" if is_disabled else "active")
 
-        tab.press("Forget key")
-        expect(page.get_by_label("API key")).to_be_focused()
-        page.go_back()
-        expect(page.get_by_label("API key")).to_be_visible()
-        assert page.evaluate("sessionStorage.length") == 0
+    def delete(self):
+        """Cancels, then deletes the webhook. Its deliveries stay readable."""
+        self.tab.press("Delete…")
+        self.page.get_by_role("dialog").get_by_role("button", name="Cancel").click()
+        assert len(self.api.list_webhooks().data) == 1
+        self.tab.press("Delete…")
+        self.tab.press("Delete the webhook")
+        self.tab.expect_status(f"Webhook {self.webhook} is deleted.")
+        expect(self.tab.heading("No webhooks yet")).to_be_visible()
+        assert self.api.list_webhooks().data == []
+        self.tab.go(f"webhooks/{self.webhook}")
+        expect(self.page.get_by_text("This webhook was deleted.")).to_be_visible()
+        expect(self.tab.rows()).to_have_count(6)
+
+    def leave(self):
+        self.tab.press("Forget key")
+        expect(self.page.get_by_label("API key")).to_be_focused()
+        self.page.go_back()
+        expect(self.page.get_by_label("API key")).to_be_visible()
+        assert self.page.evaluate("sessionStorage.length") == 0
 
 
-def test_a_wrong_key_is_refused_in_the_words_of_the_api(service, visit, api):
-    with visit(api, key="", expected=[REFUSED.format(401)]) as tab:
-        tab.give("sk-wrong")
+def test_customer_registers_diagnoses_and_leaves(quick_service, visit, receiver):
+    """The main journey of a customer, from the first webhook to forgetting the key."""
+    api = quick_service.create_account()
+    with visit(api, key="", expected=[CONSOLE_ERROR.format(400), CONSOLE_ERROR.format(404)]) as tab:
+        expect(tab.page).to_have_title("API key · Webhooks")
+        tab.enter_key(api.key)
+        journey = Journey(quick_service, api, receiver, tab)
+        journey.register()
+        journey.see_first_delivery()
+        journey.find_failed_delivery()
+        journey.inspect_failed_delivery()
+        journey.send_test_events()
+        journey.retry_failed_delivery()
+        journey.replay_outage()
+        journey.rotate_secret()
+        journey.disable_and_enable()
+        journey.delete()
+        journey.leave()
+
+
+def test_invalid_key_shows_api_error(service, visit, api):
+    """The alert has the message, the code and the request id. A reload of the tab keeps a valid key."""
+    with visit(api, key="", expected=[CONSOLE_ERROR.format(401)]) as tab:
+        tab.enter_key("sk-wrong")
         alert = tab.page.get_by_role("alert")
         expect(alert).to_contain_text("Invalid or missing API key")
         expect(alert).to_contain_text("401 unauthorized")
         expect(alert).to_contain_text(re.compile(r"request id \S{8,}"))
         expect(tab.page.get_by_label("API key")).to_be_focused()
-        tab.give("sk-schlüssel")
+        tab.enter_key("sk-schlüssel")
         expect(alert).to_contain_text("letters and digits")
-        tab.give(api.key)
+        tab.enter_key(api.key)
         expect(tab.heading("No webhooks yet")).to_be_visible()
-        # The tab remembers it over a reload, and nothing else does.
         tab.page.reload()
         expect(tab.heading("No webhooks yet")).to_be_visible()
 
 
-def test_what_the_api_refuses_is_shown_where_it_is_wrong(service, visit, api, receiver):
-    expected = [REFUSED.format(status) for status in (400, 404, 409)]
+def test_api_error_appears_at_its_field(service, visit, api, receiver):
+    """An error marks and focuses the field that it names. Other errors appear in an alert."""
+    expected = [CONSOLE_ERROR.format(status) for status in (400, 404, 409)]
     with visit(api, expected=expected) as tab:
         tab.go("new")
         url = tab.page.get_by_label("Endpoint URL")
@@ -322,17 +404,19 @@ def test_what_the_api_refuses_is_shown_where_it_is_wrong(service, visit, api, re
         tab.press("Add the webhook")
         expect(url).to_be_focused()
         expect(url).to_have_attribute("aria-invalid", "true")
-        refused = api.post({"url": "ftp://example.com/", "events": ["job.failed"]})
-        message = refused.is_error(400, "invalid_request").message
+        rejected = api.create({"url": "ftp://example.com/", "events": ["job.failed"]})
+        message = rejected.assert_error(400, "invalid_request").message
         expect(url).to_have_accessible_description(message.removeprefix("url: "))
         expect(tab.page.get_by_role("alert")).to_contain_text(message)
         url.fill(f"{receiver.url}/hook")
         for event in ("job.completed", "job.failed"):
             tab.page.get_by_label(event).uncheck()
         tab.press("Add the webhook")
-        expect(tab.page.get_by_role("group", name="Events")).to_have_attribute("aria-invalid", "true")
+        expect(tab.page.get_by_role("group", name="Events")).to_have_attribute(
+            "aria-invalid", "true"
+        )
         expect(url).not_to_have_attribute("aria-invalid", "true")
-        assert api.list().data == []
+        assert api.list_webhooks().data == []
 
         tab.go("webhooks/7")
         expect(tab.page.get_by_role("alert")).to_contain_text("404 not_found")
@@ -341,37 +425,41 @@ def test_what_the_api_refuses_is_shown_where_it_is_wrong(service, visit, api, re
 
         # A delivery cannot be retried while its webhook is disabled.
         webhook = api.subscribe(f"{receiver.url}/hook")
-        job(service, api, "job")
-        event = api.row(webhook, lambda row: row["status"] == "delivered")["event_id"]
+        put_job(service, api, "job")
+        event = api.wait_for_delivery(webhook, lambda row: row["status"] == "delivered")["event_id"]
         tab.go(f"webhooks/{webhook}/deliveries/{event}")
         expect(tab.heading("job.completed")).to_be_visible()
-        api.call("PATCH", f"/api/v1/webhooks/{webhook}", {"status": "disabled"})
+        api.update(webhook, status="disabled")
         tab.press("Send it again now")
         expect(tab.page.get_by_role("alert")).to_contain_text("409 conflict")
 
 
-def test_too_many_requests_and_an_outage_are_told(start, visit):
+def test_rate_limit_and_outage_are_shown(start, visit):
+    """The alert says when to try again after a 429 response, and that the service is unreachable."""
     service = start("--in-memory", env={"RATE_LIMIT_PER_DAY": "1"})
-    expected = [REFUSED.format(429), "Failed to load resource: net::ERR_CONNECTION"]
+    expected = [CONSOLE_ERROR.format(429), "Failed to load resource: net::ERR_CONNECTION"]
     with visit(service.api, key="", expected=expected) as tab:
-        # The first request tries the key; the second would be the list.
-        tab.give(service.api.key)
+        # The first request checks the key. The second one, for the list, exceeds the limit.
+        tab.enter_key(service.api.key)
         expect(tab.heading("That did not work")).to_be_focused()
         alert = tab.page.get_by_role("alert")
         expect(alert).to_contain_text("429 rate_limited")
-        expect(alert).to_contain_text(re.compile(r"try again in \d+ (second|minute|hour)s? · request id \S+"))
+        expect(alert).to_contain_text(
+            re.compile(r"try again in \d+ (second|minute|hour)s? · request id \S+")
+        )
         service.kill()
         tab.press("Try again")
         expect(alert).to_contain_text("The service could not be reached")
 
 
-def test_a_replay_is_cancelled(quick, visit, receiver):
-    api = quick.new_account()
-    receiver.answer("/hook", reply(500))
+def test_running_replay_is_cancelled(quick_service, visit, receiver):
+    """A replay has a page of its own, which survives a reload, and can be cancelled there."""
+    api = quick_service.create_account()
+    receiver.respond("/hook", respond_with_text(500))
     webhook = api.subscribe(f"{receiver.url}/hook")
     for number in range(40):
-        job(quick, api, number)
-    settled(api, webhook, "failed", 40)
+        put_job(quick_service, api, number)
+    wait_for_status(api, webhook, "failed", 40)
     receiver.hang("/hook")
     with visit(api) as tab:
         tab.go(f"webhooks/{webhook}/replay")
@@ -379,7 +467,6 @@ def test_a_replay_is_cancelled(quick, visit, receiver):
         tab.page.get_by_label("What failed").check()
         tab.press("Start the replay")
         expect(tab.page.get_by_text("running", exact=True)).to_be_visible()
-        # It is a page of its own, which can be left and come back to.
         tab.page.reload()
         tab.press("Cancel the replay")
         expect(tab.page.get_by_text("cancelled", exact=True)).to_be_visible()
@@ -387,17 +474,22 @@ def test_a_replay_is_cancelled(quick, visit, receiver):
         expect(tab.heading("Replay")).to_be_focused()
 
 
-def test_hostile_text_is_shown_and_never_run(quick, visit, receiver):
-    api = quick.new_account()
+def test_hostile_text_is_never_executed(quick_service, visit, receiver):
+    """Texts from receivers, jobs and addresses appear as text on every view."""
+    api = quick_service.create_account()
     path = "/<img/src=x/onerror=alert(1)></script><script>alert(2)</script>"
-    receiver.answer(urllib.parse.quote(path, safe="/()="), reply(500, HOSTILE.encode()))
-    webhook = api.post({"url": receiver.url + path, "events": ["job.completed"], "description": HOSTILE})
+    receiver.respond(
+        urllib.parse.quote(path, safe="/()="), respond_with_text(500, HOSTILE.encode())
+    )
+    webhook = api.create(
+        {"url": receiver.url + path, "events": ["job.completed"], "description": HOSTILE}
+    )
     assert webhook.status == 201, webhook.text
     webhook = webhook.data["id"]
     task = f"{api.account}-{HOSTILE}"
-    quick.put_job(task, api.account, data={"M": {HOSTILE: {"S": HOSTILE}}})
-    (failed,) = settled(api, webhook, "failed")
-    with visit(api, expected=[REFUSED.format(400)]) as tab:
+    quick_service.put_job(task, api.account, data={"M": {HOSTILE: {"S": HOSTILE}}})
+    (failed,) = wait_for_status(api, webhook, "failed")
+    with visit(api, expected=[CONSOLE_ERROR.format(400)]) as tab:
         expect(tab.rows().get_by_role("link")).to_have_text(receiver.url + path)
         expect(tab.rows()).to_contain_text("failing")
         tab.go(f"webhooks/{webhook}")
@@ -405,37 +497,41 @@ def test_hostile_text_is_shown_and_never_run(quick, visit, receiver):
         expect(tab.main.get_by_role("definition").first).to_have_text(HOSTILE)
         expect(tab.rows()).to_contain_text(task)
         tab.go(f"webhooks/{webhook}/deliveries/{failed['event_id']}")
-        expect(tab.block("Response, status 500")).to_have_text(HOSTILE)
-        expect(tab.block("Payload")).to_contain_text(json.dumps(HOSTILE))
-        tab.shot("hostile-text")
+        expect(tab.text_block("Response, status 500")).to_have_text(HOSTILE)
+        expect(tab.text_block("Payload")).to_contain_text(json.dumps(HOSTILE))
+        tab.save_screenshot("hostile-text")
         tab.go(f"webhooks/{webhook}/settings")
         expect(tab.page.get_by_label("Description")).to_have_value(HOSTILE)
         tab.go(f"webhooks/{webhook}/test")
         tab.press("Send a test event")
-        expect(tab.block("Response, status 500")).to_have_text(HOSTILE)
-        # Neither does what an address asks for become part of the page.
+        expect(tab.text_block("Response, status 500")).to_have_text(HOSTILE)
+        # The page does not insert a text from its address as markup.
         tab.go(f"webhooks/{webhook}?status={HOSTILE}")
         expect(tab.main).to_contain_text("status: expected")
         assert tab.main.locator("img, script, b").count() == 0
 
 
-def test_a_long_list_goes_on_where_it_ended(quick, visit, receiver):
-    api = quick.new_account()
+def test_long_list_loads_more_rows(quick_service, visit, receiver):
+    """A list grows by pages, keeps the focus, and the browser's back and forward buttons work."""
+    api = quick_service.create_account()
     webhook = api.subscribe(f"{receiver.url}/hook")
     for number in range(57):
-        job(quick, api, f"{number:02}")
-    settled(api, webhook, "delivered", 57)
+        put_job(quick_service, api, f"{number:02}")
+    wait_for_status(api, webhook, "delivered", 57)
     with visit(api) as tab:
         tab.follow(f"{receiver.url}/hook")
         expect(tab.rows()).to_have_count(50)
         tab.press("Load more")
-        tab.says("57 deliveries shown.")
+        tab.expect_status("57 deliveries shown.")
         expect(tab.rows()).to_have_count(57)
         expect(tab.page.get_by_role("button", name="Load more")).to_be_hidden()
         expect(tab.rows().nth(50).get_by_role("link")).to_be_focused()
-        shown = tab.rows().get_by_role("link").evaluate_all("links => links.map((link) => link.ariaLabel)")
-        assert shown == [f"job.completed {row['task_id']}" for row in api.log(webhook)]
-        # Back and forward.
+        shown = (
+            tab.rows()
+            .get_by_role("link")
+            .evaluate_all("links => links.map((link) => link.ariaLabel)")
+        )
+        assert shown == [f"job.completed {row['task_id']}" for row in api.list_deliveries(webhook)]
         tab.rows().first.get_by_role("link").click()
         expect(tab.heading("job.completed")).to_be_focused()
         tab.page.go_back()
@@ -446,15 +542,18 @@ def test_a_long_list_goes_on_where_it_ended(quick, visit, receiver):
         expect(tab.heading(f"{receiver.url}/hook")).to_be_focused()
 
 
-def test_of_two_answers_the_one_that_was_asked_for_last_is_shown(service, visit, api, receiver):
+def test_late_response_is_discarded(service, visit, api, receiver):
+    """Of two responses for a list the page shows the one to the newer request."""
     webhook = api.subscribe(f"{receiver.url}/hook")
-    job(service, api, "job")
-    settled(api, webhook, "delivered")
+    put_job(service, api, "job")
+    wait_for_status(api, webhook, "delivered")
     with visit(api) as tab:
         held = []
         tab.go(f"webhooks/{webhook}")
         expect(tab.rows()).to_have_count(1)
-        tab.page.route(re.compile(r"deliveries\?status=delivered$"), lambda route: held.append(route))
+        tab.page.route(
+            re.compile(r"deliveries\?status=delivered$"), lambda route: held.append(route)
+        )
         tab.page.get_by_label("Status").select_option("delivered")
         tab.page.get_by_label("Event").select_option("job.failed")
         nothing = tab.page.get_by_text("No delivery matches these filters.")
@@ -462,13 +561,15 @@ def test_of_two_answers_the_one_that_was_asked_for_last_is_shown(service, visit,
         with tab.page.expect_response(held[0].request.url) as late:
             held[0].continue_()
         assert late.value.json()["data"]
-        # The page has had the time to show it by the frame after the next.
-        tab.page.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+        # After two frames the page would have shown the response.
+        tab.page.evaluate(
+            "new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))"
+        )
         expect(nothing).to_be_visible()
         expect(tab.rows()).to_have_count(0)
 
 
-def test_a_webhook_is_registered_and_deleted_by_keyboard_alone(service, visit, api, receiver):
+def test_keyboard_alone_registers_and_deletes(service, visit, api, receiver):
     with visit(api, key="") as tab:
         keyboard = tab.page.keyboard
 
@@ -477,7 +578,7 @@ def test_a_webhook_is_registered_and_deleted_by_keyboard_alone(service, visit, a
                 if target.evaluate("node => node === document.activeElement"):
                     return
                 keyboard.press(step)
-            raise AssertionError(f"{target} is not reached with {step}")
+            raise AssertionError(f"{step} does not reach {target}")
 
         button = lambda name: tab.page.get_by_role("button", name=name, exact=True)
         keyboard.type(api.key)
@@ -497,10 +598,10 @@ def test_a_webhook_is_registered_and_deleted_by_keyboard_alone(service, visit, a
         tab_to(button("Add the webhook"))
         keyboard.press("Enter")
         expect(tab.heading(f"{receiver.url}/hook")).to_be_focused()
-        (webhook,) = api.list().data
+        (webhook,) = api.list_webhooks().data
         assert webhook["events"] == ["job.completed"]
-        job(service, api, "job")
-        verify(receiver.wait_for("/hook"), secret)
+        put_job(service, api, "job")
+        verify_signatures(receiver.wait_for("/hook"), secret)
 
         tab_to(tab.page.get_by_role("link", name="Settings"))
         keyboard.press("Enter")
@@ -515,26 +616,46 @@ def test_a_webhook_is_registered_and_deleted_by_keyboard_alone(service, visit, a
         tab_to(button("Delete the webhook"), "Shift+Tab")
         keyboard.press("Enter")
         expect(tab.heading("Webhooks")).to_be_focused()
-        assert api.list().data == []
+        assert api.list_webhooks().data == []
 
 
 @pytest.fixture(scope="module")
-def furnished(quick):
-    """An account with something of everything, and the views to look at."""
+def populated_portal(quick_service):
+    """An account with items for every view, and the addresses and titles of the views."""
     receiver = Receiver()
-    api = quick.new_account()
-    secret = {"secret_key": PLAIN_SECRET, "description": "Renders for the shop, billed to the team of the north"}
+    api = quick_service.create_account()
+    secret = {
+        "secret_key": PLAIN_SECRET,
+        "description": "Renders for the shop, billed to the northern team",
+    }
     events = ["job.completed", "job.failed"]
-    main = api.post({"url": f"{receiver.url}/hooks/renders", "events": events, **secret}).data["id"]
+    main = api.create({"url": f"{receiver.url}/hooks/renders", "events": events, **secret}).data[
+        "id"
+    ]
     api.subscribe(f"{receiver.url}/ok")
     disabled = api.subscribe(f"{receiver.url}/{'a-long-path/' * 12}")
-    api.call("PATCH", f"/api/v1/webhooks/{disabled}", {"status": "disabled"})
-    job(quick, api, "first", url={"S": "https://cdn.example.com/image.png"}, credits_charged={"N": "6"})
-    settled(api, main, "delivered")
-    receiver.answer("/hooks/renders", reply(500, b"Traceback (most recent call last):\n  KeyError: 'credits'\n"))
+    api.update(disabled, status="disabled")
+    put_job(
+        quick_service,
+        api,
+        "first",
+        url={"S": "https://cdn.example.com/image.png"},
+        credits_charged={"N": "6"},
+    )
+    wait_for_status(api, main, "delivered")
+    receiver.respond(
+        "/hooks/renders",
+        respond_with_text(500, b"Traceback (most recent call last):\n  KeyError: 'credits'\n"),
+    )
     for number in range(4):
-        job(quick, api, f"render-{number}", "failed" if number == 2 else "completed", credits_charged={"N": "6"})
-    event = settled(api, main, "failed", 4)[0]["event_id"]
+        put_job(
+            quick_service,
+            api,
+            f"render-{number}",
+            "failed" if number == 2 else "completed",
+            credits_charged={"N": "6"},
+        )
+    event = wait_for_status(api, main, "failed", 4)[0]["event_id"]
     views = {
         "list": ("", "Webhooks"),
         "new": ("new", "Add a webhook · Webhooks"),
@@ -549,26 +670,29 @@ def furnished(quick):
     receiver.close()
 
 
-@pytest.mark.parametrize("scheme, viewport", [("light", DESKTOP), ("dark", DESKTOP), ("light", PHONE), ("dark", PHONE)])
-def test_every_view_fits_and_is_accessible(furnished, visit, scheme, viewport):
-    api, views = furnished
+@pytest.mark.parametrize(
+    "scheme, viewport", [("light", DESKTOP), ("dark", DESKTOP), ("light", PHONE), ("dark", PHONE)]
+)
+def test_every_view_is_accessible(populated_portal, visit, scheme, viewport):
+    """Each view fits the width of the screen, and axe finds no serious violation in either color scheme."""
+    api, views = populated_portal
     axe = (Path(os.environ["NANO_NODE"]) / "node_modules/axe-core/axe.min.js").read_text()
-    faults = []
+    violations = []
 
-    def look(name):
-        tab.shot(f"{name}-{scheme}-{viewport['width']}")
+    def check_view(name):
+        tab.save_screenshot(f"{name}-{scheme}-{viewport['width']}")
         if tab.page.evaluate("document.documentElement.scrollWidth > innerWidth"):
-            faults.append(f"{name}: wider than {viewport['width']} px")
-        for fault in tab.page.evaluate("async () => (await axe.run()).violations"):
-            nodes = [node["html"][:200] for node in fault["nodes"]]
-            if fault["impact"] in ("serious", "critical"):
-                faults.append(f"{name}: {fault['id']}: {fault['help']}: {nodes}")
+            violations.append(f"{name}: wider than {viewport['width']} px")
+        for violation in tab.page.evaluate("async () => (await axe.run()).violations"):
+            nodes = [node["html"][:200] for node in violation["nodes"]]
+            if violation["impact"] in ("serious", "critical"):
+                violations.append(f"{name}: {violation['id']}: {violation['help']}: {nodes}")
 
     with visit(api, key="", color_scheme=scheme, viewport=viewport) as tab:
-        # The policy refuses script elements, as it should; what the debugger evaluates is not subject to it.
+        # The Content Security Policy forbids script elements. It does not apply to code from the debugger.
         tab.page.evaluate(f"() => {{ {axe} }}")
-        look("key")
-        tab.give(api.key)
+        check_view("key")
+        tab.enter_key(api.key)
         for name, (path, title) in views.items():
             tab.go(path)
             expect(tab.page).to_have_title(title)
@@ -578,10 +702,10 @@ def test_every_view_fits_and_is_accessible(furnished, visit, scheme, viewport):
             if name == "test":
                 tab.press("Send a test event")
                 expect(tab.heading("The test event was refused")).to_be_focused()
-            look(name)
+            check_view(name)
         tab.go(views["settings"][0])
         expect(tab.page).to_have_title(views["settings"][1])
         tab.press("Delete…")
         expect(tab.page.get_by_role("dialog")).to_be_visible()
-        look("dialog")
-    assert not faults, "\n".join(faults)
+        check_view("dialog")
+    assert not violations, "\n".join(violations)

@@ -1,7 +1,7 @@
-"""A whole story at the most verbose log level, after which no secret and no API key is where it does not belong.
+"""A long scenario at the most verbose log level, and a search for secrets and API keys in everything it leaves behind.
 
-Secrets lie in the tables sealed, under a key in the data directory's `secrets-key`; API keys only as their SHA-256. So
-neither shows, in any encoding, in the tables, in the files as they are on disk, in the log, or in an answer.
+The tables hold secrets encrypted under the key in the data directory's file `secrets-key`, and API keys as their
+SHA-256. So no encoding of a secret or a key may appear in tables, files, logs, responses or printed text.
 """
 
 import base64
@@ -16,17 +16,24 @@ from pathlib import Path
 
 import pytest
 
-from support import BINARY, Receiver, environment, eventually, verify
+from support import (
+    BINARY,
+    Receiver,
+    build_environment,
+    respond_with,
+    verify_signatures,
+    wait_until,
+)
 
 HOOKS = "/api/v1/webhooks"
-# What `keys list` may show of a key; the rest of its 32 random characters is searched for too.
-SHOWN = len("sk-") + 8
+# The length of the prefix that `keys list` shows. The search also looks for the rest of the key.
+PREFIX_LENGTH = len("sk-") + 8
 URL = "http://127.0.0.1:9/"
 KEY_FILES = {"api-key", "secrets-key"}
 
 
-def forms(secret):
-    """The encodings in which a secret could lie somewhere, by name."""
+def encode_variants(secret):
+    """All encodings of a secret to search for, by name."""
     raw = secret.encode()
     parts = {"text": raw}
     if secret.startswith("whsec_"):
@@ -34,9 +41,9 @@ def forms(secret):
             "base64 part": raw.removeprefix(b"whsec_").rstrip(b"="),
             "decoded": base64.b64decode(secret.removeprefix("whsec_")),
         }
-    found = {}
+    variants = {}
     for name, part in parts.items():
-        found |= {
+        variants |= {
             name: part,
             f"{name}, hex": part.hex().encode(),
             f"{name}, HEX": part.hex().upper().encode(),
@@ -45,409 +52,409 @@ def forms(secret):
             f"{name}, percent-encoded": urllib.parse.quote_from_bytes(part).encode(),
             f"{name}, reversed": part[::-1],
         }
-        # Base64 of something that contains it: at each of three offsets, what does not depend on what stands around it.
+        # Base64 of a longer text that contains the secret. At each of three offsets, the part that does not
+        # depend on the surrounding text.
         for offset in range(3):
             for encode in (base64.b64encode, base64.urlsafe_b64encode):
                 encoded = encode(bytes(offset) + part).rstrip(b"=")
                 inner = encoded[(offset * 8 + 5) // 6 : len(part) * 8 // 6]
-                found[f"{name}, {encode.__name__} at {offset}"] = inner
+                variants[f"{name}, {encode.__name__} at {offset}"] = inner
         try:
             text = part.decode()
         except UnicodeDecodeError:
             continue
-        found[f"{name}, JSON"] = json.dumps(text)[1:-1].encode()
-        found[f"{name}, UTF-16"] = text.encode("utf-16-le")
-    assert all(len(value) >= 8 for value in found.values()), found
-    return found
+        variants[f"{name}, JSON"] = json.dumps(text)[1:-1].encode()
+        variants[f"{name}, UTF-16"] = text.encode("utf-16-le")
+    assert all(len(value) >= 8 for value in variants.values()), variants
+    return variants
 
 
-def key_forms(key):
-    """An API key, its random part, what of that may not be shown, and its checksum with what is before it."""
+def encode_key_variants(key):
+    """All encodings of an API key, of its random part, and of the part after its prefix."""
     random = key.removeprefix("sk-")[:32]
-    hidden = key[SHOWN:]
-    return {f"{part}, {name}": value for part in (key, random, hidden) for name, value in forms(part).items()}
+    hidden = key[PREFIX_LENGTH:]
+    return {
+        f"{part}, {name}": value
+        for part in (key, random, hidden)
+        for name, value in encode_variants(part).items()
+    }
 
 
-def places(searched, needles):
-    """Where one of the needles is: (place, whose, in which form)."""
+def find_secrets(searched, secrets):
+    """Searches named contents, and returns (where, whose, which encoding) for each match."""
     return [
-        (place, owner, form)
+        (place, owner, encoding)
         for place, content in searched.items()
-        for owner, several in needles.items()
-        for form, value in several.items()
+        for owner, variants in secrets.items()
+        for encoding, value in variants.items()
         if value in content
     ]
 
 
-def nowhere(searched, needles):
-    """Asserts that nothing of the needles is anywhere."""
-    found = places(searched, needles)
-    assert not found, found[:20]
+def assert_absent(searched, secrets):
+    matches = find_secrets(searched, secrets)
+    assert not matches, matches[:20]
 
 
-def standard_secret():
+def generate_secret():
     return "whsec_" + base64.b64encode(secrets.token_bytes(24)).decode()
 
 
-class Recording:
-    """The API of an account, which keeps every answer, head and body."""
+class RecordingApi:
+    """An API client of one account that records every response, header section and body."""
 
-    def __init__(self, service, key, account, answers):
+    def __init__(self, service, key, responses):
         self.netloc = urllib.parse.urlsplit(service.url).netloc
-        self.key, self.account, self.answers = key, account, answers
+        self.key, self.responses = key, responses
 
     def call(self, method, path, body=None, status=None, **headers):
         body = json.dumps(body).encode() if isinstance(body, dict) else body
-        given = {"Authorization": f"Bearer {self.key}", "Content-Type": "application/json"} | headers
+        all_headers = {"Authorization": f"Bearer {self.key}", "Content-Type": "application/json"}
+        all_headers |= {name.replace("_", "-"): value for name, value in headers.items()}
         connection = http.client.HTTPConnection(self.netloc, timeout=30)
-        connection.request(
-            method, path, body=body, headers={name.replace("_", "-"): value for name, value in given.items()}
-        )
+        connection.request(method, path, body=body, headers=all_headers)
         response = connection.getresponse()
         text = response.read()
         connection.close()
-        self.answers[f"answer {len(self.answers)} to {method} {path}"] = str(response.headers.items()).encode() + text
+        name = f"response {len(self.responses)} to {method} {path}"
+        self.responses[name] = str(response.headers.items()).encode() + text
         assert status in (None, response.status), (method, path, response.status, text)
         return json.loads(text)
 
-    def settled(self, webhook, count):
-        """The rows of the delivery log once there are `count`, none of them pending."""
+    def wait_for_completion(self, webhook, count):
+        """Waits until the log lists `count` deliveries, none of them pending, and returns their rows."""
 
-        def rows():
-            found = self.call("GET", f"{HOOKS}/{webhook}/deliveries?limit=100", status=200)["data"]
-            return len(found) == count and all(row["status"] != "pending" for row in found) and found
+        def list_completed():
+            rows = self.call("GET", f"{HOOKS}/{webhook}/deliveries?limit=100", status=200)["data"]
+            return len(rows) == count and all(row["status"] != "pending" for row in rows) and rows
 
-        return eventually(rows, f"{count} deliveries to webhook {webhook} settle")
+        return wait_until(list_completed, f"{count} deliveries to webhook {webhook} are completed")
 
 
-class Story:
-    """What happened, what was secret in it, and all that can be searched."""
+class Scenario:
+    """Runs the scenario. Holds its secrets, and everything that the tests search."""
 
     def __init__(self, start, folder, receiver):
-        self.home = folder / "data"
-        self.options = ("--data-dir", str(self.home), "--retry-schedule", "50ms,100ms")
+        self.data_dir = folder / "data"
+        self.options = ("--data-dir", str(self.data_dir), "--retry-schedule", "50ms,100ms")
         self.env = {"RUST_LOG": "trace", "RUST_BACKTRACE": "full"}
-        self.answers, self.printed, self.secrets, self.keys = {}, {}, {}, {}
+        self.responses, self.printed, self.secrets, self.keys = {}, {}, {}, {}
         first = start(*self.options, env=self.env)
-        self.tell(first, receiver)
-        self.tables = self.scan(first)
+        self.run_first_process(first, receiver)
+        self.tables = self.dump_tables(first)
         assert first.signal(signal.SIGTERM) == 0
-        self.stopped = self.files()
-        # A second one, which reads the key and the secrets again, and is killed: its files are as a crash leaves them.
+        self.stopped = self.read_files()
+        # A second process reads the keys and the secrets again. It is killed, so its files are as after a crash.
         second = start(*self.options, env=self.env)
-        self.tell_on(second, receiver)
-        self.tables |= {f"{name}, after a restart": content for name, content in self.scan(second).items()}
-        self.running = self.files()
+        self.run_second_process(second, receiver)
+        self.tables |= {
+            f"{name}, after a restart": content
+            for name, content in self.dump_tables(second).items()
+        }
+        self.running = self.read_files()
         second.kill()
-        self.killed = self.files()
-        self.log = first.log_text() + second.log_text()
+        self.killed = self.read_files()
+        self.log = first.read_log() + second.read_log()
         self.received = receiver.requests
 
-    def secret(self, name, value):
-        self.secrets[name] = forms(value)
+    def add_secret(self, name, value):
+        self.secrets[name] = encode_variants(value)
         return value
 
-    def keys_command(self, service, *args):
-        """`keys …`, at the most verbose level too."""
-        done = subprocess.run(
+    def run_keys(self, service, *args):
+        """Runs `keys …`, also at the most verbose log level. Returns its stdout and its stderr."""
+        completed = subprocess.run(
             [BINARY, "keys", *args, "--dynamodb-endpoint", service.dynamodb],
-            env=environment(self.env),
+            env=build_environment(self.env),
             capture_output=True,
             timeout=60,
         )
-        return done
+        return completed.stdout, completed.stderr
 
-    def tell(self, service, receiver):
-        receiver.answer("/fails", lambda handler: handler.reply(500, body=b"no"))
-        # One that answers with what it was sent, as a bad receiver may.
-        receiver.answer(
-            "/echoes", lambda handler: handler.reply(400, body=str(handler.headers).encode() + handler.received.body)
-        )
-        made = json.loads(self.keys_command(service, "create", "--account", "told", "--json").stdout)
-        self.keys["made"] = key_forms(made["api_key"])
-        self.keys["of serve"] = key_forms(service.api.key)
-        self.key, self.account = made["api_key"], made["account"]
-        api = Recording(service, self.key, self.account, self.answers)
+    def create_key(self, service, account):
+        stdout, _ = self.run_keys(service, "create", "--account", account, "--json")
+        return json.loads(stdout)["api_key"]
 
-        plain, standard = (
-            self.secret("plain", f"plain-ünsafe-{secrets.token_hex(12)}-🔑"),
-            self.secret("whsec", standard_secret()),
+    def run_first_process(self, service, receiver):
+        receiver.respond("/fails", respond_with(500, body=b"no"))
+        # This receiver sends the request back in its response.
+        echo = lambda handler: handler.respond(
+            400, body=str(handler.headers).encode() + handler.received.body
         )
-        events = ["job.completed", "job.failed"]
-        hook = lambda path, secret: {"url": receiver.url + path, "events": events, "secret_key": secret}
-        idempotent = {"Idempotency_Key": "story-1"}
-        api.call("POST", HOOKS, hook("/fine", plain), 201, **idempotent)
-        api.call("POST", HOOKS, hook("/fine", plain), 201, **idempotent)
-        api.call(
-            "POST",
-            HOOKS,
-            hook("/fine", self.secret("of a conflict", f"conflict-{secrets.token_hex(12)}")),
-            409,
-            **idempotent,
-        )
-        api.call("POST", HOOKS, hook("/fails", standard), 201)
-        api.call("POST", HOOKS, hook("/echoes", plain), 201)
-        api.call(
-            "POST", HOOKS, hook("/deleted", self.secret("of a deleted one", f"deleted-{secrets.token_hex(12)}")), 201
-        )
+        receiver.respond("/echoes", echo)
+        self.account = "acme"
+        self.key = self.create_key(service, self.account)
+        self.keys["created"] = encode_key_variants(self.key)
+        self.keys["of the service"] = encode_key_variants(service.api.key)
+        self.url = receiver.url
+        api = RecordingApi(service, self.key, self.responses)
+        plain = self.add_secret("plain", f"plain-ünsafe-{secrets.token_hex(12)}-🔑")
+        standard = self.add_secret("whsec", generate_secret())
+        self.create_webhooks(api, plain, standard)
+        self.send_invalid_requests(api)
+        self.use_invalid_keys(service, api)
+        for number, status in enumerate(("completed", "failed")):
+            service.put_job(f"task-{number}", self.account, status)
+        for webhook in (1, 2, 3, 4):
+            for row in api.wait_for_completion(webhook, 2):
+                api.call("GET", f"{HOOKS}/{webhook}/deliveries/{row['event_id']}", status=200)
+        verify_signatures(receiver.requests_to("/fails"), standard)
+        verify_signatures(receiver.requests_to("/accepts"), plain)
+        self.change_webhooks(api)
+        for account in (self.account, "other", "demo"):
+            for options in ([], ["--json"]):
+                printed = self.run_keys(service, "list", "--account", account, *options)
+                self.printed[f"keys list {account} {options}"] = b"".join(printed)
 
-        refused = self.secret("refused", f"refused-{secrets.token_hex(16)}")
+    def build_body(self, path, secret):
+        return {
+            "url": self.url + path,
+            "events": ["job.completed", "job.failed"],
+            "secret_key": secret,
+        }
+
+    def create_webhooks(self, api, plain, standard):
+        """Creates webhooks 1 to 4, one of them twice with an idempotency key."""
+        idempotency = {"Idempotency_Key": "scenario-1"}
+        conflicting = self.add_secret(
+            "of a conflicting request", f"conflict-{secrets.token_hex(12)}"
+        )
+        deleted = self.add_secret("of a deleted webhook", f"deleted-{secrets.token_hex(12)}")
+        api.call("POST", HOOKS, self.build_body("/accepts", plain), 201, **idempotency)
+        api.call("POST", HOOKS, self.build_body("/accepts", plain), 201, **idempotency)
+        api.call("POST", HOOKS, self.build_body("/accepts", conflicting), 409, **idempotency)
+        api.call("POST", HOOKS, self.build_body("/fails", standard), 201)
+        api.call("POST", HOOKS, self.build_body("/echoes", plain), 201)
+        api.call("POST", HOOKS, self.build_body("/deleted", deleted), 201)
+
+    def send_invalid_requests(self, api):
+        """Sends a secret in every kind of request that the API rejects."""
+        rejected = self.rejected = self.add_secret("rejected", f"rejected-{secrets.token_hex(16)}")
+        valid = self.build_body("/accepts", rejected)
+        valid_json = json.dumps(valid).encode()
         for body in (
-            hook("/fine", refused) | {"events": []},
-            hook("/fine", [refused]),
-            hook("/fine", {refused: refused}),
-            hook("/fine", refused * 9),
-            hook("/fine", f"whsec_{refused}"),
-            hook("/fine", refused) | {"unknown": refused},
-            hook("/fine", "a good one") | {"secretKey": refused},
-            hook("ftp://", refused) | {"url": f"https://user:{refused}@hooks.example.com/"},
-            {"secret_key": refused},
-            json.dumps(hook("/fine", refused)).encode()[:-1],
-            json.dumps(hook("/fine", refused)).encode() + b"x",
-            json.dumps(hook("/fine", refused)).replace("secret_key", "description").encode()[:-1]
-            + b',"description":"again"}',
-            f'{{"secret_key":"{refused}","secret_key":"{refused}"}}'.encode(),
-            refused.encode(),
+            valid | {"events": []},
+            valid | {"secret_key": [rejected]},
+            valid | {"secret_key": {rejected: rejected}},
+            valid | {"secret_key": rejected * 9},
+            valid | {"secret_key": f"whsec_{rejected}"},
+            valid | {"unknown": rejected},
+            valid | {"secret_key": "a valid one", "secretKey": rejected},
+            valid | {"url": f"https://user:{rejected}@hooks.example.com/"},
+            {"secret_key": rejected},
+            valid_json[:-1],
+            valid_json + b"x",
+            valid_json.replace(b"secret_key", b"description")[:-1] + b',"description":"again"}',
+            f'{{"secret_key":"{rejected}","secret_key":"{rejected}"}}'.encode(),
+            rejected.encode(),
         ):
             api.call("POST", HOOKS, body, 400)
-            api.call("PATCH", f"{HOOKS}/1", body if isinstance(body, bytes) else body | {"unknown": refused}, 400)
-        api.call("POST", HOOKS, hook("/fine", refused), 415, Content_Type="text/plain")
-        api.call("POST", HOOKS, json.dumps(hook("/fine", refused)).encode() + b" " * 70_000, 413)
-        api.call("PUT", HOOKS, hook("/fine", refused), 405)
-        api.call("POST", "/api/v1/nope", hook("/fine", refused), 404)
-        api.call("PATCH", f"{HOOKS}/99", {"secret_key": refused}, 404)
+            api.call(
+                "PATCH",
+                f"{HOOKS}/1",
+                body if isinstance(body, bytes) else body | {"unknown": rejected},
+                400,
+            )
+        api.call("POST", HOOKS, valid, 415, Content_Type="text/plain")
+        api.call("POST", HOOKS, valid_json + b" " * 70_000, 413)
+        api.call("PUT", HOOKS, valid, 405)
+        api.call("POST", "/api/v1/nope", valid, 404)
+        api.call("PATCH", f"{HOOKS}/99", {"secret_key": rejected}, 404)
 
-        stranger = self.key[:-1] + ("a" if self.key[-1] != "a" else "b")
-        self.keys["mistyped"] = key_forms(stranger)
-        unknown = json.loads(self.keys_command(service, "create", "--account", "other", "--json").stdout)["api_key"]
-        self.keys["revoked"] = key_forms(unknown)
-        self.printed["revoke"] = self.output(self.keys_command(service, "revoke", "--account", "other", unknown))
-        self.printed["revoke again"] = self.output(self.keys_command(service, "revoke", "--account", "other", unknown))
-        self.printed["revoke another's"] = self.output(
-            self.keys_command(service, "revoke", "--account", "other", self.key)
-        )
-        for wrong in (stranger, unknown):
+    def use_invalid_keys(self, service, api):
+        """Uses a mistyped key and a revoked key, and revokes keys that cannot be revoked."""
+        mistyped = self.key[:-1] + ("a" if self.key[-1] != "a" else "b")
+        self.keys["mistyped"] = encode_key_variants(mistyped)
+        revoked = self.create_key(service, "other")
+        self.keys["revoked"] = encode_key_variants(revoked)
+        for name, key in (
+            ("revoke", revoked),
+            ("revoke again", revoked),
+            ("revoke another's key", self.key),
+        ):
+            self.printed[name] = b"".join(
+                self.run_keys(service, "revoke", "--account", "other", key)
+            )
+        for key in (mistyped, revoked):
             for scheme in ("Bearer ", "Basic ", "", "Bearer  "):
-                api.call("GET", HOOKS, None, 401, Authorization=scheme + wrong)
-                api.call("POST", HOOKS, hook("/fine", refused), 401, Authorization=scheme + wrong)
+                api.call("GET", HOOKS, None, 401, Authorization=scheme + key)
+                body = self.build_body("/accepts", self.rejected)
+                api.call("POST", HOOKS, body, 401, Authorization=scheme + key)
 
-        for number, status in enumerate(("completed", "failed")):
-            service.put_job(f"told-{number}", self.account, status)
-        for webhook in (1, 2, 3, 4):
-            for row in api.settled(webhook, 2):
-                api.call("GET", f"{HOOKS}/{webhook}/deliveries/{row['event_id']}", status=200)
-        verify(receiver.at("/fails"), standard)
-        verify(receiver.at("/fine"), plain)
-
-        api.call("PATCH", f"{HOOKS}/1", {"secret_key": self.secret("changed", f"changed-{secrets.token_hex(12)}")}, 200)
-        api.call("PATCH", f"{HOOKS}/2", {"secret_key": self.secret("changed whsec", standard_secret())}, 200)
-        api.call("PATCH", f"{HOOKS}/3", {"secret_key": None, "description": "without a secret"}, 200)
+    def change_webhooks(self, api):
+        new_plain = self.add_secret("changed", f"changed-{secrets.token_hex(12)}")
+        new_standard = self.add_secret("changed whsec", generate_secret())
+        api.call("PATCH", f"{HOOKS}/1", {"secret_key": new_plain}, 200)
+        api.call("PATCH", f"{HOOKS}/2", {"secret_key": new_standard}, 200)
+        api.call(
+            "PATCH", f"{HOOKS}/3", {"secret_key": None, "description": "without a secret"}, 200
+        )
         api.call("DELETE", f"{HOOKS}/4", status=200)
         for webhook in (1, 2, 3):
             api.call("GET", f"{HOOKS}/{webhook}", status=200)
         api.call("GET", HOOKS, status=200)
-        for account in ("told", "other", "demo"):
-            for form in ([], ["--json"]):
-                self.printed[f"keys list {account} {form}"] = self.output(
-                    self.keys_command(service, "list", "--account", account, *form)
-                )
 
-    def tell_on(self, service, receiver):
-        api = Recording(service, self.key, self.account, self.answers)
-        assert key_forms(service.api.key) == self.keys["of serve"], "it is the key of the data directory"
-        late = self.secret("after a restart", standard_secret())
-        api.call("PATCH", f"{HOOKS}/3", {"secret_key": late, "url": f"{receiver.url}/late"}, 200)
-        service.put_job("told-late", self.account)
+    def run_second_process(self, service, receiver):
+        api = RecordingApi(service, self.key, self.responses)
+        assert encode_key_variants(service.api.key) == self.keys["of the service"]
+        secret = self.add_secret("after a restart", generate_secret())
+        api.call("PATCH", f"{HOOKS}/3", {"secret_key": secret, "url": f"{receiver.url}/new"}, 200)
+        service.put_job("task-after-restart", self.account)
         for webhook in (1, 2, 3):
-            api.settled(webhook, 3)
-        verify(receiver.at("/late"), late)
-        event = api.settled(2, 3)[0]["event_id"]
+            api.wait_for_completion(webhook, 3)
+        verify_signatures(receiver.requests_to("/new"), secret)
+        event = api.wait_for_completion(2, 3)[0]["event_id"]
         api.call("POST", f"{HOOKS}/2/deliveries/{event}/retry", status=202)
-        again = lambda: api.call("GET", f"{HOOKS}/2/deliveries/{event}", status=200)["data"]["attempt_count"] == 4
-        eventually(again, "the manual retry")
+        get_delivery = lambda: api.call("GET", f"{HOOKS}/2/deliveries/{event}", status=200)["data"]
+        wait_until(lambda: get_delivery()["attempt_count"] == 4, "the manual retry")
 
-    @staticmethod
-    def output(done):
-        return done.stdout + done.stderr
-
-    def scan(self, service):
-        """Every table as DynamoDB shows it: as JSON, and what is binary as it is."""
+    def dump_tables(self, service):
+        """The contents of every table: all texts and all binary values."""
         content = {}
         for table in service.db.list_tables()["TableNames"]:
             pages = service.db.get_paginator("scan").paginate(TableName=table)
             items = [item for page in pages for item in page["Items"]]
-            content[f"table {table}"] = "\n".join(_flat(items)).encode("utf-8", "surrogateescape") + b"\n".join(
-                _binary(items)
-            )
+            texts = "\n".join(_texts(items)).encode("utf-8", "surrogateescape")
+            content[f"table {table}"] = texts + b"\n".join(_binaries(items))
         return content
 
-    def files(self):
-        """Every file of the data directory as raw bytes, but for those that hold the keys."""
-        found = [path for path in self.home.rglob("*") if path.is_file() and path.name not in KEY_FILES]
-        assert any(b"SQLite format 3" in path.read_bytes()[:20] for path in found), found
-        return {f"file {path.name}": path.read_bytes() for path in found}
+    def read_files(self):
+        """The bytes of every file of the data directory, except for the key files."""
+        files = [
+            path
+            for path in self.data_dir.rglob("*")
+            if path.is_file() and path.name not in KEY_FILES
+        ]
+        assert any(b"SQLite format 3" in path.read_bytes()[:20] for path in files), files
+        return {f"file {path.name}": path.read_bytes() for path in files}
 
 
-def _flat(value):
-    """All texts of nested values."""
+def _texts(value):
+    """All texts in nested values."""
     if isinstance(value, dict):
         for name, inner in value.items():
             yield str(name)
-            yield from _flat(inner)
+            yield from _texts(inner)
     elif isinstance(value, (list, set)):
         for inner in value:
-            yield from _flat(inner)
+            yield from _texts(inner)
     elif not isinstance(value, bytes):
         yield str(value)
 
 
-def _binary(value):
-    """All binary values of nested ones."""
+def _binaries(value):
+    """All binary values in nested values."""
     if isinstance(value, bytes):
         yield value
     elif isinstance(value, dict):
         for inner in value.values():
-            yield from _binary(inner)
+            yield from _binaries(inner)
     elif isinstance(value, (list, set)):
         for inner in value:
-            yield from _binary(inner)
+            yield from _binaries(inner)
 
 
 @pytest.fixture(scope="module")
-def story(start, tmp_path_factory):
+def scenario(start, tmp_path_factory):
     receiver = Receiver()
-    yield Story(start, tmp_path_factory.mktemp("story"), receiver)
+    yield Scenario(start, tmp_path_factory.mktemp("scenario"), receiver)
     receiver.close()
 
 
-def test_the_search_finds_what_is_there():
-    """The search itself works: each form is found in what holds it."""
-    secret = standard_secret()
+def test_search_finds_every_encoding():
+    """A control: the search finds each encoding of a secret, and nothing else."""
+    secret = generate_secret()
     hidden = {
         "text": f"x{secret}y",
         "base64": base64.b64encode(b"ab" + secret.encode() + b"c").decode(),
-        "of the decoded": base64.urlsafe_b64encode(b"a" + base64.b64decode(secret[6:]) + b"bc").decode(),
+        "base64 of the decoded": base64.urlsafe_b64encode(
+            b"a" + base64.b64decode(secret[6:]) + b"bc"
+        ).decode(),
         "hex": base64.b64decode(secret[6:]).hex(),
         "debug": str(list(secret.encode())),
     }
-    found = {
-        place for place, _, _ in places({name: text.encode() for name, text in hidden.items()}, {"it": forms(secret)})
+    contents = {place: text.encode() for place, text in hidden.items()}
+    matches = find_secrets(contents, {"secret": encode_variants(secret)})
+    assert {place for place, _, _ in matches} == set(hidden)
+    assert_absent({"another": generate_secret().encode()}, {"secret": encode_variants(secret)})
+
+
+def test_responses_contain_no_secret(scenario):
+    assert len(scenario.responses) > 80
+    assert_absent(scenario.responses, scenario.secrets | scenario.keys)
+
+
+def test_log_contains_no_secret(scenario):
+    assert scenario.log.count(" INFO ") > 80
+    assert_absent({"log": scenario.log.encode()}, scenario.secrets | scenario.keys)
+
+
+def test_command_output_contains_no_secret(scenario):
+    assert any(b"sk-" in printed for printed in scenario.printed.values())
+    assert_absent(scenario.printed, scenario.secrets | scenario.keys)
+
+
+def test_sent_requests_contain_no_secret(scenario):
+    sent = {
+        f"request to {one.path}": f"{one.path} {one.header_list}".encode() + one.body
+        for one in scenario.received
     }
-    assert found == set(hidden)
-    nowhere({"another": standard_secret().encode()}, {"it": forms(secret)})
-
-
-def test_no_secret_and_no_key_is_in_an_answer(story):
-    assert len(story.answers) > 80
-    nowhere(story.answers, story.secrets | story.keys)
-
-
-def test_no_secret_and_no_key_is_in_the_log(story):
-    assert story.log.count(" INFO ") > 80
-    nowhere({"log": story.log.encode()}, story.secrets | story.keys)
-
-
-def test_no_secret_and_no_key_is_printed_by_a_command(story):
-    assert any(b"sk-" in printed for printed in story.printed.values())
-    nowhere(story.printed, story.secrets | story.keys)
-
-
-def test_no_secret_and_no_key_is_sent_to_a_receiver(story):
-    sent = {f"request to {one.path}": f"{one.path} {one.header_list}".encode() + one.body for one in story.received}
     assert len(sent) >= 4
-    nowhere(sent, story.secrets | story.keys)
+    assert_absent(sent, scenario.secrets | scenario.keys)
 
 
-def test_no_key_is_in_the_tables(story):
-    assert len(story.tables) == 6
-    nowhere(story.tables, story.keys)
-
-
-@pytest.mark.parametrize("when", ["stopped", "running", "killed"])
-def test_no_key_is_in_the_files(story, when):
-    nowhere(getattr(story, when), story.keys)
-
-
-def test_no_secret_is_in_the_tables(story):
-    nowhere(story.tables, story.secrets)
+def test_tables_contain_no_secret(scenario):
+    assert len(scenario.tables) == 6
+    assert_absent(scenario.tables, scenario.secrets | scenario.keys)
 
 
 @pytest.mark.parametrize("when", ["stopped", "running", "killed"])
-def test_no_secret_is_in_the_files(story, when):
-    nowhere(getattr(story, when), story.secrets)
+def test_files_contain_no_secret(scenario, when):
+    assert_absent(getattr(scenario, when), scenario.secrets | scenario.keys)
 
 
-def test_the_key_of_serve_is_in_its_own_file_alone_for_its_owner_alone(story):
-    file = story.home / "api-key"
+def test_api_key_file_is_private(scenario):
+    """The file has the key of the service. Only its owner can read the file and the folder."""
+    file = scenario.data_dir / "api-key"
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
-    assert key_forms(file.read_text().strip()) == story.keys["of serve"]
-    assert stat.S_IMODE(story.home.stat().st_mode) == 0o700
+    assert encode_key_variants(file.read_text().strip()) == scenario.keys["of the service"]
+    assert stat.S_IMODE(scenario.data_dir.stat().st_mode) == 0o700
 
 
-def test_the_key_that_seals_secrets_is_in_its_own_file_alone_for_its_owner_alone(story):
-    file = story.home / "secrets-key"
-    assert file.is_file()
+def test_secrets_key_stays_in_private_file(scenario):
+    """The key that encrypts secrets appears in no other place, in no encoding."""
+    file = scenario.data_dir / "secrets-key"
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
-    content = file.read_bytes()
-    # 256 bits, as they are or in an encoding.
-    assert len(content.strip()) >= 32
-    needles = {"the file": {"text": content.strip()}}
+    content = file.read_bytes().strip()
+    assert len(content) >= 32
+    variants = {"file": {"text": content}}
     for decode in (bytes.fromhex, lambda text: base64.b64decode(text, validate=True)):
         try:
-            key = decode(content.decode().strip())
+            key = decode(content.decode())
         except ValueError:
             continue
         if len(key) == 32:
-            needles["the key"] = {"raw": key, "hex": key.hex().encode(), "base64": base64.b64encode(key).rstrip(b"=")}
-    everywhere = (
-        story.answers | story.printed | story.tables | story.stopped | story.killed | {"log": story.log.encode()}
-    )
-    nowhere(everywhere, needles)
+            variants["key"] = {
+                "raw": key,
+                "hex": key.hex().encode(),
+                "base64": base64.b64encode(key).rstrip(b"="),
+            }
+    files = scenario.stopped | scenario.killed
+    printed = scenario.responses | scenario.printed | {"log": scenario.log.encode()}
+    assert_absent(files | printed | scenario.tables, variants)
 
 
-def test_equal_secrets_are_sealed_differently(start, tmp_path):
-    """What is sealed tells nothing of what it holds, not even that two are the same."""
-    service = start("--data-dir", str(tmp_path / "data"))
-    for _ in range(2):
-        service.api.subscribe(URL, "the same secret twice")
-    items = [item for item in service.scan("webhooks") if item["SK"]["S"].startswith("WEBHOOK#")]
-    assert len(items) == 2
-    # What is sealed is longer than what was, by a nonce and a tag at least.
-    sealed = [{value for value in [*_flat(item), *_binary(item)] if len(value) > len(URL) + 20} for item in items]
-    assert sealed[0] and sealed[1] and not sealed[0] & sealed[1], sealed
+@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGKILL], ids=["SIGTERM", "SIGKILL"])
+def test_in_memory_mode_leaves_no_file(start, tmp_path, end):
+    """The engine's file has no name while the service runs, and is gone at the end.
 
-
-def test_a_sealed_secret_of_one_webhook_is_no_secret_of_another(start, tmp_path, receiver):
-    """What is sealed is bound to its webhook: copied to another, by whoever can write to the table, it is not used."""
-    service = start("--data-dir", str(tmp_path / "data"))
-    victim = service.new_account()
-    victim.subscribe(f"{receiver.url}/victim", "the secret of the victim")
-    service.api.subscribe(f"{receiver.url}/own", "the secret of the thief")
-    items = {item["PK"]["S"]: item for item in service.scan("webhooks") if item["SK"]["S"].startswith("WEBHOOK#")}
-    stolen, own = items[f"ACCOUNT#{victim.account}"], items[f"ACCOUNT#{service.api.account}"]
-    service.db.update_item(
-        TableName=service.tables["webhooks"],
-        Key={name: own[name] for name in ("PK", "SK")},
-        UpdateExpression="SET secrets = :stolen",
-        ExpressionAttributeValues={":stolen": stolen["secrets"]},
-    )
-    service.api.subscribe(f"{receiver.url}/control")
-    service.put_job("stolen", service.api.account)
-    service.put_job("stolen-too", service.api.account)
-    receiver.wait_for("/control", 2)
-    for request in receiver.at("/own"):
-        with pytest.raises(AssertionError):
-            verify([request], "the secret of the victim")
-
-
-@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGKILL], ids=["SIGTERM", "kill -9"])
-def test_what_is_kept_in_memory_has_no_name_for_others_to_read_and_is_gone_when_it_ends(start, tmp_path, end):
-    """The engine needs a file even then. Where files that are in use cannot be removed, it is gone after SIGTERM alone."""
+    On systems that cannot remove an open file, it is gone only after SIGTERM.
+    """
     service = start("--in-memory", env={"TMPDIR": str(tmp_path)})
     service.api.subscribe(URL, "a secret in memory")
     assert list(tmp_path.iterdir()) == []
     opened = Path(f"/proc/{service.popen.pid}/fd")
-    # Only Linux shows a process's files.
+    # Only Linux has this folder.
     if opened.exists():
         files = [file for file in opened.iterdir() if "dynamodb.sqlite" in str(file.readlink())]
         assert files

@@ -1,20 +1,20 @@
-"""With the target policy `public` no URL reaches this machine, however it is written.
+"""The target policy `public`: no URL reaches this machine, in any notation.
 
-Canaries listen on its addresses, with and without TLS, and count every connection; the system's resolver answers with
-their address for each name that could mean it. `{p}` in a URL stands for a canary's port, each in turn.
+Connection counters listen on the machine's addresses, with and without TLS. The system's resolver returns their address
+for each name that could mean it. `{p}` in a URL stands for the port of a counter.
 """
 
+import itertools
 import json
 import signal
 
 import pytest
 
-from network import PUBLIC, Canary, has_ipv6, reached
+from network import PUBLIC_V4, ConnectionCounter, find_reached, has_ipv6
 
-HOOKS = "/api/v1/webhooks"
 EVENTS = ["job.completed"]
 
-NUMBERS = """
+IPV4 = """
     https://127.0.0.1:{p}/ https://127.0.0.1:{p} https://127.0.0.1:{p}?x https://127.255.255.254:{p}/
     https://2130706433:{p}/ https://017700000001:{p}/ https://0x7f000001:{p}/ https://0X7F000001:{p}/
     https://127.1:{p}/ https://127.0.1:{p}/ https://0177.1:{p}/ https://0x7f.1:{p}/ https://0177.0x0.0.1:{p}/
@@ -124,7 +124,7 @@ LOCAL_NAMES = """
     https://mixed.example:{p}/ https://mapped.example:{p}/ https://nat64.example:{p}/ https://unspecified.example:{p}/
 """.split()
 
-TRICKS = [
+DELIMITERS = [
     "https://user@127.0.0.1:{p}/",
     "https://user:password@127.0.0.1:{p}/",
     "https://@127.0.0.1:{p}/",
@@ -226,8 +226,8 @@ SCHEMES = """
     httpss://127.0.0.1:{p}/ xhttps://127.0.0.1:{p}/ h://127.0.0.1:{p}/ about:blank
 """.split()
 
-# What looks like an address and is a name, by the URL standard, that nobody has.
-NO_NAMES = """
+# Hosts that look like an address and are names by the URL standard, which do not resolve.
+UNRESOLVED = """
     https://127.0.0.1..:{p}/ https://०.०.०.०:{p}/ https://127.0.0.1⁄.example.com:{p}/
     https://127.0.0.1,hooks.example.com:{p}/
     https://'127.0.0.1':{p}/ https://https://127.0.0.1:{p}/ https://127.0.0.1.example:{p}/ https://127.0.0.l:{p}/
@@ -236,7 +236,17 @@ NO_NAMES = """
     https://0x7f.0.0.0x1.example:{p}/ https://169.254.169.254.example/ https://$127.0.0.1$:{p}/
 """.split()
 
-HOSTILE = NUMBERS + METADATA + IPV6 + LOOK_ALIKES + INVISIBLE + ESCAPED + LOCAL_NAMES + TRICKS + SCHEMES
+HOSTILE = {
+    "IPv4": IPV4,
+    "metadata services": METADATA,
+    "IPv6": IPV6,
+    "look-alikes": LOOK_ALIKES,
+    "invisible characters": INVISIBLE,
+    "percent encoding": ESCAPED,
+    "local names": LOCAL_NAMES,
+    "delimiters": DELIMITERS,
+    "schemes": SCHEMES,
+}
 
 LOCAL = {
     name: "127.0.0.1"
@@ -247,21 +257,21 @@ LOCAL = {
 }
 RESOLVED = LOCAL | {
     "metadata.example": "169.254.169.254",
-    "hooks.example.com": PUBLIC,
-    "mixed.example": [PUBLIC, "127.0.0.1"],
+    "hooks.example.com": PUBLIC_V4,
+    "mixed.example": [PUBLIC_V4, "127.0.0.1"],
     "mapped.example": "::ffff:127.0.0.1",
     "nat64.example": "64:ff9b::7f00:1",
     "unspecified.example": "0.0.0.0",
 }
-# What an answer could tell of the network behind the service.
-INTERNALS = [
+# Texts that would disclose the network behind the service.
+CONFIDENTIAL = [
     "127.0.0",
     "::1",
     "0.0.0.0",
     "::ffff",
     "64:ff9b",
     "169.254",
-    PUBLIC,
+    PUBLIC_V4,
     "nss",
     "hosts",
     "os error",
@@ -270,125 +280,120 @@ INTERNALS = [
 
 
 @pytest.fixture(scope="module")
-def canaries(authority):
-    """Listeners on all addresses of this machine that a URL could mean."""
-    tls = authority.server("localhost", "internal.example", "127.0.0.1", "::1")
-    canaries = [Canary(address, tls=context) for address in ("127.0.0.1", "0.0.0.0") for context in (None, tls)]
+def counters(authority):
+    """Connection counters on all addresses of this machine that a URL could mean."""
+    tls = authority.issue("localhost", "internal.example", "127.0.0.1", "::1")
+    contexts = (None, tls)
+    counters = [
+        ConnectionCounter(host, tls=context)
+        for host in ("127.0.0.1", "0.0.0.0")
+        for context in contexts
+    ]
     if has_ipv6():
-        canaries += [Canary("::1"), Canary("::1", tls=tls)]
-    yield canaries
-    for canary in canaries:
-        canary.close()
+        counters += [ConnectionCounter("::1", tls=context) for context in contexts]
+    yield counters
+    for counter in counters:
+        counter.close()
 
 
 @pytest.fixture(scope="module")
-def service(start, names, canaries):
-    names.set(RESOLVED)
-    return start("--in-memory", "--targets", "public", "--retry-schedule", "50ms", env=names.env)
+def service(start, dns, counters):
+    dns.set(RESOLVED)
+    return start("--in-memory", "--targets", "public", "--retry-schedule", "50ms", env=dns.env)
 
 
-@pytest.fixture(scope="module")
-def account(service):
-    """An account with one webhook, number 1."""
-    api = service.new_account()
-    assert api.subscribe("https://hooks.example.com/kept") == 1
-    return api
+def with_each_port(url, counters):
+    return list(dict.fromkeys(url.format(p=counter.port) for counter in counters))
 
 
-def for_each_port(url, canaries):
-    return dict.fromkeys(url.format(p=canary.port) for canary in canaries)
+def assert_rejected(response):
+    """Asserts that a URL was rejected with a message that names the field and discloses nothing of the network."""
+    response.assert_error(400, "invalid_request")
+    assert "url" in response.message and "expected" in response.message, response.message
+    assert not [text for text in CONFIDENTIAL if text in response.message.lower()], response.message
+    assert len(response.message) < 300
 
 
-def is_refused(answer):
-    """Asserts that a URL was refused, in words that name the field and tell nothing of the network."""
-    answer.is_error(400, "invalid_request")
-    assert "url" in answer.message and "expected" in answer.message, answer.message
-    assert not [text for text in INTERNALS if text in answer.message.lower()], answer.message
-    assert len(answer.message) < 300
+@pytest.mark.parametrize("urls", HOSTILE.values(), ids=HOSTILE)
+def test_hostile_url_is_rejected(service, counters, urls):
+    """Creating and changing a webhook rejects each URL, changes nothing, and opens no connection."""
+    api = service.create_account()
+    webhook = api.subscribe("https://hooks.example.com/kept")
+    for url in (url for template in urls for url in with_each_port(template, counters)):
+        assert_rejected(api.create({"url": url, "events": EVENTS}))
+        assert_rejected(api.update(webhook, url=url, description="changed"))
+    assert [listed["url"] for listed in api.list_webhooks().data] == [
+        "https://hooks.example.com/kept"
+    ]
+    assert api.get(webhook)["description"] is None
+    assert not find_reached(counters)
 
 
-@pytest.mark.parametrize("url", HOSTILE, ids=ascii)
-def test_a_hostile_url_is_refused_and_reaches_nothing(account, canaries, url):
-    for given in for_each_port(url, canaries):
-        is_refused(account.post({"url": given, "events": EVENTS}))
-        is_refused(account.call("PATCH", f"{HOOKS}/1", {"url": given}))
-    assert not reached(canaries)
-
-
-def test_a_refused_url_leaves_nothing_behind(account):
-    for url in HOSTILE:
-        is_refused(account.post({"url": url.format(p=443), "events": EVENTS}))
-        is_refused(account.call("PATCH", f"{HOOKS}/1", {"url": url.format(p=443), "description": "changed"}))
-    assert [webhook["url"] for webhook in account.list().data] == ["https://hooks.example.com/kept"]
-    assert account.call("GET", f"{HOOKS}/1").data["description"] is None
-
-
-@pytest.mark.parametrize("url", NO_NAMES, ids=ascii)
-def test_what_only_looks_like_an_address_is_a_name_that_does_not_resolve(service, canaries, url):
-    api = service.new_account()
-    given = list(for_each_port(url, canaries))
-    webhooks = [api.subscribe(given[0]), api.subscribe("https://hooks.example.com/")]
-    assert api.call("PATCH", f"{HOOKS}/{webhooks[1]}", {"url": given[-1]}).status == 200
+def test_lookalike_name_does_not_resolve(service, counters):
+    """Hosts that only look like an address are accepted as names, and their deliveries fail with `dns`."""
+    api = service.create_account()
+    webhooks = {
+        api.subscribe(with_each_port(template, counters)[0]): template for template in UNRESOLVED
+    }
     service.put_job(f"{api.account}-job", api.account)
-    for webhook in webhooks:
-        row = api.row(webhook, lambda row: row["status"] != "pending")
-        assert (row["status"], row["attempt_count"], row["last_failure"]) == ("failed", 2, "dns")
-    assert not reached(canaries)
+    for webhook, template in webhooks.items():
+        row = api.wait_for_delivery(webhook, lambda row: row["status"] != "pending")
+        assert (row["status"], row["attempt_count"], row["last_failure"]) == ("failed", 2, "dns"), (
+            template
+        )
+    assert not find_reached(counters)
 
 
-def test_a_hostile_url_is_refused_in_every_spelling_of_json(account, canaries):
-    for url in ("https://127.0.0.1:{p}/", "https://a.localhost:{p}/", "https://hooks.example.com@127.0.0.1:{p}/"):
-        for given in for_each_port(url, canaries):
-            escaped = "".join(f"\\u{ord(character):04x}" for character in given)
-            body = f'{{"events":["job.completed"],"\\u0075rl":"{escaped}"}}'.encode()
-            is_refused(account.call("POST", HOOKS, body))
-            twice = f'{{"url":"https://hooks.example.com/","events":["job.completed"],"url":"{given}"}}'.encode()
-            is_refused_twice(account.call("POST", HOOKS, twice))
-    assert not reached(canaries)
+def create_under_any_policy(service, counters):
+    """Creates a webhook for each URL that is accepted without a policy. Returns the URLs by webhook id."""
+    webhooks = {}
+    templates = itertools.chain(*HOSTILE.values(), UNRESOLVED)
+    for template, counter in zip(templates, itertools.cycle(counters)):
+        url = template.format(p=counter.port)
+        response = service.api.create({"url": url, "events": EVENTS})
+        assert response.status in (201, 400), response.text
+        if response.status == 201:
+            webhooks[response.data["id"]] = url
+    assert len(webhooks) > 60
+    return webhooks
 
 
-def is_refused_twice(answer):
-    """Asserts that a body with two `url` was refused: which of them counts would be anybody's guess."""
-    answer.is_error(400, "invalid_request")
-    assert "url" in answer.message, answer.message
-
-
-def test_a_url_that_was_accepted_under_another_policy_is_blocked_at_every_attempt(
-    start, names, canaries, receiver, tmp_path
-):
-    names.set(RESOLVED)
+def test_stricter_policy_blocks_existing_webhooks(start, dns, counters, tmp_path):
+    """Each attempt checks the current policy, also for webhooks that were created under another policy."""
+    dns.set(RESOLVED)
     options = ("--data-dir", str(tmp_path / "data"), "--retry-schedule", "50ms")
-    env = names.env | {"WEBHOOKS_PER_ACCOUNT": "10000"}
+    env = dns.env | {"WEBHOOKS_PER_ACCOUNT": "10000"}
     lenient = start(*options, "--targets", "any", env=env)
-    webhooks, port = {}, canaries[0].port
-    for number, url in enumerate(HOSTILE + NO_NAMES):
-        given = url.format(p=canaries[number % len(canaries)].port)
-        answer = lenient.api.post({"url": given, "events": EVENTS})
-        assert answer.status in (201, 400), answer.text
-        if answer.status == 201:
-            webhooks[answer.data["id"]] = given
-    assert len(webhooks) > 60, "enough of them are URLs at all"
-    # To show that they would be reached: one of the names, while the policy allows it.
-    control = lenient.api.post({"url": f"http://internal.example:{port}/", "events": ["job.failed"]})
+    webhooks = create_under_any_policy(lenient, counters)
+    # A control: one of the names is reached while the policy allows it.
+    control = lenient.api.subscribe(
+        f"http://internal.example:{counters[0].port}/", events=["job.failed"]
+    )
     lenient.put_job("control", lenient.api.account, "failed")
-    assert lenient.api.row(control.data["id"], lambda row: row["status"] != "pending")["status"] == "delivered"
-    assert canaries[0].connections() == 1
-    canaries[0].forget()
+    row = lenient.api.wait_for_delivery(control, lambda row: row["status"] != "pending")
+    assert row["status"] == "delivered" and counters[0].count_connections() == 1
+    counters[0].clear()
     assert lenient.signal(signal.SIGTERM) == 0
 
-    service = start(*options, "--targets", "public", env=env)
-    # nss_wrapper reads its file at the first look-up, and breaks if several threads do so at once.
-    service.new_account().post({"url": "https://first.example/", "events": EVENTS})
-    service.put_job("blocked", service.api.account)
-    wrong = {}
+    strict = start(*options, "--targets", "public", env=env)
+    # nss_wrapper reads its file at the first lookup, and fails if several threads do so at the same time.
+    strict.create_account().create({"url": "https://first.example/", "events": EVENTS})
+    strict.put_job("blocked", strict.api.account)
+    unexpected = {}
     for webhook, url in webhooks.items():
-        row = service.api.row(webhook, lambda row: row["status"] != "pending")
-        attempts = service.api.delivery(webhook, row["event_id"]).data["attempts"]
+        row = strict.api.wait_for_delivery(webhook, lambda row: row["status"] != "pending")
+        attempts = strict.api.get_delivery(webhook, row["event_id"]).data["attempts"]
         failures = [attempt["failure"] for attempt in attempts]
         if row["status"] != "failed" or failures not in (["blocked"] * 2, ["dns"] * 2):
-            wrong[url] = (row, attempts)
+            unexpected[url] = (row, attempts)
         for attempt in attempts:
-            assert attempt["status_code"] is None and attempt["response_excerpt"] is None, (url, attempt)
-            assert not [text for text in INTERNALS if text in attempt["detail"].lower()], (url, attempt["detail"])
-    assert not wrong, json.dumps(wrong, indent=1, ensure_ascii=False)[:8000]
-    assert not reached(canaries)
+            assert attempt["status_code"] is None and attempt["response_excerpt"] is None, (
+                url,
+                attempt,
+            )
+            assert not [text for text in CONFIDENTIAL if text in attempt["detail"].lower()], (
+                url,
+                attempt["detail"],
+            )
+    assert not unexpected, json.dumps(unexpected, indent=1, ensure_ascii=False)[:8000]
+    assert not find_reached(counters)

@@ -1,5 +1,5 @@
 // Verifies webhooks as a receiver in Node does. Reads lines of JSON, {headers, body, secret}, with header names in
-// lower case; prints a line for each: {documented, fixed_point, standard}, each true or what is wrong.
+// lower case. Prints one line for each: {documented, round_trip, standard}, each `true` or the error.
 import { createHmac } from "node:crypto";
 import { createRequire } from "node:module";
 import { join } from "node:path";
@@ -8,7 +8,7 @@ import { createInterface } from "node:readline";
 const require = createRequire(join(process.env.NANO_NODE, "package.json"));
 const { Webhook } = require("standardwebhooks");
 
-// The verifier of the public documentation, to the letter: it signs what JSON.stringify makes of what it parsed.
+// The verifier of the public documentation, word for word: it parses the body and signs JSON.stringify of the result.
 function documented({ headers, body, secret }) {
   const parsed = JSON.parse(body);
   const message = `${headers["x-nano-timestamp"]}.${JSON.stringify(parsed)}`;
@@ -16,12 +16,12 @@ function documented({ headers, body, secret }) {
   return expected === headers["x-nano-signature"] || `expected ${expected}`;
 }
 
-function fixedPoint({ body }) {
+function roundTrip({ body }) {
   const again = JSON.stringify(JSON.parse(body));
   return again === body || `JSON.stringify gives ${again}`;
 }
 
-// A secret that is no `whsec_…` is the key itself, as its UTF-8 bytes.
+// The key of a plain secret is the secret's UTF-8 bytes.
 function standard({ headers, body, secret }) {
   const webhook = secret.startsWith("whsec_")
     ? new Webhook(secret)
@@ -38,13 +38,13 @@ function verdict(check, input) {
   }
 }
 
-// The lines of JSON end in \n alone: U+2028, which readline would split at too, is escaped by the sender.
+// Lines end with \n only. The sender escapes U+2028, at which readline would also split.
 for await (const line of createInterface({ input: process.stdin, crlfDelay: Infinity })) {
   const input = JSON.parse(line);
   console.log(
     JSON.stringify({
       documented: verdict(documented, input),
-      fixed_point: verdict(fixedPoint, input),
+      round_trip: verdict(roundTrip, input),
       standard: verdict(standard, input),
     }),
   );

@@ -10,7 +10,7 @@ import pytest
 
 import stack
 from emulators import ROOT, Account, Function
-from support import Receiver, command, dynamodb, eventually
+from support import Receiver, run_command, dynamodb_client, wait_until
 
 
 def pytest_configure():
@@ -44,7 +44,7 @@ class DeployedFunctions:
 
     def __init__(self, endpoint, account, folder):
         name = f"deployed-{uuid.uuid4()}"
-        self.db, self.sqs = dynamodb(endpoint), account.client("sqs")
+        self.db, self.sqs = dynamodb_client(endpoint), account.client("sqs")
         self.folder, self.closing = folder, contextlib.ExitStack()
         stack.create_tables(self.db, f"{name}-")
         self.tables = {"webhooks": f"{name}-Webhooks", "deliveries": f"{name}-Deliveries"}
@@ -76,7 +76,7 @@ class DeployedFunctions:
         """Creates an API key for the account of the sample events."""
         env = {name: self.env[name] for name in ("WEBHOOKS_TABLE", "DELIVERIES_TABLE")}
         arguments = ("keys", "create", "--account", "acme", "--json", "--dynamodb-endpoint", self.endpoint)
-        return json.loads(command(*arguments, env=env).stdout)["api_key"]
+        return json.loads(run_command(*arguments, env=env).stdout)["api_key"]
 
     def scan(self, table):
         """Returns the items of a table as strings and integers."""
@@ -85,7 +85,7 @@ class DeployedFunctions:
 
     def receive_message(self):
         """Waits for the only message of the queue and deletes it."""
-        (message,) = eventually(
+        (message,) = wait_until(
             lambda: self.sqs.receive_message(
                 QueueUrl=self.queue, WaitTimeSeconds=1, MaxNumberOfMessages=10, AttributeNames=["All"]
             ).get("Messages"),

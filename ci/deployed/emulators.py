@@ -17,7 +17,7 @@ import boto3
 import botocore.config
 import samcli
 
-from support import DEADLINE, environment, eventually
+from support import TEST_TIMEOUT, build_environment, wait_until
 
 # A clone of the repository in which `sam build` has run.
 BUILT = Path(os.environ["NANO_BUILT"])
@@ -41,7 +41,7 @@ class _Server:
                 command, env=env, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
             )
         try:
-            eventually(self._listens, lambda: f"{command[0]} on port {port}\n{self.log_text()}", 3 * DEADLINE)
+            wait_until(self._listens, lambda: f"{command[0]} on port {port}\n{self.log_text()}", 3 * TEST_TIMEOUT)
         except BaseException:
             self.close()
             raise
@@ -57,7 +57,7 @@ class _Server:
     def close(self):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.popen.pid, signal.SIGKILL)
-        self.popen.wait(DEADLINE)
+        self.popen.wait(TEST_TIMEOUT)
 
 
 class Function(_Server):
@@ -81,10 +81,10 @@ class Function(_Server):
             BUILT / ".aws-sam/build" / name / properties["Handler"],
         ]
         self.timeout, self.invoking = properties["Timeout"], threading.Lock()
-        super().__init__(port, command, environment(lambda_ | env), log)
+        super().__init__(port, command, build_environment(lambda_ | env), log)
 
     def invoke(self, event):
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=self.timeout + DEADLINE)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=self.timeout + TEST_TIMEOUT)
         with self.invoking, contextlib.closing(connection):
             connection.request("POST", "/2015-03-31/functions/function/invocations", json.dumps(event))
             response = connection.getresponse()
@@ -102,7 +102,7 @@ class Function(_Server):
             lines = [line for line in self.log_text().splitlines() if line.startswith("{")]
             return [json.loads(line) for line in lines if f'"message":"{message}"' in line]
 
-        return eventually(found, lambda: f"{message!r} in\n{self.log_text()}")
+        return wait_until(found, lambda: f"{message!r} in\n{self.log_text()}")
 
     def wait_for_metric(self, metric, expected):
         """Waits until the sum of a metric in the log has this value. The function logs it after its response."""
@@ -111,7 +111,7 @@ class Function(_Server):
             lines = [json.loads(line) for line in self.log_text().splitlines() if '"_aws"' in line]
             return sum(line.get(metric, 0) for line in lines)
 
-        eventually(lambda: total() == expected, lambda: f"{metric}: {total()} instead of {expected} in\n{self.log_text()}")
+        wait_until(lambda: total() == expected, lambda: f"{metric}: {total()} instead of {expected} in\n{self.log_text()}")
 
 
 class Account(_Server):
@@ -129,7 +129,7 @@ class Account(_Server):
             "TMPDIR": str(folder),
             "HOME": str(folder),
         }
-        super().__init__(port, [sys.executable, "-m", "ministack"], environment(ROOT | env), folder / "account.log")
+        super().__init__(port, [sys.executable, "-m", "ministack"], build_environment(ROOT | env), folder / "account.log")
 
     @functools.cache
     def client(self, service):

@@ -7,7 +7,7 @@ import subprocess
 import yaml
 
 from emulators import BUILT, ROOT
-from support import environment
+from support import build_environment
 
 TEMPLATE = yaml.safe_load((BUILT / ".aws-sam/build/template.yaml").read_text())
 NAME = "nano-webhooks"
@@ -143,7 +143,7 @@ def sam(account, *args):
     result = subprocess.run(
         ["sam", *args],
         cwd=BUILT,
-        env=environment(ROOT | {"AWS_ENDPOINT_URL": account.url, "SAM_CLI_TELEMETRY": "0", "SAM_CLI_POLL_DELAY": "0.2"}),
+        env=build_environment(ROOT | {"AWS_ENDPOINT_URL": account.url, "SAM_CLI_TELEMETRY": "0", "SAM_CLI_POLL_DELAY": "0.2"}),
         capture_output=True,
         text=True,
         timeout=300,

@@ -6,7 +6,7 @@ import pytest
 
 from emulators import BUILT, FunctionError, milliseconds
 from readme_verifier import assert_signed
-from support import DEADLINE
+from support import TEST_TIMEOUT
 
 # The secret in events/api-create.json.
 SECRET = "a-secret-of-your-own"
@@ -67,7 +67,7 @@ def test_webhook_lifecycle(deployed, receiver):
     # A completed job is delivered once, although its batch is read twice.
     completed = sample("stream-completed")
     assert [deployed.invoke(dispatch, completed) for _ in range(2)] == [NOTHING_FAILED, NOTHING_FAILED]
-    (request,) = receiver.at("/hook")
+    (request,) = receiver.requests_to("/hook")
     assert_signed(request, SECRET)
     assert request.body == (
         b'{"event":"job.completed","task_id":"task_01","task_type":"image","status":"completed",'
@@ -82,9 +82,9 @@ def test_webhook_lifecycle(deployed, receiver):
 
     # The first attempt of a failed job's event fails, and the dispatch function sends a retry message.
     statuses = iter([500, 500, 204])
-    receiver.answer("/hook", lambda handler: handler.reply(next(statuses)))
+    receiver.respond("/hook", lambda handler: handler.respond(next(statuses)))
     assert deployed.invoke(dispatch, sample("stream-failed")) == NOTHING_FAILED
-    first = receiver.at("/hook")[-1]
+    first = receiver.requests_to("/hook")[-1]
 
     def find_delivery():
         (item,) = [item for item in deployed.scan("deliveries") if item["SK"] == first.id]
@@ -92,7 +92,7 @@ def test_webhook_lifecycle(deployed, receiver):
 
     delivery = find_delivery()
     assert (delivery["status"], delivery["attempt_count"], delivery["last_failure"]) == ("pending", 1, "status")
-    assert abs(delivery["next_attempt_at"] - milliseconds()) < DEADLINE * 1000 and delivery["due_shard"]
+    assert abs(delivery["next_attempt_at"] - milliseconds()) < TEST_TIMEOUT * 1000 and delivery["due_shard"]
     message = deployed.receive_message()
     assert json.loads(message["Body"]) == {"account": "acme", "webhook_id": 1, "event_id": first.id, "attempt": 1}
 
@@ -124,7 +124,7 @@ def test_webhook_lifecycle(deployed, receiver):
     assert not {"due_shard", "sweep_at", "state_key"} & set(delivery) and delivery["expires_at"]
 
     # The attempts differ only in time and attempt number.
-    attempts = [request for request in receiver.at("/hook") if request.id == first.id]
+    attempts = [request for request in receiver.requests_to("/hook") if request.id == first.id]
     assert [request.headers["x-nano-attempt"] for request in attempts] == ["1", "2", "3"]
     assert {request.body for request in attempts} == {first.body} and first.json["event"] == "job.failed"
     for request in attempts:

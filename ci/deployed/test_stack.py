@@ -8,7 +8,7 @@ import pytest
 from emulators import BUILT, ROOT
 from readme_verifier import assert_signed
 from stack import NAME, TEMPLATE, Stack, sam
-from support import Api, command
+from support import Api, run_command
 
 SECRET = "a-secret-of-your-own"
 ACCOUNT = "acme"
@@ -34,7 +34,7 @@ def stack(account):
 
 @pytest.fixture(scope="module")
 def api(stack):
-    created = command(
+    created = run_command(
         *("keys", "create", "--account", ACCOUNT, "--json", "--aws"),
         env=ROOT
         | {
@@ -67,10 +67,10 @@ def invoke(stack, function, event):
 
 def test_api_authenticates_requests(stack, api):
     """The deployed API accepts its keys, rejects others, and returns the documented errors."""
-    assert api.list().data == []
-    api.call("GET", "/api/v1/webhooks", key="sk-REPLACE").is_error(401, "unauthorized")
-    api.call("GET", "/nothing-here").is_error(404, "not_found")
-    api.post({"url": "https://hooks.example.com/nano", "events": []}).is_error(400, "invalid_request")
+    assert api.list_webhooks().data == []
+    api.call("GET", "/api/v1/webhooks", key="sk-REPLACE").assert_error(401, "unauthorized")
+    api.call("GET", "/nothing-here").assert_error(404, "not_found")
+    api.create({"url": "https://hooks.example.com/nano", "events": []}).assert_error(400, "invalid_request")
 
 
 def test_job_write_sends_signed_request(stack, api, receiver):
@@ -81,7 +81,7 @@ def test_job_write_sends_signed_request(stack, api, receiver):
     (request,) = receiver.wait_for("/hook")
     assert_signed(request, SECRET)
     assert (request.json["event"], request.json["task_id"]) == ("job.completed", task)
-    row = api.row(webhook, lambda row: row["status"] == "delivered")
+    row = api.wait_for_delivery(webhook, lambda row: row["status"] == "delivered")
     assert (row["event_id"], row["attempt_count"]) == (request.id, 1)
     assert api.delete(webhook).status == 200
 
@@ -89,11 +89,11 @@ def test_job_write_sends_signed_request(stack, api, receiver):
 def test_failed_attempt_is_retried(stack, api, receiver):
     """A failed attempt is retried through the queue, and no log contains a secret or an API key."""
     statuses = iter([500, 204])
-    receiver.answer("/hook", lambda handler: handler.reply(next(statuses)))
+    receiver.respond("/hook", lambda handler: handler.respond(next(statuses)))
     webhook = api.subscribe(receiver.url + "/hook", SECRET)
     put_job(stack, "failed")
-    row = api.row(webhook, lambda row: row["status"] == "delivered")
-    first, second = receiver.at("/hook")
+    row = api.wait_for_delivery(webhook, lambda row: row["status"] == "delivered")
+    first, second = receiver.requests_to("/hook")
     assert [request.headers["x-nano-attempt"] for request in (first, second)] == ["1", "2"]
     assert first.id == second.id == row["event_id"] and first.body == second.body and row["attempt_count"] == 2
     assert_signed(second, SECRET)
@@ -112,7 +112,7 @@ def test_api_sends_test_event(stack, api, receiver):
     """The API function sends a test event itself."""
     webhook = api.subscribe(receiver.url + "/hook", SECRET)
     assert api.call("POST", f"/api/v1/webhooks/{webhook}/test").status == 200
-    (request,) = receiver.at("/hook")
+    (request,) = receiver.requests_to("/hook")
     assert_signed(request, SECRET)
     assert api.delete(webhook).status == 200
 
@@ -168,8 +168,8 @@ def test_update_keeps_resources_and_data(stack, api, receiver):
     webhook = api.subscribe(receiver.url + "/hook", SECRET)
     stack.deploy(PARAMETERS | {"WebhooksPerAccount": 1})
     assert stack.resources() == before
-    assert [row["id"] for row in api.list().data] == [webhook]
-    api.post({"url": receiver.url + "/other", "events": ["job.failed"]}).is_error(409, "conflict")
+    assert [row["id"] for row in api.list_webhooks().data] == [webhook]
+    api.create({"url": receiver.url + "/other", "events": ["job.failed"]}).assert_error(409, "conflict")
     put_job(stack)
     (request,) = receiver.wait_for("/hook")
     assert_signed(request, SECRET)
