@@ -5,5 +5,5 @@ pub mod guard;
 pub mod resolver;
 
 pub use attempt::WebhookClient;
-pub use guard::Guard;
+pub use guard::TargetGuard;
 pub use resolver::Resolver;

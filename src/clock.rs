@@ -13,10 +13,10 @@ use nano_webhooks_core::timestamp::Timestamp;
 
 /// Where the time comes from: the machine, or a test's hand.
 #[derive(Clone)]
-pub struct Clock(Source);
+pub struct Clock(ClockSource);
 
 #[derive(Clone)]
-enum Source {
+enum ClockSource {
     System,
     Manual(Arc<AtomicI64>),
 }
@@ -24,30 +24,40 @@ enum Source {
 impl Clock {
     /// The machine's clock.
     pub const fn system() -> Self {
-        Self(Source::System)
+        Self(ClockSource::System)
     }
 
     /// A clock that stands still at `start` until it is moved with [`Clock::advance`]; clones move together.
     pub fn manual(start: Timestamp) -> Self {
-        Self(Source::Manual(Arc::new(AtomicI64::new(start.millis()))))
+        Self(ClockSource::Manual(Arc::new(AtomicI64::new(
+            start.millis(),
+        ))))
     }
 
     /// Now.
-    #[expect(clippy::disallowed_methods, reason = "this is the one reader of the clock")]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "this is the one reader of the clock"
+    )]
     pub fn now(&self) -> Timestamp {
         match &self.0 {
-            Source::System => {
-                let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+            ClockSource::System => {
+                let since = std::time::SystemTime::now()
+                    .duration_since(std::time::UNIX_EPOCH)
+                    .unwrap_or_default();
                 Timestamp::from_millis(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
             }
-            Source::Manual(at) => Timestamp::from_millis(at.load(Ordering::SeqCst)),
+            ClockSource::Manual(at) => Timestamp::from_millis(at.load(Ordering::SeqCst)),
         }
     }
 
     /// Moves a manual clock forward; the machine's clock moves by itself.
     pub fn advance(&self, by: Duration) {
-        if let Source::Manual(at) = &self.0 {
-            at.fetch_add(i64::try_from(by.as_millis()).unwrap_or(i64::MAX), Ordering::SeqCst);
+        if let ClockSource::Manual(at) = &self.0 {
+            at.fetch_add(
+                i64::try_from(by.as_millis()).unwrap_or(i64::MAX),
+                Ordering::SeqCst,
+            );
         }
     }
 }
@@ -55,8 +65,8 @@ impl Clock {
 impl fmt::Debug for Clock {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self.0 {
-            Source::System => "Clock(system)",
-            Source::Manual(_) => "Clock(manual)",
+            ClockSource::System => "Clock(system)",
+            ClockSource::Manual(_) => "Clock(manual)",
         })
     }
 }
@@ -67,7 +77,10 @@ pub struct Stopwatch(tokio::time::Instant);
 
 impl Stopwatch {
     /// Starts now.
-    #[expect(clippy::disallowed_methods, reason = "this is the one reader of the clock")]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "this is the one reader of the clock"
+    )]
     pub fn start() -> Self {
         Self(tokio::time::Instant::now())
     }

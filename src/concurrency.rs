@@ -8,13 +8,17 @@ use std::{
 use futures_util::{StreamExt, stream::FuturesUnordered};
 
 /// Runs futures, at most `limit` at the same time, and gives their results as they come.
-pub async fn join<F: Future>(futures: Vec<F>, limit: usize) -> Vec<F::Output> {
-    each(futures, limit, identity).await
+pub async fn join_bounded<F: Future>(futures: Vec<F>, limit: usize) -> Vec<F::Output> {
+    map_concurrent(futures, limit, identity).await
 }
 
 /// Works on items, at most `limit` at the same time, and gives the results as they come. A future's place is taken by the next,
 /// so that there are never more than `limit` of them; it pays where there are many items and the futures are large.
-pub async fn each<T, F: Future>(items: Vec<T>, limit: usize, work: impl Fn(T) -> F) -> Vec<F::Output> {
+pub async fn map_concurrent<T, F: Future>(
+    items: Vec<T>,
+    limit: usize,
+    work: impl Fn(T) -> F,
+) -> Vec<F::Output> {
     let places = items.len().min(limit);
     let shared = Mutex::new((Vec::with_capacity(items.len()), items.into_iter()));
     let lock = || shared.lock().unwrap_or_else(PoisonError::into_inner);
@@ -28,7 +32,10 @@ pub async fn each<T, F: Future>(items: Vec<T>, limit: usize, work: impl Fn(T) ->
     let mut places: FuturesUnordered<_> = (0..places).map(place).collect();
     while places.next().await.is_some() {}
     drop(places);
-    shared.into_inner().unwrap_or_else(PoisonError::into_inner).0
+    shared
+        .into_inner()
+        .unwrap_or_else(PoisonError::into_inner)
+        .0
 }
 
 #[cfg(test)]
@@ -50,7 +57,7 @@ mod tests {
                 now.fetch_sub(1, Ordering::Relaxed);
                 item
             };
-            let mut done = each((0..items).collect(), limit, work).await;
+            let mut done = map_concurrent((0..items).collect(), limit, work).await;
             done.sort_unstable();
             assert_eq!((done, most.into_inner()), ((0..items).collect(), together));
         }

@@ -21,39 +21,39 @@ use tokio::time::timeout;
 use crate::{
     client::WebhookClient,
     clock::{Clock, Deadline},
-    metrics::{Count, Measure, Metrics},
-    queue::{Message, Queue, Timer},
+    metrics::{Counter, Histogram, Metrics},
+    queue::{RetryMessage, RetryQueue, ScheduledRetry},
     random,
-    store::{Store, poison::Poison, webhooks::Subscriber},
+    store::{Store, poison::NewPoisonRecord, webhooks::WebhookRecord},
 };
-use fan_out::Occurrence;
-pub use in_flight::Gates;
+use fan_out::FanOutEvent;
+pub use in_flight::InFlightLimiter;
 use nano_webhooks_core::{
     delivery::{
-        Delivery, Key, State,
-        attempt::{FailureKind, Outcome, Request},
-        endpoint_health::{Health, fails_to_answer},
-        lease::is_within_reach,
-        schedule::Schedule,
+        Delivery, DeliveryKey, DeliveryState,
+        attempt::{AttemptOutcome, FailureKind, WebhookRequest},
+        endpoint_health::{EndpointHealth, is_unresponsive},
+        lease::fits_in_queue,
+        schedule::RetrySchedule,
     },
-    event::{EventId, MAX_BODY},
+    event::{EventId, MAX_PAYLOAD_LEN},
     signing,
     timestamp::Timestamp,
-    webhook::{Account, EventType, Secret, Status, Webhook},
+    webhook::{AccountId, EventType, Secret, Webhook, WebhookStatus},
 };
 use stream_record::Record;
 
 /// What is left of an invocation's time for recording and answering when attempts must end: more than the longest request
 /// to a table.
-pub const RESERVE: Duration = Duration::from_secs(5);
+pub const RECORDING_RESERVE: Duration = Duration::from_secs(5);
 
 /// How long attempts that end side by side wait for each other to write down what they say of their endpoint. What is not written
 /// then the next ones say again.
-const TURN: Duration = Duration::from_secs(4);
+const HEALTH_LOCK_TIMEOUT: Duration = Duration::from_secs(4);
 
 /// How many of an account's other webhooks are told that one was disabled: what a transaction takes beside the disabling
 /// (TransactWriteItems: 100 items).
-const MAX_TOLD: usize = 99;
+const MAX_DISABLED_NOTIFICATIONS: usize = 99;
 
 /// Takes what the platform's jobs table tells and calls the endpoints.
 #[derive(Clone)]
@@ -65,13 +65,13 @@ pub struct Dispatcher {
     /// Makes the attempts that are made from the queue.
     pub queued: WebhookClient,
     /// Where the next attempts are put.
-    pub queue: Queue,
+    pub queue: RetryQueue,
     /// What is in flight from the queue.
-    pub gates: Gates,
+    pub gates: InFlightLimiter,
     /// The time.
     pub clock: Clock,
     /// When a failed attempt is followed by another.
-    pub schedule: Schedule,
+    pub schedule: RetrySchedule,
     /// How long a settled delivery is kept.
     pub retention: Duration,
     /// After how long of nothing but failures a webhook is disabled.
@@ -87,7 +87,7 @@ impl Dispatcher {
         let mut unfinished = HashSet::new();
         let mut occurrences = Vec::new();
         for (place, record) in records.iter().enumerate() {
-            match read(place, record) {
+            match parse_event(place, record) {
                 Ok(occurrence) => occurrences.extend(occurrence),
                 Err(poison) => {
                     if !self.keep(&poison).await {
@@ -96,7 +96,7 @@ impl Dispatcher {
                 }
             }
         }
-        self.metrics.add(Count::Events, occurrences.len());
+        self.metrics.add(Counter::Events, occurrences.len());
         let delivered = self.deliver(&occurrences, deadline).await;
         unfinished.extend(delivered.unfinished);
         for (place, reason) in delivered.poisoned {
@@ -127,10 +127,10 @@ impl Dispatcher {
         secrets: &[Secret],
         delivery: &mut Delivery,
         at_most: Duration,
-    ) -> Outcome {
+    ) -> AttemptOutcome {
         let at = self.clock.now();
         let signatures = signing::sign(secrets, &delivery.key.event, at, delivery.body.as_bytes());
-        let request = Request {
+        let request = WebhookRequest {
             id: &delivery.key.event,
             event: delivery.event_type,
             number: delivery.attempt_count + 1,
@@ -139,40 +139,56 @@ impl Dispatcher {
             traceparent: delivery.traceparent.as_ref(),
             version: crate::VERSION,
         };
-        let (attempt, outcome) = client.attempt(&webhook.url, request, &delivery.body, at_most).await;
+        let (attempt, outcome) = client
+            .attempt(&webhook.url, request, &delivery.body, at_most)
+            .await;
         tracing::info!(
             account = delivery.key.account.as_str(), webhook = %webhook.id, event = delivery.key.event.as_str(), attempt = attempt.number,
             status = outcome.status_code, failure = attempt.failure.map(FailureKind::name), duration_ms = attempt.duration_ms, "attempt"
         );
-        self.metrics.count(Count::Attempts);
-        self.metrics.measure(Measure::AttemptDuration, outcome.took);
+        self.metrics.count(Counter::Attempts);
+        self.metrics
+            .measure(Histogram::AttemptDuration, outcome.took);
         if let Some(kind) = attempt.failure {
-            self.metrics.count(Count::FailedAttempts(kind));
+            self.metrics.count(Counter::FailedAttempts(kind));
         }
         let (as_scheduled, now) = (delivery.resume.is_none(), self.clock.now());
         webhook.url.as_str().clone_into(&mut delivery.url);
-        delivery.take(attempt, &outcome, &self.schedule, now, random::unit);
+        delivery.take(attempt, &outcome, &self.schedule, now, random::unit_f64);
         match delivery.state {
-            State::Delivered => {
-                self.metrics.count(Count::Delivered);
+            DeliveryState::Delivered => {
+                self.metrics.count(Counter::Delivered);
                 if as_scheduled {
-                    self.metrics.measure(Measure::DeliveryLatency, now.since(delivery.key.event.created_at()));
+                    self.metrics.measure(
+                        Histogram::DeliveryLatency,
+                        now.since(delivery.key.event.created_at()),
+                    );
                 }
             }
             // One that had failed before and was attempted out of turn has not failed anew.
-            State::Failed if as_scheduled => self.metrics.count(Count::Failed),
-            State::Failed | State::Pending(_) | State::Parked | State::Cancelled => {}
+            DeliveryState::Failed if as_scheduled => self.metrics.count(Counter::Failed),
+            DeliveryState::Failed
+            | DeliveryState::Pending(_)
+            | DeliveryState::Parked
+            | DeliveryState::Cancelled => {}
         }
         outcome
     }
 
     /// Puts the next attempts of recorded deliveries into the queue, those that are within its reach; the sweep sees to the
     /// others.
-    async fn set_timers<'a>(&self, recorded: impl IntoIterator<Item = &'a Delivery>, now: Timestamp) {
+    async fn set_timers<'a>(
+        &self,
+        recorded: impl IntoIterator<Item = &'a Delivery>,
+        now: Timestamp,
+    ) {
         let timer = |delivery: &Delivery| match delivery.state {
-            State::Pending(due) if is_within_reach(due, now) => {
-                let message = Message { key: delivery.key.clone(), attempt_count: delivery.attempt_count };
-                Some(Timer { message, due })
+            DeliveryState::Pending(due) if fits_in_queue(due, now) => {
+                let message = RetryMessage {
+                    key: delivery.key.clone(),
+                    attempt_count: delivery.attempt_count,
+                };
+                Some(ScheduledRetry { message, due })
             }
             _ => None,
         };
@@ -184,17 +200,34 @@ impl Dispatcher {
 
     /// Learns from attempts how healthy an endpoint is. A failure to write it down costs no delivery: the next attempts
     /// say the same.
-    async fn learn(&self, account: &Account, subscriber: &Subscriber, outcomes: &[Outcome]) {
+    async fn learn(
+        &self,
+        account: &AccountId,
+        subscriber: &WebhookRecord,
+        outcomes: &[AttemptOutcome],
+    ) {
         if outcomes.is_empty() {
             return;
         }
         let now = self.clock.now();
-        let Subscriber { webhook, health: before, .. } = subscriber;
+        let WebhookRecord {
+            webhook,
+            health: before,
+            ..
+        } = subscriber;
         let endpoint = (account.clone(), webhook.id);
-        let learned = |known: Health| outcomes.iter().fold(known, |health, outcome| health.after(outcome.seen(), now));
-        let gone = outcomes.iter().any(|outcome| outcome.status_code == Some(410));
+        let learned = |known: EndpointHealth| {
+            outcomes
+                .iter()
+                .fold(known, |health, outcome| health.after(outcome.seen(), now))
+        };
+        let gone = outcomes
+            .iter()
+            .any(|outcome| outcome.status_code == Some(410));
         let succeeded = outcomes.iter().any(|outcome| outcome.failure.is_none());
-        let answered = outcomes.iter().any(|outcome| !outcome.seen().failure.is_some_and(fails_to_answer));
+        let answered = outcomes
+            .iter()
+            .any(|outcome| !outcome.seen().failure.is_some_and(is_unresponsive));
         let is_counting = self.gates.hear(&endpoint, succeeded);
         let supposed = learned(*before);
         let is_news = supposed.differs_from(before) || (answered && is_counting);
@@ -203,18 +236,29 @@ impl Dispatcher {
         }
         let written = async {
             let turn = self.gates.turn(&endpoint);
-            let Ok(_turn) = timeout(TURN, turn.lock()).await else {
+            let Ok(_turn) = timeout(HEALTH_LOCK_TIMEOUT, turn.lock()).await else {
                 tracing::warn!(account = account.as_str(), webhook = %webhook.id, "health was not learned: others took too long");
                 return Ok(());
             };
             // What was known when a long attempt began may be out of date by now.
-            let Some(current) = self.store.subscriber(account, webhook.id).await? else { return Ok(()) };
-            if current.webhook.status == Status::Disabled || current.webhook.url != webhook.url {
+            let Some(current) = self.store.subscriber(account, webhook.id).await? else {
+                return Ok(());
+            };
+            if current.webhook.status == WebhookStatus::Disabled
+                || current.webhook.url != webhook.url
+            {
                 return Ok(());
             }
             let before = current.health;
-            let failures = self.gates.count(&endpoint, before.failures, outcomes.iter().map(Outcome::seen));
-            let health = Health { failures, ..learned(before) };
+            let failures = self.gates.count(
+                &endpoint,
+                before.failures,
+                outcomes.iter().map(AttemptOutcome::seen),
+            );
+            let health = EndpointHealth {
+                failures,
+                ..learned(before)
+            };
             let reason = if gone {
                 Some("The endpoint answered 410 Gone.".to_owned())
             } else if health.failing_for(self.disable_after, now) {
@@ -227,17 +271,19 @@ impl Dispatcher {
                 self.disable(account, webhook, &reason, now).await?;
             }
             let turned = health.is_open() != before.is_open();
-            if health.differs_from(&before) && (self.gates.may_write_health(&endpoint, now) || turned) {
+            if health.differs_from(&before)
+                && (self.gates.may_write_health(&endpoint, now) || turned)
+            {
                 self.store.keep_health(account, webhook.id, &health).await?;
                 self.gates.wrote(&endpoint, health.failures);
                 match (before.is_open(), health.is_open()) {
                     (false, true) => {
                         tracing::warn!(account = account.as_str(), webhook = %webhook.id, "circuit breaker opened");
-                        self.metrics.count(Count::BreakersOpened);
+                        self.metrics.count(Counter::BreakersOpened);
                     }
                     (true, false) => {
                         tracing::info!(account = account.as_str(), webhook = %webhook.id, "circuit breaker closed");
-                        self.metrics.count(Count::BreakersClosed);
+                        self.metrics.count(Counter::BreakersClosed);
                     }
                     (false, false) | (true, true) => {}
                 }
@@ -253,35 +299,60 @@ impl Dispatcher {
     /// silence.
     async fn disable(
         &self,
-        account: &Account,
+        account: &AccountId,
         webhook: &Webhook,
         reason: &str,
         now: Timestamp,
     ) -> crate::store::Result<()> {
         let event_type = EventType::WebhookDisabled;
         let event = EventId::at(now, account, &webhook.id.to_string(), event_type);
-        let body: Arc<str> =
-            nano_webhooks_core::event::webhook_disabled(webhook.id, webhook.url.as_str(), reason, &now.rfc3339())
-                .into();
-        let others = self.store.subscribers(account).await?.into_iter().flatten().map(|other| other.webhook);
+        let body: Arc<str> = nano_webhooks_core::event::webhook_disabled_payload(
+            webhook.id,
+            webhook.url.as_str(),
+            reason,
+            &now.rfc3339(),
+        )
+        .into();
+        let others = self
+            .store
+            .subscribers(account)
+            .await?
+            .into_iter()
+            .flatten()
+            .map(|other| other.webhook);
         let others = others.filter(|other| other.id != webhook.id && other.wants(event_type));
         let tell: Vec<_> = others
-            .take(MAX_TOLD)
+            .take(MAX_DISABLED_NOTIFICATIONS)
             .map(|other| {
-                let key = Key { account: account.clone(), webhook: other.id, event: event.clone() };
-                Delivery::new(key, event_type, None, other.url.as_str().to_owned(), body.clone(), now)
+                let key = DeliveryKey {
+                    account: account.clone(),
+                    webhook: other.id,
+                    event: event.clone(),
+                };
+                Delivery::new(
+                    key,
+                    event_type,
+                    None,
+                    other.url.as_str().to_owned(),
+                    body.clone(),
+                    now,
+                )
             })
             .collect();
-        if self.store.disable_webhook(account, webhook, reason, &tell, now, self.retention).await? {
+        if self
+            .store
+            .disable_webhook(account, webhook, reason, &tell, now, self.retention)
+            .await?
+        {
             tracing::warn!(account = account.as_str(), webhook = %webhook.id, reason, "webhook disabled");
-            self.metrics.count(Count::WebhooksDisabled);
+            self.metrics.count(Counter::WebhooksDisabled);
             self.set_timers(&tell, now).await;
         }
         Ok(())
     }
 
     /// Keeps a record that could not be understood; `false` if even that failed.
-    async fn keep(&self, poison: &Poison) -> bool {
+    async fn keep(&self, poison: &NewPoisonRecord) -> bool {
         let now = self.clock.now();
         tracing::error!(
             stream = poison.stream,
@@ -289,9 +360,13 @@ impl Dispatcher {
             reason = poison.reason,
             "poison record"
         );
-        match self.store.keep_poison(poison, now, now + self.retention).await {
+        match self
+            .store
+            .keep_poison(poison, now, now + self.retention)
+            .await
+        {
             Ok(()) => {
-                self.metrics.count(Count::Poison);
+                self.metrics.count(Counter::Poison);
                 true
             }
             Err(error) => {
@@ -304,14 +379,24 @@ impl Dispatcher {
 
 /// The event that a record tells of, with its body. A record that cannot be understood, or that makes reading it panic, is
 /// poison, and so is one whose body is larger than may be sent.
-fn read(place: usize, record: &Record) -> Result<Option<Occurrence>, Box<Poison>> {
+fn parse_event(place: usize, record: &Record) -> Result<Option<FanOutEvent>, Box<NewPoisonRecord>> {
     let read = catch_unwind(AssertUnwindSafe(|| {
-        let Some(event) = record.event()? else { return Ok(None) };
+        let Some(event) = record.event()? else {
+            return Ok(None);
+        };
         let body = event.body();
-        if body.len() > MAX_BODY {
-            return Err(format!("the body would have {} bytes, expected at most {MAX_BODY}", body.len()));
+        if body.len() > MAX_PAYLOAD_LEN {
+            return Err(format!(
+                "the body would have {} bytes, expected at most {MAX_PAYLOAD_LEN}",
+                body.len()
+            ));
         }
-        Ok(Some(Occurrence { record: place, event, body: body.into() }))
+        Ok(Some(FanOutEvent {
+            record: place,
+            event,
+            body: body.into(),
+        }))
     }));
-    read.unwrap_or_else(|_| Err("reading it panicked".to_owned())).map_err(|reason| record.poison(reason))
+    read.unwrap_or_else(|_| Err("reading it panicked".to_owned()))
+        .map_err(|reason| record.poison(reason))
 }

@@ -15,7 +15,7 @@ use nano_webhooks_core::delivery::attempt::FailureKind;
 
 /// What is counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Count {
+pub enum Counter {
     /// Jobs that ended, as the stream told.
     Events,
     /// Attempts that were made.
@@ -38,7 +38,7 @@ pub enum Count {
 
 /// What is measured each time it happens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Measure {
+pub enum Histogram {
     /// How long an attempt took.
     AttemptDuration,
     /// The time from the write of the job to the 2xx that was read: from the stream record's time, which DynamoDB gives in whole
@@ -49,7 +49,7 @@ pub enum Measure {
 
 /// What the latest sweep found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Sweep {
+pub struct SweepStats {
     /// How many deliveries it put into the queue because their time had come.
     pub due: usize,
     /// For how long the first of them had waited for a sweep: a minute and more says that sweeps are late, or too few.
@@ -58,44 +58,48 @@ pub struct Sweep {
 
 /// Where the numbers are gathered; clones share them.
 #[derive(Clone, Debug)]
-pub struct Metrics(Arc<Mutex<Numbers>>);
+pub struct Metrics(Arc<Mutex<Registry>>);
 
 /// What was gathered.
 #[derive(Debug)]
-struct Numbers {
-    counts: BTreeMap<Count, u64>,
+struct Registry {
+    counts: BTreeMap<Counter, u64>,
     durations: Durations,
-    sweep: Option<Sweep>,
+    sweep: Option<SweepStats>,
 }
 
 /// Measured times, as whoever reads them needs them.
 #[derive(Debug)]
 enum Durations {
     /// Each of them, until they are written.
-    Each(BTreeMap<Measure, Vec<Duration>>),
+    Each(BTreeMap<Histogram, Vec<Duration>>),
     /// How many there were within each bound, since the start.
-    Histograms(BTreeMap<Measure, prometheus::Histogram>),
+    Histograms(BTreeMap<Histogram, prometheus::HistogramBuckets>),
 }
 
 impl Metrics {
     fn new(durations: Durations) -> Self {
-        Self(Arc::new(Mutex::new(Numbers { counts: BTreeMap::new(), durations, sweep: None })))
+        Self(Arc::new(Mutex::new(Registry {
+            counts: BTreeMap::new(),
+            durations,
+            sweep: None,
+        })))
     }
 
     /// Counts one.
-    pub fn count(&self, what: Count) {
+    pub fn count(&self, what: Counter) {
         self.add(what, 1);
     }
 
     /// Counts so many.
-    pub fn add(&self, what: Count, many: usize) {
+    pub fn add(&self, what: Counter, many: usize) {
         if many > 0 {
             *self.lock().counts.entry(what).or_default() += many as u64;
         }
     }
 
     /// Takes a measured time.
-    pub fn measure(&self, what: Measure, took: Duration) {
+    pub fn measure(&self, what: Histogram, took: Duration) {
         match &mut self.lock().durations {
             Durations::Each(each) => each.entry(what).or_default().push(took),
             Durations::Histograms(histograms) => histograms.entry(what).or_default().take(took),
@@ -103,11 +107,11 @@ impl Metrics {
     }
 
     /// Takes what a sweep found.
-    pub fn swept(&self, sweep: Sweep) {
+    pub fn swept(&self, sweep: SweepStats) {
         self.lock().sweep = Some(sweep);
     }
 
-    fn lock(&self) -> MutexGuard<'_, Numbers> {
+    fn lock(&self) -> MutexGuard<'_, Registry> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -8,41 +8,41 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use tokio::sync::mpsc;
 
-use crate::{aws::said, concurrency, store::leases::Due};
+use crate::{aws::format_sdk_error, concurrency, store::leases::DueDelivery};
 use nano_webhooks_core::{
-    delivery::{Key, lease::QUEUE_REACH},
+    delivery::{DeliveryKey, lease::MAX_QUEUE_DELAY},
     event::EventId,
     timestamp::Timestamp,
-    webhook::{Account, WebhookId},
+    webhook::{AccountId, WebhookId},
 };
 
 /// The most messages that SendMessageBatch takes.
-const BATCH: usize = 10;
+const MAX_BATCH_ENTRIES: usize = 10;
 /// How many batches are on their way at the same time.
 const CONCURRENT_BATCHES: usize = 8;
 
 /// A timer: this delivery is due for the attempt after `attempt_count` others.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Message {
+pub struct RetryMessage {
     /// The delivery.
-    pub key: Key,
+    pub key: DeliveryKey,
     /// How many attempts were made when the message was sent; if there are more by now, the message is stale.
     pub attempt_count: u32,
 }
 
 /// A message as it is in the queue.
 #[derive(Serialize, Deserialize)]
-struct Wire {
+struct MessageJson {
     account: String,
     webhook_id: u64,
     event_id: String,
     attempt: u32,
 }
 
-impl Message {
+impl RetryMessage {
     /// The message as the text that the queue holds.
     pub fn to_json(&self) -> String {
-        let wire = Wire {
+        let wire = MessageJson {
             account: self.key.account.to_string(),
             webhook_id: self.key.webhook.get(),
             event_id: self.key.event.to_string(),
@@ -53,13 +53,16 @@ impl Message {
 
     /// Reads a message; `None` if the text is none of ours.
     pub fn from_json(text: &str) -> Option<Self> {
-        let wire: Wire = serde_json::from_str(text).ok()?;
-        let key = Key {
-            account: Account::parse(&wire.account).ok()?,
+        let wire: MessageJson = serde_json::from_str(text).ok()?;
+        let key = DeliveryKey {
+            account: AccountId::parse(&wire.account).ok()?,
             webhook: WebhookId::new(wire.webhook_id)?,
             event: EventId::parse(&wire.event_id)?,
         };
-        Some(Self { key, attempt_count: wire.attempt })
+        Some(Self {
+            key,
+            attempt_count: wire.attempt,
+        })
     }
 
     /// The tenant of SQS's fair queues: one webhook's backlog does not delay the others. Hashed, because an account's name
@@ -71,23 +74,29 @@ impl Message {
 
 /// A message, and when it is to come.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Timer {
+pub struct ScheduledRetry {
     /// The message.
-    pub message: Message,
+    pub message: RetryMessage,
     /// When the delivery is due.
     pub due: Timestamp,
 }
 
-impl From<Due> for Timer {
-    fn from(due: Due) -> Self {
-        let message = Message { key: due.key, attempt_count: due.attempt_count };
-        Self { message, due: due.next_attempt_at }
+impl From<DueDelivery> for ScheduledRetry {
+    fn from(due: DueDelivery) -> Self {
+        let message = RetryMessage {
+            key: due.key,
+            attempt_count: due.attempt_count,
+        };
+        Self {
+            message,
+            due: due.next_attempt_at,
+        }
     }
 }
 
 /// Where timers are set.
 #[derive(Clone, Debug)]
-pub enum Queue {
+pub enum RetryQueue {
     /// An SQS queue.
     Sqs {
         /// The client that reaches it.
@@ -96,12 +105,12 @@ pub enum Queue {
         url: String,
     },
     /// The timer of this process, which takes them from the other end of this channel.
-    Local(mpsc::Sender<Timer>),
+    Local(mpsc::Sender<ScheduledRetry>),
 }
 
-impl Queue {
+impl RetryQueue {
     /// Sets timers. One that cannot be set is logged and left to the sweep, which finds the delivery in the table.
-    pub async fn set(&self, timers: Vec<Timer>, now: Timestamp) {
+    pub async fn set(&self, timers: Vec<ScheduledRetry>, now: Timestamp) {
         match self {
             Self::Local(channel) => {
                 for timer in timers {
@@ -110,14 +119,17 @@ impl Queue {
                 }
             }
             Self::Sqs { client, url } => {
-                let batches = timers.chunks(BATCH).map(|batch| send(client, url, batch, now)).collect();
-                concurrency::join(batches, CONCURRENT_BATCHES).await;
+                let batches = timers
+                    .chunks(MAX_BATCH_ENTRIES)
+                    .map(|batch| send(client, url, batch, now))
+                    .collect();
+                concurrency::join_bounded(batches, CONCURRENT_BATCHES).await;
             }
         }
     }
 }
 
-async fn send(client: &Client, url: &str, batch: &[Timer], now: Timestamp) {
+async fn send(client: &Client, url: &str, batch: &[ScheduledRetry], now: Timestamp) {
     let entries = batch.iter().enumerate().map(|(place, timer)| {
         SendMessageBatchRequestEntry::builder()
             .id(place.to_string())
@@ -127,15 +139,28 @@ async fn send(client: &Client, url: &str, batch: &[Timer], now: Timestamp) {
             .build()
             .expect("every required part is set")
     });
-    match client.send_message_batch().queue_url(url).set_entries(Some(entries.collect())).send().await {
+    match client
+        .send_message_batch()
+        .queue_url(url)
+        .set_entries(Some(entries.collect()))
+        .send()
+        .await
+    {
         Ok(answer) if answer.failed.is_empty() => {}
         Ok(answer) => {
-            let reasons: Vec<_> = answer.failed.iter().map(|failed| failed.code.as_str()).collect();
-            tracing::error!(?reasons, "messages were not queued; the sweep will find their deliveries");
+            let reasons: Vec<_> = answer
+                .failed
+                .iter()
+                .map(|failed| failed.code.as_str())
+                .collect();
+            tracing::error!(
+                ?reasons,
+                "messages were not queued; the sweep will find their deliveries"
+            );
         }
         Err(error) => {
             tracing::error!(
-                error = said(&error),
+                error = format_sdk_error(&error),
                 messages = batch.len(),
                 "messages were not queued; the sweep will find their deliveries"
             );
@@ -145,7 +170,7 @@ async fn send(client: &Client, url: &str, batch: &[Timer], now: Timestamp) {
 
 /// Whole seconds, rounded up so that no message comes early, up to what SQS allows.
 fn delay_seconds(wait: Duration) -> i32 {
-    let seconds = wait.min(QUEUE_REACH).as_millis().div_ceil(1000);
+    let seconds = wait.min(MAX_QUEUE_DELAY).as_millis().div_ceil(1000);
     i32::try_from(seconds).unwrap_or(0)
 }
 
@@ -155,9 +180,9 @@ mod tests {
 
     #[test]
     fn a_message_is_read_back_and_other_text_is_not_one() {
-        let message = Message {
-            key: Key {
-                account: Account::parse("a#b \"c\"").unwrap(),
+        let message = RetryMessage {
+            key: DeliveryKey {
+                account: AccountId::parse("a#b \"c\"").unwrap(),
                 webhook: WebhookId::new(7).unwrap(),
                 event: EventId::parse("evt_01JFS8TX800000000000000000").unwrap(),
             },
@@ -168,17 +193,26 @@ mod tests {
             text,
             r#"{"account":"a#b \"c\"","webhook_id":7,"event_id":"evt_01JFS8TX800000000000000000","attempt":3}"#
         );
-        assert_eq!(Message::from_json(&text), Some(message));
-        for other in
-            ["", "{}", r#"{"account":"","webhook_id":7,"event_id":"evt_01JFS8TX800000000000000000","attempt":3}"#]
-        {
-            assert_eq!(Message::from_json(other), None);
+        assert_eq!(RetryMessage::from_json(&text), Some(message));
+        for other in [
+            "",
+            "{}",
+            r#"{"account":"","webhook_id":7,"event_id":"evt_01JFS8TX800000000000000000","attempt":3}"#,
+        ] {
+            assert_eq!(RetryMessage::from_json(other), None);
         }
     }
 
     #[test]
     fn a_delay_is_rounded_up_and_held_to_what_sqs_allows() {
-        for (millis, seconds) in [(0, 0), (1, 1), (1000, 1), (1001, 2), (899_999, 900), (10_000_000, 900)] {
+        for (millis, seconds) in [
+            (0, 0),
+            (1, 1),
+            (1000, 1),
+            (1001, 2),
+            (899_999, 900),
+            (10_000_000, 900),
+        ] {
             assert_eq!(delay_seconds(Duration::from_millis(millis)), seconds);
         }
     }

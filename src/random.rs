@@ -4,7 +4,10 @@
 ///
 /// # Panics
 /// If the operating system has no entropy to give, which leaves nothing safe to do.
-#[expect(clippy::disallowed_methods, reason = "this is the one reader of entropy")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "this is the one reader of entropy"
+)]
 pub fn bytes<const N: usize>() -> [u8; N] {
     let mut bytes = [0; N];
     getrandom::fill(&mut bytes).expect("the operating system gives random bytes");
@@ -12,8 +15,11 @@ pub fn bytes<const N: usize>() -> [u8; N] {
 }
 
 /// A number from 0 up to, but without, 1.
-#[expect(clippy::cast_precision_loss, reason = "53 bits are what a double holds exactly")]
-pub fn unit() -> f64 {
+#[expect(
+    clippy::cast_precision_loss,
+    reason = "53 bits are what a double holds exactly"
+)]
+pub fn unit_f64() -> f64 {
     (u64::from_le_bytes(bytes()) >> 11) as f64 / (1_u64 << 53) as f64
 }
 

@@ -26,15 +26,15 @@ use aws_sdk_dynamodb::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::aws::said;
-use secrets::Vault;
+use crate::aws::format_sdk_error;
+use secrets::DataKeyCache;
 
 /// An item as DynamoDB has it.
 pub type Item = HashMap<String, AttributeValue>;
 
 /// The names of the tables.
 #[derive(Clone, Debug)]
-pub struct Tables {
+pub struct TableNames {
     /// Accounts, keys, webhooks, limits, poison.
     pub webhooks: String,
     /// The delivery log and the due index.
@@ -45,14 +45,18 @@ pub struct Tables {
 #[derive(Clone, Debug)]
 pub struct Store {
     client: Client,
-    tables: Tables,
-    vault: Vault,
+    tables: TableNames,
+    vault: DataKeyCache,
 }
 
 impl Store {
     /// A store over these tables, whose secrets the vault seals.
-    pub const fn new(client: Client, tables: Tables, vault: Vault) -> Self {
-        Self { client, tables, vault }
+    pub const fn new(client: Client, tables: TableNames, vault: DataKeyCache) -> Self {
+        Self {
+            client,
+            tables,
+            vault,
+        }
     }
 }
 
@@ -81,12 +85,18 @@ where
 {
     fn from(error: SdkError<E, R>) -> Self {
         let transient = match &error {
-            SdkError::TimeoutError(_) | SdkError::DispatchFailure(_) | SdkError::ResponseError(_) => true,
+            SdkError::TimeoutError(_)
+            | SdkError::DispatchFailure(_)
+            | SdkError::ResponseError(_) => true,
             SdkError::ServiceError(service) => service.err().code().is_some_and(is_transient),
             _ => false,
         };
-        let text = said(&error);
-        if transient { Self::Unavailable(text) } else { Self::Internal(text) }
+        let text = format_sdk_error(&error);
+        if transient {
+            Self::Unavailable(text)
+        } else {
+            Self::Internal(text)
+        }
     }
 }
 
@@ -109,14 +119,17 @@ fn is_transient(code: &str) -> bool {
 }
 
 /// Whether the condition of a write held; any other error is passed on.
-fn held<T, E, R>(sent: std::result::Result<T, SdkError<E, R>>) -> Result<bool>
+fn into_condition_result<T, E, R>(sent: std::result::Result<T, SdkError<E, R>>) -> Result<bool>
 where
     E: StdError + ProvideErrorMetadata + 'static,
     R: std::fmt::Debug + 'static,
 {
     match sent {
         Ok(_) => Ok(true),
-        Err(error) => match error.as_service_error().and_then(ProvideErrorMetadata::code) {
+        Err(error) => match error
+            .as_service_error()
+            .and_then(ProvideErrorMetadata::code)
+        {
             Some("ConditionalCheckFailedException") => Ok(false),
             _ => Err(error.into()),
         },
@@ -125,37 +138,41 @@ where
 
 /// Waits between tries of what DynamoDB left undone (unprocessed items, transaction conflicts): 20 ms doubling up to
 /// 320 ms, with full jitter.
-async fn back_off(tried: u32) {
+async fn sleep_with_backoff(tried: u32) {
     let ceiling = Duration::from_millis(20) * 2_u32.pow(tried.min(4));
-    tokio::time::sleep(ceiling.mul_f64(crate::random::unit())).await;
+    tokio::time::sleep(ceiling.mul_f64(crate::random::unit_f64())).await;
 }
 
 /// A stored shape as an item.
 fn to_item(row: &impl Serialize) -> Result<Item> {
-    serde_dynamo::to_item(row).map_err(unwritable)
+    serde_dynamo::to_item(row).map_err(serialize_error)
 }
 
-#[expect(clippy::needless_pass_by_value, reason = "the signature that `map_err` asks for")]
-fn unwritable(error: serde_dynamo::Error) -> Error {
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "the signature that `map_err` asks for"
+)]
+fn serialize_error(error: serde_dynamo::Error) -> Error {
     Error::Internal(format!("a row could not be written: {error}"))
 }
 
 /// An item as a stored shape.
 fn from_item<'a, T: Deserialize<'a>>(item: Item) -> Result<T> {
-    serde_dynamo::from_item(item).map_err(|error| Error::Internal(format!("an item could not be read: {error}")))
+    serde_dynamo::from_item(item)
+        .map_err(|error| Error::Internal(format!("an item could not be read: {error}")))
 }
 
 /// An item that breaks a rule which every writer keeps.
-fn corrupt(what: &str) -> Error {
+fn corrupt_item(what: &str) -> Error {
     Error::Internal(format!("an item holds an invalid {what}"))
 }
 
 /// A number as DynamoDB has it.
-fn number(n: i64) -> AttributeValue {
+fn attr_n(n: i64) -> AttributeValue {
     AttributeValue::N(n.to_string())
 }
 
 /// A text as DynamoDB has it.
-fn text(text: &str) -> AttributeValue {
+fn attr_s(text: &str) -> AttributeValue {
     AttributeValue::S(text.to_owned())
 }

@@ -13,11 +13,11 @@ use tracing_subscriber::{
     prelude::*,
 };
 
-use crate::config::{ConfigError, variable};
+use crate::config::{ConfigError, env_var};
 
 /// How log lines look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Format {
+pub enum LogFormat {
     /// One JSON object a line, for CloudWatch.
     Json,
     /// For a person at a terminal.
@@ -25,8 +25,8 @@ pub enum Format {
 }
 
 /// Runs a function until Lambda ends it. What keeps it from starting is an error in its log like any other.
-pub async fn function<E: fmt::Display>(run: impl AsyncFnOnce() -> Result<(), E>) -> ExitCode {
-    if let Err(error) = init(Format::Json, "info") {
+pub async fn run_lambda<E: fmt::Display>(run: impl AsyncFnOnce() -> Result<(), E>) -> ExitCode {
+    if let Err(error) = init_tracing(LogFormat::Json, "info") {
         // There is no log to write it to.
         let _ = writeln!(std::io::stderr(), "{error}");
         return ExitCode::FAILURE;
@@ -42,7 +42,7 @@ pub async fn function<E: fmt::Display>(run: impl AsyncFnOnce() -> Result<(), E>)
 }
 
 /// An error and what caused it, in a line; some of the SDK's texts are several.
-pub fn in_a_line(error: &dyn std::error::Error) -> String {
+pub fn error_chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {
@@ -59,22 +59,31 @@ pub fn in_a_line(error: &dyn std::error::Error) -> String {
 ///
 /// # Errors
 /// If `RUST_LOG` is malformed.
-pub fn init(format: Format, default: &str) -> Result<(), ConfigError> {
-    let filter = filter(&variable("RUST_LOG")?.unwrap_or_else(|| default.to_owned()))?;
+pub fn init_tracing(format: LogFormat, default: &str) -> Result<(), ConfigError> {
+    let filter = filter(&env_var("RUST_LOG")?.unwrap_or_else(|| default.to_owned()))?;
     // Below this level the libraries print requests and answers as they are, and with them secrets.
-    let bodies = filter_fn(|line| *line.level() <= Level::INFO || line.target().starts_with(env!("CARGO_CRATE_NAME")));
+    let bodies = filter_fn(|line| {
+        *line.level() <= Level::INFO || line.target().starts_with(env!("CARGO_CRATE_NAME"))
+    });
     let registry = tracing_subscriber::registry().with(filter).with(bodies);
     match format {
         // With `timestamp` and `level` at the top, as Lambda's JSON format knows them, and with the request id of the invocation
         // in `span`.
-        Format::Json => {
-            let lines = layer().json().flatten_event(true).with_span_list(false).with_target(false);
+        LogFormat::Json => {
+            let lines = layer()
+                .json()
+                .flatten_event(true)
+                .with_span_list(false)
+                .with_target(false);
             registry.with(lines.with_writer(std::io::stderr)).init();
         }
-        Format::Text => {
+        LogFormat::Text => {
             registry
                 .with(
-                    layer().with_ansi(std::io::stderr().is_terminal()).with_target(false).with_writer(std::io::stderr),
+                    layer()
+                        .with_ansi(std::io::stderr().is_terminal())
+                        .with_target(false)
+                        .with_writer(std::io::stderr),
                 )
                 .init();
         }
@@ -84,13 +93,20 @@ pub fn init(format: Format, default: &str) -> Result<(), ConfigError> {
 
 /// What is logged: levels, and targets with levels, separated by commas.
 fn filter(directives: &str) -> Result<Targets, ConfigError> {
-    let directives: Vec<_> = directives.split(',').map(str::trim).filter(|one| !one.is_empty()).collect();
+    let directives: Vec<_> = directives
+        .split(',')
+        .map(str::trim)
+        .filter(|one| !one.is_empty())
+        .collect();
     // Of spans and fields nothing here knows; as the name of a target they would silence everything.
     let is_one = |one: &str| !one.contains('[') && one.parse::<Targets>().is_ok();
     match directives.iter().find(|one| !is_one(one)) {
         Some(other) => {
             let expected = "expected levels, and targets with levels, as in `info,hyper=warn`";
-            Err(ConfigError::new("RUST_LOG", format!("`{other}`: {expected}")))
+            Err(ConfigError::new(
+                "RUST_LOG",
+                format!("`{other}`: {expected}"),
+            ))
         }
         None => Ok(directives.join(",").parse().expect("each was read")),
     }
@@ -113,14 +129,18 @@ mod tests {
             let filter = filter(directives).unwrap();
             let would = [own, others];
             assert_eq!(
-                ["nano_webhooks::x", "hyper"].map(|target| filter.would_enable(target, &Level::INFO)),
+                ["nano_webhooks::x", "hyper"]
+                    .map(|target| filter.would_enable(target, &Level::INFO)),
                 would,
                 "{directives}"
             );
         }
         for directives in ["nano_webhooks=loud", "info,x[y]=debug", "info,[y]"] {
             let refused = filter(directives).unwrap_err().to_string();
-            assert!(refused.contains(directives.rsplit(',').next().unwrap()), "{refused}");
+            assert!(
+                refused.contains(directives.rsplit(',').next().unwrap()),
+                "{refused}"
+            );
         }
     }
 }

@@ -5,16 +5,16 @@ use std::{hint::black_box, sync::Arc, time::Duration};
 use nano_webhooks::dispatch::{lambda_event::Invocation, stream_record::Record};
 use nano_webhooks_core::{
     delivery::{
-        Delivery, Key,
-        attempt::{Attempt, Failure, Outcome, Request},
-        endpoint_health::{Health, Seen},
-        schedule::Schedule,
-        timings::Phases,
+        Delivery, DeliveryKey,
+        attempt::{Attempt, AttemptOutcome, Failure, WebhookRequest},
+        endpoint_health::{EndpointHealth, Observation},
+        schedule::RetrySchedule,
+        timings::PhaseTimings,
     },
     event::EventId,
     signing,
     timestamp::Timestamp,
-    webhook::{Account, EventType, Secret, WebhookId},
+    webhook::{AccountId, EventType, Secret, WebhookId},
 };
 
 /// A batch as Lambda gives it: one record, and six of all kinds.
@@ -33,14 +33,21 @@ fn read(text: &str) -> Vec<Record> {
 }
 
 /// An exchange that ended with this status, or with no answer.
-fn outcome(status: Option<u16>) -> Outcome {
+fn outcome(status: Option<u16>) -> AttemptOutcome {
     let failure = match status {
         Some(200..=299) => None,
         Some(status) => Some(Failure::Status(status)),
         None => Some(Failure::Connect),
     };
     let took = Duration::from_millis(12);
-    Outcome { took, phases: Phases::default(), status_code: status, failure, retry_after: None, excerpt: None }
+    AttemptOutcome {
+        took,
+        phases: PhaseTimings::default(),
+        status_code: status,
+        failure,
+        retry_after: None,
+        excerpt: None,
+    }
 }
 
 /// All of them.
@@ -54,26 +61,67 @@ pub fn cases() -> Vec<Case> {
     let id = EventId::parse("evt_01JFSFB4807P0XDV4PAY2Y4PMB").expect("an id");
     for (name, secrets) in [
         ("sign, one secret", &["my-secret-key"][..]),
-        ("sign, two secrets", &["my-secret-key", "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"]),
+        (
+            "sign, two secrets",
+            &["my-secret-key", "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"],
+        ),
     ] {
-        let secrets = secrets.iter().map(|text| Secret::parse((*text).to_owned()).expect("a secret"));
+        let secrets = secrets
+            .iter()
+            .map(|text| Secret::parse((*text).to_owned()).expect("a secret"));
         let (secrets, id, body): (Vec<_>, _, _) = (secrets.collect(), id.clone(), body.clone());
-        add(name, Box::new(move || drop(black_box(signing::sign(&secrets, &id, NOW, black_box(body.as_bytes()))))));
+        add(
+            name,
+            Box::new(move || {
+                drop(black_box(signing::sign(
+                    &secrets,
+                    &id,
+                    NOW,
+                    black_box(body.as_bytes()),
+                )))
+            }),
+        );
     }
-    add("read a batch of one record", Box::new(|| drop(black_box(read(black_box(COMPLETED))))));
-    add("read a batch of six records", Box::new(|| drop(black_box(read(black_box(MIXED))))));
-    add("recognise an event", Box::new(move || drop(black_box(black_box(&records[0]).event()))));
-    add("write the canonical body", Box::new(move || drop(black_box(black_box(&job).body()))));
+    add(
+        "read a batch of one record",
+        Box::new(|| drop(black_box(read(black_box(COMPLETED))))),
+    );
+    add(
+        "read a batch of six records",
+        Box::new(|| drop(black_box(read(black_box(MIXED))))),
+    );
+    add(
+        "recognise an event",
+        Box::new(move || drop(black_box(black_box(&records[0]).event()))),
+    );
+    add(
+        "write the canonical body",
+        Box::new(move || drop(black_box(black_box(&job).body()))),
+    );
 
-    let key =
-        Key { account: Account::parse("acme").expect("a name"), webhook: WebhookId::new(1).expect("an id"), event: id };
+    let key = DeliveryKey {
+        account: AccountId::parse("acme").expect("a name"),
+        webhook: WebhookId::new(1).expect("an id"),
+        event: id,
+    };
     let task = Some("task_1".to_owned());
-    let delivery = Delivery::new(key, EventType::JobCompleted, task, "https://example.com/".to_owned(), body, NOW);
-    for (name, status) in [("decide, delivered", Some(204)), ("decide, failed", Some(503))] {
-        let (delivery, outcome, schedule) = (delivery.clone(), outcome(status), Schedule::default());
+    let delivery = Delivery::new(
+        key,
+        EventType::JobCompleted,
+        task,
+        "https://example.com/".to_owned(),
+        body,
+        NOW,
+    );
+    for (name, status) in [
+        ("decide, delivered", Some(204)),
+        ("decide, failed", Some(503)),
+    ] {
+        let (delivery, outcome, schedule) =
+            (delivery.clone(), outcome(status), RetrySchedule::default());
         let decide = move || {
             let mut delivery = delivery.clone();
-            let request = Request {
+            let request = WebhookRequest {
                 id: &delivery.key.event,
                 event: delivery.event_type,
                 number: 1,
@@ -88,9 +136,12 @@ pub fn cases() -> Vec<Case> {
         };
         add(name, Box::new(decide));
     }
-    let seen = Seen { failure: outcome(None).failure.map(|failure| failure.kind()), took: Duration::from_millis(500) };
+    let seen = Observation {
+        failure: outcome(None).failure.map(|failure| failure.kind()),
+        took: Duration::from_millis(500),
+    };
     let after = move || {
-        black_box(black_box(Health::default()).after(seen, NOW));
+        black_box(black_box(EndpointHealth::default()).after(seen, NOW));
     };
     add("learn from a failure", Box::new(after));
     cases

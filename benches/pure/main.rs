@@ -17,7 +17,10 @@ fn main() {
     if let [_, role, name, times] = &arguments[..]
         && role == "--run"
     {
-        let (_, mut case) = cases::cases().into_iter().find(|(known, _)| known == name).expect("a case");
+        let (_, mut case) = cases::cases()
+            .into_iter()
+            .find(|(known, _)| known == name)
+            .expect("a case");
         for _ in 0..times.parse::<u64>().expect("a number") {
             case();
         }
@@ -46,9 +49,23 @@ fn count() {
 /// How many instructions a process takes that runs a case so often; `None` without valgrind.
 fn instructions(name: &str, times: u64) -> Option<u64> {
     let mut command = Command::new("valgrind");
-    command.args(["--tool=callgrind", "--callgrind-out-file=/dev/null"]).arg(env::current_exe().ok()?);
-    let said = command.args(["--run", name, &times.to_string()]).output().ok()?;
+    command
+        .args(["--tool=callgrind", "--callgrind-out-file=/dev/null"])
+        .arg(env::current_exe().ok()?);
+    let said = command
+        .args(["--run", name, &times.to_string()])
+        .output()
+        .ok()?;
     let said = String::from_utf8_lossy(&said.stderr).into_owned();
-    let collected = said.lines().find_map(|line| line.split_once("Collected : "));
-    Some(collected.expect("callgrind says what it collected").1.trim().parse().expect("a number"))
+    let collected = said
+        .lines()
+        .find_map(|line| line.split_once("Collected : "));
+    Some(
+        collected
+            .expect("callgrind says what it collected")
+            .1
+            .trim()
+            .parse()
+            .expect("a number"),
+    )
 }

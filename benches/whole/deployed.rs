@@ -5,7 +5,7 @@ use std::time::Duration;
 use hyper::body::Bytes;
 use nano_webhooks::clock::Clock;
 use nano_webhooks::random;
-use nano_webhooks_core::{api_key::ApiKey, webhook::Account};
+use nano_webhooks_core::{api_key::ApiKey, webhook::AccountId};
 use serde_json::{Value, json};
 
 use super::{
@@ -41,7 +41,12 @@ async fn work(
     let took = begun.elapsed();
     assert_eq!(receiver.count(), expected, "each once");
     let grown = |before: Duration, after: Duration| after.checked_sub(before).expect("it grows");
-    Cost { deliveries, function: grown(cpu, function.process.cpu()), engine: grown(engine_cpu, engine.cpu()), took }
+    Cost {
+        deliveries,
+        function: grown(cpu, function.process.cpu()),
+        engine: grown(engine_cpu, engine.cpu()),
+        took,
+    }
 }
 
 /// What a delivery costs the dispatcher, and how many it makes: on a real engine, and on tables that take every write at once, which
@@ -53,13 +58,18 @@ pub async fn dispatch(built: &Built) {
     );
     println!("|---|---|---|---|---|---|---|---|---|");
     let receiver = Receiver::start();
-    for (tables, subscribers, count) in
-        [("engine", 1, 300), ("engine", 10, 60), ("stand-in", 1, 300), ("stand-in", 10, 60)]
-    {
+    for (tables, subscribers, count) in [
+        ("engine", 1, 300),
+        ("engine", 10, 60),
+        ("stand-in", 1, 300),
+        ("stand-in", 10, 60),
+    ] {
         let floor = floor::measure(&format!("{}/ok", receiver.url), 30_000);
         let mut platform = Platform::start().await;
         for n in 0..subscribers {
-            platform.subscribe("acme", &format!("{}/ok/{n}", receiver.url)).await;
+            platform
+                .subscribe("acme", &format!("{}/ok/{n}", receiver.url))
+                .await;
         }
         let mut function = Function::start(&built.dispatch, &platform.environment()).await;
         // The first tries each endpoint.
@@ -75,8 +85,18 @@ pub async fn dispatch(built: &Built) {
             function.invoke(batch).await;
         }
         let batches = platform::batches(1_000, count, 100, &["acme"], 0);
-        let cost = work(&mut function, &platform.engine, &receiver, batches, count * 100 * subscribers).await;
-        let (own, floor_cpu) = (per_thousand(cost.function, cost.deliveries), per_thousand(floor.cpu, 1));
+        let cost = work(
+            &mut function,
+            &platform.engine,
+            &receiver,
+            batches,
+            count * 100 * subscribers,
+        )
+        .await;
+        let (own, floor_cpu) = (
+            per_thousand(cost.function, cost.deliveries),
+            per_thousand(floor.cpu, 1),
+        );
         println!(
             "| {tables} | {subscribers} | {own:.4} | {floor_cpu:.4} | {:.2} | {:.4} | {:.0} | {:.0} | {} |",
             own / floor_cpu,
@@ -107,8 +127,12 @@ fn request(method: &str, path: &str, key: &str) -> Bytes {
 
 async fn key_of(platform: &Platform, account: &str) -> String {
     let key = ApiKey::from_random(&random::bytes());
-    let account = Account::parse(account).expect("a name");
-    platform.store.add_key(&account, &key, Clock::system().now()).await.expect("the key is stored");
+    let account = AccountId::parse(account).expect("a name");
+    platform
+        .store
+        .add_key(&account, &key, Clock::system().now())
+        .await
+        .expect("the key is stored");
     key.expose().to_owned()
 }
 
@@ -118,7 +142,9 @@ pub async fn start(built: &Built) {
     println!("| function | median ms | worst ms |");
     println!("|---|---|---|");
     let (receiver, platform) = (Receiver::start(), Platform::start().await);
-    platform.subscribe("acme", &format!("{}/ok", receiver.url)).await;
+    platform
+        .subscribe("acme", &format!("{}/ok", receiver.url))
+        .await;
     let key = key_of(&platform, "acme").await;
     let listing = request("GET", "/api/v1/webhooks", &key);
     for (name, binary) in [("api", &built.api), ("dispatch", &built.dispatch)] {
@@ -133,7 +159,11 @@ pub async fn start(built: &Built) {
             function.invoke(event).await;
             took.push(begun.elapsed());
         }
-        println!("| {name} | {:.1} | {:.1} |", percentile(&mut took, 50), percentile(&mut took, 100));
+        println!(
+            "| {name} | {:.1} | {:.1} |",
+            percentile(&mut took, 50),
+            percentile(&mut took, 100)
+        );
     }
 }
 
@@ -144,15 +174,23 @@ pub async fn list(built: &Built) {
     println!("|---|---|---|---|---|");
     let platform = Platform::start().await;
     for n in 0..10 {
-        platform.subscribe("acme", &format!("https://example.com/{n}")).await;
+        platform
+            .subscribe("acme", &format!("https://example.com/{n}"))
+            .await;
     }
     let listing = request("GET", "/api/v1/webhooks", &key_of(&platform, "acme").await);
     for others in [0, 100_000] {
         platform.crowd(others).await;
         let mut function = Function::start(&built.api, &platform.environment()).await;
         let answer = function.invoke(listing.clone()).await;
-        let body = serde_json::from_slice::<Value>(&answer).expect("JSON")["body"].as_str().expect("text").to_owned();
-        let listed = serde_json::from_str::<Value>(&body).expect("JSON")["data"].as_array().expect("a list").len();
+        let body = serde_json::from_slice::<Value>(&answer).expect("JSON")["body"]
+            .as_str()
+            .expect("text")
+            .to_owned();
+        let listed = serde_json::from_str::<Value>(&body).expect("JSON")["data"]
+            .as_array()
+            .expect("a list")
+            .len();
         assert_eq!(listed, 10);
         let (cpu, begun, mut took) = (function.process.cpu(), machine::now(), Vec::new());
         for _ in 0..3_000 {
@@ -165,7 +203,10 @@ pub async fn list(built: &Built) {
             float(took.len()) / begun.elapsed().as_secs_f64(),
             percentile(&mut took, 50),
             percentile(&mut took, 99),
-            per_thousand(function.process.cpu().checked_sub(cpu).expect("it grows"), took.len()),
+            per_thousand(
+                function.process.cpu().checked_sub(cpu).expect("it grows"),
+                took.len()
+            ),
         );
     }
 }
@@ -189,17 +230,32 @@ pub async fn growth(built: &Built) {
         let names: Vec<_> = (0..accounts).map(|n| format!("account-{n}")).collect();
         for name in &names {
             for n in 0..webhooks {
-                platform.subscribe(name, &format!("{}/ok/{n}", receiver.url)).await;
+                platform
+                    .subscribe(name, &format!("{}/ok/{n}", receiver.url))
+                    .await;
             }
         }
         let names: Vec<_> = names.iter().map(String::as_str).collect();
         let mut function = Function::start(&built.dispatch, &platform.environment()).await;
         // Each endpoint is tried once.
-        for batch in platform::batches(0, accounts.div_ceil(records).max(2), records, &names, padding) {
+        for batch in platform::batches(
+            0,
+            accounts.div_ceil(records).max(2),
+            records,
+            &names,
+            padding,
+        ) {
             function.invoke(batch).await;
         }
         let events = platform::batches(1_000_000, batches, records, &names, padding);
-        let cost = work(&mut function, &platform.engine, &receiver, events, batches * records * webhooks).await;
+        let cost = work(
+            &mut function,
+            &platform.engine,
+            &receiver,
+            events,
+            batches * records * webhooks,
+        )
+        .await;
         println!(
             "| {accounts} | {webhooks} | {} | {:.4} | {:.4} |",
             platform::body(padding).len(),
@@ -210,8 +266,14 @@ pub async fn growth(built: &Built) {
     println!("\n| deliveries in the log | list the latest 50, p50 ms |");
     println!("|---|---|");
     let platform = Platform::start().await;
-    platform.subscribe("acme", &format!("{}/ok", receiver.url)).await;
-    let listing = request("GET", "/api/v1/webhooks/1/deliveries", &key_of(&platform, "acme").await);
+    platform
+        .subscribe("acme", &format!("{}/ok", receiver.url))
+        .await;
+    let listing = request(
+        "GET",
+        "/api/v1/webhooks/1/deliveries",
+        &key_of(&platform, "acme").await,
+    );
     let mut function = Function::start(&built.dispatch, &platform.environment()).await;
     let mut api = Function::start(&built.api, &platform.environment()).await;
     let mut stored = 0;

@@ -25,33 +25,48 @@ pub fn measure(url: &str, requests: usize) -> Floor {
     let (process, line) = Process::role(&["floor", url, &requests.to_string()]);
     let took = Duration::from_nanos(line.parse().expect("it says how long it took"));
     let requests = u32::try_from(requests).expect("there are not that many");
-    Floor { cpu: process.cpu() / requests, rate: f64::from(requests) / took.as_secs_f64() }
+    Floor {
+        cpu: process.cpu() / requests,
+        rate: f64::from(requests) / took.as_secs_f64(),
+    }
 }
 
 /// The process: says how long it took, and waits to be ended.
 pub async fn run(mut arguments: env::Args) {
     let url = arguments.next().expect("the receiver's URL");
-    let requests: usize = arguments.next().and_then(|text| text.parse().ok()).expect("how many requests");
-    let client = reqwest::Client::builder().no_proxy().build().expect("a client");
+    let requests: usize = arguments
+        .next()
+        .and_then(|text| text.parse().ok())
+        .expect("how many requests");
+    let client = reqwest::Client::builder()
+        .no_proxy()
+        .build()
+        .expect("a client");
     let body = super::platform::body(0);
     let before = machine::now();
     let send = |n: usize| {
         let (client, url, body) = (client.clone(), url.clone(), body.clone());
         async move {
             let timestamp = (machine::unix_millis() / 1000).to_string();
-            let mut mac = Hmac::<Sha256>::new_from_slice(b"my-secret-key").expect("any length will do");
+            let mut mac =
+                Hmac::<Sha256>::new_from_slice(b"my-secret-key").expect("any length will do");
             mac.update(timestamp.as_bytes());
             mac.update(b".");
             mac.update(body.as_bytes());
             let signature = format!("v1={}", hex::encode(mac.finalize().into_bytes()));
             let request = client.post(&url).header("content-type", "application/json");
-            let request = request.header("x-nano-timestamp", timestamp).header("x-nano-signature", signature);
+            let request = request
+                .header("x-nano-timestamp", timestamp)
+                .header("x-nano-signature", signature);
             let request = request.header("webhook-id", n.to_string()).body(body);
             let answer = request.send().await.expect("the receiver answers");
             answer.bytes().await.expect("the receiver answers whole");
         }
     };
-    stream::iter((0..requests).map(send)).buffer_unordered(IN_FLIGHT).collect::<Vec<()>>().await;
+    stream::iter((0..requests).map(send))
+        .buffer_unordered(IN_FLIGHT)
+        .collect::<Vec<()>>()
+        .await;
     println!("{}", before.elapsed().as_nanos());
     std::future::pending::<()>().await;
 }

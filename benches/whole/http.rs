@@ -22,9 +22,17 @@ where
     listener.set_nonblocking(true).expect("it is a socket");
     let url = format!("http://{}", listener.local_addr().expect("it listens"));
     std::thread::spawn(move || {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime starts");
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .expect("a runtime starts");
         runtime.block_on(async {
-            serve(TcpListener::from_std(listener).expect("it is a socket"), state, answer).await;
+            serve(
+                TcpListener::from_std(listener).expect("it is a socket"),
+                state,
+                answer,
+            )
+            .await;
         });
     });
     url
@@ -37,7 +45,9 @@ where
     F: Future<Output = Response<Full<Bytes>>> + Send + 'static,
 {
     loop {
-        let Ok((stream, _)) = listener.accept().await else { continue };
+        let Ok((stream, _)) = listener.accept().await else {
+            continue;
+        };
         let _ = stream.set_nodelay(true);
         let state = state.clone();
         tokio::spawn(async move {
@@ -45,7 +55,9 @@ where
                 let answered = answer(state.clone(), request);
                 async { Ok::<_, Infallible>(answered.await) }
             });
-            let _ = http1::Builder::new().serve_connection(TokioIo::new(stream), answer).await;
+            let _ = http1::Builder::new()
+                .serve_connection(TokioIo::new(stream), answer)
+                .await;
         });
     }
 }

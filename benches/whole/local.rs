@@ -12,13 +12,13 @@ use hyper_util::{
 use nano_webhooks::{
     clock::Clock,
     store::{
-        Store, Tables,
-        secrets::{Vault, Wrapping},
+        Store, TableNames,
+        secrets::{DataKeyCache, KeyProvider},
         webhooks::NewWebhook,
     },
 };
 use nano_webhooks_cli::dynamodb;
-use nano_webhooks_core::webhook::{Account, EndpointUrl, Events};
+use nano_webhooks_core::webhook::{AccountId, EndpointUrl, EventTypes};
 use serde_json::{Value, json};
 use tokio::time::{MissedTickBehavior, interval};
 
@@ -46,12 +46,27 @@ impl Service {
         let begun = machine::now();
         let mut command = Command::new(local_binary());
         command.env_clear().env("RUST_LOG", "warn");
-        command.args(["serve", "--in-memory", "--json", "--listen", "127.0.0.1:0", "--dynamodb-listen", "127.0.0.1:0"]);
+        command.args([
+            "serve",
+            "--in-memory",
+            "--json",
+            "--listen",
+            "127.0.0.1:0",
+            "--dynamodb-listen",
+            "127.0.0.1:0",
+        ]);
         let (process, line) = Process::talking(&mut command);
-        println!("(ready after {:.0} ms)", begun.elapsed().as_secs_f64() * 1000.0);
+        println!(
+            "(ready after {:.0} ms)",
+            begun.elapsed().as_secs_f64() * 1000.0
+        );
         let ready = serde_json::from_str(&line).expect("one line of JSON");
         let http = Client::builder(TokioExecutor::new()).build_http();
-        Self { process: process.into(), ready, http }
+        Self {
+            process: process.into(),
+            ready,
+            http,
+        }
     }
 
     fn told(&self, name: &str) -> &str {
@@ -63,42 +78,89 @@ impl Service {
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
-        let request = request.body(Full::new(Bytes::from(body))).expect("a request");
-        let answer = self.http.request(request).await.expect("the service answers");
+        let request = request
+            .body(Full::new(Bytes::from(body)))
+            .expect("a request");
+        let answer = self
+            .http
+            .request(request)
+            .await
+            .expect("the service answers");
         let status = answer.status();
-        let body = answer.into_body().collect().await.expect("the service answers whole").to_bytes();
-        assert!(status.is_success(), "{status}: {}", String::from_utf8_lossy(&body));
+        let body = answer
+            .into_body()
+            .collect()
+            .await
+            .expect("the service answers whole")
+            .to_bytes();
+        assert!(
+            status.is_success(),
+            "{status}: {}",
+            String::from_utf8_lossy(&body)
+        );
         body
     }
 
     async fn metrics(&self) -> String {
-        let url = format!("{}/metrics", self.told("api")).parse().expect("a URL");
+        let url = format!("{}/metrics", self.told("api"))
+            .parse()
+            .expect("a URL");
         let answer = self.http.get(url).await.expect("the service answers");
-        let text = answer.into_body().collect().await.expect("the service answers whole").to_bytes();
+        let text = answer
+            .into_body()
+            .collect()
+            .await
+            .expect("the service answers whole")
+            .to_bytes();
         String::from_utf8(text.into()).expect("it is text")
     }
 
     /// Registers a signed webhook of the service's own account.
     async fn subscribe(&self, url: &str) {
         let body = json!({"url": url, "events": ["job.completed"], "secret_key": "my-secret-key"});
-        let headers =
-            [("authorization", &*format!("Bearer {}", self.told("api_key"))), ("content-type", "application/json")];
-        self.post(&format!("{}/api/v1/webhooks", self.told("api")), &headers, body.to_string()).await;
+        let headers = [
+            (
+                "authorization",
+                &*format!("Bearer {}", self.told("api_key")),
+            ),
+            ("content-type", "application/json"),
+        ];
+        self.post(
+            &format!("{}/api/v1/webhooks", self.told("api")),
+            &headers,
+            body.to_string(),
+        )
+        .await;
     }
 
     /// Registers an unsigned one of another account.
     async fn subscribe_other(&self, account: &str, url: &str) {
-        let name = |table: &str| self.ready["tables"][table].as_str().expect("it says so").to_owned();
-        let tables = Tables { webhooks: name("webhooks"), deliveries: name("deliveries") };
-        let store = Store::new(dynamodb(self.told("dynamodb")), tables, Vault::new(Wrapping::None));
+        let name = |table: &str| {
+            self.ready["tables"][table]
+                .as_str()
+                .expect("it says so")
+                .to_owned()
+        };
+        let tables = TableNames {
+            webhooks: name("webhooks"),
+            deliveries: name("deliveries"),
+        };
+        let store = Store::new(
+            dynamodb(self.told("dynamodb")),
+            tables,
+            DataKeyCache::new(KeyProvider::None),
+        );
         let new = NewWebhook {
             url: EndpointUrl::parse(url).expect("a URL"),
-            events: Events::parse(["job.completed"]).expect("known events"),
+            events: EventTypes::parse(["job.completed"]).expect("known events"),
             secret: None,
             description: None,
         };
-        let account = Account::parse(account).expect("a name");
-        store.create_webhook(&account, &new, 50, None, Clock::system().now()).await.expect("it is stored");
+        let account = AccountId::parse(account).expect("a name");
+        store
+            .create_webhook(&account, &new, 50, None, Clock::system().now())
+            .await
+            .expect("it is stored");
     }
 
     /// Writes a job that ended, as a worker does: one PutItem.
@@ -114,7 +176,8 @@ impl Service {
         ];
         let table = self.ready["tables"]["jobs"].as_str().expect("it says so");
         let body = json!({"TableName": table, "Item": platform::job(task, account, 0)});
-        self.post(self.told("dynamodb"), &headers, body.to_string()).await;
+        self.post(self.told("dynamodb"), &headers, body.to_string())
+            .await;
     }
 
     /// Writes jobs at a rate, and says when each was begun.
@@ -134,7 +197,9 @@ impl Service {
             let task = format!("{prefix}{n}");
             begun.insert(task.clone(), machine::now());
             let (service, account) = (self.clone(), account.to_owned());
-            posts.push(tokio::spawn(async move { service.put_job(&task, &account).await }));
+            posts.push(tokio::spawn(async move {
+                service.put_job(&task, &account).await
+            }));
         }
         for post in posts {
             post.await.expect("the job is written");
@@ -143,20 +208,31 @@ impl Service {
     }
 
     /// From the first byte of a job's write to the arrival of its event, at twenty jobs a second.
-    async fn latencies(&self, receiver: &Receiver, seconds: u32, prefix: &str, account: &str) -> Vec<Duration> {
+    async fn latencies(
+        &self,
+        receiver: &Receiver,
+        seconds: u32,
+        prefix: &str,
+        account: &str,
+    ) -> Vec<Duration> {
         receiver.take_arrivals();
         let expected = receiver.count() + 20 * seconds as usize;
         let begun = self.put_jobs_at(20, seconds, prefix, account).await;
         assert!(receiver.wait_for(expected).await, "every event comes");
         let arrived = receiver.take_arrivals();
-        begun.iter().map(|(task, begun)| arrived[task].saturating_duration_since(*begun)).collect()
+        begun
+            .iter()
+            .map(|(task, begun)| arrived[task].saturating_duration_since(*begun))
+            .collect()
     }
 }
 
 /// Everything counted: 5,000 jobs, 32 at once, through the DynamoDB endpoint; then the latency at 20 a second.
 pub async fn serve() {
     println!("\nserve: {EVENTS} jobs written {AT_ONCE} at once, the engine in the same process");
-    println!("| subscribers | deliveries/s, writing included | CPU-s per 1,000, all of it | p50 ms at 20/s | p99 ms |");
+    println!(
+        "| subscribers | deliveries/s, writing included | CPU-s per 1,000, all of it | p50 ms at 20/s | p99 ms |"
+    );
     println!("|---|---|---|---|---|");
     for subscribers in [1, 10] {
         let (receiver, service) = (Receiver::start(), Service::start());
@@ -166,14 +242,23 @@ pub async fn serve() {
         for n in 0..20 {
             service.put_job(&format!("warm-{n}"), "demo").await;
         }
-        assert!(receiver.wait_for(20 * subscribers).await, "every event comes");
+        assert!(
+            receiver.wait_for(20 * subscribers).await,
+            "every event comes"
+        );
         let (cpu, begun) = (service.process.cpu(), machine::now());
         let posts = (0..EVENTS).map(|n| {
             let service = service.clone();
             async move { service.put_job(&format!("task-{n}"), "demo").await }
         });
-        stream::iter(posts).buffer_unordered(AT_ONCE).collect::<Vec<()>>().await;
-        assert!(receiver.wait_for((EVENTS + 20) * subscribers).await, "every event comes");
+        stream::iter(posts)
+            .buffer_unordered(AT_ONCE)
+            .collect::<Vec<()>>()
+            .await;
+        assert!(
+            receiver.wait_for((EVENTS + 20) * subscribers).await,
+            "every event comes"
+        );
         let (took, deliveries) = (begun.elapsed(), EVENTS * subscribers);
         let cpu = service.process.cpu().checked_sub(cpu).expect("it grows");
         let (p50, p99) = if subscribers == 1 {
@@ -198,21 +283,45 @@ pub async fn neighbour() {
     println!("|---|---|---|");
     let (receiver, service) = (Receiver::start(), Service::start());
     service.subscribe(&format!("{}/ok", receiver.url)).await;
-    service.subscribe_other("neighbour", &format!("{}/hang", receiver.url)).await;
+    service
+        .subscribe_other("neighbour", &format!("{}/hang", receiver.url))
+        .await;
     service.latencies(&receiver, 2, "lat-warm-", "demo").await;
     let mut alone = service.latencies(&receiver, 15, "lat-alone-", "demo").await;
-    println!("| nobody | {:.1} | {:.1} |", percentile(&mut alone, 50), percentile(&mut alone, 99));
+    println!(
+        "| nobody | {:.1} | {:.1} |",
+        percentile(&mut alone, 50),
+        percentile(&mut alone, 99)
+    );
     let noise = tokio::spawn({
         let service = service.clone();
-        async move { service.put_jobs_at(200, 40, "noise-", "neighbour").await.len() }
+        async move {
+            service
+                .put_jobs_at(200, 40, "noise-", "neighbour")
+                .await
+                .len()
+        }
     });
     // That is when five attempts were given up, each after a second or fifteen.
     let begun = machine::now();
-    while !service.metrics().await.contains("breaker_transitions_total{to=\"open\"} 1") {
-        assert!(begun.elapsed() < Duration::from_secs(25), "the breaker opens while the noise lasts");
+    while !service
+        .metrics()
+        .await
+        .contains("breaker_transitions_total{to=\"open\"} 1")
+    {
+        assert!(
+            begun.elapsed() < Duration::from_secs(25),
+            "the breaker opens while the noise lasts"
+        );
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
-    let mut beside = service.latencies(&receiver, 15, "lat-beside-", "demo").await;
-    println!("| one that hangs | {:.1} | {:.1} |", percentile(&mut beside, 50), percentile(&mut beside, 99));
+    let mut beside = service
+        .latencies(&receiver, 15, "lat-beside-", "demo")
+        .await;
+    println!(
+        "| one that hangs | {:.1} | {:.1} |",
+        percentile(&mut beside, 50),
+        percentile(&mut beside, 99)
+    );
     assert_eq!(noise.await.expect("the jobs are written"), 8_000);
 }

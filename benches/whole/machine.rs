@@ -15,7 +15,9 @@ pub fn now() -> Instant {
 /// Milliseconds since the Unix epoch.
 #[expect(clippy::disallowed_methods, reason = "what is measured is time")]
 pub fn unix_millis() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).expect("it is after 1970");
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .expect("it is after 1970");
     u64::try_from(since.as_millis()).expect("it is before the year 584,556,019")
 }
 
@@ -34,7 +36,10 @@ impl Process {
     /// A process, and the first line that it prints.
     pub fn talking(command: &mut Command) -> (Self, String) {
         use std::io::BufRead;
-        let mut child = command.stdout(Stdio::piped()).spawn().expect("the process starts");
+        let mut child = command
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("the process starts");
         let mut line = String::new();
         std::io::BufReader::new(child.stdout.take().expect("it is piped"))
             .read_line(&mut line)
@@ -54,9 +59,17 @@ impl Process {
 
     /// The most memory that was resident so far, in MiB.
     pub fn peak_memory(&self) -> u64 {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.0.id())).expect("the process runs");
-        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("Linux says so");
-        line.trim().trim_end_matches(" kB").parse::<u64>().expect("it is a number") / 1024
+        let status =
+            fs::read_to_string(format!("/proc/{}/status", self.0.id())).expect("the process runs");
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix("VmHWM:"))
+            .expect("Linux says so");
+        line.trim()
+            .trim_end_matches(" kB")
+            .parse::<u64>()
+            .expect("it is a number")
+            / 1024
     }
 }
 

@@ -30,7 +30,10 @@ use tokio::runtime::Builder;
 /// If it was not built with this profile.
 fn local_binary() -> PathBuf {
     let path = Path::new(env!("CARGO_BIN_EXE_api")).with_file_name("nano-webhooks");
-    assert!(path.exists(), "missing: run `cargo build --profile bench --bin nano-webhooks` first");
+    assert!(
+        path.exists(),
+        "missing: run `cargo build --profile bench --bin nano-webhooks` first"
+    );
     path
 }
 
@@ -47,8 +50,10 @@ fn main() {
     let mut arguments = env::args();
     arguments.next();
     let mut chosen = Vec::new();
-    let mut built =
-        Built { api: env!("CARGO_BIN_EXE_api").to_owned(), dispatch: env!("CARGO_BIN_EXE_dispatch").to_owned() };
+    let mut built = Built {
+        api: env!("CARGO_BIN_EXE_api").to_owned(),
+        dispatch: env!("CARGO_BIN_EXE_dispatch").to_owned(),
+    };
     while let Some(argument) = arguments.next() {
         if argument == "--role" {
             return match arguments.next().as_deref() {
@@ -67,14 +72,21 @@ fn main() {
             chosen.push(argument);
         } else {
             // What cargo itself passes on.
-            assert!(argument == "--bench", "`{argument}`: expected --built <folder> or one of {PARTS:?}");
+            assert!(
+                argument == "--bench",
+                "`{argument}`: expected --built <folder> or one of {PARTS:?}"
+            );
         }
     }
     on(Builder::new_multi_thread(), run(built, chosen));
 }
 
 fn on(mut runtime: Builder, future: impl Future<Output = ()>) {
-    runtime.enable_all().build().expect("a runtime starts").block_on(future);
+    runtime
+        .enable_all()
+        .build()
+        .expect("a runtime starts")
+        .block_on(future);
 }
 
 async fn run(built: Built, chosen: Vec<String>) {

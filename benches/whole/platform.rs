@@ -12,14 +12,14 @@ use nano_webhooks::{
     clock::Clock,
     dispatch::stream_record::Record,
     store::{
-        Store, Tables,
-        secrets::{Vault, Wrapping},
+        Store, TableNames,
+        secrets::{DataKeyCache, KeyProvider},
         tables,
-        webhooks::{Created, NewWebhook},
+        webhooks::{CreateOutcome, NewWebhook},
     },
 };
-use nano_webhooks_cli::{dynamodb, embedded_dynamodb::Engine};
-use nano_webhooks_core::webhook::{Account, EndpointUrl, Events, Secret};
+use nano_webhooks_cli::{dynamodb, embedded_dynamodb::EmbeddedDynamoDb};
+use nano_webhooks_core::webhook::{AccountId, EndpointUrl, EventTypes, Secret};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 
@@ -39,16 +39,19 @@ pub struct Platform {
     /// A client of it.
     pub client: Client,
     /// The tables' names.
-    pub tables: Tables,
+    pub tables: TableNames,
     /// The service's own way to them.
     pub store: Store,
 }
 
 /// The engine's process.
 pub async fn run(_: env::Args) {
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port is free");
+    let listener = TcpListener::bind("127.0.0.1:0")
+        .await
+        .expect("a port is free");
     let address = listener.local_addr().expect("it listens");
-    let _engine = Engine::start(listener, None).unwrap_or_else(|failed| panic!("{failed:?}"));
+    let _engine =
+        EmbeddedDynamoDb::start(listener, None).unwrap_or_else(|failed| panic!("{failed:?}"));
     println!("http://{address}");
     std::future::pending::<()>().await;
 }
@@ -58,10 +61,25 @@ impl Platform {
     pub async fn start() -> Self {
         let (engine, endpoint) = Process::role(&["engine"]);
         let client = dynamodb(&endpoint);
-        let tables = Tables { webhooks: "webhooks".to_owned(), deliveries: "deliveries".to_owned() };
-        tables::create_missing(&client, &tables, "jobs").await.expect("the tables are made");
-        let store = Store::new(client.clone(), tables.clone(), Vault::new(Wrapping::None));
-        Self { engine, endpoint, client, tables, store }
+        let tables = TableNames {
+            webhooks: "webhooks".to_owned(),
+            deliveries: "deliveries".to_owned(),
+        };
+        tables::create_if_missing(&client, &tables, "jobs")
+            .await
+            .expect("the tables are made");
+        let store = Store::new(
+            client.clone(),
+            tables.clone(),
+            DataKeyCache::new(KeyProvider::None),
+        );
+        Self {
+            engine,
+            endpoint,
+            client,
+            tables,
+            store,
+        }
     }
 
     /// From here on the tables are a stand-in: it takes deliveries and forgets them.
@@ -86,13 +104,19 @@ impl Platform {
     pub async fn subscribe(&self, account: &str, url: &str) {
         let new = NewWebhook {
             url: EndpointUrl::parse(url).expect("a URL"),
-            events: Events::parse(["job.completed"]).expect("known events"),
+            events: EventTypes::parse(["job.completed"]).expect("known events"),
             secret: Some(Secret::parse("my-secret-key".to_owned()).expect("a secret")),
             description: None,
         };
-        let account = Account::parse(account).expect("a name");
-        let created = self.store.create_webhook(&account, &new, 1_000, None, Clock::system().now()).await;
-        assert!(matches!(created, Ok(Created::Webhook(_))), "{created:?}");
+        let account = AccountId::parse(account).expect("a name");
+        let created = self
+            .store
+            .create_webhook(&account, &new, 1_000, None, Clock::system().now())
+            .await;
+        assert!(
+            matches!(created, Ok(CreateOutcome::Webhook(_))),
+            "{created:?}"
+        );
     }
 
     /// Stores webhooks of so many other accounts, a hundred each.
@@ -101,11 +125,21 @@ impl Platform {
         for first in (0..webhooks).step_by(25) {
             let copy = |n: usize| {
                 let mut item = model.clone();
-                item.insert("PK".to_owned(), AttributeValue::S(format!("ACCOUNT#crowd-{}", n / 100)));
-                item.insert("SK".to_owned(), AttributeValue::S(format!("WEBHOOK#{:010}", n % 100 + 1)));
+                item.insert(
+                    "PK".to_owned(),
+                    AttributeValue::S(format!("ACCOUNT#crowd-{}", n / 100)),
+                );
+                item.insert(
+                    "SK".to_owned(),
+                    AttributeValue::S(format!("WEBHOOK#{:010}", n % 100 + 1)),
+                );
                 item
             };
-            self.write(&self.tables.webhooks, (first..first + 25).map(copy).collect()).await;
+            self.write(
+                &self.tables.webhooks,
+                (first..first + 25).map(copy).collect(),
+            )
+            .await;
         }
     }
 
@@ -116,32 +150,66 @@ impl Platform {
             let batches = (first..upto.min(first + 1_000)).step_by(25).map(|first| {
                 let copy = |n: usize| {
                     let mut item = model.clone();
-                    item.insert("SK".to_owned(), AttributeValue::S(format!("evt_00000000000000000{n:09}")));
+                    item.insert(
+                        "SK".to_owned(),
+                        AttributeValue::S(format!("evt_00000000000000000{n:09}")),
+                    );
                     item
                 };
-                self.write(&self.tables.deliveries, (first..first + 25).map(copy).collect())
+                self.write(
+                    &self.tables.deliveries,
+                    (first..first + 25).map(copy).collect(),
+                )
             });
             join_all(batches).await;
         }
     }
 
     async fn write(&self, table: &str, items: Vec<Item>) {
-        let put = |item| PutRequest::builder().set_item(Some(item)).build().expect("every part is set");
-        let writes = items.into_iter().map(|item| WriteRequest::builder().put_request(put(item)).build()).collect();
-        self.client.batch_write_item().request_items(table, writes).send().await.expect("the engine takes them");
+        let put = |item| {
+            PutRequest::builder()
+                .set_item(Some(item))
+                .build()
+                .expect("every part is set")
+        };
+        let writes = items
+            .into_iter()
+            .map(|item| WriteRequest::builder().put_request(put(item)).build())
+            .collect();
+        self.client
+            .batch_write_item()
+            .request_items(table, writes)
+            .send()
+            .await
+            .expect("the engine takes them");
     }
 
     /// An item that has an attribute.
     async fn any(&self, table: &str, attribute: &str) -> Item {
-        let all = self.client.scan().table_name(table).limit(1_000).send().await.expect("the engine answers");
-        all.items().iter().find(|item| item.contains_key(attribute)).expect("there is one to copy").clone()
+        let all = self
+            .client
+            .scan()
+            .table_name(table)
+            .limit(1_000)
+            .send()
+            .await
+            .expect("the engine answers");
+        all.items()
+            .iter()
+            .find(|item| item.contains_key(attribute))
+            .expect("there is one to copy")
+            .clone()
     }
 }
 
 /// The body of such a job's event.
 pub fn body(padding: usize) -> String {
     let record = Record::from_json(&record(0, "acme", padding).to_string());
-    record.event().expect("it is a record").expect("it is an event").body()
+    record
+        .event()
+        .expect("it is a record")
+        .expect("it is an event")
+        .body()
 }
 
 /// A record of the stream that tells of such a job. `padding` makes it longer by so many bytes.
@@ -173,10 +241,18 @@ pub fn job(task: &str, account: &str, padding: usize) -> Value {
 }
 
 /// Batches of so many records each, from number `first` on; the accounts take turns.
-pub fn batches(first: usize, batches: usize, records: usize, accounts: &[&str], padding: usize) -> Vec<Bytes> {
+pub fn batches(
+    first: usize,
+    batches: usize,
+    records: usize,
+    accounts: &[&str],
+    padding: usize,
+) -> Vec<Bytes> {
     let batch = |n: usize| {
         let numbers = (n * records..(n + 1) * records).map(|m| first + m);
-        let records: Vec<_> = numbers.map(|m| record(m, accounts[m % accounts.len()], padding)).collect();
+        let records: Vec<_> = numbers
+            .map(|m| record(m, accounts[m % accounts.len()], padding))
+            .collect();
         Bytes::from(json!({ "Records": records }).to_string())
     };
     (0..batches).map(batch).collect()

@@ -29,7 +29,11 @@ pub struct Receiver {
 impl Receiver {
     /// Starts one on a thread of its own.
     pub fn start() -> Self {
-        let mut receiver = Self { url: String::new(), count: Arc::default(), arrivals: Arc::default() };
+        let mut receiver = Self {
+            url: String::new(),
+            count: Arc::default(),
+            arrivals: Arc::default(),
+        };
         receiver.url = http::start(receiver.clone(), Self::answer);
         receiver
     }
@@ -63,13 +67,21 @@ impl Receiver {
         if head.uri.path().starts_with("/hang") {
             std::future::pending::<()>().await;
         }
-        let body = body.collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
+        let body = body
+            .collect()
+            .await
+            .map(http_body_util::Collected::to_bytes)
+            .unwrap_or_default();
         let text = String::from_utf8_lossy(&body[..body.len().min(200)]);
         // Of the floor's requests none is looked for.
-        let task = text.split_once("\"task_id\":\"lat").and_then(|(_, rest)| rest.split_once('"'));
+        let task = text
+            .split_once("\"task_id\":\"lat")
+            .and_then(|(_, rest)| rest.split_once('"'));
         if let Some((task, _)) = task {
             let mut arrivals = self.arrivals.lock().expect("nobody panics with it");
-            arrivals.entry(format!("lat{task}")).or_insert_with(machine::now);
+            arrivals
+                .entry(format!("lat{task}"))
+                .or_insert_with(machine::now);
         }
         self.count.fetch_add(1, Ordering::Relaxed);
         Response::new(Full::new(Bytes::from_static(b"ok")))

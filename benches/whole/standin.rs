@@ -21,21 +21,42 @@ struct Standin {
 /// Starts one before an engine, on a thread of its own, and says where it listens.
 pub fn start(engine: &str) -> String {
     let http = Client::builder(TokioExecutor::new()).build_http();
-    http::start(Standin { engine: engine.to_owned(), http }, answer)
+    http::start(
+        Standin {
+            engine: engine.to_owned(),
+            http,
+        },
+        answer,
+    )
 }
 
 async fn answer(standin: Standin, request: Request<Incoming>) -> Response<Full<Bytes>> {
     let (mut head, body) = request.into_parts();
-    let body = body.collect().await.expect("the function sends all of it").to_bytes();
-    let target = head.headers.get("x-amz-target").and_then(|target| target.to_str().ok()).unwrap_or_default();
+    let body = body
+        .collect()
+        .await
+        .expect("the function sends all of it")
+        .to_bytes();
+    let target = head
+        .headers
+        .get("x-amz-target")
+        .and_then(|target| target.to_str().ok())
+        .unwrap_or_default();
     let made_up = match target.rsplit('.').next() {
         Some("BatchGetItem") => r#"{"Responses":{},"UnprocessedKeys":{}}"#,
         Some("BatchWriteItem") => r#"{"UnprocessedItems":{}}"#,
         _ => {
             head.uri = standin.engine.parse().expect("it is a URL");
-            let answer = standin.http.request(Request::from_parts(head, Full::new(body))).await;
+            let answer = standin
+                .http
+                .request(Request::from_parts(head, Full::new(body)))
+                .await;
             let (head, body) = answer.expect("the engine answers").into_parts();
-            let body = body.collect().await.expect("the engine answers whole").to_bytes();
+            let body = body
+                .collect()
+                .await
+                .expect("the engine answers whole")
+                .to_bytes();
             return Response::from_parts(head, Full::new(body));
         }
     };

@@ -7,23 +7,23 @@ use ipnet::IpNet;
 
 use super::{commands, demo, listen, serve};
 use nano_webhooks::{
-    client::guard::Policy,
-    store::{delivery_log::Status, key_schema, poison::PoisonId},
-    telemetry::{self, Format},
+    client::guard::TargetPolicy,
+    store::{delivery_log::DeliveryStatus, key_schema, poison::PoisonId},
+    telemetry::{self, LogFormat},
 };
 use nano_webhooks_core::{
-    delivery::schedule::Schedule,
+    delivery::schedule::RetrySchedule,
     event::EventId,
-    webhook::{Account, EventType, WebhookId},
+    webhook::{AccountId, EventType, WebhookId},
 };
 
 /// Why a command failed, in a line for the person who gave it.
 #[derive(Debug)]
-pub struct Failed(pub String);
+pub struct CliError(pub String);
 
-impl<E: std::error::Error> From<E> for Failed {
+impl<E: std::error::Error> From<E> for CliError {
     fn from(error: E) -> Self {
-        Self(telemetry::in_a_line(&error))
+        Self(telemetry::error_chain(&error))
     }
 }
 
@@ -89,14 +89,14 @@ pub struct ServeArgs {
     #[arg(long, env = "DYNAMODB_ENDPOINT", value_name = "URL", value_parser = endpoint)]
     pub dynamodb_endpoint: Option<String>,
     /// Which targets may be called: any or public
-    #[arg(long, env = "TARGETS", default_value_t = Policy::Any)]
-    pub targets: Policy,
+    #[arg(long, env = "TARGETS", default_value_t = TargetPolicy::Any)]
+    pub targets: TargetPolicy,
     /// A range that may be called beside the public ones; may be repeated
     #[arg(long = "allow-cidr", env = "ALLOW_CIDRS", value_delimiter = ',')]
     pub allow_cidrs: Vec<IpNet>,
     /// The waits between attempts, separated by commas
-    #[arg(long, env = "RETRY_SCHEDULE", default_value_t = Schedule::default())]
-    pub retry_schedule: Schedule,
+    #[arg(long, env = "RETRY_SCHEDULE", default_value_t = RetrySchedule::default())]
+    pub retry_schedule: RetrySchedule,
     /// Trust the certificates of this PEM file too
     #[arg(long, env = "EXTRA_CA_FILE", value_name = "FILE")]
     pub ca_file: Option<PathBuf>,
@@ -267,14 +267,14 @@ pub enum DeliveriesCommand {
     /// Lists an account's deliveries, the newest first
     List {
         /// Whose deliveries
-        #[arg(long, value_parser = Account::parse)]
-        account: Account,
+        #[arg(long, value_parser = AccountId::parse)]
+        account: AccountId,
         /// Those to this webhook alone, which may be a deleted one; without it to all that the account has
         #[arg(long, value_name = "NUMBER", value_parser = webhook)]
         webhook: Option<WebhookId>,
         /// Those with this status alone: pending, delivered, failed or cancelled
         #[arg(long, value_parser = status)]
-        status: Option<Status>,
+        status: Option<DeliveryStatus>,
         /// Those of this type alone: job.completed, job.failed or webhook.disabled
         #[arg(long, value_name = "TYPE", value_parser = event_type)]
         event: Option<EventType>,
@@ -315,8 +315,8 @@ pub enum DeliveriesCommand {
 #[derive(Args, Clone)]
 pub struct DeliveryArgs {
     /// Whose delivery it is
-    #[arg(long, value_parser = Account::parse)]
-    pub account: Account,
+    #[arg(long, value_parser = AccountId::parse)]
+    pub account: AccountId,
     /// The webhook
     #[arg(long, value_name = "NUMBER", value_parser = webhook)]
     pub webhook: WebhookId,
@@ -329,8 +329,8 @@ pub struct DeliveryArgs {
 #[derive(Args, Clone)]
 pub struct StatsArgs {
     /// Of this account's webhooks, one by one
-    #[arg(long, value_parser = Account::parse)]
-    pub account: Option<Account>,
+    #[arg(long, value_parser = AccountId::parse)]
+    pub account: Option<AccountId>,
     /// Print JSON; of an account's webhooks one object a line
     #[arg(long)]
     pub json: bool,
@@ -343,23 +343,29 @@ pub struct StatsArgs {
 const MAX_LISTED: usize = 1_000;
 
 fn limit(text: &str) -> Result<usize, &'static str> {
-    text.parse().ok().filter(|limit| (1..=MAX_LISTED).contains(limit)).ok_or("expected a whole number from 1 to 1000")
+    text.parse()
+        .ok()
+        .filter(|limit| (1..=MAX_LISTED).contains(limit))
+        .ok_or("expected a whole number from 1 to 1000")
 }
 
 fn day(text: &str) -> Result<String, &'static str> {
-    key_schema::parse_day(text).ok_or("expected a day such as 2024-12-23")
+    key_schema::parse_utc_day(text).ok_or("expected a day such as 2024-12-23")
 }
 
 fn poison_id(text: &str) -> Result<PoisonId, &'static str> {
-    PoisonId::parse(text).ok_or("expected a day and a number as `poison list` shows them, such as 2024-12-23/100")
+    PoisonId::parse(text)
+        .ok_or("expected a day and a number as `poison list` shows them, such as 2024-12-23/100")
 }
 
 fn webhook(text: &str) -> Result<WebhookId, &'static str> {
     WebhookId::parse(text).ok_or("expected the number of a webhook, such as 1")
 }
 
-fn status(text: &str) -> Result<Status, &'static str> {
-    let known = Status::ALL.into_iter().find(|status| status.name() == text);
+fn status(text: &str) -> Result<DeliveryStatus, &'static str> {
+    let known = DeliveryStatus::ALL
+        .into_iter()
+        .find(|status| status.name() == text);
     known.ok_or("expected pending, delivered, failed or cancelled")
 }
 
@@ -368,25 +374,32 @@ fn event_type(text: &str) -> Result<EventType, &'static str> {
 }
 
 fn event_id(text: &str) -> Result<EventId, &'static str> {
-    EventId::parse(text).ok_or("expected an event's id as `deliveries list` shows it: evt_ and 26 characters")
+    EventId::parse(text)
+        .ok_or("expected an event's id as `deliveries list` shows it: evt_ and 26 characters")
 }
 
 fn endpoint(text: &str) -> Result<String, &'static str> {
-    let url = url::Url::parse(text).ok().filter(|url| url.scheme() == "http" && url.has_host());
-    url.map(|_| text.to_owned()).ok_or("expected a URL such as http://127.0.0.1:8000")
+    let url = url::Url::parse(text)
+        .ok()
+        .filter(|url| url.scheme() == "http" && url.has_host());
+    url.map(|_| text.to_owned())
+        .ok_or("expected a URL such as http://127.0.0.1:8000")
 }
 
 fn seconds(text: &str) -> Result<f64, &'static str> {
-    text.parse().ok().filter(|seconds| (0.0..=3600.0).contains(seconds)).ok_or("expected 0 to 3600 seconds")
+    text.parse()
+        .ok()
+        .filter(|seconds| (0.0..=3600.0).contains(seconds))
+        .ok_or("expected 0 to 3600 seconds")
 }
 
 /// Puts in `serve` where no command is given.
-fn with_command(args: impl Iterator<Item = OsString>) -> Vec<OsString> {
+fn default_to_serve(args: impl Iterator<Item = OsString>) -> Vec<OsString> {
     let mut args: Vec<_> = args.collect();
     let asks = ["--help", "-h", "--version", "-V"];
-    let given = args
-        .get(1)
-        .is_some_and(|first| asks.iter().any(|ask| first == ask) || !first.as_encoded_bytes().starts_with(b"-"));
+    let given = args.get(1).is_some_and(|first| {
+        asks.iter().any(|ask| first == ask) || !first.as_encoded_bytes().starts_with(b"-")
+    });
     if !given {
         args.insert(args.len().min(1), "serve".into());
     }
@@ -397,39 +410,54 @@ fn with_command(args: impl Iterator<Item = OsString>) -> Vec<OsString> {
 ///
 /// # Errors
 /// In a line for the person who gave the command.
-pub async fn run() -> Result<(), Failed> {
-    let Cli { command } = Cli::parse_from(with_command(std::env::args_os()));
+pub async fn run() -> Result<(), CliError> {
+    let Cli { command } = Cli::parse_from(default_to_serve(std::env::args_os()));
     let quiet = !matches!(command, Command::Serve(_));
     // The engine warns of each request that it refuses, which a condition that does not hold is enough for.
-    telemetry::init(Format::Text, if quiet { "error" } else { "info,dynoxide=error" })?;
+    telemetry::init_tracing(
+        LogFormat::Text,
+        if quiet {
+            "error"
+        } else {
+            "info,dynoxide=error"
+        },
+    )?;
     match command {
         Command::Serve(args) => serve::run(args).await,
         Command::Demo => demo::run().await,
         Command::Listen(args) => listen::run(args).await,
         Command::Keys(command) => commands::keys::run(command).await,
-        Command::Secrets(SecretsCommand::Reseal { new_key, data_dir, tables }) => {
-            commands::secrets::reseal(new_key, &data_dir, &tables).await
-        }
+        Command::Secrets(SecretsCommand::Reseal {
+            new_key,
+            data_dir,
+            tables,
+        }) => commands::secrets::reseal(new_key, &data_dir, &tables).await,
         Command::Poison(command) => commands::poison::run(command).await,
         Command::Deliveries(command) => commands::deliveries::run(command).await,
         Command::Stats(args) => commands::stats::run(args).await,
         Command::Job(JobCommand::Complete(args)) => {
-            commands::jobs::run(args, nano_webhooks_core::event::Outcome::Completed).await
+            commands::jobs::run(args, nano_webhooks_core::event::JobOutcome::Completed).await
         }
         Command::Job(JobCommand::Fail(args)) => {
-            commands::jobs::run(args, nano_webhooks_core::event::Outcome::Failed).await
+            commands::jobs::run(args, nano_webhooks_core::event::JobOutcome::Failed).await
         }
     }
 }
 
 /// A text that others wrote, for a terminal: what would steer it is escaped.
-pub fn printable(text: &str) -> String {
+pub fn escape_for_terminal(text: &str) -> String {
     // Beside control characters those that hide, or turn the direction of what follows.
     let steers = |c: char| {
         c.is_control()
             || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}')
     };
-    let escaped = |c: char| if steers(c) { c.escape_default().to_string() } else { c.to_string() };
+    let escaped = |c: char| {
+        if steers(c) {
+            c.escape_default().to_string()
+        } else {
+            c.to_string()
+        }
+    };
     text.chars().map(escaped).collect()
 }
 
@@ -439,6 +467,9 @@ mod tests {
 
     #[test]
     fn what_would_steer_a_terminal_is_escaped() {
-        assert_eq!(printable("\u{1b}[2Jé\n\u{9b}\u{202e}"), r"\u{1b}[2Jé\n\u{9b}\u{202e}");
+        assert_eq!(
+            escape_for_terminal("\u{1b}[2Jé\n\u{9b}\u{202e}"),
+            r"\u{1b}[2Jé\n\u{9b}\u{202e}"
+        );
     }
 }

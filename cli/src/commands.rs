@@ -11,62 +11,74 @@ pub(super) mod stats;
 use aws_sdk_dynamodb::Client;
 
 use super::{
-    args::{Failed, TablesArgs, printable},
+    args::{CliError, TablesArgs, escape_for_terminal},
     dynamodb,
-    serve::out_of_reach,
+    serve::explain_store_error,
 };
 use nano_webhooks::{
     aws,
-    config::{Config, Defaults, variable},
+    config::{Config, ConfigDefaults, env_var},
     store::{
-        self, Store, Tables,
-        secrets::{Vault, Wrapping},
+        self, Store, TableNames,
+        secrets::{DataKeyCache, KeyProvider},
     },
 };
-use nano_webhooks_core::{timestamp::Timestamp, webhook::Account};
+use nano_webhooks_core::{timestamp::Timestamp, webhook::AccountId};
 
-fn explain(error: &store::Error, tables: &TablesArgs) -> Failed {
+fn explain(error: &store::Error, tables: &TablesArgs) -> CliError {
     match error {
-        store::Error::Unavailable(cause) if tables.aws => {
-            Failed(format!("DynamoDB does not answer, or throttles: are AWS credentials and a region set? ({cause})"))
-        }
+        store::Error::Unavailable(cause) if tables.aws => CliError(format!(
+            "DynamoDB does not answer, or throttles: are AWS credentials and a region set? ({cause})"
+        )),
         store::Error::Internal(_) => {
-            let place = if tables.aws { "the account of your AWS credentials" } else { &tables.dynamodb_endpoint };
-            let Failed(refused) = out_of_reach(error, place);
-            let named = settings().map(|settings| settings.tables).map(|Tables { webhooks, deliveries }| {
+            let place = if tables.aws {
+                "the account of your AWS credentials"
+            } else {
+                &tables.dynamodb_endpoint
+            };
+            let CliError(refused) = explain_store_error(error, place);
+            let named = load_config().map(|settings| settings.tables).map(|TableNames { webhooks, deliveries }| {
                 format!("; its tables are `{webhooks}` and `{deliveries}` (WEBHOOKS_TABLE, DELIVERIES_TABLE)")
             });
-            Failed(refused + &named.unwrap_or_default())
+            CliError(refused + &named.unwrap_or_default())
         }
-        _ => out_of_reach(error, &tables.dynamodb_endpoint),
+        _ => explain_store_error(error, &tables.dynamodb_endpoint),
     }
 }
 
-fn parse_account(name: &str) -> Result<Account, Failed> {
-    Account::parse(name).map_err(|error| Failed(format!("--account: {error}")))
+fn parse_account(name: &str) -> Result<AccountId, CliError> {
+    AccountId::parse(name).map_err(|error| CliError(format!("--account: {error}")))
 }
 
-async fn client(args: &TablesArgs) -> Client {
-    if args.aws { Client::new(&aws::config().await) } else { dynamodb(&args.dynamodb_endpoint) }
+async fn dynamodb_client(args: &TablesArgs) -> Client {
+    if args.aws {
+        Client::new(&aws::load_sdk_config().await)
+    } else {
+        dynamodb(&args.dynamodb_endpoint)
+    }
 }
 
-fn settings() -> Result<Config, Failed> {
-    Ok(Config::read(variable, Defaults::LOCAL)?)
+fn load_config() -> Result<Config, CliError> {
+    Ok(Config::read(env_var, ConfigDefaults::LOCAL)?)
 }
 
 /// The tables, for commands that have nothing to do with secrets.
-async fn open(args: &TablesArgs) -> Result<Store, Failed> {
-    Ok(Store::new(client(args).await, settings()?.tables, Vault::new(Wrapping::None)))
+async fn open_store(args: &TablesArgs) -> Result<Store, CliError> {
+    Ok(Store::new(
+        dynamodb_client(args).await,
+        load_config()?.tables,
+        DataKeyCache::new(KeyProvider::None),
+    ))
 }
 
 /// The platform's jobs table; with `--aws` only one that is named, for there is none to assume.
-fn jobs_table(args: &TablesArgs) -> Result<Option<String>, Failed> {
-    let local = || (!args.aws).then(|| Defaults::LOCAL_JOBS_TABLE.to_owned());
-    Ok(variable("JOBS_TABLE")?.or_else(local))
+fn jobs_table(args: &TablesArgs) -> Result<Option<String>, CliError> {
+    let local = || (!args.aws).then(|| ConfigDefaults::LOCAL_JOBS_TABLE.to_owned());
+    Ok(env_var("JOBS_TABLE")?.or_else(local))
 }
 
 /// A time, and how far from now that is.
-fn time(at: Timestamp, now: Timestamp) -> String {
+fn format_relative(at: Timestamp, now: Timestamp) -> String {
     let (ahead, behind) = (at.since(now), now.since(at));
     let seconds = ahead.max(behind).as_secs();
     let far = match seconds {
@@ -76,11 +88,15 @@ fn time(at: Timestamp, now: Timestamp) -> String {
         3_600..172_800 => format!("{} h", seconds / 3_600),
         _ => format!("{} days", seconds / 86_400),
     };
-    if ahead > behind { format!("{} (in {far})", at.rfc3339()) } else { format!("{} ({far} ago)", at.rfc3339()) }
+    if ahead > behind {
+        format!("{} (in {far})", at.rfc3339())
+    } else {
+        format!("{} ({far} ago)", at.rfc3339())
+    }
 }
 
 /// `1 record`, `2 records`.
-fn counted(n: usize, one: &str, many: &str) -> String {
+fn pluralize(n: usize, one: &str, many: &str) -> String {
     format!("{n} {}", if n == 1 { one } else { many })
 }
 
@@ -99,7 +115,10 @@ mod tests {
             (-7_199, "2024-12-23T08:00:01Z (1 h ago)"),
             (172_800, "2024-12-25T10:00:00Z (in 2 days)"),
         ] {
-            assert_eq!(time(Timestamp::from_millis(now.millis() + seconds * 1000), now), shown);
+            assert_eq!(
+                format_relative(Timestamp::from_millis(now.millis() + seconds * 1000), now),
+                shown
+            );
         }
     }
 }

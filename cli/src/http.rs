@@ -6,7 +6,7 @@ use http_body_util::{BodyExt, Full};
 use hyper_util::{client::legacy::Client, rt::TokioExecutor};
 use serde_json::Value;
 
-use super::args::Failed;
+use super::args::CliError;
 use nano_webhooks_core::api_key::ApiKey;
 
 /// Sends a request with a JSON body and gives the answer's text.
@@ -15,14 +15,17 @@ pub(super) async fn send(
     url: &str,
     key: &ApiKey,
     body: &Value,
-) -> Result<(StatusCode, String), Failed> {
+) -> Result<(StatusCode, String), CliError> {
     let request = Request::builder()
         .method(method)
         .uri(url)
         .header("authorization", format!("Bearer {}", key.expose()))
         .header("content-type", "application/json")
         .body(Full::new(Bytes::from(body.to_string())))?;
-    let response = Client::builder(TokioExecutor::new()).build_http().request(request).await?;
+    let response = Client::builder(TokioExecutor::new())
+        .build_http()
+        .request(request)
+        .await?;
     let status = response.status();
     let bytes = response.into_body().collect().await?.to_bytes();
     Ok((status, String::from_utf8_lossy(&bytes).into_owned()))

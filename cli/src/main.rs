@@ -2,14 +2,14 @@
 
 use std::process::ExitCode;
 
-use nano_webhooks_cli::args::{self, Failed};
+use nano_webhooks_cli::args::{self, CliError};
 
 #[tokio::main]
 async fn main() -> ExitCode {
     match args::run().await {
         Ok(()) => ExitCode::SUCCESS,
-        Err(Failed(reason)) => {
-            eprintln!("nano-webhooks: {}", args::printable(&reason));
+        Err(CliError(reason)) => {
+            eprintln!("nano-webhooks: {}", args::escape_for_terminal(&reason));
             ExitCode::FAILURE
         }
     }

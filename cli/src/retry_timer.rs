@@ -15,22 +15,26 @@ use super::stream_poller::stopped;
 use nano_webhooks::{
     clock::Deadline,
     dispatch::Dispatcher,
-    queue::{Message, Timer},
+    queue::{RetryMessage, ScheduledRetry},
 };
-use nano_webhooks_core::delivery::Key;
+use nano_webhooks_core::delivery::DeliveryKey;
 
 /// How many timers wait to be taken up.
-pub const CHANNEL: usize = 10_000;
+pub const CHANNEL_CAPACITY: usize = 10_000;
 /// How many timers run; those beyond are left to the sweep.
-const WAITING: usize = 200_000;
+const MAX_TIMERS: usize = 200_000;
 /// How many of them are worked on at the same time; how many attempts that may be, the gates say.
 const CONCURRENT_RETRIES: usize = 4_096;
 /// The time between two sweeps, as in the template.
-const SWEEP: Duration = Duration::from_mins(1);
+const SWEEP_INTERVAL: Duration = Duration::from_mins(1);
 
 /// Makes attempts when their timers say so, until `stop` turns true; attempts that were begun are ended.
-pub async fn run(dispatcher: Dispatcher, mut timers: mpsc::Receiver<Timer>, stop: watch::Receiver<bool>) {
-    let mut waiting: DelayQueue<Message> = DelayQueue::new();
+pub async fn run(
+    dispatcher: Dispatcher,
+    mut timers: mpsc::Receiver<ScheduledRetry>,
+    stop: watch::Receiver<bool>,
+) {
+    let mut waiting: DelayQueue<RetryMessage> = DelayQueue::new();
     let mut retries = JoinSet::new();
     // On its own: it may take long, and what it finds comes through the same channel.
     let sweeper = tokio::spawn(sweep(dispatcher.clone()));
@@ -38,7 +42,7 @@ pub async fn run(dispatcher: Dispatcher, mut timers: mpsc::Receiver<Timer>, stop
         tokio::select! {
             () = stopped(stop.clone()) => break,
             Some(timer) = timers.recv() => {
-                if waiting.len() < WAITING {
+                if waiting.len() < MAX_TIMERS {
                     waiting.insert(timer.message, timer.due.since(dispatcher.clock.now()));
                 }
             }
@@ -47,7 +51,7 @@ pub async fn run(dispatcher: Dispatcher, mut timers: mpsc::Receiver<Timer>, stop
                 retries.spawn(async move {
                     let message = due.into_inner();
                     if let Err(error) = dispatcher.retry(&message).await {
-                        let Key { account, webhook, event } = &message.key;
+                        let DeliveryKey { account, webhook, event } = &message.key;
                         tracing::error!(account = account.as_str(), %webhook, %event, %error, "a retry failed; the sweep will find the delivery");
                     }
                 });
@@ -64,11 +68,11 @@ async fn sweep(dispatcher: Dispatcher) {
     if let Err(error) = dispatcher.take_over().await {
         tracing::error!(%error, "what was in flight before the start was not taken over; the sweep will find it");
     }
-    let mut sweeps = interval(SWEEP);
+    let mut sweeps = interval(SWEEP_INTERVAL);
     sweeps.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         sweeps.tick().await;
-        if let Err(error) = dispatcher.sweep(Deadline::after(SWEEP)).await {
+        if let Err(error) = dispatcher.sweep(Deadline::after(SWEEP_INTERVAL)).await {
             tracing::error!(%error, "the sweep failed; the next one does the same");
         }
     }

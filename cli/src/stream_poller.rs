@@ -18,7 +18,7 @@ use tokio::{
     time::{interval, sleep},
 };
 
-use super::{args::Failed, embedded_dynamodb::Engine};
+use super::{args::CliError, embedded_dynamodb::EmbeddedDynamoDb};
 use nano_webhooks::{
     clock::{Clock, Deadline},
     dispatch::{Dispatcher, stream_record::Record},
@@ -29,25 +29,25 @@ const BATCH_SIZE: i32 = 100;
 /// How long the dispatcher may take for a batch: as the template sets the function's timeout, less its reserve.
 const BATCH_TIME: Duration = Duration::from_secs(25);
 /// How often the embedded engine is looked at for changes.
-const LOOK: Duration = Duration::from_millis(2);
+const BUSY_POLL: Duration = Duration::from_millis(2);
 /// After so many looks without a change, a second or so, it is looked at more rarely.
-const BUSY_LOOKS: u32 = 500;
+const POLLS_BEFORE_IDLE: u32 = 500;
 /// How often then.
-const IDLE_LOOK: Duration = Duration::from_millis(10);
+const IDLE_POLL: Duration = Duration::from_millis(10);
 /// How often another engine is asked for records; DynamoDB allows five reads a second for each shard.
-const ASK: Duration = Duration::from_millis(250);
+const REMOTE_POLL: Duration = Duration::from_millis(250);
 /// How often new shards are looked for.
 const LOOK_FOR_SHARDS: Duration = Duration::from_secs(10);
 /// How long to wait after a failure.
-const AFTER_FAILURE: Duration = Duration::from_secs(1);
+const ERROR_BACKOFF: Duration = Duration::from_secs(1);
 /// How often old data is removed from the embedded engine.
 const HOUSEKEEPING: Duration = Duration::from_hours(1);
 /// The position that marks a shard as read to its end.
-const CLOSED: &str = "closed";
+const SHARD_END: &str = "closed";
 
 /// Reads a table's stream.
 #[derive(Clone)]
-pub(super) struct Pump {
+pub(super) struct StreamPoller {
     /// What takes the batches.
     pub dispatcher: Dispatcher,
     /// The engine's tables, for the stream's ARN and the positions.
@@ -55,17 +55,27 @@ pub(super) struct Pump {
     /// The engine's streams.
     pub streams: aws_sdk_dynamodbstreams::Client,
     /// The embedded engine, if it is the one that is read.
-    pub engine: Option<Arc<Engine>>,
+    pub engine: Option<Arc<EmbeddedDynamoDb>>,
     /// The time.
     pub clock: Clock,
 }
 
-impl Pump {
+impl StreamPoller {
     /// Reads the stream of `jobs` until `stop` turns true; a batch that was begun is ended.
-    pub(super) async fn run(self, jobs: String, stop: watch::Receiver<bool>) -> Result<(), Failed> {
-        let table = self.dynamodb.describe_table().table_name(&jobs).send().await?.table;
+    pub(super) async fn run(
+        self,
+        jobs: String,
+        stop: watch::Receiver<bool>,
+    ) -> Result<(), CliError> {
+        let table = self
+            .dynamodb
+            .describe_table()
+            .table_name(&jobs)
+            .send()
+            .await?
+            .table;
         let arn = table.and_then(|table| table.latest_stream_arn);
-        let arn = arn.ok_or_else(|| Failed(format!("table {jobs} has no stream")))?;
+        let arn = arn.ok_or_else(|| CliError(format!("table {jobs} has no stream")))?;
         let mut readers = JoinSet::new();
         let mut begun = HashSet::new();
         let mut look_for_shards = interval(LOOK_FOR_SHARDS);
@@ -79,11 +89,18 @@ impl Pump {
                 Ok(shards) => {
                     for (shard, position) in shards {
                         if begun.insert(shard.clone()) {
-                            readers.spawn(self.clone().read(arn.clone(), shard, position, stop.clone()));
+                            readers.spawn(self.clone().read(
+                                arn.clone(),
+                                shard,
+                                position,
+                                stop.clone(),
+                            ));
                         }
                     }
                 }
-                Err(Failed(error)) => tracing::warn!(error, "the stream's shards were not listed"),
+                Err(CliError(error)) => {
+                    tracing::warn!(error, "the stream's shards were not listed")
+                }
             }
         }
         while readers.join_next().await.is_some() {}
@@ -91,16 +108,20 @@ impl Pump {
     }
 
     /// The shards that are not read to their end and whose parents are, with the position that each was read to.
-    async fn open_shards(&self, arn: &str) -> Result<Vec<(String, Option<String>)>, Failed> {
+    async fn open_shards(&self, arn: &str) -> Result<Vec<(String, Option<String>)>, CliError> {
         let mut shards: Vec<Shard> = Vec::new();
         let mut after = None;
         loop {
-            let request = self.streams.describe_stream().stream_arn(arn).set_exclusive_start_shard_id(after);
+            let request = self
+                .streams
+                .describe_stream()
+                .stream_arn(arn)
+                .set_exclusive_start_shard_id(after);
             let stream = request
                 .send()
                 .await?
                 .stream_description
-                .ok_or_else(|| Failed("the stream is not described".to_owned()))?;
+                .ok_or_else(|| CliError("the stream is not described".to_owned()))?;
             shards.extend(stream.shards.unwrap_or_default());
             after = stream.last_evaluated_shard_id;
             if after.is_none() {
@@ -109,37 +130,54 @@ impl Pump {
         }
         let mut positions = HashMap::new();
         for shard in shards.iter().filter_map(Shard::shard_id) {
-            positions.insert(shard.to_owned(), self.dispatcher.store.stream_position(arn, shard).await?);
+            positions.insert(
+                shard.to_owned(),
+                self.dispatcher.store.stream_position(arn, shard).await?,
+            );
         }
-        let closed = |shard: &str| positions.get(shard).is_some_and(|position| position.as_deref() == Some(CLOSED));
+        let closed = |shard: &str| {
+            positions
+                .get(shard)
+                .is_some_and(|position| position.as_deref() == Some(SHARD_END))
+        };
         Ok(shards
             .iter()
             .filter_map(|shard| shard.shard_id().map(|id| (id, shard.parent_shard_id())))
             .filter(|(id, parent)| {
                 // A parent that is no longer listed was trimmed.
-                !closed(id) && parent.is_none_or(|parent| closed(parent) || !positions.contains_key(parent))
+                !closed(id)
+                    && parent.is_none_or(|parent| closed(parent) || !positions.contains_key(parent))
             })
             .map(|(id, _)| (id.to_owned(), positions[id].clone()))
             .collect())
     }
 
     /// Reads a shard to its end, or until `stop`.
-    async fn read(self, arn: String, shard: String, mut position: Option<String>, stop: watch::Receiver<bool>) {
+    async fn read(
+        self,
+        arn: String,
+        shard: String,
+        mut position: Option<String>,
+        stop: watch::Receiver<bool>,
+    ) {
         let mut iterator = None;
         let mut housekeeping = interval(HOUSEKEEPING);
         while !*stop.borrow() {
             let seen = self.engine.as_ref().map(|engine| engine.version());
-            let batch = match self.batch(&arn, &shard, position.as_deref(), iterator.take()).await {
+            let batch = match self
+                .batch(&arn, &shard, position.as_deref(), iterator.take())
+                .await
+            {
                 Ok(batch) => batch,
-                Err(Failed(error)) => {
+                Err(CliError(error)) => {
                     tracing::warn!(error, shard, "the stream was not read");
-                    sleep(AFTER_FAILURE).await;
+                    sleep(ERROR_BACKOFF).await;
                     continue;
                 }
             };
             if batch.records.is_empty() {
                 let Some(next) = batch.next else {
-                    self.keep_position(&arn, &shard, CLOSED).await;
+                    self.keep_position(&arn, &shard, SHARD_END).await;
                     return;
                 };
                 iterator = Some(next);
@@ -155,21 +193,33 @@ impl Pump {
                 }
                 continue;
             }
-            let records: Vec<_> =
-                batch.records.iter().map(|record| Record::Parsed(lambda_record(record, &arn))).collect();
-            let response = self.dispatcher.stream(&records, Deadline::after(BATCH_TIME)).await;
+            let records: Vec<_> = batch
+                .records
+                .iter()
+                .map(|record| Record::Parsed(lambda_record(record, &arn)))
+                .collect();
+            let response = self
+                .dispatcher
+                .stream(&records, Deadline::after(BATCH_TIME))
+                .await;
             // Everything before the first failure is done; one without a number could be any.
-            let failed = response.batch_item_failures.first().map(|failure| failure.item_identifier.as_deref());
+            let failed = response
+                .batch_item_failures
+                .first()
+                .map(|failure| failure.item_identifier.as_deref());
             let done = records.iter().map(Record::sequence_number);
-            let done =
-                done.take_while(|number| failed.is_none_or(|failed| failed.is_some() && *number != failed)).last();
+            let done = done
+                .take_while(|number| {
+                    failed.is_none_or(|failed| failed.is_some() && *number != failed)
+                })
+                .last();
             if let Some(done) = done.flatten() {
                 position = Some(done.to_owned());
                 self.keep_position(&arn, &shard, done).await;
             }
             if failed.is_some() {
                 // From the first record that failed, as Lambda does.
-                sleep(AFTER_FAILURE).await;
+                sleep(ERROR_BACKOFF).await;
             } else {
                 iterator = batch.next;
             }
@@ -183,33 +233,67 @@ impl Pump {
         shard: &str,
         position: Option<&str>,
         iterator: Option<String>,
-    ) -> Result<Batch, Failed> {
+    ) -> Result<Batch, CliError> {
         let iterator = match iterator {
             Some(iterator) => iterator,
             None => match self.iterator(arn, shard, position).await? {
                 Some(iterator) => iterator,
-                None => return Ok(Batch { records: Vec::new(), next: None }),
+                None => {
+                    return Ok(Batch {
+                        records: Vec::new(),
+                        next: None,
+                    });
+                }
             },
         };
-        match self.streams.get_records().shard_iterator(iterator).limit(BATCH_SIZE).send().await {
-            Ok(answer) => Ok(Batch { records: answer.records.unwrap_or_default(), next: answer.next_shard_iterator }),
+        match self
+            .streams
+            .get_records()
+            .shard_iterator(iterator)
+            .limit(BATCH_SIZE)
+            .send()
+            .await
+        {
+            Ok(answer) => Ok(Batch {
+                records: answer.records.unwrap_or_default(),
+                next: answer.next_shard_iterator,
+            }),
             Err(error) => match error.as_service_error() {
                 // An iterator lives for 15 minutes; the next call makes a new one.
-                Some(GetRecordsError::ExpiredIteratorException(_)) => Err(Failed("the iterator expired".to_owned())),
+                Some(GetRecordsError::ExpiredIteratorException(_)) => {
+                    Err(CliError("the iterator expired".to_owned()))
+                }
                 _ => Err(error.into()),
             },
         }
     }
 
-    async fn iterator(&self, arn: &str, shard: &str, position: Option<&str>) -> Result<Option<String>, Failed> {
-        let request = self.streams.get_shard_iterator().stream_arn(arn).shard_id(shard);
-        let oldest = request.clone().shard_iterator_type(ShardIteratorType::TrimHorizon);
-        let Some(position) = position else { return Ok(oldest.send().await?.shard_iterator) };
-        let after = request.shard_iterator_type(ShardIteratorType::AfterSequenceNumber).sequence_number(position);
+    async fn iterator(
+        &self,
+        arn: &str,
+        shard: &str,
+        position: Option<&str>,
+    ) -> Result<Option<String>, CliError> {
+        let request = self
+            .streams
+            .get_shard_iterator()
+            .stream_arn(arn)
+            .shard_id(shard);
+        let oldest = request
+            .clone()
+            .shard_iterator_type(ShardIteratorType::TrimHorizon);
+        let Some(position) = position else {
+            return Ok(oldest.send().await?.shard_iterator);
+        };
+        let after = request
+            .shard_iterator_type(ShardIteratorType::AfterSequenceNumber)
+            .sequence_number(position);
         match after.send().await {
             Ok(answer) => Ok(answer.shard_iterator),
             Err(error) => match error.as_service_error() {
-                Some(GetShardIteratorError::TrimmedDataAccessException(_)) => Ok(oldest.send().await?.shard_iterator),
+                Some(GetShardIteratorError::TrimmedDataAccessException(_)) => {
+                    Ok(oldest.send().await?.shard_iterator)
+                }
                 _ => Err(error.into()),
             },
         }
@@ -217,17 +301,29 @@ impl Pump {
 
     /// Returns when there may be something new to read since the engine was at version `seen`.
     async fn change(&self, seen: Option<i64>) {
-        let Some(engine) = &self.engine else { return sleep(ASK).await };
+        let Some(engine) = &self.engine else {
+            return sleep(REMOTE_POLL).await;
+        };
         let mut looks = 0;
         while Some(engine.version()) == seen {
             looks += 1;
-            sleep(if looks < BUSY_LOOKS { LOOK } else { IDLE_LOOK }).await;
+            sleep(if looks < POLLS_BEFORE_IDLE {
+                BUSY_POLL
+            } else {
+                IDLE_POLL
+            })
+            .await;
         }
     }
 
     /// A position that is lost makes records be read again, and what was recorded is not sent again.
     async fn keep_position(&self, arn: &str, shard: &str, position: &str) {
-        if let Err(error) = self.dispatcher.store.keep_stream_position(arn, shard, position).await {
+        if let Err(error) = self
+            .dispatcher
+            .store
+            .keep_stream_position(arn, shard, position)
+            .await
+        {
             tracing::warn!(%error, "the stream's position was not kept");
         }
     }
@@ -249,11 +345,20 @@ fn lambda_record(record: &SdkRecord, arn: &str) -> EventRecord {
     let created_at = change.and_then(|change| change.approximate_creation_date_time());
     let created_at = created_at.and_then(|at| std::time::SystemTime::try_from(*at).ok());
     let mut lambda = EventRecord::default();
-    record.event_id().unwrap_or_default().clone_into(&mut lambda.event_id);
-    lambda.event_name = record.event_name().map(|name| name.as_str().to_owned()).unwrap_or_default();
+    record
+        .event_id()
+        .unwrap_or_default()
+        .clone_into(&mut lambda.event_id);
+    lambda.event_name = record
+        .event_name()
+        .map(|name| name.as_str().to_owned())
+        .unwrap_or_default();
     lambda.event_source = record.event_source().map(str::to_owned);
     lambda.event_source_arn = Some(arn.to_owned());
-    record.aws_region().unwrap_or_default().clone_into(&mut lambda.aws_region);
+    record
+        .aws_region()
+        .unwrap_or_default()
+        .clone_into(&mut lambda.aws_region);
     let mut stream = StreamRecord::default();
     if let Some(created_at) = created_at {
         stream.approximate_creation_date_time = created_at.into();
@@ -261,12 +366,16 @@ fn lambda_record(record: &SdkRecord, arn: &str) -> EventRecord {
     stream.keys = image(change.and_then(|change| change.keys()));
     stream.new_image = image(change.and_then(|change| change.new_image()));
     stream.old_image = image(change.and_then(|change| change.old_image()));
-    stream.sequence_number = change.and_then(|change| change.sequence_number()).map(str::to_owned);
+    stream.sequence_number = change
+        .and_then(|change| change.sequence_number())
+        .map(str::to_owned);
     stream.stream_view_type = Some(StreamViewType::NewAndOldImages);
     lambda.change = stream;
     lambda
 }
 
-fn image(image: Option<&HashMap<String, aws_sdk_dynamodbstreams::types::AttributeValue>>) -> serde_dynamo::Item {
+fn image(
+    image: Option<&HashMap<String, aws_sdk_dynamodbstreams::types::AttributeValue>>,
+) -> serde_dynamo::Item {
     image.cloned().unwrap_or_default().into()
 }

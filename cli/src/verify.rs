@@ -12,7 +12,7 @@ const TOLERANCE: u64 = 5 * 60;
 
 /// Whether a signature holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Verdict {
+pub(super) enum SignatureStatus {
     /// It does.
     Holds,
     /// It does not.
@@ -64,25 +64,42 @@ impl fmt::Display for Reason {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Verdicts {
     /// `X-Nano-Signature`.
-    pub nano: Verdict,
+    pub nano: SignatureStatus,
     /// `webhook-signature`.
-    pub standard: Verdict,
+    pub standard: SignatureStatus,
     /// How many seconds the timestamp lies behind now, if that is more than five minutes; less than nothing: ahead. `None` if
     /// it is recent.
     pub stale_by: Option<i64>,
 }
 
 /// Checks the signatures of a request that was received at `now`.
-pub(super) fn verify(headers: &HeaderMap, body: &[u8], secret: Option<&Secret>, now: Timestamp) -> Verdicts {
+pub(super) fn verify(
+    headers: &HeaderMap,
+    body: &[u8],
+    secret: Option<&Secret>,
+    now: Timestamp,
+) -> Verdicts {
     let text = |name| headers.get(name).and_then(|value| value.to_str().ok());
     let seconds = |name| text(name).and_then(|seconds| seconds.parse::<i64>().ok());
     let timestamp = seconds("x-nano-timestamp");
     let age = now.seconds().saturating_sub(timestamp.unwrap_or_default());
-    let stale_by = timestamp.is_some_and(|_| age.unsigned_abs() > TOLERANCE).then_some(age);
+    let stale_by = timestamp
+        .is_some_and(|_| age.unsigned_abs() > TOLERANCE)
+        .then_some(age);
     let (nano, standard) = (text("x-nano-signature"), text("webhook-signature"));
     let Some(secret) = secret else {
-        let verdict = |given: Option<&str>| if given.is_some() { Verdict::Unchecked } else { Verdict::Missing };
-        return Verdicts { nano: verdict(nano), standard: verdict(standard), stale_by };
+        let verdict = |given: Option<&str>| {
+            if given.is_some() {
+                SignatureStatus::Unchecked
+            } else {
+                SignatureStatus::Missing
+            }
+        };
+        return Verdicts {
+            nano: verdict(nano),
+            standard: verdict(standard),
+            stale_by,
+        };
     };
     // The id is not part of what the product's own signature signs.
     let any = EventId::earliest(now);
@@ -91,30 +108,55 @@ pub(super) fn verify(headers: &HeaderMap, body: &[u8], secret: Option<&Secret>, 
         let at = Timestamp::from_millis(seconds.saturating_mul(1000));
         signing::sign(std::slice::from_ref(secret), id, at, body).expect("there is a secret")
     };
-    let nano_holds = |body: &[u8]| Some(equal(nano?, &sign(timestamp?, &any, body).nano));
+    let nano_holds =
+        |body: &[u8]| Some(constant_time_eq(nano?, &sign(timestamp?, &any, body).nano));
     let standard_holds = |body: &[u8]| {
         let expected = sign(seconds("webhook-timestamp")?, id.as_ref()?, body).standard;
-        Some(standard?.split(' ').any(|one| equal(one, &expected)))
+        Some(
+            standard?
+                .split(' ')
+                .any(|one| constant_time_eq(one, &expected)),
+        )
     };
     let (nano_now, standard_now) = (nano_holds(body), standard_holds(body));
-    let compact = compact(body);
-    let verdict =
-        |given: Option<&str>, is_formed: bool, holds: Option<bool>, reformatted: Option<bool>, other: Reason| {
-            Verdict::Wrong(match (given, holds) {
-                (None, _) => return Verdict::Missing,
-                (_, Some(true)) => return Verdict::Holds,
-                _ if !is_formed => Reason::Malformed,
-                (_, None) => Reason::Incomplete,
-                _ if reformatted == Some(true) => Reason::Reformatted,
-                _ if compact != body || serde_json::from_slice::<IgnoredAny>(body).is_err() => Reason::Changed,
-                _ => other,
-            })
-        };
-    let is_nano = nano.and_then(|given| given.strip_prefix("v1=")).is_some_and(|hex| hex.len() == 64);
-    let is_standard = standard.is_some_and(|given| given.split(' ').any(|one| one.starts_with("v1,")));
-    let other = |holds: Option<bool>, why: Reason| if holds == Some(true) { why } else { Reason::OtherSecret };
+    let compact = minify_json(body);
+    let verdict = |given: Option<&str>,
+                   is_formed: bool,
+                   holds: Option<bool>,
+                   reformatted: Option<bool>,
+                   other: Reason| {
+        SignatureStatus::Wrong(match (given, holds) {
+            (None, _) => return SignatureStatus::Missing,
+            (_, Some(true)) => return SignatureStatus::Holds,
+            _ if !is_formed => Reason::Malformed,
+            (_, None) => Reason::Incomplete,
+            _ if reformatted == Some(true) => Reason::Reformatted,
+            _ if compact != body || serde_json::from_slice::<IgnoredAny>(body).is_err() => {
+                Reason::Changed
+            }
+            _ => other,
+        })
+    };
+    let is_nano = nano
+        .and_then(|given| given.strip_prefix("v1="))
+        .is_some_and(|hex| hex.len() == 64);
+    let is_standard =
+        standard.is_some_and(|given| given.split(' ').any(|one| one.starts_with("v1,")));
+    let other = |holds: Option<bool>, why: Reason| {
+        if holds == Some(true) {
+            why
+        } else {
+            Reason::OtherSecret
+        }
+    };
     Verdicts {
-        nano: verdict(nano, is_nano, nano_now, nano_holds(&compact), other(standard_now, Reason::Older)),
+        nano: verdict(
+            nano,
+            is_nano,
+            nano_now,
+            nano_holds(&compact),
+            other(standard_now, Reason::Older),
+        ),
         standard: verdict(
             standard,
             is_standard,
@@ -127,7 +169,7 @@ pub(super) fn verify(headers: &HeaderMap, body: &[u8], secret: Option<&Secret>, 
 }
 
 /// JSON without the white space between its tokens.
-fn compact(json: &[u8]) -> Vec<u8> {
+fn minify_json(json: &[u8]) -> Vec<u8> {
     let (mut out, mut in_string, mut escaped) = (Vec::with_capacity(json.len()), false, false);
     for &byte in json {
         if in_string || !byte.is_ascii_whitespace() {
@@ -144,7 +186,7 @@ fn compact(json: &[u8]) -> Vec<u8> {
 }
 
 /// Compares in constant time.
-fn equal(given: &str, expected: &str) -> bool {
+fn constant_time_eq(given: &str, expected: &str) -> bool {
     subtle::ConstantTimeEq::ct_eq(given.as_bytes(), expected.as_bytes()).into()
 }
 
@@ -181,12 +223,27 @@ mod tests {
     fn both_signatures_hold_as_they_were_sent_and_without_a_secret_nobody_can_tell() {
         let headers = sent(&["my-secret-key"]);
         let key = secret("my-secret-key");
-        let holds = Verdicts { nano: Verdict::Holds, standard: Verdict::Holds, stale_by: None };
+        let holds = Verdicts {
+            nano: SignatureStatus::Holds,
+            standard: SignatureStatus::Holds,
+            stale_by: None,
+        };
         assert_eq!(verify(&headers, BODY.as_bytes(), Some(&key), NOW), holds);
-        let unchecked = Verdicts { nano: Verdict::Unchecked, standard: Verdict::Unchecked, stale_by: None };
+        let unchecked = Verdicts {
+            nano: SignatureStatus::Unchecked,
+            standard: SignatureStatus::Unchecked,
+            stale_by: None,
+        };
         assert_eq!(verify(&headers, BODY.as_bytes(), None, NOW), unchecked);
-        let missing = Verdicts { nano: Verdict::Missing, standard: Verdict::Missing, stale_by: None };
-        assert_eq!(verify(&HeaderMap::new(), BODY.as_bytes(), Some(&key), NOW), missing);
+        let missing = Verdicts {
+            nano: SignatureStatus::Missing,
+            standard: SignatureStatus::Missing,
+            stale_by: None,
+        };
+        assert_eq!(
+            verify(&HeaderMap::new(), BODY.as_bytes(), Some(&key), NOW),
+            missing
+        );
     }
 
     #[test]
@@ -205,22 +262,36 @@ mod tests {
         let reasons = |headers: &HeaderMap, body: &str| {
             let verdicts = verify(headers, body.as_bytes(), Some(&key), NOW);
             [verdicts.nano, verdicts.standard].map(|verdict| match verdict {
-                Verdict::Wrong(reason) => Some(reason),
-                Verdict::Holds => None,
+                SignatureStatus::Wrong(reason) => Some(reason),
+                SignatureStatus::Holds => None,
                 other => panic!("{other:?}"),
             })
         };
         let all = |reason| [Some(reason); 2];
         let own = sent(&["my-secret-key"]);
-        assert_eq!(reasons(&sent(&["another-secret"]), BODY), all(Reason::OtherSecret));
-        assert_eq!(reasons(&sent(&["the-new-secret", "my-secret-key"]), BODY), [Some(Reason::Older), None]);
+        assert_eq!(
+            reasons(&sent(&["another-secret"]), BODY),
+            all(Reason::OtherSecret)
+        );
+        assert_eq!(
+            reasons(&sent(&["the-new-secret", "my-secret-key"]), BODY),
+            [Some(Reason::Older), None]
+        );
         for pretty in [format!("{BODY}\n"), BODY.replace(":{", ": {\r\n  ")] {
             assert_eq!(reasons(&own, &pretty), all(Reason::Reformatted), "{pretty}");
         }
-        for changed in [BODY.replace("a ", "b ").replace(":{", ": {"), BODY.replace('}', ""), String::new()] {
+        for changed in [
+            BODY.replace("a ", "b ").replace(":{", ": {"),
+            BODY.replace('}', ""),
+            String::new(),
+        ] {
             assert_eq!(reasons(&own, &changed), all(Reason::Changed), "{changed}");
         }
-        assert_eq!(reasons(&own, &BODY.replace("a ", "b ")), all(Reason::OtherSecret), "who can tell");
+        assert_eq!(
+            reasons(&own, &BODY.replace("a ", "b ")),
+            all(Reason::OtherSecret),
+            "who can tell"
+        );
 
         let with = |name: &'static str, value: Option<&str>| {
             let mut headers = own.clone();
@@ -231,10 +302,25 @@ mod tests {
             headers
         };
         let other_id = EventId::latest(NOW);
-        assert_eq!(reasons(&with("webhook-id", Some(other_id.as_str())), BODY), [None, Some(Reason::HeaderChanged)]);
-        assert_eq!(reasons(&with("webhook-id", None), BODY), [None, Some(Reason::Incomplete)]);
-        assert_eq!(reasons(&with("x-nano-timestamp", Some("now")), BODY), [Some(Reason::Incomplete), None]);
-        assert_eq!(reasons(&with("x-nano-signature", Some("v1=zz")), BODY), [Some(Reason::Malformed), None]);
-        assert_eq!(reasons(&with("webhook-signature", Some("v2,zz")), BODY), [None, Some(Reason::Malformed)]);
+        assert_eq!(
+            reasons(&with("webhook-id", Some(other_id.as_str())), BODY),
+            [None, Some(Reason::HeaderChanged)]
+        );
+        assert_eq!(
+            reasons(&with("webhook-id", None), BODY),
+            [None, Some(Reason::Incomplete)]
+        );
+        assert_eq!(
+            reasons(&with("x-nano-timestamp", Some("now")), BODY),
+            [Some(Reason::Incomplete), None]
+        );
+        assert_eq!(
+            reasons(&with("x-nano-signature", Some("v1=zz")), BODY),
+            [Some(Reason::Malformed), None]
+        );
+        assert_eq!(
+            reasons(&with("webhook-signature", Some("v2,zz")), BODY),
+            [None, Some(Reason::Malformed)]
+        );
     }
 }

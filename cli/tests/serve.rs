@@ -18,7 +18,7 @@ use http_body_util::{BodyExt, Full};
 use hyper_util::{client::legacy::Client, rt::TokioExecutor};
 use nano_webhooks::random;
 use nano_webhooks_cli::dynamodb;
-use receiver::{PATIENCE, Receiver};
+use receiver::{Receiver, TEST_TIMEOUT};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
@@ -38,25 +38,41 @@ impl Serve {
     fn with(args: &[&str], change: impl FnOnce(&mut Command)) -> Self {
         let mut command = Command::new(BINARY);
         command
-            .args(["serve", "--json", "--listen", "127.0.0.1:0", "--dynamodb-listen", "127.0.0.1:0"])
+            .args([
+                "serve",
+                "--json",
+                "--listen",
+                "127.0.0.1:0",
+                "--dynamodb-listen",
+                "127.0.0.1:0",
+            ])
             .args(args)
             .stdout(Stdio::piped())
             .stderr(Stdio::null());
         if let Some(endpoint) = other_engine() {
             // Tables of its own, the same after a restart on the same data directory.
-            let home = args.iter().position(|arg| *arg == "--data-dir").map(|at| args[at + 1]);
-            let own = home.map_or_else(random::request_id, |home| hex::encode(&Sha256::digest(home)[..16]));
+            let home = args
+                .iter()
+                .position(|arg| *arg == "--data-dir")
+                .map(|at| args[at + 1]);
+            let own = home.map_or_else(random::request_id, |home| {
+                hex::encode(&Sha256::digest(home)[..16])
+            });
             command.args(["--dynamodb-endpoint", &endpoint]);
-            for (table, name) in
-                [("JOBS_TABLE", "jobs"), ("WEBHOOKS_TABLE", "webhooks"), ("DELIVERIES_TABLE", "deliveries")]
-            {
+            for (table, name) in [
+                ("JOBS_TABLE", "jobs"),
+                ("WEBHOOKS_TABLE", "webhooks"),
+                ("DELIVERIES_TABLE", "deliveries"),
+            ] {
                 command.env(table, format!("{name}-{own}"));
             }
         }
         change(&mut command);
         let mut child = command.spawn().unwrap();
         let mut line = String::new();
-        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        BufReader::new(child.stdout.take().unwrap())
+            .read_line(&mut line)
+            .unwrap();
         let ready = serde_json::from_str(&line).unwrap_or_else(|_| panic!("not ready: {line:?}"));
         Self { child, ready }
     }
@@ -72,31 +88,49 @@ impl Serve {
             .header("content-type", "application/json")
             .body(Full::new(Bytes::from(body.to_string())))
             .unwrap();
-        let answer = Client::builder(TokioExecutor::new()).build_http().request(request).await.unwrap();
+        let answer = Client::builder(TokioExecutor::new())
+            .build_http()
+            .request(request)
+            .await
+            .unwrap();
         serde_json::from_slice(&answer.into_body().collect().await.unwrap().to_bytes()).unwrap()
     }
 
     async fn end_job(&self, task: &str) {
         let text = |text: &str| AttributeValue::S(text.to_owned());
-        let put = dynamodb(self.part("dynamodb")).put_item().table_name(self.ready["tables"]["jobs"].as_str().unwrap());
-        let put = put.item("task_id", text(task)).item("account_id", text("demo")).item("task_type", text("image"));
+        let put = dynamodb(self.part("dynamodb"))
+            .put_item()
+            .table_name(self.ready["tables"]["jobs"].as_str().unwrap());
+        let put = put
+            .item("task_id", text(task))
+            .item("account_id", text("demo"))
+            .item("task_type", text("image"));
         put.item("status", text("completed")).send().await.unwrap();
     }
 
     /// Runs a command on the same tables.
     fn run(&self, args: &[&str]) -> Output {
         let mut command = Command::new(BINARY);
-        for (variable, table) in
-            [("JOBS_TABLE", "jobs"), ("WEBHOOKS_TABLE", "webhooks"), ("DELIVERIES_TABLE", "deliveries")]
-        {
+        for (variable, table) in [
+            ("JOBS_TABLE", "jobs"),
+            ("WEBHOOKS_TABLE", "webhooks"),
+            ("DELIVERIES_TABLE", "deliveries"),
+        ] {
             command.env(variable, self.ready["tables"][table].as_str().unwrap());
         }
-        command.args(args).args(["--dynamodb-endpoint", self.part("dynamodb")]).output().unwrap()
+        command
+            .args(args)
+            .args(["--dynamodb-endpoint", self.part("dynamodb")])
+            .output()
+            .unwrap()
     }
 
     /// Sends SIGTERM and waits for the end.
     fn terminate(mut self) -> bool {
-        let sent = Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status().unwrap();
+        let sent = Command::new("kill")
+            .args(["-TERM", &self.child.id().to_string()])
+            .status()
+            .unwrap();
         assert!(sent.success());
         self.child.wait().unwrap().success()
     }
@@ -128,7 +162,9 @@ async fn a_job_written_with_the_sdk_arrives_as_a_signed_webhook() {
     let received = receiver.wait_for(1).await;
     assert_eq!(received[0].json()["task_id"], "t1");
     let verifier = standardwebhooks::Webhook::from_bytes(b"my-secret-key".to_vec()).unwrap();
-    verifier.verify(received[0].body.as_bytes(), &received[0].headers).unwrap();
+    verifier
+        .verify(received[0].body.as_bytes(), &received[0].headers)
+        .unwrap();
     assert!(serve.terminate());
 }
 
@@ -152,8 +188,10 @@ async fn what_was_written_before_a_kill_is_delivered_after_the_next_start_and_no
     let serve = Serve::start(&["--data-dir", home]);
     serve.end_job("after").await;
     let received = receiver.wait_for(3).await;
-    let mut tasks: Vec<_> =
-        received.iter().map(|request| request.json()["task_id"].as_str().unwrap().to_owned()).collect();
+    let mut tasks: Vec<_> = received
+        .iter()
+        .map(|request| request.json()["task_id"].as_str().unwrap().to_owned())
+        .collect();
     tasks.sort();
     assert_eq!(tasks, ["after", "before", "during"]);
     assert!(serve.terminate());
@@ -164,9 +202,20 @@ fn a_data_directory_belongs_to_one_process() {
     let home = tempfile::tempdir().unwrap();
     let home = home.path().to_str().unwrap();
     let _serve = Serve::start(&["--data-dir", home]);
-    let second = run(&["serve", "--data-dir", home, "--listen", "127.0.0.1:0", "--dynamodb-listen", "127.0.0.1:0"]);
+    let second = run(&[
+        "serve",
+        "--data-dir",
+        home,
+        "--listen",
+        "127.0.0.1:0",
+        "--dynamodb-listen",
+        "127.0.0.1:0",
+    ]);
     assert!(!second.status.success());
-    assert_eq!(text(&second.stderr), format!("nano-webhooks: {home} is in use by another process\n"));
+    assert_eq!(
+        text(&second.stderr),
+        format!("nano-webhooks: {home} is in use by another process\n")
+    );
 }
 
 #[test]
@@ -181,16 +230,38 @@ fn the_demo_shows_two_verified_webhooks_and_exits_with_0() {
 #[test]
 fn proxies_and_other_peoples_settings_in_the_environment_change_nothing() {
     let mut demo = Command::new(BINARY);
-    for proxy in ["HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy", "HTTPS_PROXY"] {
+    for proxy in [
+        "HTTP_PROXY",
+        "http_proxy",
+        "ALL_PROXY",
+        "all_proxy",
+        "HTTPS_PROXY",
+    ] {
         demo.env(proxy, "http://127.0.0.1:9");
     }
-    demo.env("API_KEY", "somebody-elses-key").env("LISTEN", "nonsense");
-    demo.env("AWS_ENDPOINT_URL_DYNAMODB", "http://127.0.0.1:9").env_remove("NO_PROXY").env_remove("no_proxy");
+    demo.env("API_KEY", "somebody-elses-key")
+        .env("LISTEN", "nonsense");
+    demo.env("AWS_ENDPOINT_URL_DYNAMODB", "http://127.0.0.1:9")
+        .env_remove("NO_PROXY")
+        .env_remove("no_proxy");
     let demo = demo.arg("demo").output().unwrap();
-    assert!(demo.status.success(), "{}{}", text(&demo.stdout), text(&demo.stderr));
+    assert!(
+        demo.status.success(),
+        "{}{}",
+        text(&demo.stdout),
+        text(&demo.stderr)
+    );
 
-    let serve = Command::new(BINARY).arg("--in-memory").env("API_KEY", "somebody-elses-key").output().unwrap();
-    assert!(text(&serve.stderr).starts_with("nano-webhooks: --api-key: expected"), "{}", text(&serve.stderr));
+    let serve = Command::new(BINARY)
+        .arg("--in-memory")
+        .env("API_KEY", "somebody-elses-key")
+        .output()
+        .unwrap();
+    assert!(
+        text(&serve.stderr).starts_with("nano-webhooks: --api-key: expected"),
+        "{}",
+        text(&serve.stderr)
+    );
     assert!(!text(&serve.stderr).contains("somebody"));
 }
 
@@ -199,17 +270,30 @@ async fn a_revoked_key_stays_revoked_after_the_next_start() {
     let home = tempfile::tempdir().unwrap();
     let home = home.path().to_str().unwrap();
     let serve = Serve::start(&["--data-dir", home]);
-    assert!(serve.run(&["keys", "revoke", "--account", "demo", serve.part("api_key")]).status.success());
+    assert!(
+        serve
+            .run(&["keys", "revoke", "--account", "demo", serve.part("api_key")])
+            .status
+            .success()
+    );
     assert!(serve.terminate());
     let serve = Serve::start(&["--data-dir", home]);
-    assert_eq!(serve.register("http://127.0.0.1:9/").await["error"]["code"], "unauthorized");
+    assert_eq!(
+        serve.register("http://127.0.0.1:9/").await["error"]["code"],
+        "unauthorized"
+    );
 }
 
 #[tokio::test]
 async fn a_secret_and_a_key_are_in_no_line_of_the_most_verbose_log() {
-    let (receiver, log) = (Receiver::start().await, tempfile::NamedTempFile::new().unwrap());
+    let (receiver, log) = (
+        Receiver::start().await,
+        tempfile::NamedTempFile::new().unwrap(),
+    );
     let serve = Serve::with(&["--in-memory"], |command| {
-        command.env("RUST_LOG", "trace").stderr(log.reopen().unwrap());
+        command
+            .env("RUST_LOG", "trace")
+            .stderr(log.reopen().unwrap());
     });
     serve.register(&receiver.url("/hook")).await;
     serve.end_job("t1").await;
@@ -226,7 +310,12 @@ async fn a_secret_and_a_key_are_in_no_line_of_the_most_verbose_log() {
 #[tokio::test]
 async fn a_failed_attempt_is_made_again_and_what_was_due_at_a_kill_is_made_after_the_next_start() {
     let (receiver, home) = (Receiver::start().await, tempfile::tempdir().unwrap());
-    let args = ["--data-dir", home.path().to_str().unwrap(), "--retry-schedule", "50ms,2s,50ms"];
+    let args = [
+        "--data-dir",
+        home.path().to_str().unwrap(),
+        "--retry-schedule",
+        "50ms,2s,50ms",
+    ];
     let serve = Serve::start(&args);
     serve.register(&receiver.url("/status/500")).await;
     serve.end_job("t1").await;
@@ -259,15 +348,34 @@ async fn keys_and_jobs_are_made_from_the_command_line_and_listen_verifies_what_a
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
-    let mut lines = BufReader::new(listen.stdout.take().unwrap()).lines().map(Result::unwrap);
+    let mut lines = BufReader::new(listen.stdout.take().unwrap())
+        .lines()
+        .map(Result::unwrap);
     let greeting = lines.next().unwrap();
-    let url = greeting.split_whitespace().find(|word| word.starts_with("http://")).unwrap();
+    let url = greeting
+        .split_whitespace()
+        .find(|word| word.starts_with("http://"))
+        .unwrap();
     serve.register(url).await;
-    let job = serve.run(&["job", "fail", "--task-id", "t9", "--data", r#"{"error":"Refused."}"#]);
+    let job = serve.run(&[
+        "job",
+        "fail",
+        "--task-id",
+        "t9",
+        "--data",
+        r#"{"error":"Refused."}"#,
+    ]);
     assert_eq!(text(&job.stdout), "Job t9 of account demo failed.\n");
-    let shown: Vec<_> = lines.by_ref().take_while(|line| !line.contains("webhook-signature holds")).collect();
+    let shown: Vec<_> = lines
+        .by_ref()
+        .take_while(|line| !line.contains("webhook-signature holds"))
+        .collect();
     let shown = shown.join("\n");
-    assert!(shown.contains(r#""data":{"error":"Refused."}"#) && shown.contains("✓ X-Nano-Signature holds"), "{shown}");
+    assert!(
+        shown.contains(r#""data":{"error":"Refused."}"#)
+            && shown.contains("✓ X-Nano-Signature holds"),
+        "{shown}"
+    );
     listen.kill().unwrap();
     listen.wait().unwrap();
 }
@@ -299,9 +407,17 @@ fn a_wrong_setting_stops_the_start_with_a_line_that_names_it() {
     ] {
         let output = run(args);
         assert!(!output.status.success(), "{args:?}");
-        assert!(text(&output.stderr).contains(named), "{args:?}: {}", text(&output.stderr));
+        assert!(
+            text(&output.stderr).contains(named),
+            "{args:?}: {}",
+            text(&output.stderr)
+        );
     }
-    let malformed = Command::new(BINARY).args(["serve"]).env("WEBHOOKS_PER_ACCOUNT", "many").output().unwrap();
+    let malformed = Command::new(BINARY)
+        .args(["serve"])
+        .env("WEBHOOKS_PER_ACCOUNT", "many")
+        .output()
+        .unwrap();
     assert!(text(&malformed.stderr).starts_with("nano-webhooks: WEBHOOKS_PER_ACCOUNT: "));
 }
 
@@ -312,6 +428,10 @@ async fn a_hanging_endpoint_does_not_hold_up_the_end() {
     serve.register(&receiver.url("/hang")).await;
     serve.end_job("t1").await;
     receiver.wait_for(1).await;
-    let ended = tokio::time::timeout(PATIENCE, tokio::task::spawn_blocking(|| serve.terminate())).await;
+    let ended = tokio::time::timeout(
+        TEST_TIMEOUT,
+        tokio::task::spawn_blocking(|| serve.terminate()),
+    )
+    .await;
     assert!(ended.unwrap().unwrap());
 }

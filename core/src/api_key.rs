@@ -18,7 +18,8 @@ pub struct ApiKeyError;
 
 impl ApiKey {
     const PREFIX: &'static str = "sk-";
-    const ALPHABET: &'static [u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
+    const ALPHABET: &'static [u8; 62] =
+        b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
     const RANDOM: usize = 32;
     const CHECKSUM: usize = 6;
     /// How much of a key may be shown: the prefix and 8 of its 32 random characters.
@@ -27,9 +28,15 @@ impl ApiKey {
     /// Makes a key from random bytes: eight for each character, so that the remainder's bias is below 2^-58.
     pub fn from_random(random: &[u8; 8 * Self::RANDOM]) -> Self {
         let (words, _) = random.as_chunks::<8>();
-        let mut random: String = words.iter().map(|word| Self::base62_digit(u64::from_le_bytes(*word))).collect();
+        let mut random: String = words
+            .iter()
+            .map(|word| Self::base62_digit(u64::from_le_bytes(*word)))
+            .collect();
         let checksum = Self::checksum(&random);
-        let key = Self(Zeroizing::new(format!("{}{random}{checksum}", Self::PREFIX)));
+        let key = Self(Zeroizing::new(format!(
+            "{}{random}{checksum}",
+            Self::PREFIX
+        )));
         random.zeroize();
         key
     }
@@ -40,7 +47,9 @@ impl ApiKey {
     /// If it does not, or `text` has not the form of a key.
     pub fn parse(text: &str) -> Result<Self, ApiKeyError> {
         let rest = text.strip_prefix(Self::PREFIX).ok_or(ApiKeyError)?;
-        if rest.len() != Self::RANDOM + Self::CHECKSUM || !rest.bytes().all(|b| b.is_ascii_alphanumeric()) {
+        if rest.len() != Self::RANDOM + Self::CHECKSUM
+            || !rest.bytes().all(|b| b.is_ascii_alphanumeric())
+        {
             return Err(ApiKeyError);
         }
         let (random, checksum) = rest.split_at(Self::RANDOM);
@@ -94,7 +103,10 @@ mod tests {
 
     #[test]
     fn a_generated_key_is_read_back_and_no_two_are_alike() {
-        let (a, b) = (ApiKey::from_random(&[1; 256]), ApiKey::from_random(&[2; 256]));
+        let (a, b) = (
+            ApiKey::from_random(&[1; 256]),
+            ApiKey::from_random(&[2; 256]),
+        );
         assert_eq!(ApiKey::parse(a.expose()), Ok(a.clone()));
         assert_eq!(a.expose().len(), 3 + 32 + 6);
         assert_ne!(a, b);
@@ -108,9 +120,19 @@ mod tests {
         for place in 0..key.expose().len() {
             let mut typo = key.expose().to_owned().into_bytes();
             typo[place] = if typo[place] == b'x' { b'y' } else { b'x' };
-            assert_eq!(ApiKey::parse(std::str::from_utf8(&typo).unwrap()), Err(ApiKeyError), "{place}");
+            assert_eq!(
+                ApiKey::parse(std::str::from_utf8(&typo).unwrap()),
+                Err(ApiKeyError),
+                "{place}"
+            );
         }
-        for wrong in ["", "sk-", "sk-short", &format!("{}0", key.expose()), &key.expose()[..40]] {
+        for wrong in [
+            "",
+            "sk-",
+            "sk-short",
+            &format!("{}0", key.expose()),
+            &key.expose()[..40],
+        ] {
             assert_eq!(ApiKey::parse(wrong), Err(ApiKeyError), "{wrong}");
         }
     }

@@ -8,7 +8,7 @@ use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 use zeroize::{Zeroize, Zeroizing};
 
-use crate::webhook::{Account, Secret, WebhookId};
+use crate::webhook::{AccountId, Secret, WebhookId};
 
 /// The length of a key, in bytes.
 const LEN: usize = 32;
@@ -16,13 +16,13 @@ const LEN: usize = 32;
 /// What is sealed cannot be opened: another key, another place, or changed since.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("cannot be opened with this key in this place")]
-pub struct OpenError;
+pub struct DecryptError;
 
 /// The bytes of a key. They show nowhere and are wiped from memory when dropped.
 #[derive(Clone)]
-pub struct KeyBytes(Zeroizing<[u8; LEN]>);
+pub struct KeyMaterial(Zeroizing<[u8; LEN]>);
 
-impl KeyBytes {
+impl KeyMaterial {
     /// Makes a key of random bytes.
     pub fn from_random(random: [u8; LEN]) -> Self {
         Self(Zeroizing::new(random))
@@ -30,7 +30,11 @@ impl KeyBytes {
 
     /// Takes the bytes of a key, and wipes what they were taken from; `None` unless there are 32.
     pub fn take(mut bytes: Vec<u8>) -> Option<Self> {
-        let taken = bytes.as_slice().try_into().ok().map(|bytes| Self(Zeroizing::new(bytes)));
+        let taken = bytes
+            .as_slice()
+            .try_into()
+            .ok()
+            .map(|bytes| Self(Zeroizing::new(bytes)));
         bytes.zeroize();
         taken
     }
@@ -38,7 +42,9 @@ impl KeyBytes {
     /// From its hexadecimal form.
     pub fn from_hex(text: &str) -> Option<Self> {
         let mut bytes = Zeroizing::new([0; LEN]);
-        hex::decode_to_slice(text, bytes.as_mut_slice()).ok().map(|()| Self(bytes))
+        hex::decode_to_slice(text, bytes.as_mut_slice())
+            .ok()
+            .map(|()| Self(bytes))
     }
 
     /// Its hexadecimal form, for the one place where it is kept.
@@ -55,12 +61,15 @@ impl KeyBytes {
     ///
     /// # Errors
     /// If it was sealed otherwise.
-    pub fn open_under(other: &Self, sealed: &str, place: &str) -> Result<Self, OpenError> {
-        Self::take(other.aead().open(sealed, place)?).ok_or(OpenError)
+    pub fn open_under(other: &Self, sealed: &str, place: &str) -> Result<Self, DecryptError> {
+        Self::take(other.aead().open(sealed, place)?).ok_or(DecryptError)
     }
 
     fn aead(&self) -> Aead {
-        Aead(RandomizedNonceKey::new(&AES_256_GCM, self.0.as_slice()).expect("AES-256 takes a key of 32 bytes"))
+        Aead(
+            RandomizedNonceKey::new(&AES_256_GCM, self.0.as_slice())
+                .expect("AES-256 takes a key of 32 bytes"),
+        )
     }
 }
 
@@ -74,10 +83,14 @@ pub struct DataKey {
 
 impl DataKey {
     /// The key of this version.
-    pub fn new(version: u32, key: &KeyBytes) -> Self {
+    pub fn new(version: u32, key: &KeyMaterial) -> Self {
         // One key for one purpose: that of the fingerprints is derived (one block of HKDF-Expand, RFC 5869, section 2.3).
         let fingerprints = mac(key.0.as_slice(), b"nano-webhooks fingerprints\x01");
-        Self { version, aead: key.aead(), fingerprints: Zeroizing::new(fingerprints) }
+        Self {
+            version,
+            aead: key.aead(),
+            fingerprints: Zeroizing::new(fingerprints),
+        }
     }
 
     /// Its version.
@@ -86,17 +99,24 @@ impl DataKey {
     }
 
     /// Seals a secret for one webhook of one account: for any other it does not open.
-    pub fn seal(&self, account: &Account, webhook: WebhookId, secret: &Secret) -> String {
-        self.aead.seal(secret.expose().as_bytes(), &place(account, webhook))
+    pub fn seal(&self, account: &AccountId, webhook: WebhookId, secret: &Secret) -> String {
+        self.aead
+            .seal(secret.expose().as_bytes(), &place(account, webhook))
     }
 
     /// Opens what was sealed for this webhook.
     ///
     /// # Errors
     /// If it was sealed for another or with another key.
-    pub fn open(&self, account: &Account, webhook: WebhookId, sealed: &str) -> Result<Secret, OpenError> {
-        let opened = String::from_utf8(self.aead.open(sealed, &place(account, webhook))?).map_err(|_| OpenError)?;
-        Secret::parse(opened).map_err(|_| OpenError)
+    pub fn open(
+        &self,
+        account: &AccountId,
+        webhook: WebhookId,
+        sealed: &str,
+    ) -> Result<Secret, DecryptError> {
+        let opened = String::from_utf8(self.aead.open(sealed, &place(account, webhook))?)
+            .map_err(|_| DecryptError)?;
+        Secret::parse(opened).map_err(|_| DecryptError)
     }
 
     /// A text by which what was hashed is known again, and from which nobody without the key can try out what it was.
@@ -111,14 +131,14 @@ impl fmt::Debug for DataKey {
     }
 }
 
-impl fmt::Debug for KeyBytes {
+impl fmt::Debug for KeyMaterial {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("KeyBytes(…)")
     }
 }
 
 /// What a secret is bound to. An id has no colon, so no two webhooks share a place.
-fn place(account: &Account, webhook: WebhookId) -> String {
+fn place(account: &AccountId, webhook: WebhookId) -> String {
     format!("secret:{webhook}:{account}")
 }
 
@@ -129,17 +149,22 @@ struct Aead(RandomizedNonceKey);
 impl Aead {
     fn seal(&self, open: &[u8], place: &str) -> String {
         let mut text = open.to_vec();
-        let nonce = self.0.seal_in_place_append_tag(Aad::from(place.as_bytes()), &mut text);
+        let nonce = self
+            .0
+            .seal_in_place_append_tag(Aad::from(place.as_bytes()), &mut text);
         let nonce = nonce.expect("a secret is shorter than what AES-GCM takes");
         STANDARD.encode([nonce.as_ref().as_slice(), &text].concat())
     }
 
-    fn open(&self, sealed: &str, place: &str) -> Result<Vec<u8>, OpenError> {
-        let bytes = STANDARD.decode(sealed).map_err(|_| OpenError)?;
-        let (nonce, text) = bytes.split_at_checked(NONCE_LEN).ok_or(OpenError)?;
-        let nonce = Nonce::try_assume_unique_for_key(nonce).map_err(|_| OpenError)?;
+    fn open(&self, sealed: &str, place: &str) -> Result<Vec<u8>, DecryptError> {
+        let bytes = STANDARD.decode(sealed).map_err(|_| DecryptError)?;
+        let (nonce, text) = bytes.split_at_checked(NONCE_LEN).ok_or(DecryptError)?;
+        let nonce = Nonce::try_assume_unique_for_key(nonce).map_err(|_| DecryptError)?;
         let mut text = Zeroizing::new(text.to_vec());
-        let open = self.0.open_in_place(nonce, Aad::from(place.as_bytes()), &mut text).map_err(|_| OpenError)?;
+        let open = self
+            .0
+            .open_in_place(nonce, Aad::from(place.as_bytes()), &mut text)
+            .map_err(|_| DecryptError)?;
         Ok(open.to_vec())
     }
 }
@@ -158,8 +183,8 @@ mod tests {
         Secret::parse("open sesame".to_owned()).unwrap()
     }
 
-    fn account(name: &str) -> Account {
-        Account::parse(name).unwrap()
+    fn account(name: &str) -> AccountId {
+        AccountId::parse(name).unwrap()
     }
 
     fn webhook(number: u64) -> WebhookId {
@@ -168,63 +193,111 @@ mod tests {
 
     #[test]
     fn a_secret_opens_for_its_own_webhook_alone_and_with_its_own_key_alone() {
-        let bytes = KeyBytes::from_random([1; LEN]);
+        let bytes = KeyMaterial::from_random([1; LEN]);
         let key = DataKey::new(1, &bytes);
         let sealed = key.seal(&account("acme"), webhook(1), &secret());
-        assert_eq!(key.open(&account("acme"), webhook(1), &sealed), Ok(secret()));
-        assert_eq!(DataKey::new(2, &bytes).open(&account("acme"), webhook(1), &sealed), Ok(secret()));
-        assert_eq!(key.open(&account("acme"), webhook(2), &sealed), Err(OpenError));
-        assert_eq!(key.open(&account("acme2"), webhook(1), &sealed), Err(OpenError));
         assert_eq!(
-            DataKey::new(1, &KeyBytes::from_random([2; LEN])).open(&account("acme"), webhook(1), &sealed),
-            Err(OpenError)
+            key.open(&account("acme"), webhook(1), &sealed),
+            Ok(secret())
+        );
+        assert_eq!(
+            DataKey::new(2, &bytes).open(&account("acme"), webhook(1), &sealed),
+            Ok(secret())
+        );
+        assert_eq!(
+            key.open(&account("acme"), webhook(2), &sealed),
+            Err(DecryptError)
+        );
+        assert_eq!(
+            key.open(&account("acme2"), webhook(1), &sealed),
+            Err(DecryptError)
+        );
+        assert_eq!(
+            DataKey::new(1, &KeyMaterial::from_random([2; LEN])).open(
+                &account("acme"),
+                webhook(1),
+                &sealed
+            ),
+            Err(DecryptError)
         );
     }
 
     #[test]
     fn what_was_changed_in_any_place_does_not_open() {
-        let key = DataKey::new(1, &KeyBytes::from_random([3; LEN]));
-        let sealed = STANDARD.decode(key.seal(&account("acme"), webhook(1), &secret())).unwrap();
+        let key = DataKey::new(1, &KeyMaterial::from_random([3; LEN]));
+        let sealed = STANDARD
+            .decode(key.seal(&account("acme"), webhook(1), &secret()))
+            .unwrap();
         for place in 0..sealed.len() {
             let mut changed = sealed.clone();
             changed[place] ^= 1;
-            assert_eq!(key.open(&account("acme"), webhook(1), &STANDARD.encode(changed)), Err(OpenError), "{place}");
+            assert_eq!(
+                key.open(&account("acme"), webhook(1), &STANDARD.encode(changed)),
+                Err(DecryptError),
+                "{place}"
+            );
         }
-        for wrong in ["", "!", "AAAA", &STANDARD.encode(&sealed[..sealed.len() - 1])] {
-            assert_eq!(key.open(&account("acme"), webhook(1), wrong), Err(OpenError), "{wrong}");
+        for wrong in [
+            "",
+            "!",
+            "AAAA",
+            &STANDARD.encode(&sealed[..sealed.len() - 1]),
+        ] {
+            assert_eq!(
+                key.open(&account("acme"), webhook(1), wrong),
+                Err(DecryptError),
+                "{wrong}"
+            );
         }
     }
 
     #[test]
     fn the_same_secret_is_sealed_differently_each_time() {
-        let key = DataKey::new(1, &KeyBytes::from_random([4; LEN]));
+        let key = DataKey::new(1, &KeyMaterial::from_random([4; LEN]));
         let seal = || key.seal(&account("acme"), webhook(1), &secret());
         assert_ne!(seal(), seal());
     }
 
     #[test]
     fn a_key_is_sealed_under_another_for_one_place() {
-        let (key, other) = (KeyBytes::from_random([5; LEN]), KeyBytes::from_random([6; LEN]));
+        let (key, other) = (
+            KeyMaterial::from_random([5; LEN]),
+            KeyMaterial::from_random([6; LEN]),
+        );
         let sealed = key.sealed_under(&other, "1");
-        assert_eq!(KeyBytes::open_under(&other, &sealed, "1").unwrap().to_hex(), key.to_hex());
-        assert!(KeyBytes::open_under(&other, &sealed, "2").is_err());
-        assert!(KeyBytes::open_under(&key, &sealed, "1").is_err());
+        assert_eq!(
+            KeyMaterial::open_under(&other, &sealed, "1")
+                .unwrap()
+                .to_hex(),
+            key.to_hex()
+        );
+        assert!(KeyMaterial::open_under(&other, &sealed, "2").is_err());
+        assert!(KeyMaterial::open_under(&key, &sealed, "1").is_err());
     }
 
     #[test]
     fn fingerprints_agree_for_one_key_alone_and_keys_show_nowhere() {
-        let bytes = KeyBytes::from_random([7; LEN]);
+        let bytes = KeyMaterial::from_random([7; LEN]);
         let key = DataKey::new(1, &bytes);
-        assert_eq!(key.fingerprint(&[1; 32]), DataKey::new(2, &bytes).fingerprint(&[1; 32]));
+        assert_eq!(
+            key.fingerprint(&[1; 32]),
+            DataKey::new(2, &bytes).fingerprint(&[1; 32])
+        );
         assert_ne!(key.fingerprint(&[1; 32]), key.fingerprint(&[2; 32]));
-        assert_ne!(key.fingerprint(&[1; 32]), DataKey::new(1, &KeyBytes::from_random([8; LEN])).fingerprint(&[1; 32]));
+        assert_ne!(
+            key.fingerprint(&[1; 32]),
+            DataKey::new(1, &KeyMaterial::from_random([8; LEN])).fingerprint(&[1; 32])
+        );
         assert_eq!(format!("{key:?} {bytes:?}"), "DataKey(1, …) KeyBytes(…)");
     }
 
     #[test]
     fn a_key_is_read_back_from_its_hexadecimal_form() {
-        let key = KeyBytes::from_random([9; LEN]);
-        assert_eq!(KeyBytes::from_hex(&key.to_hex()).unwrap().to_hex(), key.to_hex());
-        assert!(KeyBytes::from_hex("00").is_none() && KeyBytes::take(vec![0; 31]).is_none());
+        let key = KeyMaterial::from_random([9; LEN]);
+        assert_eq!(
+            KeyMaterial::from_hex(&key.to_hex()).unwrap().to_hex(),
+            key.to_hex()
+        );
+        assert!(KeyMaterial::from_hex("00").is_none() && KeyMaterial::take(vec![0; 31]).is_none());
     }
 }

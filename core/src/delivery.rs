@@ -14,14 +14,14 @@ use serde::{Deserialize, Serialize};
 use crate::{
     event::{EventId, traceparent::Traceparent},
     timestamp::Timestamp,
-    webhook::{Account, EventType, WebhookId},
+    webhook::{AccountId, EventType, WebhookId},
 };
-use attempt::{Attempt, Outcome};
-use schedule::Schedule;
+use attempt::{Attempt, AttemptOutcome};
+use schedule::RetrySchedule;
 
 /// Where a delivery stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum State {
+pub enum DeliveryState {
     /// Another attempt is due then.
     Pending(Timestamp),
     /// It waits until its webhook is enabled again.
@@ -34,7 +34,7 @@ pub enum State {
     Cancelled,
 }
 
-impl State {
+impl DeliveryState {
     /// The name on the wire.
     pub const fn name(self) -> &'static str {
         match self {
@@ -48,9 +48,9 @@ impl State {
 
 /// What names a delivery.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Key {
+pub struct DeliveryKey {
     /// Whose webhook it is.
-    pub account: Account,
+    pub account: AccountId,
     /// The webhook.
     pub webhook: WebhookId,
     /// The event.
@@ -61,7 +61,7 @@ pub struct Key {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Delivery {
     /// What names it.
-    pub key: Key,
+    pub key: DeliveryKey,
     /// The type of the event.
     pub event_type: EventType,
     /// The job that ended; `None` for an event that is not of a job.
@@ -73,9 +73,9 @@ pub struct Delivery {
     /// The trace that the job belongs to.
     pub traceparent: Option<Traceparent>,
     /// Where it stands.
-    pub state: State,
+    pub state: DeliveryState,
     /// Where it goes back to if the attempt that a person asked for fails; `None`: nobody did.
-    pub resume: Option<State>,
+    pub resume: Option<DeliveryState>,
     /// The replay that asked for it; `None`: no replay did.
     pub replay: Option<ReplayId>,
     /// How many attempts were made.
@@ -103,7 +103,10 @@ impl ReplayId {
     /// Reads one; `None` if `text` cannot be one.
     pub fn parse(text: &str) -> Option<Self> {
         let digits = text.strip_prefix(Self::PREFIX)?;
-        let known = digits.len() == 16 && digits.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
+        let known = digits.len() == 16
+            && digits
+                .bytes()
+                .all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
         known.then(|| Self(text.to_owned()))
     }
 
@@ -122,7 +125,7 @@ impl fmt::Display for ReplayId {
 impl Delivery {
     /// One of which no attempt was made, due at once.
     pub fn new(
-        key: Key,
+        key: DeliveryKey,
         event_type: EventType,
         task_id: Option<String>,
         url: String,
@@ -136,7 +139,7 @@ impl Delivery {
             url,
             body,
             traceparent: None,
-            state: State::Pending(now),
+            state: DeliveryState::Pending(now),
             resume: None,
             replay: None,
             attempt_count: 0,
@@ -150,12 +153,14 @@ impl Delivery {
     pub fn hasten(&mut self, at: Timestamp) {
         // Asked for twice, it still goes back to where it stood before the first time.
         self.resume.get_or_insert(self.state);
-        self.state = State::Pending(at);
+        self.state = DeliveryState::Pending(at);
     }
 
     /// Takes back an attempt that a person asked for and that was not made; `false` if nobody did.
     pub fn withdraw(&mut self) -> bool {
-        let Some(before) = self.resume.take() else { return false };
+        let Some(before) = self.resume.take() else {
+            return false;
+        };
         self.state = before;
         self.replay = None;
         true
@@ -166,17 +171,17 @@ impl Delivery {
     pub fn take(
         &mut self,
         attempt: Attempt,
-        outcome: &Outcome,
-        schedule: &Schedule,
+        outcome: &AttemptOutcome,
+        schedule: &RetrySchedule,
         now: Timestamp,
         jitter: impl FnOnce() -> f64,
     ) {
         self.attempt_count = attempt.number;
         self.replay = None;
         self.state = match self.resume.take() {
-            _ if outcome.failure.is_none() => State::Delivered,
+            _ if outcome.failure.is_none() => DeliveryState::Delivered,
             // An attempt out of turn neither restarts the schedule nor uses it up.
-            Some(before) if before != State::Parked => before,
+            Some(before) if before != DeliveryState::Parked => before,
             // What was parked goes on as scheduled: its webhook is enabled again, and nobody else looks at it any more.
             _ => {
                 self.step += 1;
@@ -184,25 +189,31 @@ impl Delivery {
             }
         };
         self.attempts.push(attempt);
-        if self.attempts.len() > Schedule::MAX_ATTEMPTS {
+        if self.attempts.len() > RetrySchedule::MAX_ATTEMPTS {
             self.attempts.remove(0);
         }
     }
 }
 
 /// Where a delivery stands after attempt `number` (1 for the first) ended at `now` with `outcome`. `jitter` is from 0 to 1.
-fn decide(schedule: &Schedule, number: u32, outcome: &Outcome, now: Timestamp, jitter: f64) -> State {
+fn decide(
+    schedule: &RetrySchedule,
+    number: u32,
+    outcome: &AttemptOutcome,
+    now: Timestamp,
+    jitter: f64,
+) -> DeliveryState {
     if outcome.failure.is_none() {
-        return State::Delivered;
+        return DeliveryState::Delivered;
     }
     match schedule.wait(number, jitter, asked_to_wait(outcome, now)) {
-        Some(wait) => State::Pending(now + wait),
-        None => State::Failed,
+        Some(wait) => DeliveryState::Pending(now + wait),
+        None => DeliveryState::Failed,
     }
 }
 
 /// What the receiver's `Retry-After` asks for; it is heard on 429 and 5xx alone.
-fn asked_to_wait(outcome: &Outcome, now: Timestamp) -> Option<Duration> {
+fn asked_to_wait(outcome: &AttemptOutcome, now: Timestamp) -> Option<Duration> {
     let heard = matches!(outcome.status_code, Some(429 | 500..=599));
     let value = outcome.retry_after.as_deref().filter(|_| heard)?;
     retry_after::parse(value, now)
@@ -215,47 +226,53 @@ mod tests {
 
     #[test]
     fn only_an_outcome_without_failure_is_delivered_and_the_last_failure_is_final() {
-        let schedule: Schedule = "10s,1h".parse().unwrap();
+        let schedule: RetrySchedule = "10s,1h".parse().unwrap();
         let now = Timestamp::from_millis(1_000_000);
-        let ok = Outcome {
+        let ok = AttemptOutcome {
             took: Duration::ZERO,
-            phases: timings::Phases::default(),
+            phases: timings::PhaseTimings::default(),
             status_code: Some(204),
             failure: None,
             retry_after: Some("600".into()),
             excerpt: None,
         };
-        let failed = |status, retry_after: Option<&str>| Outcome {
+        let failed = |status, retry_after: Option<&str>| AttemptOutcome {
             took: Duration::ZERO,
-            phases: timings::Phases::default(),
+            phases: timings::PhaseTimings::default(),
             status_code: Some(status),
             failure: Some(Failure::Status(status)),
             retry_after: retry_after.map(str::to_owned),
             excerpt: None,
         };
-        let broken = Outcome {
+        let broken = AttemptOutcome {
             took: Duration::ZERO,
-            phases: timings::Phases::default(),
+            phases: timings::PhaseTimings::default(),
             status_code: None,
-            failure: Some(Failure::Timeout(attempt::Stage::Answer)),
+            failure: Some(Failure::Timeout(attempt::TimeoutStage::Answer)),
             retry_after: None,
             excerpt: None,
         };
-        let due = |seconds: i64| State::Pending(Timestamp::from_millis(1_000_000 + seconds * 1000));
+        let due = |seconds: i64| {
+            DeliveryState::Pending(Timestamp::from_millis(1_000_000 + seconds * 1000))
+        };
         for (number, outcome, expected) in [
-            (1, &ok, State::Delivered),
-            (3, &ok, State::Delivered),
+            (1, &ok, DeliveryState::Delivered),
+            (3, &ok, DeliveryState::Delivered),
             (1, &broken, due(10)),
             (2, &broken, due(3600)),
-            (3, &broken, State::Failed),
+            (3, &broken, DeliveryState::Failed),
             (1, &failed(500, None), due(10)),
             (1, &failed(503, Some("60")), due(60)),
             (1, &failed(429, Some("60")), due(60)),
             (1, &failed(404, Some("60")), due(10)),
             (1, &failed(503, Some("soon")), due(10)),
-            (3, &failed(503, Some("60")), State::Failed),
+            (3, &failed(503, Some("60")), DeliveryState::Failed),
         ] {
-            assert_eq!(decide(&schedule, number, outcome, now, 0.5), expected, "{number} {outcome:?}");
+            assert_eq!(
+                decide(&schedule, number, outcome, now, 0.5),
+                expected,
+                "{number} {outcome:?}"
+            );
         }
     }
 }

@@ -10,26 +10,26 @@ use sha2::{Digest, Sha256};
 
 use crate::{
     timestamp::Timestamp,
-    webhook::{Account, EventType, WebhookId},
+    webhook::{AccountId, EventType, WebhookId},
 };
-use attribute_data::{Value, write_string};
-use decimal::Number;
+use attribute_data::{AttributeData, write_string};
+use decimal::Decimal;
 use traceparent::Traceparent;
 
 /// The largest body that is sent: 256 KiB. It keeps a delivery item, which holds the body and the latest attempts, under DynamoDB's
 /// 400 KB.
-pub const MAX_BODY: usize = 256 * 1024;
+pub const MAX_PAYLOAD_LEN: usize = 256 * 1024;
 
 /// The status of a job that ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
+pub enum JobOutcome {
     /// `completed`.
     Completed,
     /// `failed`.
     Failed,
 }
 
-impl Outcome {
+impl JobOutcome {
     /// The outcome that a job's `status` names, or `None` while the job is in progress.
     pub fn from_status(status: &str) -> Option<Self> {
         match status {
@@ -62,28 +62,34 @@ pub struct JobEvent {
     /// Names this event in every delivery and attempt: the receivers' key for removing duplicates.
     pub id: EventId,
     /// Whose job it was.
-    pub account: Account,
+    pub account: AccountId,
     /// The job.
     pub task_id: String,
     /// `image`, `video`, or any other.
     pub task_type: String,
     /// How it ended.
-    pub outcome: Outcome,
+    pub outcome: JobOutcome,
     /// When it ended: RFC 3339 in UTC.
     pub timestamp: String,
-    /// What the worker says of the result; a [`Value::Map`].
-    pub data: Value,
+    /// What the worker says of the result; a [`AttributeData::Map`].
+    pub data: AttributeData,
     /// The trace that the job belongs to, if it says so.
     pub traceparent: Option<Traceparent>,
 }
 
 impl JobEvent {
     /// A job to try an endpoint with; its `data` says that it is none.
-    pub fn sample(id: EventId, account: Account, task_id: &str, outcome: Outcome, now: Timestamp) -> Self {
-        let text = |text: &str| Value::String(text.to_owned());
+    pub fn sample(
+        id: EventId,
+        account: AccountId,
+        task_id: &str,
+        outcome: JobOutcome,
+        now: Timestamp,
+    ) -> Self {
+        let text = |text: &str| AttributeData::String(text.to_owned());
         let told = match outcome {
-            Outcome::Completed => ("url".to_owned(), text("https://cdn.example.com/image.png")),
-            Outcome::Failed => ("error".to_owned(), text("an example of an error")),
+            JobOutcome::Completed => ("url".to_owned(), text("https://cdn.example.com/image.png")),
+            JobOutcome::Failed => ("error".to_owned(), text("an example of an error")),
         };
         Self {
             id,
@@ -92,7 +98,7 @@ impl JobEvent {
             task_type: "image".to_owned(),
             outcome,
             timestamp: now.rfc3339(),
-            data: Value::Map(vec![told, ("test".to_owned(), Value::Bool(true))]),
+            data: AttributeData::Map(vec![told, ("test".to_owned(), AttributeData::Bool(true))]),
             traceparent: None,
         }
     }
@@ -118,15 +124,26 @@ impl JobEvent {
 }
 
 /// The body that tells an account's other webhooks that one was disabled, in the form of a job's.
-pub fn webhook_disabled(webhook: WebhookId, url: &str, reason: &str, timestamp: &str) -> String {
+pub fn webhook_disabled_payload(
+    webhook: WebhookId,
+    url: &str,
+    reason: &str,
+    timestamp: &str,
+) -> String {
     let mut out = Vec::with_capacity(256);
     out.extend_from_slice(b"{\"event\":");
     write_string(EventType::WebhookDisabled.name(), &mut out);
     out.extend_from_slice(b",\"data\":");
-    let data = Value::Map(vec![
-        ("disabled_reason".to_owned(), Value::String(reason.to_owned())),
-        ("url".to_owned(), Value::String(url.to_owned())),
-        ("webhook_id".to_owned(), Value::Number(Number::parse(&webhook.to_string()).expect("an id is a number"))),
+    let data = AttributeData::Map(vec![
+        (
+            "disabled_reason".to_owned(),
+            AttributeData::String(reason.to_owned()),
+        ),
+        ("url".to_owned(), AttributeData::String(url.to_owned())),
+        (
+            "webhook_id".to_owned(),
+            AttributeData::Number(Decimal::parse(&webhook.to_string()).expect("an id is a number")),
+        ),
     ]);
     data.write_json(&mut out);
     out.extend_from_slice(b",\"timestamp\":");
@@ -141,7 +158,7 @@ pub struct EventId(String);
 
 /// What makes a change of a job unique in its stream.
 #[derive(Clone, Copy, Debug)]
-pub struct Origin<'a> {
+pub struct EventOrigin<'a> {
     /// The ARN of the stream.
     pub stream: &'a str,
     /// The sequence number of the record in it.
@@ -159,9 +176,20 @@ impl EventId {
     const TIME_DIGITS: usize = 10;
 
     /// The id of an event: the same stream record always gives the same id, and two changes of one job never share one.
-    pub fn derive(origin: Origin<'_>, account: &Account, task_id: &str, event: EventType) -> Self {
+    pub fn derive(
+        origin: EventOrigin<'_>,
+        account: &AccountId,
+        task_id: &str,
+        event: EventType,
+    ) -> Self {
         let mut hash = Sha256::new();
-        for part in [origin.stream, origin.sequence_number, account.as_str(), task_id, event.name()] {
+        for part in [
+            origin.stream,
+            origin.sequence_number,
+            account.as_str(),
+            task_id,
+            event.name(),
+        ] {
             // With its length in front no part can run over into the next.
             hash.update((part.len() as u64).to_be_bytes());
             hash.update(part.as_bytes());
@@ -195,23 +223,37 @@ impl EventId {
     }
 
     /// The id of an event that no stream record told of: this account's and subject's own, at this moment.
-    pub fn at(moment: Timestamp, account: &Account, subject: &str, event: EventType) -> Self {
+    pub fn at(moment: Timestamp, account: &AccountId, subject: &str, event: EventType) -> Self {
         let sequence_number = moment.millis().to_string();
-        let origin = Origin { stream: "", sequence_number: &sequence_number, created_at: moment };
+        let origin = EventOrigin {
+            stream: "",
+            sequence_number: &sequence_number,
+            created_at: moment,
+        };
         Self::derive(origin, account, subject, event)
     }
 
     /// Reads an id; `None` if `text` cannot be one.
     pub fn parse(text: &str) -> Option<Self> {
         let digits = text.strip_prefix(Self::PREFIX)?;
-        let known = digits.len() == Self::LENGTH && digits.bytes().all(|b| Self::ALPHABET.contains(&b));
+        let known =
+            digits.len() == Self::LENGTH && digits.bytes().all(|b| Self::ALPHABET.contains(&b));
         known.then(|| Self(text.to_owned()))
     }
 
     /// When the stream record was created that told of the event.
     pub fn created_at(&self) -> Timestamp {
-        let digits = self.0.bytes().skip(Self::PREFIX.len()).take(Self::TIME_DIGITS);
-        let value = |digit| Self::ALPHABET.iter().position(|known| *known == digit).unwrap_or(0);
+        let digits = self
+            .0
+            .bytes()
+            .skip(Self::PREFIX.len())
+            .take(Self::TIME_DIGITS);
+        let value = |digit| {
+            Self::ALPHABET
+                .iter()
+                .position(|known| *known == digit)
+                .unwrap_or(0)
+        };
         let millis = digits.fold(0, |millis, digit| millis << 5 | value(digit) as u64);
         Timestamp::from_millis(i64::try_from(millis).unwrap_or(i64::MAX))
     }
@@ -232,8 +274,8 @@ impl fmt::Display for EventId {
 mod tests {
     use super::*;
 
-    fn account(name: &str) -> Account {
-        Account::parse(name).unwrap()
+    fn account(name: &str) -> AccountId {
+        AccountId::parse(name).unwrap()
     }
 
     #[test]
@@ -243,11 +285,17 @@ mod tests {
             account: account("acme"),
             task_id: "task_xxx".into(),
             task_type: "image".into(),
-            outcome: Outcome::Completed,
+            outcome: JobOutcome::Completed,
             timestamp: "2024-12-23T10:00:00Z".into(),
-            data: Value::Map(vec![
-                ("url".into(), Value::String("https://cdn.example.com/image.png".into())),
-                ("credits_charged".into(), Value::Number(Number::parse("6").unwrap())),
+            data: AttributeData::Map(vec![
+                (
+                    "url".into(),
+                    AttributeData::String("https://cdn.example.com/image.png".into()),
+                ),
+                (
+                    "credits_charged".into(),
+                    AttributeData::Number(Decimal::parse("6").unwrap()),
+                ),
             ]),
             traceparent: None,
         };
@@ -261,22 +309,54 @@ mod tests {
     #[test]
     fn a_disabled_webhook_is_told_of_in_the_form_of_a_job() {
         assert_eq!(
-            webhook_disabled(WebhookId::new(7).unwrap(), "https://example.com/\"", "Gone.", "2024-12-23T10:00:00Z"),
+            webhook_disabled_payload(
+                WebhookId::new(7).unwrap(),
+                "https://example.com/\"",
+                "Gone.",
+                "2024-12-23T10:00:00Z"
+            ),
             r#"{"event":"webhook.disabled","data":{"disabled_reason":"Gone.","url":"https://example.com/\"","webhook_id":7},"timestamp":"2024-12-23T10:00:00Z"}"#
         );
     }
 
     #[test]
     fn an_id_depends_on_every_part_and_on_nothing_else() {
-        let origin =
-            Origin { stream: "arn", sequence_number: "100", created_at: Timestamp::from_millis(1_734_948_000_000) };
+        let origin = EventOrigin {
+            stream: "arn",
+            sequence_number: "100",
+            created_at: Timestamp::from_millis(1_734_948_000_000),
+        };
         let id = |origin, a: &str, task, event| EventId::derive(origin, &account(a), task, event);
         let base = id(origin, "acme", "t1", EventType::JobCompleted);
         assert_eq!(base, id(origin, "acme", "t1", EventType::JobCompleted));
         let others = [
-            id(Origin { stream: "arn2", ..origin }, "acme", "t1", EventType::JobCompleted),
-            id(Origin { sequence_number: "101", ..origin }, "acme", "t1", EventType::JobCompleted),
-            id(Origin { created_at: Timestamp::from_millis(1), ..origin }, "acme", "t1", EventType::JobCompleted),
+            id(
+                EventOrigin {
+                    stream: "arn2",
+                    ..origin
+                },
+                "acme",
+                "t1",
+                EventType::JobCompleted,
+            ),
+            id(
+                EventOrigin {
+                    sequence_number: "101",
+                    ..origin
+                },
+                "acme",
+                "t1",
+                EventType::JobCompleted,
+            ),
+            id(
+                EventOrigin {
+                    created_at: Timestamp::from_millis(1),
+                    ..origin
+                },
+                "acme",
+                "t1",
+                EventType::JobCompleted,
+            ),
             id(origin, "acmet", "1", EventType::JobCompleted),
             id(origin, "acme", "t2", EventType::JobCompleted),
             id(origin, "acme", "t1", EventType::JobFailed),
@@ -289,14 +369,21 @@ mod tests {
     #[test]
     fn an_id_is_a_prefix_and_26_characters_that_sort_by_time() {
         let at = |millis| {
-            let origin = Origin { stream: "arn", sequence_number: "1", created_at: Timestamp::from_millis(millis) };
+            let origin = EventOrigin {
+                stream: "arn",
+                sequence_number: "1",
+                created_at: Timestamp::from_millis(millis),
+            };
             EventId::derive(origin, &account("a"), "t", EventType::JobFailed)
         };
         let id = at(1_734_948_000_000);
         assert_eq!(id.as_str().len(), 30);
         assert!(id.as_str().starts_with("evt_01JFSFB480"), "{id}");
         assert_eq!(id.created_at(), Timestamp::from_millis(1_734_948_000_000));
-        assert_eq!(at((1 << 48) - 1).created_at(), Timestamp::from_millis((1 << 48) - 1));
+        assert_eq!(
+            at((1 << 48) - 1).created_at(),
+            Timestamp::from_millis((1 << 48) - 1)
+        );
         assert!(at(1) < at(2) && at(2) < at(1_000_000) && at(1_000_000) < id);
         let moment = Timestamp::from_millis(2);
         assert!(at(1) < EventId::earliest(moment) && EventId::earliest(moment) < at(2));

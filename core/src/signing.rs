@@ -27,10 +27,16 @@ pub fn sign(secrets: &[Secret], id: &EventId, at: Timestamp, body: &[u8]) -> Opt
         .iter()
         .map(|secret| {
             let parts = [id.as_str().as_bytes(), b".", timestamp, b".", body];
-            format!("v1,{}", STANDARD.encode(mac(&secret.standard_key(), &parts)))
+            format!(
+                "v1,{}",
+                STANDARD.encode(mac(&secret.standard_key(), &parts))
+            )
         })
         .collect();
-    Some(Signatures { nano: format!("v1={}", hex::encode(nano)), standard: standard.join(" ") })
+    Some(Signatures {
+        nano: format!("v1={}", hex::encode(nano)),
+        standard: standard.join(" "),
+    })
 }
 
 fn mac(key: &[u8], parts: &[&[u8]]) -> [u8; 32] {
@@ -59,12 +65,24 @@ mod tests {
         let at = Timestamp::from_millis(1_734_948_000_999);
         let body = br#"{"event":"job.completed"}"#;
         let signed = sign(&[secret("my-secret-key")], &id(), at, body).unwrap();
-        assert_eq!(signed.nano, "v1=bb3c09b09964484c058571b49772a88f776e3c65c0d47d7bc0ffbb10bbc669ec");
-        assert_eq!(signed.standard, "v1,oCGlJkVeiYjHTfvffnVqX6oHbJyHlQLE8Up11DVGMVA=");
+        assert_eq!(
+            signed.nano,
+            "v1=bb3c09b09964484c058571b49772a88f776e3c65c0d47d7bc0ffbb10bbc669ec"
+        );
+        assert_eq!(
+            signed.standard,
+            "v1,oCGlJkVeiYjHTfvffnVqX6oHbJyHlQLE8Up11DVGMVA="
+        );
 
-        let rotated = [secret("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"), secret("my-secret-key")];
+        let rotated = [
+            secret("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"),
+            secret("my-secret-key"),
+        ];
         let signed = sign(&rotated, &id(), at, body).unwrap();
-        assert_eq!(signed.nano, "v1=8563f46f149ee592fb2a4be4cd57b16f348154ba0fc58d64062e938a13dd79b8");
+        assert_eq!(
+            signed.nano,
+            "v1=8563f46f149ee592fb2a4be4cd57b16f348154ba0fc58d64062e938a13dd79b8"
+        );
         assert_eq!(
             signed.standard,
             "v1,f3TfwCAxZH4QFxR9fTnSyGrQUaD+cy90QBq1lijR1Us= v1,oCGlJkVeiYjHTfvffnVqX6oHbJyHlQLE8Up11DVGMVA="
@@ -83,7 +101,11 @@ mod tests {
             standardwebhooks::Webhook::from_bytes(b"another secret".to_vec()).unwrap(),
             standardwebhooks::Webhook::new(whsec).unwrap(),
         ];
-        let expected = libraries.map(|library| library.sign(id().as_str(), timestamp.seconds(), body).unwrap());
+        let expected = libraries.map(|library| {
+            library
+                .sign(id().as_str(), timestamp.seconds(), body)
+                .unwrap()
+        });
         assert_eq!(signed.standard, expected.join(" "));
     }
 

@@ -50,8 +50,12 @@ impl Timestamp {
 
     /// Reads an RFC 3339 time; what is finer than a millisecond is cut.
     pub fn parse_rfc3339(text: &str) -> Option<Self> {
-        let nanos = OffsetDateTime::parse(text, &Rfc3339).ok()?.unix_timestamp_nanos();
-        i64::try_from(nanos.div_euclid(1_000_000)).ok().map(Self::from_millis)
+        let nanos = OffsetDateTime::parse(text, &Rfc3339)
+            .ok()?
+            .unix_timestamp_nanos();
+        i64::try_from(nanos.div_euclid(1_000_000))
+            .ok()
+            .map(Self::from_millis)
     }
 
     /// The instant in RFC 3339, UTC with `Z`; a fraction only if there is one.
@@ -84,7 +88,11 @@ impl std::ops::Sub<Duration> for Timestamp {
 /// The same time in UTC, if `text` is an RFC 3339 time that can be written in UTC. A fraction loses its trailing zeros
 /// and what is finer than a nanosecond.
 pub fn normalize_rfc3339(text: &str) -> Option<String> {
-    OffsetDateTime::parse(text, &Rfc3339).ok()?.checked_to_offset(UtcOffset::UTC)?.format(&Rfc3339).ok()
+    OffsetDateTime::parse(text, &Rfc3339)
+        .ok()?
+        .checked_to_offset(UtcOffset::UTC)?
+        .format(&Rfc3339)
+        .ok()
 }
 
 #[cfg(test)]
@@ -112,9 +120,21 @@ mod tests {
 
     #[test]
     fn fraction_is_written_only_when_present() {
-        assert_eq!(Timestamp::from_millis(1_734_948_000_000).rfc3339(), "2024-12-23T10:00:00Z");
-        assert_eq!(Timestamp::from_millis(1_734_948_000_050).rfc3339(), "2024-12-23T10:00:00.05Z");
-        assert_eq!(Timestamp::from_millis(i64::MAX).rfc3339(), "9999-12-31T23:59:59.999Z");
-        assert_eq!(Timestamp::from_millis(i64::MIN).rfc3339(), "0000-01-01T00:00:00Z");
+        assert_eq!(
+            Timestamp::from_millis(1_734_948_000_000).rfc3339(),
+            "2024-12-23T10:00:00Z"
+        );
+        assert_eq!(
+            Timestamp::from_millis(1_734_948_000_050).rfc3339(),
+            "2024-12-23T10:00:00.05Z"
+        );
+        assert_eq!(
+            Timestamp::from_millis(i64::MAX).rfc3339(),
+            "9999-12-31T23:59:59.999Z"
+        );
+        assert_eq!(
+            Timestamp::from_millis(i64::MIN).rfc3339(),
+            "0000-01-01T00:00:00Z"
+        );
     }
 }

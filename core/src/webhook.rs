@@ -9,13 +9,13 @@ use zeroize::Zeroizing;
 
 /// Who owns jobs and webhooks: the platform's own name for a customer.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Account(String);
+pub struct AccountId(String);
 
-impl Account {
+impl AccountId {
     /// The longest account name, in bytes: it is part of table keys, which DynamoDB bounds.
     pub const MAX: usize = 256;
 
-    /// Takes a name of 1 to [`Account::MAX`] bytes.
+    /// Takes a name of 1 to [`AccountId::MAX`] bytes.
     ///
     /// # Errors
     /// A sentence that says what is expected.
@@ -32,7 +32,7 @@ impl Account {
     }
 }
 
-impl fmt::Display for Account {
+impl fmt::Display for AccountId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
@@ -48,7 +48,9 @@ impl WebhookId {
 
     /// From a number; `None` unless it is 1 to 9,999,999,999.
     pub fn new(number: u64) -> Option<Self> {
-        NonZeroU64::new(number).filter(|n| n.get() <= Self::MAX).map(Self)
+        NonZeroU64::new(number)
+            .filter(|n| n.get() <= Self::MAX)
+            .map(Self)
     }
 
     /// From its decimal form, without sign or leading zeros.
@@ -101,9 +103,9 @@ impl EventType {
 
 /// The events that a webhook subscribes to: at least one, each once, in the order they were given.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Events(Vec<EventType>);
+pub struct EventTypes(Vec<EventType>);
 
-impl Events {
+impl EventTypes {
     /// Takes the names as a caller gave them.
     ///
     /// # Errors
@@ -117,7 +119,9 @@ impl Events {
                 format!("unknown event `{given}`, expected some of `{known}`")
             })?;
             if events.contains(&event) {
-                return Err(format!("`{name}` is listed twice, expected each event once"));
+                return Err(format!(
+                    "`{name}` is listed twice, expected each event once"
+                ));
             }
             events.push(event);
         }
@@ -159,11 +163,21 @@ impl EndpointUrl {
         if given.chars().count() > Self::MAX {
             return Err("expected at most 2048 characters");
         }
-        if given.chars().any(|c| c.is_control() || c.is_whitespace() || c == '\\' || is_invisible(c)) {
-            return Err("expected a URL without spaces, backslashes, control and invisible characters");
+        if given
+            .chars()
+            .any(|c| c.is_control() || c.is_whitespace() || c == '\\' || is_invisible(c))
+        {
+            return Err(
+                "expected a URL without spaces, backslashes, control and invisible characters",
+            );
         }
-        let (scheme, rest) = given.split_once("://").ok_or("expected a URL that begins with `https://`")?;
-        if !["http", "https"].iter().any(|known| scheme.eq_ignore_ascii_case(known)) {
+        let (scheme, rest) = given
+            .split_once("://")
+            .ok_or("expected a URL that begins with `https://`")?;
+        if !["http", "https"]
+            .iter()
+            .any(|known| scheme.eq_ignore_ascii_case(known))
+        {
             return Err("expected a URL that begins with `https://`");
         }
         if rest.is_empty() || rest.starts_with(['/', '?', '#', ':', '@']) {
@@ -179,7 +193,11 @@ impl EndpointUrl {
         let url = Url::parse(given).map_err(|_| "expected a valid URL with a valid host name")?;
         let sendable = url.has_host() && url.port_or_known_default() != Some(0);
         match Uri::try_from(url.as_str()) {
-            Ok(uri) if sendable => Ok(Self { given: given.to_owned(), url, uri }),
+            Ok(uri) if sendable => Ok(Self {
+                given: given.to_owned(),
+                url,
+                uri,
+            }),
             _ => Err("expected a valid URL with a valid host name"),
         }
     }
@@ -244,7 +262,11 @@ impl Secret {
     /// "Signature scheme").
     pub fn from_random(random: [u8; 32]) -> Self {
         let bytes = Zeroizing::new(random);
-        Self(Zeroizing::new(format!("{}{}", Self::STANDARD_PREFIX, STANDARD.encode(bytes.as_slice()))))
+        Self(Zeroizing::new(format!(
+            "{}{}",
+            Self::STANDARD_PREFIX,
+            STANDARD.encode(bytes.as_slice())
+        )))
     }
 
     /// The secret itself, for signing and storing.
@@ -254,7 +276,8 @@ impl Secret {
 
     /// The key of the Standard Webhooks signature: the decoded bytes of a `whsec_…` secret, else its UTF-8 bytes.
     pub fn standard_key(&self) -> Zeroizing<Vec<u8>> {
-        self.standard_bytes().unwrap_or_else(|| Zeroizing::new(self.0.as_bytes().to_vec()))
+        self.standard_bytes()
+            .unwrap_or_else(|| Zeroizing::new(self.0.as_bytes().to_vec()))
     }
 
     fn standard_bytes(&self) -> Option<Zeroizing<Vec<u8>>> {
@@ -272,14 +295,14 @@ impl fmt::Debug for Secret {
 
 /// Whether a webhook receives events.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Status {
+pub enum WebhookStatus {
     /// It does.
     Active,
     /// It does not, until it is enabled again.
     Disabled,
 }
 
-impl Status {
+impl WebhookStatus {
     /// Every status.
     pub const ALL: [Self; 2] = [Self::Active, Self::Disabled];
 
@@ -305,15 +328,15 @@ pub struct Webhook {
     /// Where callbacks go.
     pub url: EndpointUrl,
     /// What it subscribes to.
-    pub events: Events,
+    pub events: EventTypes,
     /// Whether it receives events.
-    pub status: Status,
+    pub status: WebhookStatus,
 }
 
 impl Webhook {
     /// Whether an event of this type is to be delivered to it.
     pub fn wants(&self, event: EventType) -> bool {
-        self.status == Status::Active && self.events.contain(event)
+        self.status == WebhookStatus::Active && self.events.contain(event)
     }
 }
 
@@ -382,7 +405,13 @@ mod tests {
         assert!(parse("12345678").is_ok());
         assert!(parse(&"é".repeat(256)).is_ok());
         assert!(parse(&"é".repeat(257)).is_err());
-        for wrong in ["whsec_!!", "whsec_abc", "whsec_YWJj=", "whsec_YW Jj", "whsec_\u{e9}\u{e9}"] {
+        for wrong in [
+            "whsec_!!",
+            "whsec_abc",
+            "whsec_YWJj=",
+            "whsec_YW Jj",
+            "whsec_\u{e9}\u{e9}",
+        ] {
             assert!(parse(wrong).is_err(), "{wrong}");
         }
         assert_eq!(*parse("whsec_bmFubw==").unwrap().standard_key(), *b"nano");
@@ -405,18 +434,37 @@ mod tests {
 
     #[test]
     fn events_are_known_distinct_and_at_least_one() {
-        assert!(Events::parse([]).is_err());
-        assert!(Events::parse(["job.completed", "job.completed"]).is_err());
-        assert!(Events::parse(["job.done"]).unwrap_err().contains("`job.done`"));
-        let events = Events::parse(["job.failed", "job.completed"]).unwrap();
-        assert_eq!(events.names().collect::<Vec<_>>(), ["job.failed", "job.completed"]);
-        assert!(events.contain(EventType::JobFailed) && !events.contain(EventType::WebhookDisabled));
+        assert!(EventTypes::parse([]).is_err());
+        assert!(EventTypes::parse(["job.completed", "job.completed"]).is_err());
+        assert!(
+            EventTypes::parse(["job.done"])
+                .unwrap_err()
+                .contains("`job.done`")
+        );
+        let events = EventTypes::parse(["job.failed", "job.completed"]).unwrap();
+        assert_eq!(
+            events.names().collect::<Vec<_>>(),
+            ["job.failed", "job.completed"]
+        );
+        assert!(
+            events.contain(EventType::JobFailed) && !events.contain(EventType::WebhookDisabled)
+        );
     }
 
     #[test]
     fn an_id_is_a_positive_integer_without_sign_or_leading_zeros() {
         assert_eq!(WebhookId::parse("1").map(WebhookId::get), Some(1));
-        for wrong in ["", "0", "-1", "+1", "01", "1.0", "a", "10000000000", "99999999999999999999"] {
+        for wrong in [
+            "",
+            "0",
+            "-1",
+            "+1",
+            "01",
+            "1.0",
+            "a",
+            "10000000000",
+            "99999999999999999999",
+        ] {
             assert_eq!(WebhookId::parse(wrong), None, "{wrong}");
         }
     }

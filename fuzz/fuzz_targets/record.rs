@@ -5,14 +5,8 @@
 use std::collections::BTreeMap;
 
 use libfuzzer_sys::fuzz_target;
-use nano_webhooks::{
-    dispatch::{lambda_event::Invocation, stream_record::Record},
-    queue::Message,
-};
-use nano_webhooks_core::{
-    event::{EventId, JobEvent, attribute_data::Value, decimal::Number},
-    timestamp::normalize_rfc3339,
-};
+use nano_webhooks::{dispatch::{lambda_event::Invocation, stream_record::Record}, queue::RetryMessage};
+use nano_webhooks_core::{event::{attribute_data::AttributeData, decimal::Decimal, EventId, JobEvent}, timestamp::normalize_rfc3339};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
@@ -20,8 +14,8 @@ fuzz_target!(|text: &str| {
     match Invocation::from_json(text) {
         Ok(Invocation::Stream(records)) => records.iter().for_each(|record| check(record, text.len())),
         Ok(Invocation::Queue(messages)) => {
-            for message in messages.iter().filter_map(|message| Message::from_json(message.body.as_deref()?)) {
-                assert_eq!(Message::from_json(&message.to_json()), Some(message));
+            for message in messages.iter().filter_map(|message| RetryMessage::from_json(message.body.as_deref()?)) {
+                assert_eq!(RetryMessage::from_json(&message.to_json()), Some(message));
             }
         }
         Ok(Invocation::Sweep) => {}
@@ -69,7 +63,7 @@ fn check_event(event: &JobEvent, length: usize) {
 
     let body = event.body();
     assert_eq!(event.body(), body);
-    // A number of a few characters may become as many digits as `Number` reads.
+    // A number of a few characters may become as many digits as `Decimal` reads.
     assert!(body.len() <= 256 * length + 1024, "{} bytes from {length}", body.len());
 
     let Body { event: name, task_id, task_type, status, data, timestamp } = serde_json::from_str(&body).expect("JSON");
@@ -89,20 +83,20 @@ fn check_event(event: &JobEvent, length: usize) {
     assert_eq!(data.get().as_bytes(), again);
 }
 
-fn read(json: &str) -> Value {
+fn read(json: &str) -> AttributeData {
     let parsed = "what is in valid JSON is valid";
     match json.as_bytes()[0] {
         b'{' => {
             let entries: BTreeMap<String, &RawValue> = serde_json::from_str(json).expect(parsed);
-            Value::Map(entries.into_iter().map(|(key, value)| (key, read(value.get()))).collect())
+            AttributeData::Map(entries.into_iter().map(|(key, value)| (key, read(value.get()))).collect())
         }
         b'[' => {
             let items: Vec<&RawValue> = serde_json::from_str(json).expect(parsed);
-            Value::List(items.into_iter().map(|item| read(item.get())).collect())
+            AttributeData::List(items.into_iter().map(|item| read(item.get())).collect())
         }
-        b'"' => Value::String(serde_json::from_str(json).expect(parsed)),
-        b't' | b'f' => Value::Bool(serde_json::from_str(json).expect(parsed)),
-        b'n' => Value::Null,
-        _ => Value::Number(Number::parse(json).expect("a JSON number is a number")),
+        b'"' => AttributeData::String(serde_json::from_str(json).expect(parsed)),
+        b't' | b'f' => AttributeData::Bool(serde_json::from_str(json).expect(parsed)),
+        b'n' => AttributeData::Null,
+        _ => AttributeData::Number(Decimal::parse(json).expect("a JSON number is a number")),
     }
 }

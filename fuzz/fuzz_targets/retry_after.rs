@@ -6,10 +6,7 @@
 use std::time::Duration;
 
 use libfuzzer_sys::fuzz_target;
-use nano_webhooks_core::{
-    delivery::{retry_after::parse, schedule::Schedule},
-    timestamp::Timestamp,
-};
+use nano_webhooks_core::{delivery::{retry_after::parse, schedule::RetrySchedule}, timestamp::Timestamp};
 
 fuzz_target!(|input: &str| {
     let Some((now, value)) = input.split_once('\n') else { return };
@@ -32,7 +29,7 @@ fuzz_target!(|input: &str| {
         }
     }
 
-    let schedule = Schedule::default();
+    let schedule = RetrySchedule::default();
     for number in 1..=10 {
         for jitter in [0.0, 0.5, 1.0] {
             let plain = schedule.wait(number, jitter, None);
@@ -41,8 +38,8 @@ fuzz_target!(|input: &str| {
             let Some((wait, plain)) = wait.zip(plain) else { continue };
             let asked = asked.unwrap_or_default();
             assert!(plain <= wait);
-            assert!(wait == plain || wait <= Schedule::MAX_WAIT);
-            assert!(wait >= asked || wait >= Schedule::MAX_WAIT);
+            assert!(wait == plain || wait <= RetrySchedule::MAX_WAIT);
+            assert!(wait >= asked || wait >= RetrySchedule::MAX_WAIT);
             assert!(now + wait >= now);
         }
     }

@@ -8,7 +8,7 @@ use std::{
 };
 
 use libfuzzer_sys::fuzz_target;
-use nano_webhooks::client::guard::{Guard, Policy, refusal};
+use nano_webhooks::client::guard::{blocked_reason, TargetGuard, TargetPolicy};
 use nano_webhooks_core::{delivery::attempt::Failure, webhook::EndpointUrl};
 use nano_webhooks_fuzz::ready;
 use url::Host;
@@ -58,15 +58,15 @@ fn check(given: &str) {
         Host::Ipv6(ip) => IpAddr::V6(ip),
         Host::Domain(_) => return,
     };
-    let guard = |policy| ready(Guard::new(policy, vec![]).resolve(&endpoint));
+    let guard = |policy| ready(TargetGuard::new(policy, vec![]).resolve(&endpoint));
     let address = SocketAddr::new(ip, url.port_or_known_default().expect("a port"));
-    assert_eq!(guard(Policy::Any), Ok(vec![address]));
-    let expected = match refusal(ip) {
+    assert_eq!(guard(TargetPolicy::Any), Ok(vec![address]));
+    let expected = match blocked_reason(ip) {
         _ if url.scheme() == "http" => Err(Failure::Blocked("not https")),
         Some(rule) => Err(Failure::Blocked(rule)),
         None => Ok(vec![address]),
     };
-    assert_eq!(guard(Policy::Public), expected);
+    assert_eq!(guard(TargetPolicy::Public), expected);
     if expected.is_ok() {
         assert!(is_public(ip), "{ip}");
     }

@@ -8,7 +8,7 @@ use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::body::Bytes;
 use serde::{Deserialize, Deserializer, de::DeserializeOwned, de::Error as _};
 
-use super::Error;
+use super::ApiError;
 
 /// The largest request body.
 const MAX_BODY: usize = 64 * 1024;
@@ -23,61 +23,80 @@ pub(super) struct JsonBody<T> {
 }
 
 impl<T: DeserializeOwned, S: Sync> FromRequest<S> for JsonBody<T> {
-    type Rejection = Error;
+    type Rejection = ApiError;
 
-    async fn from_request(request: Request, _: &S) -> Result<Self, Error> {
-        let (headers, bytes) = read(request).await?;
+    async fn from_request(request: Request, _: &S) -> Result<Self, ApiError> {
+        let (headers, bytes) = read_limited(request).await?;
         if bytes.is_empty() {
-            return Err(Error::InvalidRequest("The body is empty, expected a JSON object".to_owned()));
+            return Err(ApiError::InvalidRequest(
+                "The body is empty, expected a JSON object".to_owned(),
+            ));
         }
-        let value = parse(&headers, &bytes)?;
+        let value = parse_json(&headers, &bytes)?;
         Ok(Self { value, bytes })
     }
 }
 
 /// A request's body as `T`, or none: empty, or an object with nothing in it, which some clients send.
-pub(super) struct OptionalBody<T>(pub T);
+pub(super) struct OptionalJson<T>(pub T);
 
 /// The body of a request that needs none.
-pub(super) type NoBody = OptionalBody<Nothing>;
+pub(super) type EmptyBody = OptionalJson<Nothing>;
 
 /// An object with nothing in it.
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Nothing {}
 
-impl<T: DeserializeOwned + Default, S: Sync> FromRequest<S> for OptionalBody<T> {
-    type Rejection = Error;
+impl<T: DeserializeOwned + Default, S: Sync> FromRequest<S> for OptionalJson<T> {
+    type Rejection = ApiError;
 
-    async fn from_request(request: Request, _: &S) -> Result<Self, Error> {
-        let (headers, bytes) = read(request).await?;
-        Ok(Self(if bytes.is_empty() { T::default() } else { parse(&headers, &bytes)? }))
+    async fn from_request(request: Request, _: &S) -> Result<Self, ApiError> {
+        let (headers, bytes) = read_limited(request).await?;
+        Ok(Self(if bytes.is_empty() {
+            T::default()
+        } else {
+            parse_json(&headers, &bytes)?
+        }))
     }
 }
 
-async fn read(request: Request) -> Result<(HeaderMap, Bytes), Error> {
+async fn read_limited(request: Request) -> Result<(HeaderMap, Bytes), ApiError> {
     let (parts, body) = request.into_parts();
     match Limited::new(body, MAX_BODY).collect().await {
         Ok(collected) => Ok((parts.headers, collected.to_bytes())),
-        Err(error) if error.is::<LengthLimitError>() => Err(Error::PayloadTooLarge),
-        Err(_) => Err(Error::InvalidRequest("The body broke off, expected all of it".to_owned())),
+        Err(error) if error.is::<LengthLimitError>() => Err(ApiError::PayloadTooLarge),
+        Err(_) => Err(ApiError::InvalidRequest(
+            "The body broke off, expected all of it".to_owned(),
+        )),
     }
 }
 
 /// Whether the body is declared as `application/json` or another type with the suffix `+json` (RFC 6839).
 fn is_json(headers: &HeaderMap) -> bool {
-    let declared = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    let essence = declared.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
-    essence == "application/json" || (essence.starts_with("application/") && essence.ends_with("+json"))
+    let declared = headers
+        .get(CONTENT_TYPE)
+        .and_then(|value| value.to_str().ok())
+        .unwrap_or_default();
+    let essence = declared
+        .split(';')
+        .next()
+        .unwrap_or_default()
+        .trim()
+        .to_ascii_lowercase();
+    essence == "application/json"
+        || (essence.starts_with("application/") && essence.ends_with("+json"))
 }
 
-fn parse<T: DeserializeOwned>(headers: &HeaderMap, bytes: &[u8]) -> Result<T, Error> {
+fn parse_json<T: DeserializeOwned>(headers: &HeaderMap, bytes: &[u8]) -> Result<T, ApiError> {
     if !is_json(headers) {
-        return Err(Error::UnsupportedMediaType);
+        return Err(ApiError::UnsupportedMediaType);
     }
     // Else an array would pass for an object without names.
     if bytes.trim_ascii_start().first() != Some(&b'{') {
-        return Err(Error::InvalidRequest("The body is not as expected, expected a JSON object".to_owned()));
+        return Err(ApiError::InvalidRequest(
+            "The body is not as expected, expected a JSON object".to_owned(),
+        ));
     }
     let mut json = serde_json::Deserializer::from_slice(bytes);
     let value = serde_path_to_error::deserialize(&mut json).map_err(|error| {
@@ -87,22 +106,24 @@ fn parse<T: DeserializeOwned>(headers: &HeaderMap, bytes: &[u8]) -> Result<T, Er
         let reason = cause.to_string();
         let place = format!(" at line {} column {}", cause.line(), cause.column());
         match reason.strip_suffix(&place).filter(|_| cause.is_data()) {
-            Some(reason) if path == "." => Error::InvalidRequest(shown(reason)),
-            Some(reason) => Error::field(&shown(&path), shown(reason)),
-            None => Error::InvalidRequest(format!("The body is not valid JSON: {reason}")),
+            Some(reason) if path == "." => ApiError::InvalidRequest(truncate(reason)),
+            Some(reason) => ApiError::field(&truncate(&path), truncate(reason)),
+            None => ApiError::InvalidRequest(format!("The body is not valid JSON: {reason}")),
         }
     })?;
-    json.end().map_err(|error| Error::InvalidRequest(format!("The body is not valid JSON: {error}")))?;
+    json.end().map_err(|error| {
+        ApiError::InvalidRequest(format!("The body is not valid JSON: {error}"))
+    })?;
     Ok(value)
 }
 
 /// The beginning of a text that may hold what the caller gave.
-pub(super) fn shown(text: &str) -> String {
+pub(super) fn truncate(text: &str) -> String {
     text.chars().take(MAX_SHOWN).collect()
 }
 
 /// Reads a field that must be a string. What was given instead is not repeated: it may be a secret.
-pub(super) fn string<'de, D: Deserializer<'de>>(from: D) -> Result<String, D::Error> {
+pub(super) fn deserialize_string<'de, D: Deserializer<'de>>(from: D) -> Result<String, D::Error> {
     match serde_json::Value::deserialize(from)? {
         serde_json::Value::String(text) => Ok(text),
         _ => Err(D::Error::custom("expected a string")),
@@ -110,7 +131,9 @@ pub(super) fn string<'de, D: Deserializer<'de>>(from: D) -> Result<String, D::Er
 }
 
 /// Reads a field that must be a string or `null`.
-pub(super) fn string_or_null<'de, D: Deserializer<'de>>(from: D) -> Result<Option<String>, D::Error> {
+pub(super) fn deserialize_optional_string<'de, D: Deserializer<'de>>(
+    from: D,
+) -> Result<Option<String>, D::Error> {
     match serde_json::Value::deserialize(from)? {
         serde_json::Value::Null => Ok(None),
         serde_json::Value::String(text) => Ok(Some(text)),
@@ -119,7 +142,9 @@ pub(super) fn string_or_null<'de, D: Deserializer<'de>>(from: D) -> Result<Optio
 }
 
 /// Reads a field that must be an array of strings.
-pub(super) fn strings<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<String>, D::Error> {
+pub(super) fn deserialize_strings<'de, D: Deserializer<'de>>(
+    from: D,
+) -> Result<Vec<String>, D::Error> {
     let text = |value| match value {
         serde_json::Value::String(text) => Some(text),
         _ => None,

@@ -4,18 +4,22 @@ use serde_json::{Map, Value, json};
 use utoipa::{
     ToSchema,
     openapi::{
-        ContentBuilder, HttpMethod, Object, ObjectBuilder, Paths, PathsBuilder, Ref, Required, Response, Type,
+        ContentBuilder, HttpMethod, Object, ObjectBuilder, Paths, PathsBuilder, Ref, Required,
+        Response, Type,
         path::{OperationBuilder, Parameter, ParameterBuilder, ParameterIn, PathItem},
         request_body::RequestBodyBuilder,
     },
 };
 
-use super::openapi::{id_of_event, number_of_webhook};
+use super::openapi::{event_id_schema, webhook_id_schema};
 use nano_webhooks_core::webhook::EventType;
 
 /// The body that tells of a job.
 #[derive(ToSchema)]
-#[expect(dead_code, reason = "the body itself is written as canonical bytes, see `event`")]
+#[expect(
+    dead_code,
+    reason = "the body itself is written as canonical bytes, see `event`"
+)]
 pub(super) struct JobEvent {
     #[schema(schema_with = job_event)]
     event: String,
@@ -34,7 +38,10 @@ pub(super) struct JobEvent {
 
 /// The body that tells an account's other webhooks that one was disabled.
 #[derive(ToSchema)]
-#[expect(dead_code, reason = "the body itself is written as canonical bytes, see `event`")]
+#[expect(
+    dead_code,
+    reason = "the body itself is written as canonical bytes, see `event`"
+)]
 pub(super) struct WebhookDisabled {
     #[schema(schema_with = webhook_event)]
     event: String,
@@ -50,7 +57,7 @@ pub(super) struct WebhookDisabled {
 struct DisabledWebhook {
     disabled_reason: String,
     url: String,
-    #[schema(schema_with = number_of_webhook)]
+    #[schema(schema_with = webhook_id_schema)]
     webhook_id: u64,
 }
 
@@ -67,11 +74,14 @@ fn webhook_event() -> Object {
 }
 
 fn one_of<const N: usize>(texts: [&str; N]) -> Object {
-    ObjectBuilder::new().schema_type(Type::String).enum_values(Some(texts)).build()
+    ObjectBuilder::new()
+        .schema_type(Type::String)
+        .enum_values(Some(texts))
+        .build()
 }
 
 /// A callback for each event type.
-pub(super) fn all() -> Paths {
+pub(super) fn callback_paths() -> Paths {
     let job = |event: &str, task_type: &str, status: &str, data: &Value| {
         json!({
             "event": event,
@@ -110,9 +120,14 @@ pub(super) fn all() -> Paths {
 }
 
 fn callback(event: EventType, schema: &str, summary: &str, example: Value) -> PathItem {
-    let content = ContentBuilder::new().schema(Some(Ref::from_schema_name(schema))).example(Some(example)).build();
+    let content = ContentBuilder::new()
+        .schema(Some(Ref::from_schema_name(schema)))
+        .example(Some(example))
+        .build();
     let body = RequestBodyBuilder::new()
-        .description(Some("Signatures are computed over these bytes, as they arrive."))
+        .description(Some(
+            "Signatures are computed over these bytes, as they arrive.",
+        ))
         .content("application/json", content)
         .required(Some(Required::True));
     let operation = OperationBuilder::new()
@@ -140,21 +155,40 @@ fn callback(event: EventType, schema: &str, summary: &str, example: Value) -> Pa
 
 fn headers(event: EventType) -> Vec<Parameter> {
     let text = || ObjectBuilder::new().schema_type(Type::String);
-    let number = || ObjectBuilder::new().schema_type(Type::Integer).minimum(Some(1)).build();
+    let number = || {
+        ObjectBuilder::new()
+            .schema_type(Type::Integer)
+            .minimum(Some(1))
+            .build()
+    };
     let always = [
-        ("webhook-id", "The event, the same in every attempt: the key by which to drop duplicates.", id_of_event()),
-        ("webhook-timestamp", "When this attempt was made, in Unix seconds.", number()),
+        (
+            "webhook-id",
+            "The event, the same in every attempt: the key by which to drop duplicates.",
+            event_id_schema(),
+        ),
+        (
+            "webhook-timestamp",
+            "When this attempt was made, in Unix seconds.",
+            number(),
+        ),
         ("X-Nano-Timestamp", "The same.", number()),
         ("X-Nano-Event", "The event's type.", one_of([event.name()])),
         ("X-Nano-Attempt", "1 for the first attempt.", number()),
-        ("User-Agent", "The sender and its version.", text().pattern(Some("^nano-webhooks/")).build()),
+        (
+            "User-Agent",
+            "The sender and its version.",
+            text().pattern(Some("^nano-webhooks/")).build(),
+        ),
     ];
     let sometimes = [
         (
             "webhook-signature",
             "If the webhook has a secret, for each that is live a signature as Standard Webhooks 1.0.0 has it, separated by \
              a space: `v1,` and the base64 of HMAC-SHA256 over `{webhook-id}.{webhook-timestamp}.{body}`.",
-            text().pattern(Some("^v1,[A-Za-z0-9+/]{43}=( v1,[A-Za-z0-9+/]{43}=)*$")).build(),
+            text()
+                .pattern(Some("^v1,[A-Za-z0-9+/]{43}=( v1,[A-Za-z0-9+/]{43}=)*$"))
+                .build(),
         ),
         (
             "X-Nano-Signature",
@@ -165,11 +199,17 @@ fn headers(event: EventType) -> Vec<Parameter> {
         (
             "traceparent",
             "If the job belongs to a trace: the `traceparent` of W3C Trace Context that the job has.",
-            text().pattern(Some("^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")).build(),
+            text()
+                .pattern(Some("^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}"))
+                .build(),
         ),
     ];
     let described = always.into_iter().map(|header| (header, Required::True));
-    let described = described.chain(sometimes.into_iter().map(|header| (header, Required::False)));
+    let described = described.chain(
+        sometimes
+            .into_iter()
+            .map(|header| (header, Required::False)),
+    );
     let parameter = |((name, description, schema), required)| {
         ParameterBuilder::new()
             .name::<&str>(name)

@@ -13,27 +13,26 @@ use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
 use super::{
-    Api, Envelope, Error,
-    auth::Authenticated,
-    body::NoBody,
-    error,
-    openapi::{self, DeliveryStatus, EventType as EventName, FailureKind as FailureName, ListQuery},
-    success,
-    webhooks::{Subject, no_webhook},
+    ApiError, AppState, SuccessResponse,
+    auth::AuthenticatedAccount,
+    body::EmptyBody,
+    error, ok,
+    openapi::{self, DeliveryStatusSchema, EventTypeSchema, FailureKindSchema, ListQuery},
+    webhooks::{WebhookPath, webhook_not_found},
 };
 use crate::{
-    queue::{Message, Timer},
-    store::delivery_log::{Filter, Listed, Status},
+    queue::{RetryMessage, ScheduledRetry},
+    store::delivery_log::{DeliveryFilter, DeliveryStatus, DeliverySummary},
 };
 use nano_webhooks_core::{
     delivery::{
-        self, Delivery, Key,
+        self, Delivery, DeliveryKey,
         attempt::{Attempt, FailureKind},
-        timings::Phases,
+        timings::PhaseTimings,
     },
     event::{EventId, traceparent::Traceparent},
     timestamp::Timestamp,
-    webhook::{Account, EventType, Status as WebhookStatus, WebhookId},
+    webhook::{AccountId, EventType, WebhookId, WebhookStatus},
 };
 
 /// How many deliveries a page has unless a number is asked for.
@@ -44,10 +43,10 @@ pub(super) const MAX_LIMIT: usize = 100;
 /// A list that goes on.
 #[derive(Serialize, ToSchema)]
 #[schema(as = DeliveryList)]
-pub(super) struct List {
-    #[schema(schema_with = openapi::yes)]
+pub(super) struct DeliveryListResponse {
+    #[schema(schema_with = openapi::const_true)]
     success: bool,
-    data: Vec<Row>,
+    data: Vec<DeliverySummaryResponse>,
     /// What to give as `cursor` for the next page. There may be one although this page is short; `null`: there is none.
     #[schema(required)]
     next_cursor: Option<String>,
@@ -65,15 +64,15 @@ pub(super) struct List {
     "next_attempt_at": null,
     "last_failure": null,
 }))]
-pub struct Row {
-    #[schema(schema_with = openapi::id_of_event)]
+pub struct DeliverySummaryResponse {
+    #[schema(schema_with = openapi::event_id_schema)]
     event_id: String,
-    #[schema(value_type = EventName)]
+    #[schema(value_type = EventTypeSchema)]
     event: String,
     /// The job; `null` if the event is of none.
     #[schema(required)]
     task_id: Option<String>,
-    #[schema(value_type = DeliveryStatus)]
+    #[schema(value_type = DeliveryStatusSchema)]
     status: String,
     attempt_count: u32,
     #[schema(format = DateTime)]
@@ -81,21 +80,21 @@ pub struct Row {
     #[schema(required, format = DateTime)]
     next_attempt_at: Option<String>,
     /// Why the latest attempt failed.
-    #[schema(required, value_type = Option<FailureName>)]
+    #[schema(required, value_type = Option<FailureKindSchema>)]
     last_failure: Option<FailureKind>,
 }
 
 /// A delivery with all that is known of it.
 #[derive(Serialize, ToSchema)]
 #[schema(as = Delivery)]
-pub struct View {
+pub struct DeliveryResponse {
     #[serde(flatten)]
-    row: Row,
+    row: DeliverySummaryResponse,
     /// The body as it is sent.
     payload: String,
     url: String,
     /// The latest 20 at most.
-    attempts: Vec<AttemptView>,
+    attempts: Vec<AttemptResponse>,
 }
 
 /// One attempt.
@@ -111,19 +110,19 @@ pub struct View {
     "response_excerpt": "Try again later",
     "request_headers": {"content-type": "application/json", "webhook-id": "evt_01JFSFB4807P0XDV4PAY2Y4PMB"},
 }))]
-pub(super) struct AttemptView {
+pub(super) struct AttemptResponse {
     /// 1 for the first.
     #[schema(minimum = 1)]
     number: u32,
     #[schema(format = DateTime)]
     at: String,
     duration_ms: u64,
-    phases: PhasesView,
+    phases: TimingsResponse,
     /// The answer's status; `null` if none came.
     #[schema(required, minimum = 100, maximum = 999)]
     status_code: Option<u16>,
     /// `null`: a 2xx was read.
-    #[schema(required, value_type = Option<FailureName>)]
+    #[schema(required, value_type = Option<FailureKindSchema>)]
     failure: Option<FailureKind>,
     /// A sentence that says what to do.
     #[schema(required)]
@@ -138,9 +137,12 @@ pub(super) struct AttemptView {
 
 /// Where an attempt's time went, in milliseconds; `null`: the phase did not happen.
 #[derive(Serialize, ToSchema)]
-#[schema(as = Phases)]
-#[expect(clippy::struct_field_names, reason = "a number on the wire has its unit in its name")]
-pub(super) struct PhasesView {
+#[schema(as = PhaseTimings)]
+#[expect(
+    clippy::struct_field_names,
+    reason = "a number on the wire has its unit in its name"
+)]
+pub(super) struct TimingsResponse {
     #[schema(required, minimum = 0)]
     dns_ms: Option<f64>,
     #[schema(required, minimum = 0)]
@@ -157,42 +159,54 @@ pub(super) struct PhasesView {
 ///
 /// The newest first; also those of a webhook that was deleted.
 #[utoipa::path(get, path = "/api/v1/webhooks/{id}/deliveries", operation_id = "listDeliveries", tag = "Deliveries",
-    params(Subject, ListQuery),
-    responses((status = 200, description = "A page of the deliveries.", body = inline(List)), Authenticated, Subject, ListQuery))]
+    params(WebhookPath, ListQuery),
+    responses((status = 200, description = "A page of the deliveries.", body = inline(DeliveryListResponse)), AuthenticatedAccount, WebhookPath, ListQuery))]
 pub(super) async fn list(
-    State(api): State<Arc<Api>>,
-    Authenticated(account): Authenticated,
-    Subject(webhook): Subject,
+    State(api): State<Arc<AppState>>,
+    AuthenticatedAccount(account): AuthenticatedAccount,
+    WebhookPath(webhook): WebhookPath,
     RawQuery(query): RawQuery,
-) -> Result<Json<List>, Error> {
-    let filter = filter(query.as_deref().unwrap_or_default(), webhook)?;
+) -> Result<Json<DeliveryListResponse>, ApiError> {
+    let filter = parse_query(query.as_deref().unwrap_or_default(), webhook)?;
     let deleted = api.store.subscriber(&account, webhook).await?.is_none();
     if deleted && !api.store.has_had_webhook(&account, webhook).await? {
-        return Err(no_webhook(webhook));
+        return Err(webhook_not_found(webhook));
     }
-    if deleted && filter.status == Some(Status::Pending) {
-        return Ok(Json(List { success: true, data: Vec::new(), next_cursor: None }));
+    if deleted && filter.status == Some(DeliveryStatus::Pending) {
+        return Ok(Json(DeliveryListResponse {
+            success: true,
+            data: Vec::new(),
+            next_cursor: None,
+        }));
     }
     let page = api.store.deliveries_of(&account, webhook, &filter).await?;
     let next_cursor = page.next.map(|event| cursor(webhook, &event));
-    let data = page.deliveries.into_iter().map(|listed| Row::from(listed).of_webhook(deleted)).collect();
-    Ok(Json(List { success: true, data, next_cursor }))
+    let data = page
+        .deliveries
+        .into_iter()
+        .map(|listed| DeliverySummaryResponse::from(listed).of_webhook(deleted))
+        .collect();
+    Ok(Json(DeliveryListResponse {
+        success: true,
+        data,
+        next_cursor,
+    }))
 }
 
 /// Shows a delivery
 ///
 /// With what was sent, and every attempt.
 #[utoipa::path(get, path = "/api/v1/webhooks/{id}/deliveries/{event_id}", operation_id = "getDelivery", tag = "Deliveries",
-    params(Named),
-    responses((status = 200, description = "The delivery.", body = View), Authenticated, Named))]
+    params(DeliveryPath),
+    responses((status = 200, description = "The delivery.", body = DeliveryResponse), AuthenticatedAccount, DeliveryPath))]
 pub(super) async fn show(
-    State(api): State<Arc<Api>>,
-    Authenticated(account): Authenticated,
-    Named(webhook, event): Named,
-) -> Result<Json<Envelope<View>>, Error> {
+    State(api): State<Arc<AppState>>,
+    AuthenticatedAccount(account): AuthenticatedAccount,
+    DeliveryPath(webhook, event): DeliveryPath,
+) -> Result<Json<SuccessResponse<DeliveryResponse>>, ApiError> {
     let deleted = api.store.subscriber(&account, webhook).await?.is_none();
-    let delivery = find(&api, account, webhook, event).await?;
-    Ok(success(View::from(&delivery).of_webhook(deleted)))
+    let delivery = load_delivery(&api, account, webhook, event).await?;
+    Ok(ok(DeliveryResponse::from(&delivery).of_webhook(deleted)))
 }
 
 /// Sends a delivery again
@@ -200,55 +214,78 @@ pub(super) async fn show(
 /// Now, whatever its status. `webhook-id` stays the same and attempts go on being counted. A body is not needed, and may be
 /// `{}`.
 #[utoipa::path(post, path = "/api/v1/webhooks/{id}/deliveries/{event_id}/retry", operation_id = "retryDelivery",
-    tag = "Deliveries", params(Named),
-    responses((status = 202, description = "An attempt is due.", body = Row),
+    tag = "Deliveries", params(DeliveryPath),
+    responses((status = 202, description = "An attempt is due.", body = DeliverySummaryResponse),
         (status = 409, description = "It is being attempted at this moment, or the webhook is disabled.",
-        body = error::Envelope,
+        body = error::ErrorResponse,
         example = json!({"success":false,"error":{"code":"conflict","message":"Webhook 1 is disabled: enable it first"}})),
-        Authenticated, Named, NoBody))]
+        AuthenticatedAccount, DeliveryPath, EmptyBody))]
 pub(super) async fn retry(
-    State(api): State<Arc<Api>>,
-    Authenticated(account): Authenticated,
-    Named(webhook, event): Named,
-    _: NoBody,
-) -> Result<(StatusCode, Json<Envelope<Row>>), Error> {
-    let found = find(&api, account, webhook, event).await?;
+    State(api): State<Arc<AppState>>,
+    AuthenticatedAccount(account): AuthenticatedAccount,
+    DeliveryPath(webhook, event): DeliveryPath,
+    _: EmptyBody,
+) -> Result<(StatusCode, Json<SuccessResponse<DeliverySummaryResponse>>), ApiError> {
+    let found = load_delivery(&api, account, webhook, event).await?;
     match api.store.subscriber(&found.key.account, webhook).await? {
-        None => return Err(no_webhook(webhook)),
+        None => return Err(webhook_not_found(webhook)),
         Some(subscriber) if subscriber.webhook.status == WebhookStatus::Disabled => {
-            return Err(Error::Conflict(format!("Webhook {webhook} is disabled: enable it first")));
+            return Err(ApiError::Conflict(format!(
+                "Webhook {webhook} is disabled: enable it first"
+            )));
         }
         Some(_) => {}
     }
     let now = api.clock.now();
     let Some(delivery) = api.store.hasten(&found, now, api.retention).await? else {
-        return Err(Error::Conflict(format!(
+        return Err(ApiError::Conflict(format!(
             "Delivery {} is being attempted: look at how that goes first",
             found.key.event
         )));
     };
-    let message = Message { key: delivery.key.clone(), attempt_count: delivery.attempt_count };
-    api.queue.set(vec![Timer { message, due: now }], now).await;
-    Ok((StatusCode::ACCEPTED, success(Row::from(&delivery))))
+    let message = RetryMessage {
+        key: delivery.key.clone(),
+        attempt_count: delivery.attempt_count,
+    };
+    api.queue
+        .set(vec![ScheduledRetry { message, due: now }], now)
+        .await;
+    Ok((
+        StatusCode::ACCEPTED,
+        ok(DeliverySummaryResponse::from(&delivery)),
+    ))
 }
 
-async fn find(api: &Api, account: Account, webhook: WebhookId, event: EventId) -> Result<Delivery, Error> {
-    let not_found = Error::NotFound(format!("No delivery {event} to webhook {webhook}"));
-    api.store.delivery(&Key { account, webhook, event }).await?.ok_or(not_found)
+async fn load_delivery(
+    api: &AppState,
+    account: AccountId,
+    webhook: WebhookId,
+    event: EventId,
+) -> Result<Delivery, ApiError> {
+    let not_found = ApiError::NotFound(format!("No delivery {event} to webhook {webhook}"));
+    api.store
+        .delivery(&DeliveryKey {
+            account,
+            webhook,
+            event,
+        })
+        .await?
+        .ok_or(not_found)
 }
 
 /// The delivery that a request's path names. What cannot be an id names nothing that exists.
-pub(super) struct Named(WebhookId, EventId);
+pub(super) struct DeliveryPath(WebhookId, EventId);
 
-impl<S: Send + Sync> FromRequestParts<S> for Named {
-    type Rejection = Error;
+impl<S: Send + Sync> FromRequestParts<S> for DeliveryPath {
+    type Rejection = ApiError;
 
-    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Error> {
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
         let path = Path::<(String, String)>::from_request_parts(parts, state).await;
         let (webhook, event) = path.map_or_else(|_| Default::default(), |Path(names)| names);
         let shown: String = event.chars().take(64).collect();
         let names = WebhookId::parse(&webhook).zip(EventId::parse(&event));
-        let (webhook, event) = names.ok_or_else(|| Error::NotFound(format!("No delivery {shown}")))?;
+        let (webhook, event) =
+            names.ok_or_else(|| ApiError::NotFound(format!("No delivery {shown}")))?;
         Ok(Self(webhook, event))
     }
 }
@@ -264,36 +301,62 @@ fn parse_cursor(webhook: WebhookId, cursor: &str) -> Option<EventId> {
 }
 
 /// Reads the query of a webhook's list; each parameter must be known, and given once.
-pub(super) fn filter(query: &str, webhook: WebhookId) -> Result<Filter, Error> {
-    let mut filter = Filter { status: None, event: None, after: None, limit: DEFAULT_LIMIT };
+pub(super) fn parse_query(query: &str, webhook: WebhookId) -> Result<DeliveryFilter, ApiError> {
+    let mut filter = DeliveryFilter {
+        status: None,
+        event: None,
+        after: None,
+        limit: DEFAULT_LIMIT,
+    };
     let mut seen = Vec::new();
     for (name, value) in url::form_urlencoded::parse(query.as_bytes()) {
         if seen.contains(&name) {
-            return Err(Error::field(&name, "given twice, expected once"));
+            return Err(ApiError::field(&name, "given twice, expected once"));
         }
         match &*name {
             "status" => {
-                let status = Status::ALL.into_iter().find(|status| status.name() == value);
-                let expected = || Error::field("status", "expected `pending`, `delivered`, `failed` or `cancelled`");
+                let status = DeliveryStatus::ALL
+                    .into_iter()
+                    .find(|status| status.name() == value);
+                let expected = || {
+                    ApiError::field(
+                        "status",
+                        "expected `pending`, `delivered`, `failed` or `cancelled`",
+                    )
+                };
                 filter.status = Some(status.ok_or_else(expected)?);
             }
             "event" => {
                 let known = || EventType::ALL.map(EventType::name).join("`, `");
                 let event = EventType::parse(&value);
-                filter.event =
-                    Some(event.ok_or_else(|| Error::field("event", format!("expected one of `{}`", known())))?);
+                filter.event = Some(event.ok_or_else(|| {
+                    ApiError::field("event", format!("expected one of `{}`", known()))
+                })?);
             }
             "limit" => {
-                let limit = value.parse().ok().filter(|limit| (1..=MAX_LIMIT).contains(limit));
-                filter.limit = limit.ok_or_else(|| Error::field("limit", "expected a whole number from 1 to 100"))?;
+                let limit = value
+                    .parse()
+                    .ok()
+                    .filter(|limit| (1..=MAX_LIMIT).contains(limit));
+                filter.limit = limit.ok_or_else(|| {
+                    ApiError::field("limit", "expected a whole number from 1 to 100")
+                })?;
             }
             "cursor" => {
-                let expected = || Error::field("cursor", "expected the `next_cursor` of a page of this webhook's");
+                let expected = || {
+                    ApiError::field(
+                        "cursor",
+                        "expected the `next_cursor` of a page of this webhook's",
+                    )
+                };
                 filter.after = Some(parse_cursor(webhook, &value).ok_or_else(expected)?);
             }
             _ => {
                 let shown: String = name.chars().take(64).collect();
-                return Err(Error::field(&shown, "unknown parameter, expected `status`, `event`, `limit` or `cursor`"));
+                return Err(ApiError::field(
+                    &shown,
+                    "unknown parameter, expected `status`, `event`, `limit` or `cursor`",
+                ));
             }
         }
         seen.push(name);
@@ -301,25 +364,32 @@ pub(super) fn filter(query: &str, webhook: WebhookId) -> Result<Filter, Error> {
     Ok(filter)
 }
 
-impl Row {
+impl DeliverySummaryResponse {
     /// What is pending to a webhook that was deleted is cancelled, also where that is not written yet.
     pub fn of_webhook(self, deleted: bool) -> Self {
         if deleted && self.status == "pending" {
-            return Self { status: Status::Cancelled.name().to_owned(), next_attempt_at: None, ..self };
+            return Self {
+                status: DeliveryStatus::Cancelled.name().to_owned(),
+                next_attempt_at: None,
+                ..self
+            };
         }
         self
     }
 }
 
-impl View {
-    /// See [`Row::of_webhook`].
+impl DeliveryResponse {
+    /// See [`DeliverySummaryResponse::of_webhook`].
     pub fn of_webhook(self, deleted: bool) -> Self {
-        Self { row: self.row.of_webhook(deleted), ..self }
+        Self {
+            row: self.row.of_webhook(deleted),
+            ..self
+        }
     }
 }
 
-impl From<Listed> for Row {
-    fn from(Listed { event_id, row }: Listed) -> Self {
+impl From<DeliverySummary> for DeliverySummaryResponse {
+    fn from(DeliverySummary { event_id, row }: DeliverySummary) -> Self {
         Self {
             event_id: event_id.to_string(),
             event: row.event,
@@ -333,10 +403,10 @@ impl From<Listed> for Row {
     }
 }
 
-impl From<&Delivery> for Row {
+impl From<&Delivery> for DeliverySummaryResponse {
     fn from(delivery: &Delivery) -> Self {
         let next_attempt_at = match delivery.state {
-            delivery::State::Pending(at) => Some(at.rfc3339()),
+            delivery::DeliveryState::Pending(at) => Some(at.rfc3339()),
             _ => None,
         };
         Self {
@@ -352,50 +422,77 @@ impl From<&Delivery> for Row {
     }
 }
 
-impl From<&Delivery> for View {
+impl From<&Delivery> for DeliveryResponse {
     fn from(delivery: &Delivery) -> Self {
         Self {
-            row: Row::from(delivery),
+            row: DeliverySummaryResponse::from(delivery),
             payload: delivery.body.to_string(),
             url: delivery.url.clone(),
             attempts: delivery
                 .attempts
                 .iter()
                 .map(|attempt| {
-                    AttemptView::new(&delivery.key.event, delivery.event_type, delivery.traceparent.as_ref(), attempt)
+                    AttemptResponse::new(
+                        &delivery.key.event,
+                        delivery.event_type,
+                        delivery.traceparent.as_ref(),
+                        attempt,
+                    )
                 })
                 .collect(),
         }
     }
 }
 
-impl AttemptView {
+impl AttemptResponse {
     pub(super) fn new(
         event: &EventId,
         event_type: EventType,
         traceparent: Option<&Traceparent>,
         attempt: &Attempt,
     ) -> Self {
-        let headers = attempt.request(event, event_type, traceparent).headers().into_iter();
+        let headers = attempt
+            .request(event, event_type, traceparent)
+            .headers()
+            .into_iter();
         Self {
             number: attempt.number,
             at: attempt.at.rfc3339(),
             duration_ms: attempt.duration_ms,
-            phases: PhasesView::from(attempt.phases),
+            phases: TimingsResponse::from(attempt.phases),
             status_code: attempt.status_code,
             failure: attempt.failure,
             detail: attempt.detail.clone(),
             response_excerpt: attempt.response_excerpt.clone(),
-            request_headers: headers.map(|(name, value)| (name.to_owned(), value.into())).collect(),
+            request_headers: headers
+                .map(|(name, value)| (name.to_owned(), value.into()))
+                .collect(),
         }
     }
 }
 
-impl From<Phases> for PhasesView {
-    fn from(Phases { dns, connect, tls, answer, body }: Phases) -> Self {
+impl From<PhaseTimings> for TimingsResponse {
+    fn from(
+        PhaseTimings {
+            dns,
+            connect,
+            tls,
+            answer,
+            body,
+        }: PhaseTimings,
+    ) -> Self {
         // To a tenth of a millisecond.
-        #[expect(clippy::cast_precision_loss, reason = "a phase lasts seconds, not centuries")]
+        #[expect(
+            clippy::cast_precision_loss,
+            reason = "a phase lasts seconds, not centuries"
+        )]
         let ms = |micros: Option<u64>| micros.map(|micros| (micros as f64 / 100.0).round() / 10.0);
-        Self { dns_ms: ms(dns), connect_ms: ms(connect), tls_ms: ms(tls), answer_ms: ms(answer), body_ms: ms(body) }
+        Self {
+            dns_ms: ms(dns),
+            connect_ms: ms(connect),
+            tls_ms: ms(tls),
+            answer_ms: ms(answer),
+            body_ms: ms(body),
+        }
     }
 }

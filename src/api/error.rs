@@ -16,7 +16,7 @@ const RETRY_UNAVAILABLE: i64 = 1;
 
 /// An answer that is no success.
 #[derive(Debug)]
-pub(super) enum Error {
+pub(super) enum ApiError {
     /// 400; names the field and what is expected.
     InvalidRequest(String),
     /// 401
@@ -41,17 +41,17 @@ pub(super) enum Error {
 
 /// The envelope of what is no success.
 #[derive(Serialize, ToSchema)]
-#[schema(as = Error)]
-pub(super) struct Envelope<'a> {
-    #[schema(schema_with = openapi::no)]
+#[schema(as = ApiError)]
+pub(super) struct ErrorResponse<'a> {
+    #[schema(schema_with = openapi::const_false)]
     success: bool,
     #[schema(inline)]
-    error: Description<'a>,
+    error: ErrorBody<'a>,
 }
 
 #[derive(Serialize, ToSchema)]
-struct Description<'a> {
-    #[schema(schema_with = openapi::code)]
+struct ErrorBody<'a> {
+    #[schema(schema_with = openapi::error_code_schema)]
     code: &'static str,
     /// For people: a program matches on the code.
     message: &'a str,
@@ -59,9 +59,9 @@ struct Description<'a> {
 
 /// The cause of an answer with status 500 or 503, handed to the log beside the answer.
 #[derive(Clone)]
-pub(super) struct Cause(pub String);
+pub(super) struct InternalCause(pub String);
 
-impl Error {
+impl ApiError {
     /// A field that is not as expected.
     pub(super) fn field(name: &str, expected: impl std::fmt::Display) -> Self {
         Self::InvalidRequest(format!("{name}: {expected}"))
@@ -70,58 +70,92 @@ impl Error {
     /// What the caller is told.
     pub(super) fn told(&self) -> (StatusCode, &'static str, &str) {
         match self {
-            Self::InvalidRequest(message) => (StatusCode::BAD_REQUEST, "invalid_request", message.as_str()),
-            Self::Unauthorized => (StatusCode::UNAUTHORIZED, "unauthorized", "Invalid or missing API key"),
-            Self::NotFound(message) => (StatusCode::NOT_FOUND, "not_found", message.as_str()),
-            Self::MethodNotAllowed(message) => (StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", message.as_str()),
-            Self::Conflict(message) => (StatusCode::CONFLICT, "conflict", message.as_str()),
-            Self::PayloadTooLarge => {
-                (StatusCode::PAYLOAD_TOO_LARGE, "payload_too_large", "The body is too large, expected at most 64 KiB")
+            Self::InvalidRequest(message) => {
+                (StatusCode::BAD_REQUEST, "invalid_request", message.as_str())
             }
+            Self::Unauthorized => (
+                StatusCode::UNAUTHORIZED,
+                "unauthorized",
+                "Invalid or missing API key",
+            ),
+            Self::NotFound(message) => (StatusCode::NOT_FOUND, "not_found", message.as_str()),
+            Self::MethodNotAllowed(message) => (
+                StatusCode::METHOD_NOT_ALLOWED,
+                "method_not_allowed",
+                message.as_str(),
+            ),
+            Self::Conflict(message) => (StatusCode::CONFLICT, "conflict", message.as_str()),
+            Self::PayloadTooLarge => (
+                StatusCode::PAYLOAD_TOO_LARGE,
+                "payload_too_large",
+                "The body is too large, expected at most 64 KiB",
+            ),
             Self::UnsupportedMediaType => (
                 StatusCode::UNSUPPORTED_MEDIA_TYPE,
                 "unsupported_media_type",
                 "The body is not declared as JSON, expected `Content-Type: application/json`",
             ),
-            Self::RateLimited { .. } => {
-                (StatusCode::TOO_MANY_REQUESTS, "rate_limited", "Too many requests, try again later")
-            }
-            Self::Internal(_) => (StatusCode::INTERNAL_SERVER_ERROR, "internal_error", "Internal error"),
-            Self::Unavailable(_) => {
-                (StatusCode::SERVICE_UNAVAILABLE, "unavailable", "Temporarily unavailable, try again")
-            }
+            Self::RateLimited { .. } => (
+                StatusCode::TOO_MANY_REQUESTS,
+                "rate_limited",
+                "Too many requests, try again later",
+            ),
+            Self::Internal(_) => (
+                StatusCode::INTERNAL_SERVER_ERROR,
+                "internal_error",
+                "Internal error",
+            ),
+            Self::Unavailable(_) => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                "unavailable",
+                "Temporarily unavailable, try again",
+            ),
         }
     }
 }
 
-impl From<store::Error> for Error {
+impl From<store::Error> for ApiError {
     fn from(error: store::Error) -> Self {
         match error {
-            store::Error::Unavailable(_) | store::Error::Locked(_) => Self::Unavailable(error.to_string()),
+            store::Error::Unavailable(_) | store::Error::Locked(_) => {
+                Self::Unavailable(error.to_string())
+            }
             store::Error::Internal(_) => Self::Internal(error.to_string()),
         }
     }
 }
 
-impl IntoResponse for Error {
+impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let (status, code, message) = self.told();
-        let envelope = Envelope { success: false, error: Description { code, message } };
+        let envelope = ErrorResponse {
+            success: false,
+            error: ErrorBody { code, message },
+        };
         let mut response = (status, Json(envelope)).into_response();
         match self {
-            Self::RateLimited { retry_after_seconds } => {
-                response.headers_mut().insert(RETRY_AFTER, retry_after_seconds.into());
+            Self::RateLimited {
+                retry_after_seconds,
+            } => {
+                response
+                    .headers_mut()
+                    .insert(RETRY_AFTER, retry_after_seconds.into());
             }
             Self::Unauthorized => {
                 // RFC 9110, section 11.6.1: a 401 names a challenge.
-                response.headers_mut().insert(http::header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+                response.headers_mut().insert(
+                    http::header::WWW_AUTHENTICATE,
+                    HeaderValue::from_static("Bearer"),
+                );
             }
             Self::Unavailable(cause) => {
-                response.headers_mut().insert(RETRY_AFTER, RETRY_UNAVAILABLE.into());
-                response.extensions_mut().insert(Cause(cause));
+                response
+                    .headers_mut()
+                    .insert(RETRY_AFTER, RETRY_UNAVAILABLE.into());
+                response.extensions_mut().insert(InternalCause(cause));
             }
             Self::Internal(cause) => {
-                response.extensions_mut().insert(Cause(cause));
+                response.extensions_mut().insert(InternalCause(cause));
             }
             _ => {}
         }

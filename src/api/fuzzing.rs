@@ -7,7 +7,7 @@ use axum::{
 use serde::de::DeserializeOwned;
 
 use super::{body::JsonBody, deliveries, replays, rotate_secret, webhooks};
-use crate::store::delivery_log::Filter;
+use crate::store::delivery_log::DeliveryFilter;
 use nano_webhooks_core::webhook::WebhookId;
 
 /// Reads the body of `POST /api/v1/webhooks`.
@@ -15,7 +15,7 @@ use nano_webhooks_core::webhook::WebhookId;
 /// # Errors
 /// The answer.
 pub async fn create(request: Request) -> Result<(), Response> {
-    body::<webhooks::Create>(request).await
+    body::<webhooks::CreateWebhookRequest>(request).await
 }
 
 /// Reads the body of `PATCH /api/v1/webhooks/{id}`.
@@ -23,7 +23,7 @@ pub async fn create(request: Request) -> Result<(), Response> {
 /// # Errors
 /// The answer.
 pub async fn patch(request: Request) -> Result<(), Response> {
-    body::<webhooks::Patch>(request).await
+    body::<webhooks::UpdateWebhookRequest>(request).await
 }
 
 /// Reads the body of `POST /api/v1/webhooks/{id}/rotate-secret`.
@@ -31,7 +31,7 @@ pub async fn patch(request: Request) -> Result<(), Response> {
 /// # Errors
 /// The answer.
 pub async fn rotate(request: Request) -> Result<(), Response> {
-    body::<rotate_secret::Rotate>(request).await
+    body::<rotate_secret::RotateSecretRequest>(request).await
 }
 
 /// Reads the body of `POST /api/v1/webhooks/{id}/replay`.
@@ -39,17 +39,20 @@ pub async fn rotate(request: Request) -> Result<(), Response> {
 /// # Errors
 /// The answer.
 pub async fn replay(request: Request) -> Result<(), Response> {
-    body::<replays::Begin>(request).await
+    body::<replays::CreateReplayRequest>(request).await
 }
 
 /// Reads the query of `GET /api/v1/webhooks/{id}/deliveries`.
 ///
 /// # Errors
 /// The answer.
-pub fn filter(query: &str, webhook: WebhookId) -> Result<Filter, Response> {
-    deliveries::filter(query, webhook).map_err(IntoResponse::into_response)
+pub fn filter(query: &str, webhook: WebhookId) -> Result<DeliveryFilter, Response> {
+    deliveries::parse_query(query, webhook).map_err(IntoResponse::into_response)
 }
 
 async fn body<T: DeserializeOwned>(request: Request) -> Result<(), Response> {
-    JsonBody::<T>::from_request(request, &()).await.map(drop).map_err(IntoResponse::into_response)
+    JsonBody::<T>::from_request(request, &())
+        .await
+        .map(drop)
+        .map_err(IntoResponse::into_response)
 }

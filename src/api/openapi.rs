@@ -1,6 +1,6 @@
 //! `GET /api/v1/openapi.json`: the description of this API, put together from what stands beside each operation.
 
-use std::{collections::BTreeMap, sync::LazyLock};
+use std::{borrow::Cow, collections::BTreeMap, sync::LazyLock};
 
 use axum::{
     http::{HeaderName, header::CONTENT_TYPE},
@@ -11,8 +11,9 @@ use serde_json::{Value, json};
 use utoipa::{
     IntoParams, IntoResponses, Modify, OpenApi, PartialSchema, ToSchema,
     openapi::{
-        self, Array, ArrayBuilder, Content, ContentBuilder, Header, HeaderBuilder, KnownFormat, Object, ObjectBuilder,
-        Ref, RefOr, Required, Response, ResponseBuilder, Schema, SchemaFormat, Type,
+        self, Array, ArrayBuilder, Content, ContentBuilder, Header, HeaderBuilder, KnownFormat,
+        Object, ObjectBuilder, Ref, RefOr, Required, Response, ResponseBuilder, Schema,
+        SchemaFormat, Type,
         path::{Operation, Parameter, ParameterBuilder, ParameterIn, PathItem},
         schema::SchemaType,
         security::{HttpAuthScheme, HttpBuilder, SecurityScheme},
@@ -20,10 +21,10 @@ use utoipa::{
 };
 
 use super::{
-    auth::Authenticated,
-    body::{JsonBody, OptionalBody},
+    auth::AuthenticatedAccount,
+    body::{JsonBody, OptionalJson},
     callbacks, deliveries,
-    error::{self, Error},
+    error::{self, ApiError},
     portal, replays, rotate_secret, test_event, webhooks,
 };
 use crate::store::delivery_log;
@@ -61,9 +62,9 @@ use nano_webhooks_core::{
         deliveries::retry,
         document,
         super::healthz,
-        portal::page,
+        portal::serve_portal,
     ),
-    components(schemas(error::Envelope, callbacks::JobEvent, callbacks::WebhookDisabled)),
+    components(schemas(error::ErrorResponse, callbacks::JobEvent, callbacks::WebhookDisabled)),
     servers((url = "/", description = "Where this description was read from.")),
     security(("api_key" = [])),
     tags(
@@ -72,13 +73,15 @@ use nano_webhooks_core::{
         (name = "Service", description = "What needs no key."),
         (name = "Callbacks", description = "What a subscriber receives."),
     ),
-    modifiers(&Common),
+    modifiers(&SharedResponses),
 )]
 struct Description;
 
 /// The document as it is served, which does not change while the process lives.
 static DOCUMENT: LazyLock<Bytes> = LazyLock::new(|| {
-    let document = Description::openapi().to_json().expect("a description is maps with texts as keys");
+    let document = Description::openapi()
+        .to_json()
+        .expect("a description is maps with texts as keys");
     Bytes::from(document)
 });
 
@@ -91,27 +94,31 @@ pub(super) async fn document() -> Answer {
 }
 
 /// What all operations have in common.
-struct Common;
+struct SharedResponses;
 
-impl Modify for Common {
+impl Modify for SharedResponses {
     fn modify(&self, api: &mut openapi::OpenApi) {
         for operation in api.paths.paths.values_mut().flat_map(operations) {
             for (status, response) in &mut operation.responses.responses {
                 if let RefOr::T(response) = response {
-                    response.headers.insert("X-Request-Id".to_owned(), request_id().into());
+                    response
+                        .headers
+                        .insert("X-Request-Id".to_owned(), request_id().into());
                     if status.starts_with('2') {
-                        response.content.values_mut().for_each(enveloped);
+                        response.content.values_mut().for_each(wrap_in_envelope);
                     }
                 }
             }
             if let Some(RefOr::T(body)) = &mut operation.request_body {
-                body.content.values_mut().for_each(absent_or_whole);
+                body.content.values_mut().for_each(unwrap_optional_body);
             }
         }
-        api.webhooks = Some(callbacks::all());
+        api.webhooks = Some(callbacks::callback_paths());
         let components = api.components.get_or_insert_default();
         for (error, meaning) in refusals() {
-            components.responses.insert(error.told().1.to_owned(), refusal(&error, meaning).into());
+            components
+                .responses
+                .insert(error.told().1.to_owned(), refusal(&error, meaning).into());
         }
         let key = HttpBuilder::new().scheme(HttpAuthScheme::Bearer).bearer_format("sk-…").description(Some(
             "An API key: `sk-`, 32 characters and 6 of checksum. A deployment may have an authorizer of its own in front \
@@ -122,18 +129,26 @@ impl Modify for Common {
 }
 
 /// What is described of a success is the `data` of its envelope. Only what is described inline stands outside.
-fn enveloped(content: &mut RefOr<Content>) {
-    if let RefOr::T(Content { schema: Some(schema), .. }) = content
+fn wrap_in_envelope(content: &mut RefOr<Content>) {
+    if let RefOr::T(Content {
+        schema: Some(schema),
+        ..
+    }) = content
         && matches!(schema, RefOr::Ref(_) | RefOr::T(Schema::Array(_)))
     {
-        let envelope = ObjectBuilder::new().property("success", yes()).property("data", schema.clone());
+        let envelope = ObjectBuilder::new()
+            .property("success", const_true())
+            .property("data", schema.clone());
         *schema = envelope.required("success").required("data").build().into();
     }
 }
 
 /// A body that is an `Option` may be absent, which is said beside it. It may not be `null`, as its schema has it.
-fn absent_or_whole(content: &mut RefOr<Content>) {
-    if let RefOr::T(Content { schema: Some(schema), .. }) = content
+fn unwrap_optional_body(content: &mut RefOr<Content>) {
+    if let RefOr::T(Content {
+        schema: Some(schema),
+        ..
+    }) = content
         && let RefOr::T(Schema::OneOf(either)) = schema
     {
         *schema = either.items.swap_remove(0);
@@ -141,94 +156,138 @@ fn absent_or_whole(content: &mut RefOr<Content>) {
 }
 
 fn operations(item: &mut PathItem) -> impl Iterator<Item = &mut Operation> {
-    let PathItem { get, put, post, delete, patch, .. } = item;
-    [get, put, post, delete, patch].into_iter().filter_map(Option::as_mut)
+    let PathItem {
+        get,
+        put,
+        post,
+        delete,
+        patch,
+        ..
+    } = item;
+    [get, put, post, delete, patch]
+        .into_iter()
+        .filter_map(Option::as_mut)
 }
 
 /// The error table, with what each row means, and an example where the message varies.
-fn refusals() -> [(Error, &'static str); 8] {
+fn refusals() -> [(ApiError, &'static str); 8] {
     [
         (
-            Error::field("url", "expected a URL that begins with `https://`"),
+            ApiError::field("url", "expected a URL that begins with `https://`"),
             "The request is not as expected; the message names the field and what is expected of it.",
         ),
-        (Error::Unauthorized, "The API key is missing or invalid."),
+        (ApiError::Unauthorized, "The API key is missing or invalid."),
         (
-            Error::NotFound("No webhook 1".to_owned()),
+            ApiError::NotFound("No webhook 1".to_owned()),
             "There is no such resource, or it belongs to another account. An id that cannot be one names nothing.",
         ),
-        (Error::PayloadTooLarge, "The body is over 64 KiB."),
-        (Error::UnsupportedMediaType, "There is a body, and it is not declared as JSON."),
+        (ApiError::PayloadTooLarge, "The body is over 64 KiB."),
         (
-            Error::RateLimited { retry_after_seconds: 30 },
+            ApiError::UnsupportedMediaType,
+            "There is a body, and it is not declared as JSON.",
+        ),
+        (
+            ApiError::RateLimited {
+                retry_after_seconds: 30,
+            },
             "The account has made too many requests; by default 60 a minute and 10,000 a day are allowed.",
         ),
-        (Error::Internal(String::new()), "Our fault. The cause is in our log, under the request's id."),
-        (Error::Unavailable(String::new()), "What the answer needs is out of reach for the moment."),
+        (
+            ApiError::Internal(String::new()),
+            "Our fault. The cause is in our log, under the request's id.",
+        ),
+        (
+            ApiError::Unavailable(String::new()),
+            "What the answer needs is out of reach for the moment.",
+        ),
     ]
 }
 
-fn refusal(error: &Error, meaning: &str) -> Response {
+fn refusal(error: &ApiError, meaning: &str) -> Response {
     let (status, code, message) = error.told();
     let content = ContentBuilder::new()
         .schema(Some(Ref::from_schema_name("Error")))
-        .example(Some(json!({ "success": false, "error": { "code": code, "message": message } })));
+        .example(Some(
+            json!({ "success": false, "error": { "code": code, "message": message } }),
+        ));
     let response = ResponseBuilder::new()
         .description(meaning)
         .content("application/json", content.build())
         .header("X-Request-Id", request_id());
-    let seconds = || ObjectBuilder::new().schema_type(Type::Integer).minimum(Some(1)).build();
+    let seconds = || {
+        ObjectBuilder::new()
+            .schema_type(Type::Integer)
+            .minimum(Some(1))
+            .build()
+    };
     let response = match status.as_u16() {
-        401 => response.header("WWW-Authenticate", header("`Bearer`.", Object::with_type(Type::String))),
-        429 | 503 => response.header("Retry-After", header("When to try again, in seconds.", seconds())),
+        401 => response.header(
+            "WWW-Authenticate",
+            header("`Bearer`.", Object::with_type(Type::String)),
+        ),
+        429 | 503 => response.header(
+            "Retry-After",
+            header("When to try again, in seconds.", seconds()),
+        ),
         _ => response,
     };
     response.build()
 }
 
 fn request_id() -> Header {
-    let text = ObjectBuilder::new().schema_type(Type::String).min_length(Some(1)).build();
+    let text = ObjectBuilder::new()
+        .schema_type(Type::String)
+        .min_length(Some(1))
+        .build();
     header("Names the request, in a question as in our log.", text)
 }
 
 fn header(description: &str, schema: Object) -> Header {
-    HeaderBuilder::new().schema(Some(schema)).description(Some(description)).build()
+    HeaderBuilder::new()
+        .schema(Some(schema))
+        .description(Some(description))
+        .build()
 }
 
 type Responses = BTreeMap<String, RefOr<Response>>;
 
 /// The answers of the error table that have these statuses.
 fn refused(statuses: &[u16]) -> Responses {
-    let named = |(error, _): &(Error, _)| {
+    let named = |(error, _): &(ApiError, _)| {
         let (status, code, _) = error.told();
         (status.as_u16(), code)
     };
     let table = BTreeMap::from(refusals().each_ref().map(named));
-    let answer = |status: &u16| (status.to_string(), Ref::from_response_name(table[status]).into());
+    let answer = |status: &u16| {
+        (
+            status.to_string(),
+            Ref::from_response_name(table[status]).into(),
+        )
+    };
     statuses.iter().map(answer).collect()
 }
 
 // An operation refuses what the parts refuse that it takes.
 
-impl IntoResponses for Authenticated {
+impl IntoResponses for AuthenticatedAccount {
     fn responses() -> Responses {
         refused(&[401, 429, 500, 503])
     }
 }
 
-impl IntoResponses for webhooks::Subject {
+impl IntoResponses for webhooks::WebhookPath {
     fn responses() -> Responses {
         refused(&[404])
     }
 }
 
-impl IntoResponses for deliveries::Named {
+impl IntoResponses for deliveries::DeliveryPath {
     fn responses() -> Responses {
         refused(&[404])
     }
 }
 
-impl IntoResponses for replays::Named {
+impl IntoResponses for replays::ReplayPath {
     fn responses() -> Responses {
         refused(&[404])
     }
@@ -240,7 +299,7 @@ impl<T> IntoResponses for JsonBody<T> {
     }
 }
 
-impl<T> IntoResponses for OptionalBody<T> {
+impl<T> IntoResponses for OptionalJson<T> {
     fn responses() -> Responses {
         refused(&[400, 413, 415])
     }
@@ -262,13 +321,29 @@ impl IntoParams for ListQuery {
             .minimum(Some(1))
             .maximum(Some(deliveries::MAX_LIMIT))
             .default(Some(json!(deliveries::DEFAULT_LIMIT)));
-        let cursor = ObjectBuilder::new().schema_type(Type::String).min_length(Some(1));
-        let in_query = |name, description, schema| optional(name, ParameterIn::Query, description, schema).build();
+        let cursor = ObjectBuilder::new()
+            .schema_type(Type::String)
+            .min_length(Some(1));
+        let in_query = |name, description, schema| {
+            optional(name, ParameterIn::Query, description, schema).build()
+        };
         vec![
-            in_query("status", "Those with this status alone.", Ref::from_schema_name("DeliveryStatus").into()),
-            in_query("event", "Those of this event type alone.", Ref::from_schema_name("EventType").into()),
+            in_query(
+                "status",
+                "Those with this status alone.",
+                Ref::from_schema_name("DeliveryStatus").into(),
+            ),
+            in_query(
+                "event",
+                "Those of this event type alone.",
+                Ref::from_schema_name("EventType").into(),
+            ),
             in_query("limit", "How many at most.", limit.build().into()),
-            in_query("cursor", "The `next_cursor` of the page before.", cursor.build().into()),
+            in_query(
+                "cursor",
+                "The `next_cursor` of the page before.",
+                cursor.build().into(),
+            ),
         ]
     }
 }
@@ -285,12 +360,22 @@ impl IntoParams for IdempotencyKey {
             .max_length(Some(webhooks::MAX_IDEMPOTENCY_KEY))
             .pattern(Some("^[!-~]([ -~]*[!-~])?$"));
         let description = "A name for this request, of 1 to 255 printable ASCII characters.";
-        let key = optional("Idempotency-Key", ParameterIn::Header, description, key.build().into());
+        let key = optional(
+            "Idempotency-Key",
+            ParameterIn::Header,
+            description,
+            key.build().into(),
+        );
         vec![key.example(Some(json!("order-1234"))).build()]
     }
 }
 
-fn optional(name: &str, place: ParameterIn, description: &str, schema: RefOr<Schema>) -> ParameterBuilder {
+fn optional(
+    name: &str,
+    place: ParameterIn,
+    description: &str,
+    schema: RefOr<Schema>,
+) -> ParameterBuilder {
     ParameterBuilder::new()
         .name(name)
         .parameter_in(place)
@@ -299,27 +384,48 @@ fn optional(name: &str, place: ParameterIn, description: &str, schema: RefOr<Sch
         .schema(Some(schema))
 }
 
-impl IntoParams for webhooks::Subject {
+impl IntoParams for webhooks::WebhookPath {
     fn into_params(_: impl Fn() -> Option<ParameterIn>) -> Vec<Parameter> {
-        vec![in_path("id", "The webhook.", number_of_webhook(), json!(1))]
+        vec![path_param(
+            "id",
+            "The webhook.",
+            webhook_id_schema(),
+            json!(1),
+        )]
     }
 }
 
-impl IntoParams for deliveries::Named {
+impl IntoParams for deliveries::DeliveryPath {
     fn into_params(_: impl Fn() -> Option<ParameterIn>) -> Vec<Parameter> {
-        let event = in_path("event_id", "The event.", id_of_event(), json!("evt_01JFSFB4807P0XDV4PAY2Y4PMB"));
-        vec![in_path("id", "The webhook.", number_of_webhook(), json!(1)), event]
+        let event = path_param(
+            "event_id",
+            "The event.",
+            event_id_schema(),
+            json!("evt_01JFSFB4807P0XDV4PAY2Y4PMB"),
+        );
+        vec![
+            path_param("id", "The webhook.", webhook_id_schema(), json!(1)),
+            event,
+        ]
     }
 }
 
-impl IntoParams for replays::Named {
+impl IntoParams for replays::ReplayPath {
     fn into_params(_: impl Fn() -> Option<ParameterIn>) -> Vec<Parameter> {
-        let replay = in_path("replay", "The replay.", id_of_replay(), json!("rpl_0123456789abcdef"));
-        vec![in_path("id", "The webhook.", number_of_webhook(), json!(1)), replay]
+        let replay = path_param(
+            "replay",
+            "The replay.",
+            replay_id_schema(),
+            json!("rpl_0123456789abcdef"),
+        );
+        vec![
+            path_param("id", "The webhook.", webhook_id_schema(), json!(1)),
+            replay,
+        ]
     }
 }
 
-fn in_path(name: &str, description: &str, schema: Object, example: Value) -> Parameter {
+fn path_param(name: &str, description: &str, schema: Object, example: Value) -> Parameter {
     ParameterBuilder::new()
         .name(name)
         .parameter_in(ParameterIn::Path)
@@ -331,7 +437,7 @@ fn in_path(name: &str, description: &str, schema: Object, example: Value) -> Par
 }
 
 /// A webhook's number within its account.
-pub(super) fn number_of_webhook() -> Object {
+pub(super) fn webhook_id_schema() -> Object {
     ObjectBuilder::new()
         .schema_type(Type::Integer)
         .format(Some(SchemaFormat::KnownFormat(KnownFormat::Int64)))
@@ -341,37 +447,49 @@ pub(super) fn number_of_webhook() -> Object {
 }
 
 /// An event's id.
-pub(super) fn id_of_event() -> Object {
-    ObjectBuilder::new().schema_type(Type::String).pattern(Some("^evt_[0-9A-HJKMNP-TV-Z]{26}$")).build()
+pub(super) fn event_id_schema() -> Object {
+    ObjectBuilder::new()
+        .schema_type(Type::String)
+        .pattern(Some("^evt_[0-9A-HJKMNP-TV-Z]{26}$"))
+        .build()
 }
 
 /// A replay's id.
-pub(super) fn id_of_replay() -> Object {
-    ObjectBuilder::new().schema_type(Type::String).pattern(Some("^rpl_[0-9a-f]{16}$")).build()
+pub(super) fn replay_id_schema() -> Object {
+    ObjectBuilder::new()
+        .schema_type(Type::String)
+        .pattern(Some("^rpl_[0-9a-f]{16}$"))
+        .build()
 }
 
 /// The status of a process that answers.
-pub(super) fn ok() -> Object {
-    ObjectBuilder::new().schema_type(Type::String).enum_values(Some(["ok"])).build()
+pub(super) fn status_ok_schema() -> Object {
+    ObjectBuilder::new()
+        .schema_type(Type::String)
+        .enum_values(Some(["ok"]))
+        .build()
 }
 
 /// What is always so.
-fn always(value: bool) -> Object {
-    ObjectBuilder::new().schema_type(Type::Boolean).enum_values(Some([value])).build()
+fn const_bool(value: bool) -> Object {
+    ObjectBuilder::new()
+        .schema_type(Type::Boolean)
+        .enum_values(Some([value]))
+        .build()
 }
 
 /// `success` of a success.
-pub(super) fn yes() -> Object {
-    always(true)
+pub(super) fn const_true() -> Object {
+    const_bool(true)
 }
 
 /// `success` of what is none.
-pub(super) fn no() -> Object {
-    always(false)
+pub(super) fn const_false() -> Object {
+    const_bool(false)
 }
 
 /// Where callbacks go.
-pub(super) fn target() -> Object {
+pub(super) fn url_schema() -> Object {
     ObjectBuilder::new()
         .schema_type(Type::String)
         .description(Some(
@@ -385,8 +503,12 @@ pub(super) fn target() -> Object {
 }
 
 /// What is subscribed to.
-pub(super) fn subscriptions() -> Array {
-    ArrayBuilder::new().items(Ref::from_schema_name("EventType")).min_items(Some(1)).unique_items(true).build()
+pub(super) fn events_schema() -> Array {
+    ArrayBuilder::new()
+        .items(Ref::from_schema_name("EventType"))
+        .min_items(Some(1))
+        .unique_items(true)
+        .build()
 }
 
 /// A signing secret, or none.
@@ -411,7 +533,7 @@ pub(super) fn new_secret() -> Object {
 }
 
 /// A note, or none.
-pub(super) fn note() -> Object {
+pub(super) fn description_schema() -> Object {
     ObjectBuilder::new()
         .schema_type(SchemaType::from_iter([Type::String, Type::Null]))
         .description(Some("The account's own note; `null` is none."))
@@ -419,47 +541,76 @@ pub(super) fn note() -> Object {
         .build()
 }
 
-/// `code` of an error.
-pub(super) fn code() -> Object {
+/// `error_code_schema` of an error.
+pub(super) fn error_code_schema() -> Object {
     // Of a method that is not supported no operation tells.
-    let others = [Error::MethodNotAllowed(String::new()), Error::Conflict(String::new())];
-    let all = refusals().into_iter().map(|(error, _)| error).chain(others).map(|error| error.told().1);
-    ObjectBuilder::new().schema_type(Type::String).enum_values(Some(all.collect::<Vec<_>>())).build()
+    let others = [
+        ApiError::MethodNotAllowed(String::new()),
+        ApiError::Conflict(String::new()),
+    ];
+    let all = refusals()
+        .into_iter()
+        .map(|(error, _)| error)
+        .chain(others)
+        .map(|error| error.told().1);
+    ObjectBuilder::new()
+        .schema_type(Type::String)
+        .enum_values(Some(all.collect::<Vec<_>>()))
+        .build()
 }
 
-/// A text that is one of a few. The types that hold them know nothing of this description.
+/// A schema of a string that has one of a few values.
 macro_rules! one_of {
-    ($name:ident, $description:literal, $values:expr) => {
+    ($type:ident, $name:literal, $description:literal, $values:expr) => {
         #[doc = $description]
-        pub(super) struct $name;
+        pub(super) struct $type;
 
-        impl PartialSchema for $name {
+        impl PartialSchema for $type {
             fn schema() -> RefOr<Schema> {
-                let text = ObjectBuilder::new().schema_type(Type::String).description(Some($description));
+                let text = ObjectBuilder::new()
+                    .schema_type(Type::String)
+                    .description(Some($description));
                 text.enum_values(Some($values)).build().into()
             }
         }
 
-        impl ToSchema for $name {}
+        impl ToSchema for $type {
+            fn name() -> Cow<'static, str> {
+                Cow::Borrowed($name)
+            }
+        }
     };
 }
 
-one_of!(EventType, "What can be subscribed to.", webhook::EventType::ALL.map(webhook::EventType::name));
-one_of!(WebhookStatus, "Whether a webhook receives events.", webhook::Status::ALL.map(webhook::Status::name));
 one_of!(
-    DeliveryStatus,
-    "`pending`: another attempt is to be made. `delivered`: a 2xx was read. `failed`: no attempt is left. `cancelled`: the \
-     webhook was deleted.",
-    delivery_log::Status::ALL.map(delivery_log::Status::name)
+    EventTypeSchema,
+    "EventType",
+    "What can be subscribed to.",
+    webhook::EventType::ALL.map(webhook::EventType::name)
 );
 one_of!(
-    FailureKind,
+    WebhookStatusSchema,
+    "WebhookStatus",
+    "Whether a webhook receives events.",
+    webhook::WebhookStatus::ALL.map(webhook::WebhookStatus::name)
+);
+one_of!(
+    DeliveryStatusSchema,
+    "DeliveryStatus",
+    "`pending`: another attempt is to be made. `delivered`: a 2xx was read. `failed`: no attempt is left. `cancelled`: the \
+     webhook was deleted.",
+    delivery_log::DeliveryStatus::ALL.map(delivery_log::DeliveryStatus::name)
+);
+one_of!(
+    FailureKindSchema,
+    "FailureKind",
     "Why an attempt failed: the name did not resolve, no connection, the TLS handshake, out of time, a target that is not \
      allowed, an answer that was a redirect or no 2xx, or a body that broke off.",
     attempt::FailureKind::ALL.map(|kind| json!(kind))
 );
 one_of!(
-    HealthState,
+    HealthStateSchema,
+    "HealthState",
     "`slow`: it answers, but not within the first attempt's deadline. `failing`: its attempts fail.",
     ["healthy", "slow", "failing"]
 );

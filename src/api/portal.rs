@@ -6,7 +6,10 @@ use std::sync::LazyLock;
 use axum::{
     http::{
         HeaderName, HeaderValue,
-        header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS},
+        header::{
+            CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, REFERRER_POLICY,
+            X_CONTENT_TYPE_OPTIONS,
+        },
     },
     response::{IntoResponse, Response},
 };
@@ -20,16 +23,17 @@ static POLICY: LazyLock<HeaderValue> = LazyLock::new(|| {
     let policy = format!(
         "default-src 'none'; script-src '{}'; style-src '{}'; connect-src 'self'; base-uri 'none'; form-action 'none'; \
          frame-ancestors 'none'; require-trusted-types-for 'script'",
-        hash_of("script"),
-        hash_of("style"),
+        csp_hash("script"),
+        csp_hash("style"),
     );
     HeaderValue::try_from(policy).expect("a policy is printable ASCII")
 });
 
 /// The hash of the page's one element of this name.
-fn hash_of(element: &str) -> String {
-    let inside =
-        PAGE.split_once(&format!("<{element}>")).and_then(|(_, rest)| rest.split_once(&format!("</{element}>")));
+fn csp_hash(element: &str) -> String {
+    let inside = PAGE
+        .split_once(&format!("<{element}>"))
+        .and_then(|(_, rest)| rest.split_once(&format!("</{element}>")));
     let (text, _) = inside.expect("the page has a script and a style");
     format!("sha256-{}", STANDARD.encode(Sha256::digest(text)))
 }
@@ -38,7 +42,7 @@ fn hash_of(element: &str) -> String {
 #[utoipa::path(get, path = "/portal", operation_id = "getPortal", tag = "Service", security(),
     responses((status = 200, description = "A page that uses this API with the key that is typed into it.", body = String,
         content_type = "text/html; charset=utf-8")))]
-pub(super) async fn page() -> Response {
+pub(super) async fn serve_portal() -> Response {
     const HEADERS: [(HeaderName, &str); 4] = [
         (CONTENT_TYPE, "text/html; charset=utf-8"),
         (CACHE_CONTROL, "no-cache"),
@@ -57,9 +61,21 @@ mod tests {
         for element in ["script", "style"] {
             assert_eq!(PAGE.matches(&format!("<{element}")).count(), 1, "{element}");
         }
-        for foreign in ["https://", "http://", "src=", "@import", "javascript:", "innerHTML"] {
+        for foreign in [
+            "https://",
+            "http://",
+            "src=",
+            "@import",
+            "javascript:",
+            "innerHTML",
+        ] {
             let lines: Vec<_> = PAGE.lines().filter(|line| line.contains(foreign)).collect();
-            assert!(lines.iter().all(|line| line.contains("example.com") || line.contains("w3.org")), "{lines:?}");
+            assert!(
+                lines
+                    .iter()
+                    .all(|line| line.contains("example.com") || line.contains("w3.org")),
+                "{lines:?}"
+            );
         }
     }
 }

@@ -8,21 +8,24 @@ use axum::{
 };
 use lambda_http::request::RequestContext;
 
-use super::error::Cause;
+use super::error::InternalCause;
 use crate::{clock::Stopwatch, random};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// Gives each answer its `X-Request-Id` and logs the request, with the cause of a 500 or 503 that the caller is not told.
-pub(super) async fn request(request: Request, next: Next) -> Response {
+pub(super) async fn log_request(request: Request, next: Next) -> Response {
     let id = gateway_id(&request).unwrap_or_else(random::request_id);
     let method = request.method().clone();
-    let route = request.extensions().get::<MatchedPath>().map(|path| path.as_str().to_owned());
+    let route = request
+        .extensions()
+        .get::<MatchedPath>()
+        .map(|path| path.as_str().to_owned());
     let watch = Stopwatch::start();
     let mut response = next.run(request).await;
     let status = response.status().as_u16();
     let duration_ms = watch.elapsed().as_millis();
-    if let Some(Cause(cause)) = response.extensions_mut().remove::<Cause>() {
+    if let Some(InternalCause(cause)) = response.extensions_mut().remove::<InternalCause>() {
         tracing::error!(request_id = id, %method, route, status, duration_ms, cause, "request");
     } else {
         tracing::info!(request_id = id, %method, route, status, duration_ms, "request");

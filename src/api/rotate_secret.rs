@@ -12,14 +12,14 @@ use utoipa::ToSchema;
 use zeroize::Zeroizing;
 
 use super::{
-    Api, Envelope, Error,
-    auth::Authenticated,
-    body::OptionalBody,
-    error, openapi, success,
-    webhooks::{Subject, no_webhook, secret},
+    ApiError, AppState, SuccessResponse,
+    auth::AuthenticatedAccount,
+    body::OptionalJson,
+    error, ok, openapi,
+    webhooks::{WebhookPath, secret, webhook_not_found},
 };
 use crate::random;
-use crate::store::rotation::{MAX_LIVE, Rotated};
+use crate::store::rotation::{MAX_ACTIVE_SECRETS, RotateOutcome};
 use nano_webhooks_core::{timestamp::Timestamp, webhook::Secret};
 
 /// How long the old secret signs beside the new, unless it is said.
@@ -31,7 +31,7 @@ const MAX_GRACE_HOURS: u16 = 7 * 24;
 #[derive(Default, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 #[schema(as = Rotation)]
-pub(super) struct Rotate {
+pub(super) struct RotateSecretRequest {
     /// Without it, or with `null`, one is generated.
     #[serde(default, deserialize_with = "secret")]
     #[schema(schema_with = openapi::new_secret)]
@@ -45,8 +45,8 @@ pub(super) struct Rotate {
 /// A secret that was rotated.
 #[derive(Serialize, ToSchema)]
 #[schema(as = RotatedSecret)]
-pub(super) struct View {
-    #[schema(schema_with = openapi::number_of_webhook)]
+pub(super) struct RotateSecretResponse {
+    #[schema(schema_with = openapi::webhook_id_schema)]
     id: u64,
     /// Only if it was generated, and only here.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -65,38 +65,54 @@ pub(super) struct View {
 /// The old one keeps signing beside the new for the grace time. Without a secret in the body one is generated, and shown this
 /// once.
 #[utoipa::path(post, path = "/api/v1/webhooks/{id}/rotate-secret", operation_id = "rotateSecret", tag = "Webhooks",
-    params(Subject),
-    request_body(content = Option<Rotate>, example = json!({"secret_key":"my-new-secret-key","grace_hours":24})),
-    responses((status = 200, description = "The new secret signs.", body = View,
+    params(WebhookPath),
+    request_body(content = Option<RotateSecretRequest>, example = json!({"secret_key":"my-new-secret-key","grace_hours":24})),
+    responses((status = 200, description = "The new secret signs.", body = RotateSecretResponse,
         headers(("Cache-Control" = String, description = "`no-store`.")),
         example = json!({"success":true,"data":{"id":1,"secret_key":"whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSwMfKQ9r8GKYo=","previous_valid_until":"2024-12-24T10:00:00Z","live_secrets":2}})),
-        (status = 409, description = "As many secrets sign as may at once.", body = error::Envelope,
+        (status = 409, description = "As many secrets sign as may at once.", body = error::ErrorResponse,
         example = json!({"success":false,"error":{"code":"conflict","message":"3 secrets sign already: wait until 2024-12-24T10:00:00Z, or end the old ones now with `grace_hours` 0"}})),
-        Authenticated, Subject, OptionalBody<Rotate>))]
+        AuthenticatedAccount, WebhookPath, OptionalJson<RotateSecretRequest>))]
 pub(super) async fn rotate(
-    State(api): State<Arc<Api>>,
-    Authenticated(account): Authenticated,
-    Subject(id): Subject,
-    OptionalBody(Rotate { secret_key, grace_hours }): OptionalBody<Rotate>,
-) -> Result<([(HeaderName, &'static str); 1], Json<Envelope<View>>), Error> {
+    State(api): State<Arc<AppState>>,
+    AuthenticatedAccount(account): AuthenticatedAccount,
+    WebhookPath(id): WebhookPath,
+    OptionalJson(RotateSecretRequest {
+        secret_key,
+        grace_hours,
+    }): OptionalJson<RotateSecretRequest>,
+) -> Result<
+    (
+        [(HeaderName, &'static str); 1],
+        Json<SuccessResponse<RotateSecretResponse>>,
+    ),
+    ApiError,
+> {
     let generated = secret_key.is_none();
     let secret = secret_key.unwrap_or_else(|| Secret::from_random(random::bytes()));
     let grace = Duration::from_hours(grace_hours.unwrap_or(GRACE_HOURS).into());
-    match api.store.rotate_secret(&account, id, &secret, grace, api.clock.now()).await? {
-        Rotated::Done { live, previous_until } => {
-            let view = View {
+    match api
+        .store
+        .rotate_secret(&account, id, &secret, grace, api.clock.now())
+        .await?
+    {
+        RotateOutcome::Done {
+            live,
+            previous_until,
+        } => {
+            let view = RotateSecretResponse {
                 id: id.get(),
                 secret_key: generated.then(|| Zeroizing::new(secret.expose().to_owned())),
                 previous_valid_until: previous_until.map(Timestamp::rfc3339),
                 live_secrets: live,
             };
-            Ok(([(CACHE_CONTROL, "no-store")], success(view)))
+            Ok(([(CACHE_CONTROL, "no-store")], ok(view)))
         }
-        Rotated::TooMany { until } => Err(Error::Conflict(format!(
-            "{MAX_LIVE} secrets sign already: wait until {}, or end the old ones now with `grace_hours` 0",
+        RotateOutcome::TooMany { until } => Err(ApiError::Conflict(format!(
+            "{MAX_ACTIVE_SECRETS} secrets sign already: wait until {}, or end the old ones now with `grace_hours` 0",
             until.rfc3339()
         ))),
-        Rotated::NotFound => Err(no_webhook(id)),
+        RotateOutcome::NotFound => Err(webhook_not_found(id)),
     }
 }
 
@@ -104,6 +120,11 @@ pub(super) async fn rotate(
 fn grace_hours<'de, D: Deserializer<'de>>(from: D) -> Result<Option<u16>, D::Error> {
     // JSON has one kind of number: 24.0 is 24.
     let given = serde_json::Value::deserialize(from)?.as_f64();
-    let hours = given.and_then(|given| (0..=MAX_GRACE_HOURS).find(|hours| f64::from(*hours) == given));
-    hours.map(Some).ok_or_else(|| D::Error::custom(format!("expected a whole number from 0 to {MAX_GRACE_HOURS}")))
+    let hours =
+        given.and_then(|given| (0..=MAX_GRACE_HOURS).find(|hours| f64::from(*hours) == given));
+    hours.map(Some).ok_or_else(|| {
+        D::Error::custom(format!(
+            "expected a whole number from 0 to {MAX_GRACE_HOURS}"
+        ))
+    })
 }

@@ -3,35 +3,42 @@
 use std::process::ExitCode;
 
 use nano_webhooks::{
-    api::{self, Api},
+    api::{self, AppState},
     aws,
     client::attempt::Timeouts,
     clock::Clock,
-    config::{Config, Defaults, retry_queue_url, variable},
-    queue::Queue,
+    config::{Config, ConfigDefaults, env_var, retry_queue_url},
+    queue::RetryQueue,
     store::Store,
     telemetry,
 };
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
-    telemetry::function(run).await
+    telemetry::run_lambda(run).await
 }
 
 async fn run() -> Result<(), lambda_http::Error> {
-    let config = Config::read(variable, Defaults::DEPLOYED)?;
-    let aws = aws::config().await;
+    let config = Config::read(env_var, ConfigDefaults::DEPLOYED)?;
+    let aws = aws::load_sdk_config().await;
     let client = aws_sdk_dynamodb::Client::new(&aws);
-    let router = api::router(Api {
+    let router = api::router(AppState {
         account_claim: config.account_claim.clone(),
         guard: config.guard(),
         client: config.client(Timeouts::QUEUED)?,
         clock: Clock::system(),
-        queue: Queue::Sqs { client: aws_sdk_sqs::Client::new(&aws), url: retry_queue_url()? },
+        queue: RetryQueue::Sqs {
+            client: aws_sdk_sqs::Client::new(&aws),
+            url: retry_queue_url()?,
+        },
         retention: config.retention,
         webhooks_per_account: config.webhooks_per_account,
         rate_limits: config.rate_limits,
-        store: Store::new(client, config.tables, aws::vault(&aws, config.secrets_kms_key_id)),
+        store: Store::new(
+            client,
+            config.tables,
+            aws::vault(&aws, config.secrets_kms_key_id),
+        ),
     });
     lambda_http::run(router).await
 }

@@ -12,10 +12,10 @@ use nano_webhooks::{
     aws,
     client::attempt::Timeouts,
     clock::{Clock, Deadline},
-    config::{Config, Defaults, retry_queue_url, stack_name, variable},
-    dispatch::{Dispatcher, Gates, RESERVE, lambda_event::Invocation},
+    config::{Config, ConfigDefaults, env_var, retry_queue_url, stack_name},
+    dispatch::{Dispatcher, InFlightLimiter, RECORDING_RESERVE, lambda_event::Invocation},
     metrics::Metrics,
-    queue::Queue,
+    queue::RetryQueue,
     store::Store,
     telemetry,
 };
@@ -26,18 +26,21 @@ static ALLOCATOR: MiMalloc = MiMalloc;
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
-    telemetry::function(run).await
+    telemetry::run_lambda(run).await
 }
 
 async fn run() -> Result<(), lambda_runtime::Error> {
-    let config = Config::read(variable, Defaults::DEPLOYED)?;
+    let config = Config::read(env_var, ConfigDefaults::DEPLOYED)?;
     let stack = stack_name()?;
-    let aws = aws::config().await;
+    let aws = aws::load_sdk_config().await;
     let dispatcher = Dispatcher {
         direct: config.client(Timeouts::DIRECT)?,
         queued: config.client(Timeouts::QUEUED)?,
-        queue: Queue::Sqs { client: aws_sdk_sqs::Client::new(&aws), url: retry_queue_url()? },
-        gates: Gates::default(),
+        queue: RetryQueue::Sqs {
+            client: aws_sdk_sqs::Client::new(&aws),
+            url: retry_queue_url()?,
+        },
+        gates: InFlightLimiter::default(),
         clock: Clock::system(),
         schedule: config.retry_schedule,
         retention: config.retention,
@@ -50,9 +53,14 @@ async fn run() -> Result<(), lambda_runtime::Error> {
         ),
     };
     let handler = async |event: LambdaEvent<Box<RawValue>>| {
-        let left = event.context.deadline().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        let now = Duration::from_millis(u64::try_from(dispatcher.clock.now().millis()).unwrap_or(0));
-        let deadline = Deadline::after(left.saturating_sub(now + RESERVE));
+        let left = event
+            .context
+            .deadline()
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .unwrap_or_default();
+        let now =
+            Duration::from_millis(u64::try_from(dispatcher.clock.now().millis()).unwrap_or(0));
+        let deadline = Deadline::after(left.saturating_sub(now + RECORDING_RESERVE));
         let invocation = Invocation::from_json(event.payload.get())?;
         let answer = dispatcher.invoke(invocation, deadline).await;
         for line in dispatcher.metrics.lines(&stack, dispatcher.clock.now()) {

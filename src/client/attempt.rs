@@ -35,12 +35,12 @@ use tokio_rustls::TlsConnector;
 use tower::Service;
 use url::Host;
 
-use super::guard::Guard;
+use super::guard::TargetGuard;
 use crate::clock::Stopwatch;
 use nano_webhooks_core::{
     delivery::{
-        attempt::{Attempt, Failure, Outcome, Request, Stage},
-        timings::{Phase, Phases},
+        attempt::{Attempt, AttemptOutcome, Failure, TimeoutStage, WebhookRequest},
+        timings::{Phase, PhaseTimings},
     },
     webhook::EndpointUrl,
 };
@@ -56,33 +56,39 @@ pub struct Timeouts {
 
 impl Timeouts {
     /// An attempt that is made straight from the stream.
-    pub const DIRECT: Self = Self { connect: Duration::from_millis(500), total: Duration::from_secs(1) };
+    pub const DIRECT: Self = Self {
+        connect: Duration::from_millis(500),
+        total: Duration::from_secs(1),
+    };
     /// An attempt that is made from the queue.
-    pub const QUEUED: Self = Self { connect: Duration::from_secs(5), total: Duration::from_secs(15) };
+    pub const QUEUED: Self = Self {
+        connect: Duration::from_secs(5),
+        total: Duration::from_secs(15),
+    };
 }
 
 /// How much of a response body is read.
-const MAX_RESPONSE: usize = 16 * 1024;
+const MAX_BODY_READ: usize = 16 * 1024;
 /// How much of it is kept.
-pub(crate) const MAX_EXCERPT: usize = 1024;
+pub(crate) const MAX_BODY_KEPT: usize = 1024;
 /// How much room a response head gets; a longer one is a `body` failure.
-const MAX_HEAD: usize = 16 * 1024;
+const MAX_RESPONSE_HEAD: usize = 16 * 1024;
 /// How many idle connections are kept to one host, which may be that of many endpoints: as many as attempts are in flight from
 /// the stream.
 const MAX_IDLE_PER_HOST: usize = 256;
 /// How many connections a pool makes before the next takes its place and what is idle is closed. With the 256 attempts that may
 /// be in flight over those before, this stays under the 1,024 file descriptors of a Lambda environment (Lambda quotas), to
 /// however many hosts events go.
-const MAX_PER_POOL: usize = 512;
+const MAX_CONNECTIONS_PER_POOL: usize = 512;
 /// How long an idle connection is kept: less than the common keep-alive of servers, so that few are found closed.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(20);
 /// When the next address is tried beside one that does not answer (RFC 8305, section 8, asks for 100 ms to 2 s).
-const NEXT_ADDRESS_AFTER: Duration = Duration::from_millis(150);
+const HAPPY_EYEBALLS_DELAY: Duration = Duration::from_millis(150);
 
 /// Sends signed requests to endpoints.
 #[derive(Clone)]
 pub struct WebhookClient {
-    guard: Guard,
+    guard: TargetGuard,
     pool: Arc<Mutex<Pool>>,
     limits: Timeouts,
 }
@@ -104,9 +110,19 @@ impl Pool {
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(IDLE_TIMEOUT)
             .pool_max_idle_per_host(MAX_IDLE_PER_HOST)
-            .http1_max_buf_size(MAX_HEAD)
-            .build(Connector { timeout, tls: tls.clone(), made: made.clone() });
-        Self { http, made, at_most, tls, timeout }
+            .http1_max_buf_size(MAX_RESPONSE_HEAD)
+            .build(Connector {
+                timeout,
+                tls: tls.clone(),
+                made: made.clone(),
+            });
+        Self {
+            http,
+            made,
+            at_most,
+            tls,
+            timeout,
+        }
     }
 
     /// The client to make an exchange with. What was in flight over a pool that is replaced ends as it would have.
@@ -128,8 +144,14 @@ impl WebhookClient {
     ///
     /// # Errors
     /// If the file cannot be read or holds no certificate.
-    pub fn new(guard: Guard, limits: Timeouts, extra_ca: Option<&Path>) -> Result<Self, CaFileError> {
-        let mut roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
+    pub fn new(
+        guard: TargetGuard,
+        limits: Timeouts,
+        extra_ca: Option<&Path>,
+    ) -> Result<Self, CaFileError> {
+        let mut roots = RootCertStore {
+            roots: webpki_roots::TLS_SERVER_ROOTS.to_vec(),
+        };
         if let Some(path) = extra_ca {
             let unreadable = || CaFileError(path.display().to_string());
             let certificates: Vec<_> = CertificateDer::pem_file_iter(path)
@@ -146,8 +168,16 @@ impl WebhookClient {
             .expect("the provider supports TLS 1.2 and 1.3")
             .with_root_certificates(roots)
             .with_no_client_auth();
-        let pool = Pool::new(TlsConnector::from(Arc::new(tls)), limits.connect, MAX_PER_POOL);
-        Ok(Self { guard, pool: Arc::new(Mutex::new(pool)), limits })
+        let pool = Pool::new(
+            TlsConnector::from(Arc::new(tls)),
+            limits.connect,
+            MAX_CONNECTIONS_PER_POOL,
+        );
+        Ok(Self {
+            guard,
+            pool: Arc::new(Mutex::new(pool)),
+            limits,
+        })
     }
 
     /// How long an exchange may take.
@@ -159,13 +189,15 @@ impl WebhookClient {
     pub async fn attempt(
         &self,
         url: &EndpointUrl,
-        request: Request<'_>,
+        request: WebhookRequest<'_>,
         body: &str,
         at_most: Duration,
-    ) -> (Attempt, Outcome) {
-        let marks = Marks::start();
+    ) -> (Attempt, AttemptOutcome) {
+        let marks = PhaseRecorder::start();
         let body = Bytes::copy_from_slice(body.as_bytes());
-        let mut outcome = self.post(url, request.headers(), body, at_most, &marks).await;
+        let mut outcome = self
+            .post(url, request.headers(), body, at_most, &marks)
+            .await;
         (outcome.took, outcome.phases) = marks.end();
         (Attempt::new(&request, &outcome), outcome)
     }
@@ -176,11 +208,11 @@ impl WebhookClient {
         headers: Vec<(&'static str, String)>,
         body: Bytes,
         at_most: Duration,
-        marks: &Marks,
-    ) -> Outcome {
-        let mut outcome = Outcome {
+        marks: &PhaseRecorder,
+    ) -> AttemptOutcome {
+        let mut outcome = AttemptOutcome {
             took: Duration::ZERO,
-            phases: Phases::default(),
+            phases: PhaseTimings::default(),
             status_code: None,
             failure: None,
             retry_after: None,
@@ -200,8 +232,8 @@ impl WebhookClient {
         let ended = tokio::time::timeout(self.limits.total.min(at_most), exchange).await;
         outcome.failure = match ended {
             Ok(result) => result.err(),
-            Err(_) if outcome.status_code.is_some() => Some(Failure::Timeout(Stage::Body)),
-            Err(_) => Some(Failure::Timeout(Stage::Answer)),
+            Err(_) if outcome.status_code.is_some() => Some(Failure::Timeout(TimeoutStage::Body)),
+            Err(_) => Some(Failure::Timeout(TimeoutStage::Answer)),
         };
         outcome
     }
@@ -210,23 +242,35 @@ impl WebhookClient {
         &self,
         url: &EndpointUrl,
         request: http::Request<Full<Bytes>>,
-        marks: &Marks,
-        outcome: &mut Outcome,
+        marks: &PhaseRecorder,
+        outcome: &mut AttemptOutcome,
     ) -> Result<(), Failure> {
         if matches!(url.url().host(), Some(Host::Domain(_))) {
             marks.begin(Phase::Dns);
         }
         // Also where a kept connection will be used: a name that has changed since is not to be called.
         let resolved = tokio::time::timeout(self.limits.connect, self.guard.resolve(url)).await;
-        let addresses = resolved.unwrap_or(Err(Failure::Timeout(Stage::Connect)))?.into();
+        let addresses = resolved
+            .unwrap_or(Err(Failure::Timeout(TimeoutStage::Connect)))?
+            .into();
         marks.resolved();
-        let permit = Permit { addresses, marks: marks.clone() };
-        let http = self.pool.lock().unwrap_or_else(PoisonError::into_inner).http();
-        let response = PERMIT.scope(permit, http.request(request)).await.map_err(|error| failure_of(&error))?;
+        let permit = ResolvedTarget {
+            addresses,
+            marks: marks.clone(),
+        };
+        let http = self
+            .pool
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .http();
+        let response = RESOLVED_TARGET
+            .scope(permit, http.request(request))
+            .await
+            .map_err(|error| classify_error(&error))?;
         marks.begin(Phase::Body);
         let status = response.status().as_u16();
         outcome.status_code = Some(status);
-        outcome.retry_after = text_of(response.headers(), &RETRY_AFTER);
+        outcome.retry_after = header_str(response.headers(), &RETRY_AFTER);
         read_body(response.into_body(), &mut outcome.excerpt).await?;
         match status {
             200..=299 => Ok(()),
@@ -236,38 +280,38 @@ impl WebhookClient {
     }
 }
 
-/// Reads the body up to [`MAX_RESPONSE`] and keeps its beginning; what lies beyond is left unread.
+/// Reads the body up to [`MAX_BODY_READ`] and keeps its beginning; what lies beyond is left unread.
 async fn read_body(mut body: Incoming, excerpt: &mut Option<String>) -> Result<(), Failure> {
     let mut read = 0;
     let mut kept = Vec::new();
-    while read < MAX_RESPONSE
+    while read < MAX_BODY_READ
         && let Some(frame) = body.frame().await
     {
         let frame = frame.map_err(|_| Failure::Body)?;
         let data = frame.data_ref().map_or(&[][..], |data| data);
         read += data.len();
-        let more = &data[..data.len().min(MAX_EXCERPT - kept.len())];
+        let more = &data[..data.len().min(MAX_BODY_KEPT - kept.len())];
         if !more.is_empty() {
             kept.extend_from_slice(more);
             // At once, since the deadline may pass before the next part comes.
-            *excerpt = Some(excerpt_of(&kept));
+            *excerpt = Some(truncate_excerpt(&kept));
         }
     }
     Ok(())
 }
 
-/// The text of the bytes, cut to [`MAX_EXCERPT`] again, since a replacement character is longer than what it replaces.
-fn excerpt_of(bytes: &[u8]) -> String {
+/// The text of the bytes, cut to [`MAX_BODY_KEPT`] again, since a replacement character is longer than what it replaces.
+fn truncate_excerpt(bytes: &[u8]) -> String {
     let mut text = String::from_utf8_lossy(bytes).into_owned();
-    text.truncate(text.floor_char_boundary(MAX_EXCERPT));
+    text.truncate(text.floor_char_boundary(MAX_BODY_KEPT));
     text
 }
 
-fn text_of(headers: &HeaderMap, name: &HeaderName) -> Option<String> {
+fn header_str(headers: &HeaderMap, name: &HeaderName) -> Option<String> {
     headers.get(name)?.to_str().ok().map(str::to_owned)
 }
 
-fn failure_of(error: &legacy::Error) -> Failure {
+fn classify_error(error: &legacy::Error) -> Failure {
     let mut source: Option<&(dyn StdError + 'static)> = error.source();
     while let Some(cause) = source {
         if let Some(ConnectError(failure)) = cause.downcast_ref() {
@@ -310,21 +354,29 @@ impl Service<Uri> for Connector {
 
     fn call(&mut self, uri: Uri) -> Self::Future {
         let this = self.clone();
-        let permit = PERMIT.try_with(Permit::clone);
+        let permit = RESOLVED_TARGET.try_with(ResolvedTarget::clone);
         Box::pin(async move {
             let permit = permit.map_err(|_| ConnectError(Failure::Connect))?;
             let left = this.timeout.saturating_sub(permit.marks.watch.elapsed());
             let connection = tokio::time::timeout(left, this.connect(&uri, &permit)).await;
-            connection.unwrap_or(Err(Failure::Timeout(Stage::Connect))).map_err(ConnectError)
+            connection
+                .unwrap_or(Err(Failure::Timeout(TimeoutStage::Connect)))
+                .map_err(ConnectError)
         })
     }
 }
 
 impl Connector {
-    async fn connect(&self, uri: &Uri, Permit { addresses, marks }: &Permit) -> Result<Connection, Failure> {
+    async fn connect(
+        &self,
+        uri: &Uri,
+        ResolvedTarget { addresses, marks }: &ResolvedTarget,
+    ) -> Result<Connection, Failure> {
         marks.begin(Phase::Connect);
         self.made.fetch_add(1, Ordering::Relaxed);
-        let tcp = connect_to_any(addresses).await.ok_or(Failure::Connect)?;
+        let tcp = connect_happy_eyeballs(addresses)
+            .await
+            .ok_or(Failure::Connect)?;
         // Without it small requests wait for acknowledgements (Nagle); a socket that refuses it still works.
         let _ = tcp.set_nodelay(true);
         if uri.scheme() == Some(&Scheme::HTTP) {
@@ -332,9 +384,17 @@ impl Connector {
             return Ok(MaybeHttpsStream::Http(TokioIo::new(tcp)));
         }
         marks.begin(Phase::Tls);
-        let host = uri.host().ok_or(Failure::Tls)?.trim_matches(['[', ']']).to_owned();
+        let host = uri
+            .host()
+            .ok_or(Failure::Tls)?
+            .trim_matches(['[', ']'])
+            .to_owned();
         let name = ServerName::try_from(host).map_err(|_| Failure::Tls)?;
-        let tls = self.tls.connect(name, TokioIo::new(TokioIo::new(tcp))).await.map_err(|_| Failure::Tls)?;
+        let tls = self
+            .tls
+            .connect(name, TokioIo::new(TokioIo::new(tcp)))
+            .await
+            .map_err(|_| Failure::Tls)?;
         marks.begin(Phase::Answer);
         Ok(MaybeHttpsStream::Https(TokioIo::new(tls)))
     }
@@ -342,36 +402,39 @@ impl Connector {
 
 tokio::task_local! {
     /// That of the attempt that is being made: the connector is reached through a library that knows nothing of it.
-    static PERMIT: Permit;
+    static RESOLVED_TARGET: ResolvedTarget;
 }
 
 /// What a connection may be made to: the addresses that the guard let through for this attempt, and no others.
 #[derive(Clone)]
-struct Permit {
+struct ResolvedTarget {
     addresses: Arc<[SocketAddr]>,
-    marks: Marks,
+    marks: PhaseRecorder,
 }
 
 /// When the phases of an attempt began.
 #[derive(Clone)]
-struct Marks {
+struct PhaseRecorder {
     watch: Stopwatch,
-    began: Arc<Mutex<Began>>,
+    began: Arc<Mutex<PhaseStarts>>,
 }
 
 #[derive(Default)]
-struct Began {
+struct PhaseStarts {
     phases: Vec<(Phase, Duration)>,
     /// When there was nothing to do but to connect, or to ask over a connection that was kept.
     resolved: Option<Duration>,
 }
 
-impl Marks {
+impl PhaseRecorder {
     fn start() -> Self {
-        Self { watch: Stopwatch::start(), began: Arc::default() }
+        Self {
+            watch: Stopwatch::start(),
+            began: Arc::default(),
+        }
     }
 
-    fn began(&self) -> MutexGuard<'_, Began> {
+    fn began(&self) -> MutexGuard<'_, PhaseStarts> {
         self.began.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -390,15 +453,15 @@ impl Marks {
     }
 
     /// How long the attempt took, and its phases.
-    fn end(&self) -> (Duration, Phases) {
+    fn end(&self) -> (Duration, PhaseTimings) {
         let took = self.watch.elapsed();
         let mut began = self.began();
         began.ask();
-        (took, Phases::new(&began.phases, took))
+        (took, PhaseTimings::new(&began.phases, took))
     }
 }
 
-impl Began {
+impl PhaseStarts {
     /// Without a new connection the answer was waited for as soon as the name was resolved.
     fn ask(&mut self) {
         if let Some(resolved) = self.resolved
@@ -410,7 +473,7 @@ impl Began {
 }
 
 /// The first connection to one of the addresses: the next one is tried when one fails, or beside one that is slow.
-async fn connect_to_any(addresses: &[SocketAddr]) -> Option<TcpStream> {
+async fn connect_happy_eyeballs(addresses: &[SocketAddr]) -> Option<TcpStream> {
     let mut waiting = addresses.iter();
     let mut trying = FuturesUnordered::new();
     loop {
@@ -419,7 +482,11 @@ async fn connect_to_any(addresses: &[SocketAddr]) -> Option<TcpStream> {
             None if trying.is_empty() => return None,
             None => {}
         }
-        let patience = if waiting.len() == 0 { Duration::MAX } else { NEXT_ADDRESS_AFTER };
+        let patience = if waiting.len() == 0 {
+            Duration::MAX
+        } else {
+            HAPPY_EYEBALLS_DELAY
+        };
         if let Ok(Some(Ok(tcp))) = tokio::time::timeout(patience, trying.next()).await {
             return Some(tcp);
         }
@@ -434,7 +501,7 @@ mod tests {
     };
 
     use super::*;
-    use crate::client::guard::Policy;
+    use crate::client::guard::TargetPolicy;
     use nano_webhooks_core::{event::EventId, timestamp::Timestamp, webhook::EventType};
 
     /// A host that answers every request, and counts the connections that are open to it.
@@ -449,7 +516,10 @@ mod tests {
                     open.fetch_add(1, Ordering::SeqCst);
                     let mut request = [0; 4096];
                     while stream.read(&mut request).await.is_ok_and(|read| read > 0) {
-                        stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await.unwrap();
+                        stream
+                            .write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
+                            .await
+                            .unwrap();
                     }
                     open.fetch_sub(1, Ordering::SeqCst);
                 });
@@ -459,11 +529,17 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn connections_are_kept_and_to_however_many_hosts_no_more_than_there_are_file_descriptors_for() {
-        let client = WebhookClient::new(Guard::new(Policy::Any, vec![]), Timeouts::QUEUED, None).unwrap();
+    async fn connections_are_kept_and_to_however_many_hosts_no_more_than_there_are_file_descriptors_for()
+     {
+        let client = WebhookClient::new(
+            TargetGuard::new(TargetPolicy::Any, vec![]),
+            Timeouts::QUEUED,
+            None,
+        )
+        .unwrap();
         client.pool.lock().unwrap().at_most = 3;
         let id = EventId::parse("evt_01JFS8TX800000000000000000").unwrap();
-        let request = Request {
+        let request = WebhookRequest {
             id: &id,
             event: EventType::JobCompleted,
             number: 1,
@@ -479,12 +555,24 @@ mod tests {
         }
         for again in 0..2 {
             for url in &hosts[..2] {
-                let (attempt, _) = client.attempt(url, request, "{}", Duration::from_secs(5)).await;
-                assert_eq!((attempt.failure, attempt.phases.connect.is_some()), (None, again == 0));
+                let (attempt, _) = client
+                    .attempt(url, request, "{}", Duration::from_secs(5))
+                    .await;
+                assert_eq!(
+                    (attempt.failure, attempt.phases.connect.is_some()),
+                    (None, again == 0)
+                );
             }
         }
         for url in hosts.iter().cycle().take(30) {
-            assert_eq!(client.attempt(url, request, "{}", Duration::from_secs(5)).await.0.failure, None);
+            assert_eq!(
+                client
+                    .attempt(url, request, "{}", Duration::from_secs(5))
+                    .await
+                    .0
+                    .failure,
+                None
+            );
         }
         // Those of the pools before are closed by now or soon.
         let closed = async {
@@ -492,6 +580,8 @@ mod tests {
                 tokio::task::yield_now().await;
             }
         };
-        tokio::time::timeout(Duration::from_secs(20), closed).await.expect("what is idle in pools before is closed");
+        tokio::time::timeout(Duration::from_secs(20), closed)
+            .await
+            .expect("what is idle in pools before is closed");
     }
 }

@@ -15,10 +15,11 @@ use crate::clock::Stopwatch;
 
 /// How long those who ask for a name wait for a look-up that others have begun, rather than begin one of their own: longer than
 /// the system's resolver takes to give up (resolv.conf(5): 5 s, twice, for each server).
-const SHARED_FOR: Duration = Duration::from_secs(30);
+const SHARE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// What looks a name up; the ports of the addresses mean nothing.
-pub type Lookup = Arc<dyn Fn(String) -> BoxFuture<'static, io::Result<Vec<SocketAddr>>> + Send + Sync>;
+pub type Lookup =
+    Arc<dyn Fn(String) -> BoxFuture<'static, io::Result<Vec<SocketAddr>>> + Send + Sync>;
 
 /// Looks names up.
 ///
@@ -28,10 +29,10 @@ pub type Lookup = Arc<dyn Fn(String) -> BoxFuture<'static, io::Result<Vec<Socket
 pub struct Resolver {
     lookup: Lookup,
     shared_for: Duration,
-    under_way: Arc<Mutex<HashMap<String, UnderWay>>>,
+    under_way: Arc<Mutex<HashMap<String, InFlightLookup>>>,
 }
 
-struct UnderWay {
+struct InFlightLookup {
     since: Stopwatch,
     answer: watch::Receiver<Option<Vec<SocketAddr>>>,
 }
@@ -39,37 +40,62 @@ struct UnderWay {
 impl Resolver {
     /// The system's resolver.
     pub fn system() -> Self {
-        Self::new(Arc::new(|name| async { Ok(tokio::net::lookup_host((name, 0)).await?.collect()) }.boxed()))
+        Self::new(Arc::new(|name| {
+            async { Ok(tokio::net::lookup_host((name, 0)).await?.collect()) }.boxed()
+        }))
     }
 
     /// One that asks `lookup`.
     pub fn new(lookup: Lookup) -> Self {
-        Self { lookup, shared_for: SHARED_FOR, under_way: Arc::default() }
+        Self {
+            lookup,
+            shared_for: SHARE_TIMEOUT,
+            under_way: Arc::default(),
+        }
     }
 
     /// The addresses of a name; none if it does not resolve.
     pub async fn addresses(&self, name: &str) -> Vec<SocketAddr> {
         let mut answer = self.ask(name);
         let answered = answer.wait_for(Option::is_some).await;
-        answered.ok().and_then(|answer| answer.clone()).unwrap_or_default()
+        answered
+            .ok()
+            .and_then(|answer| answer.clone())
+            .unwrap_or_default()
     }
 
     /// Joins the look-up that is under way, or begins one. It goes on even if all who asked have left.
     fn ask(&self, name: &str) -> watch::Receiver<Option<Vec<SocketAddr>>> {
-        let mut under_way = self.under_way.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(UnderWay { since, answer }) = under_way.get(name)
+        let mut under_way = self
+            .under_way
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if let Some(InFlightLookup { since, answer }) = under_way.get(name)
             && since.elapsed() < self.shared_for
         {
             return answer.clone();
         }
         let (tell, answer) = watch::channel(None);
-        under_way.insert(name.to_owned(), UnderWay { since: Stopwatch::start(), answer: answer.clone() });
-        let (lookup, all, name) = ((self.lookup)(name.to_owned()), self.under_way.clone(), name.to_owned());
+        under_way.insert(
+            name.to_owned(),
+            InFlightLookup {
+                since: Stopwatch::start(),
+                answer: answer.clone(),
+            },
+        );
+        let (lookup, all, name) = (
+            (self.lookup)(name.to_owned()),
+            self.under_way.clone(),
+            name.to_owned(),
+        );
         tokio::spawn(async move {
             let found = lookup.await.unwrap_or_default();
             let mut all = all.lock().unwrap_or_else(PoisonError::into_inner);
             // A later one may have taken its place.
-            if all.get(&name).is_some_and(|of_name| of_name.answer.same_channel(&tell.subscribe())) {
+            if all
+                .get(&name)
+                .is_some_and(|of_name| of_name.answer.same_channel(&tell.subscribe()))
+            {
                 all.remove(&name);
             }
             drop(all);
@@ -128,7 +154,10 @@ mod tests {
     async fn a_look_up_that_was_begun_long_ago_is_joined_no_more() {
         let gate = Arc::new(Semaphore::new(0));
         let (resolver, _) = gated(gate.clone());
-        let resolver = Resolver { shared_for: Duration::ZERO, ..resolver };
+        let resolver = Resolver {
+            shared_for: Duration::ZERO,
+            ..resolver
+        };
         assert_eq!(resolver.addresses("hangs.example").now_or_never(), None);
         let second = resolver.addresses("hangs.example");
         gate.add_permits(2);
@@ -139,14 +168,19 @@ mod tests {
     async fn nothing_is_kept_of_a_look_up_that_has_ended() {
         let (resolver, _) = gated(Arc::new(Semaphore::new(3)));
         for nth in 0..3 {
-            assert_eq!(resolver.addresses("example.com").await, [([10, 0, 0, nth], 0).into()]);
+            assert_eq!(
+                resolver.addresses("example.com").await,
+                [([10, 0, 0, nth], 0).into()]
+            );
         }
         assert!(resolver.under_way.lock().unwrap().is_empty());
     }
 
     #[tokio::test]
     async fn what_fails_has_no_addresses() {
-        let resolver = Resolver::new(Arc::new(|_| async { Err(io::Error::other("refused")) }.boxed()));
+        let resolver = Resolver::new(Arc::new(|_| {
+            async { Err(io::Error::other("refused")) }.boxed()
+        }));
         assert!(resolver.addresses("example.com").await.is_empty());
     }
 }

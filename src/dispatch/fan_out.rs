@@ -19,19 +19,19 @@ use crate::{
     concurrency,
     store::{
         Error,
-        deliveries::{BATCH_WRITE, wait_for_unprocessed},
-        webhooks::Subscriber,
+        deliveries::{BATCH_WRITE, backoff_until},
+        webhooks::WebhookRecord,
     },
 };
 use nano_webhooks_core::{
     delivery::{
-        Delivery, Key,
-        attempt::Outcome,
-        endpoint_health::{Path, fails_to_answer},
+        Delivery, DeliveryKey,
+        attempt::AttemptOutcome,
+        endpoint_health::{DispatchMode, is_unresponsive},
     },
     event::JobEvent,
     timestamp::Timestamp,
-    webhook::{Account, EventType, Secret, Webhook},
+    webhook::{AccountId, EventType, Secret, Webhook},
 };
 
 /// How many accounts' webhooks are loaded at the same time.
@@ -44,54 +44,68 @@ const CONCURRENT_ATTEMPTS: usize = 256;
 /// not grows old, and the next one begins beside it.
 const CONCURRENT_NEW_ATTEMPTS: usize = 64;
 /// How long an attempt is new.
-const NEW: Duration = Duration::from_millis(5);
+const BURST_WINDOW: Duration = Duration::from_millis(5);
 /// How many are to one endpoint.
 const CONCURRENT_ATTEMPTS_PER_ENDPOINT: usize = 32;
 /// How many batches of deliveries are being recorded at the same time, while they are small.
 const CONCURRENT_WRITES: usize = 32;
 /// How many bytes of bodies a small batch may have. A larger one takes the places of several: what is being recorded is in memory
 /// once more, as the request, and a function has 1 GB.
-const SMALL_BATCH: usize = 1024 * 1024;
+const PERMIT_BYTES: usize = 1024 * 1024;
 
 /// An event, its body, and the place of its record in the batch.
 #[derive(Debug)]
-pub(super) struct Occurrence {
+pub(super) struct FanOutEvent {
     pub record: usize,
     pub event: JobEvent,
     pub body: Arc<str>,
 }
 
-impl Occurrence {
+impl FanOutEvent {
     /// What names the delivery of the event to a webhook.
-    fn key(&self, webhook: &Webhook) -> Key {
-        Key { account: self.event.account.clone(), webhook: webhook.id, event: self.event.id.clone() }
+    fn key(&self, webhook: &Webhook) -> DeliveryKey {
+        DeliveryKey {
+            account: self.event.account.clone(),
+            webhook: webhook.id,
+            event: self.event.id.clone(),
+        }
     }
 
     /// The delivery of the event to a webhook, due at once.
     pub(super) fn delivery(&self, webhook: &Webhook, now: Timestamp) -> Delivery {
-        let (task_id, url) = (Some(self.event.task_id.clone()), webhook.url.as_str().to_owned());
-        let mut delivery = Delivery::new(self.key(webhook), event_type(self), task_id, url, self.body.clone(), now);
+        let (task_id, url) = (
+            Some(self.event.task_id.clone()),
+            webhook.url.as_str().to_owned(),
+        );
+        let mut delivery = Delivery::new(
+            self.key(webhook),
+            event_type(self),
+            task_id,
+            url,
+            self.body.clone(),
+            now,
+        );
         delivery.traceparent.clone_from(&self.event.traceparent);
         delivery
     }
 }
 
 /// An endpoint's part of a batch.
-struct Part<'a> {
-    account: &'a Account,
-    subscriber: &'a Subscriber,
-    secrets: Secrets,
-    due: Vec<&'a Occurrence>,
+struct EndpointBatch<'a> {
+    account: &'a AccountId,
+    subscriber: &'a WebhookRecord,
+    secrets: SigningSecrets,
+    due: Vec<&'a FanOutEvent>,
 }
 
-impl<'a> Part<'a> {
+impl<'a> EndpointBatch<'a> {
     const fn webhook(&self) -> &'a Webhook {
         &self.subscriber.webhook
     }
 }
 
 /// What an endpoint's requests are signed with.
-enum Secrets {
+enum SigningSecrets {
     /// These; none: nothing.
     Opened(Vec<Secret>),
     /// They cannot be opened for now: nothing is sent, and the queue tries again.
@@ -99,22 +113,26 @@ enum Secrets {
 }
 
 /// An account's webhooks.
-struct Loaded {
-    subscribers: Vec<Subscriber>,
+struct AccountWebhooks {
+    subscribers: Vec<WebhookRecord>,
     /// Why one of them cannot be read: it harms no other, and what it misses is kept as poison.
     unreadable: Option<String>,
 }
 
 /// Where a batch's attempts find their places.
-struct Places {
+struct AttemptLimiter {
     in_all: Semaphore,
     new: Semaphore,
     new_for: Duration,
 }
 
-impl Places {
+impl AttemptLimiter {
     fn new() -> Self {
-        Self { in_all: Semaphore::new(CONCURRENT_ATTEMPTS), new: Semaphore::new(CONCURRENT_NEW_ATTEMPTS), new_for: NEW }
+        Self {
+            in_all: Semaphore::new(CONCURRENT_ATTEMPTS),
+            new: Semaphore::new(CONCURRENT_NEW_ATTEMPTS),
+            new_for: BURST_WINDOW,
+        }
     }
 
     /// Makes an attempt once there is a place for it, which it holds among the new ones only while it is new.
@@ -132,7 +150,7 @@ impl Places {
 
 /// What became of a batch.
 #[derive(Debug, Default)]
-pub(super) struct Delivered {
+pub(super) struct FanOutResult {
     /// The records that must be read again.
     pub unfinished: HashSet<usize>,
     /// The records that a webhook missed, and why.
@@ -140,20 +158,28 @@ pub(super) struct Delivered {
 }
 
 /// A delivery that was begun, and the place of its record in the batch.
-type Begun = (usize, Delivery);
+type StartedDelivery = (usize, Delivery);
 
 impl Dispatcher {
     /// Delivers the events of a batch, and says which records must be read again: those of which not every delivery is
     /// recorded.
-    pub(super) async fn deliver(&self, occurrences: &[Occurrence], deadline: Deadline) -> Delivered {
-        let mut delivered = Delivered::default();
+    pub(super) async fn deliver(
+        &self,
+        occurrences: &[FanOutEvent],
+        deadline: Deadline,
+    ) -> FanOutResult {
+        let mut delivered = FanOutResult::default();
         let unfinished = &mut delivered.unfinished;
         let accounts = self.load(occurrences).await;
-        let mut parts: HashMap<_, Part<'_>> = HashMap::new();
+        let mut parts: HashMap<_, EndpointBatch<'_>> = HashMap::new();
         let mut seen = HashSet::new();
         // The same record may be in a batch twice.
-        for occurrence in occurrences.iter().filter(|occurrence| seen.insert(&occurrence.event.id)) {
-            let Some((account, Some(loaded))) = accounts.get_key_value(&occurrence.event.account) else {
+        for occurrence in occurrences
+            .iter()
+            .filter(|occurrence| seen.insert(&occurrence.event.id))
+        {
+            let Some((account, Some(loaded))) = accounts.get_key_value(&occurrence.event.account)
+            else {
                 unfinished.insert(occurrence.record);
                 continue;
             };
@@ -161,12 +187,27 @@ impl Dispatcher {
                 delivered.poisoned.push((occurrence.record, reason.clone()));
             }
             let subscribers = &loaded.subscribers;
-            for subscriber in subscribers.iter().filter(|subscriber| subscriber.webhook.wants(event_type(occurrence))) {
-                let new = || Part { account, subscriber, secrets: Secrets::Opened(Vec::new()), due: Vec::new() };
-                parts.entry((account, subscriber.webhook.id)).or_insert_with(new).due.push(occurrence);
+            for subscriber in subscribers
+                .iter()
+                .filter(|subscriber| subscriber.webhook.wants(event_type(occurrence)))
+            {
+                let new = || EndpointBatch {
+                    account,
+                    subscriber,
+                    secrets: SigningSecrets::Opened(Vec::new()),
+                    due: Vec::new(),
+                };
+                parts
+                    .entry((account, subscriber.webhook.id))
+                    .or_insert_with(new)
+                    .due
+                    .push(occurrence);
             }
         }
-        let keys: Vec<_> = parts.values().flat_map(|part| part.due.iter().map(|due| due.key(part.webhook()))).collect();
+        let keys: Vec<_> = parts
+            .values()
+            .flat_map(|part| part.due.iter().map(|due| due.key(part.webhook())))
+            .collect();
         match self.store.existing(&keys, deadline).await {
             Ok(existing) if existing.is_empty() => {}
             // What an earlier reading of the same records has recorded is not sent again.
@@ -176,14 +217,21 @@ impl Dispatcher {
             }),
             Err(error) => {
                 tracing::error!(%error, "existing deliveries were not read; the batch will be read again");
-                unfinished.extend(parts.values().flat_map(|part| &part.due).map(|due| due.record));
+                unfinished.extend(
+                    parts
+                        .values()
+                        .flat_map(|part| &part.due)
+                        .map(|due| due.record),
+                );
                 return delivered;
             }
         }
         self.open_secrets(&mut parts, &mut delivered).await;
-        let places = Places::new();
+        let places = AttemptLimiter::new();
         let serve = |part| self.serve(part, &places, deadline);
-        let served = concurrency::each(parts.values().collect(), CONCURRENT_ENDPOINTS, serve).await;
+        let served =
+            concurrency::map_concurrent(parts.values().collect(), CONCURRENT_ENDPOINTS, serve)
+                .await;
         // Not before all are sent: putting large items together takes time, and an endpoint would seem to be the slow one.
         let (mut begun, mut learn) = (Vec::new(), Vec::new());
         for (part, of_part) in served {
@@ -191,21 +239,27 @@ impl Dispatcher {
             begun.extend(of_part);
             learn.push((part, outcomes.into_iter().flatten().collect::<Vec<_>>()));
         }
-        delivered.unfinished.extend(self.record(begun, deadline).await);
-        let learn = learn.iter().map(|(part, outcomes)| self.learn(part.account, part.subscriber, outcomes));
-        concurrency::join(learn.collect(), CONCURRENT_LOADS).await;
+        delivered
+            .unfinished
+            .extend(self.record(begun, deadline).await);
+        let learn = learn
+            .iter()
+            .map(|(part, outcomes)| self.learn(part.account, part.subscriber, outcomes));
+        concurrency::join_bounded(learn.collect(), CONCURRENT_LOADS).await;
         delivered
     }
 
     /// Records deliveries, and says which records must be read again.
-    async fn record(&self, begun: Vec<Begun>, deadline: Deadline) -> Vec<usize> {
+    async fn record(&self, begun: Vec<StartedDelivery>, deadline: Deadline) -> Vec<usize> {
         let writing = Semaphore::new(CONCURRENT_WRITES);
         let mut begun = begun.into_iter();
         let mut batches = Vec::new();
         while begun.len() > 0 {
             batches.push(begun.by_ref().take(BATCH_WRITE).collect());
         }
-        let written = batches.into_iter().map(|batch| self.record_batch(batch, &writing, deadline));
+        let written = batches
+            .into_iter()
+            .map(|batch| self.record_batch(batch, &writing, deadline));
         let (mut unfinished, mut failed) = (Vec::new(), None);
         for batch in join_all(written).await {
             if let Err((records, error)) = batch {
@@ -223,25 +277,35 @@ impl Dispatcher {
     /// again until the deadline; meanwhile it takes no places of `writing`.
     async fn record_batch(
         &self,
-        mut batch: Vec<Begun>,
+        mut batch: Vec<StartedDelivery>,
         writing: &Semaphore,
         deadline: Deadline,
     ) -> Result<(), (Vec<usize>, Error)> {
         for tried in 0.. {
             let bodies = batch.iter().map(|(_, delivery)| delivery.body.len()).sum();
-            let place = writing.acquire_many(places(bodies)).await;
+            let place = writing.acquire_many(write_permits(bodies)).await;
             let now = self.clock.now();
-            let written = self.store.record(batch.iter().map(|(_, delivery)| delivery), now, self.retention).await;
+            let written = self
+                .store
+                .record(
+                    batch.iter().map(|(_, delivery)| delivery),
+                    now,
+                    self.retention,
+                )
+                .await;
             drop(place);
             let written = match written {
                 Ok(undone) => {
                     let recorded: Vec<_>;
-                    (batch, recorded) = batch.into_iter().partition(|(_, delivery)| undone.contains(&delivery.key));
-                    self.set_timers(recorded.iter().map(|(_, delivery)| delivery), now).await;
+                    (batch, recorded) = batch
+                        .into_iter()
+                        .partition(|(_, delivery)| undone.contains(&delivery.key));
+                    self.set_timers(recorded.iter().map(|(_, delivery)| delivery), now)
+                        .await;
                     if batch.is_empty() {
                         break;
                     }
-                    wait_for_unprocessed(tried, deadline).await
+                    backoff_until(tried, deadline).await
                 }
                 Err(error) => Err(error),
             };
@@ -254,27 +318,45 @@ impl Dispatcher {
 
     /// Opens the secrets of those that are due to be called. Where that is not possible for now, the queue is to try again, so that
     /// they hold up nobody else; where it never will be, the records are poison.
-    async fn open_secrets<K>(&self, parts: &mut HashMap<K, Part<'_>>, delivered: &mut Delivered) {
+    async fn open_secrets<K>(
+        &self,
+        parts: &mut HashMap<K, EndpointBatch<'_>>,
+        delivered: &mut FanOutResult,
+    ) {
         for part in parts.values_mut().filter(|part| !part.due.is_empty()) {
-            match self.store.secrets_of(part.account, part.subscriber, self.clock.now()).await {
-                Ok(secrets) => part.secrets = Secrets::Opened(secrets),
+            match self
+                .store
+                .secrets_of(part.account, part.subscriber, self.clock.now())
+                .await
+            {
+                Ok(secrets) => part.secrets = SigningSecrets::Opened(secrets),
                 Err(Error::Internal(error)) => {
-                    let reason =
-                        format!("the secret of webhook {} cannot be read: {error}", part.subscriber.webhook.id);
+                    let reason = format!(
+                        "the secret of webhook {} cannot be read: {error}",
+                        part.subscriber.webhook.id
+                    );
                     let records = part.due.drain(..).map(|due| due.record);
-                    delivered.poisoned.extend(records.map(|record| (record, reason.clone())));
+                    delivered
+                        .poisoned
+                        .extend(records.map(|record| (record, reason.clone())));
                 }
                 Err(error) => {
                     tracing::error!(account = part.account.as_str(), %error, "secrets were not opened; the queue tries again");
-                    part.secrets = Secrets::Locked;
+                    part.secrets = SigningSecrets::Locked;
                 }
             }
         }
     }
 
     /// Each account's webhooks, by one query; `None` where it failed.
-    async fn load(&self, occurrences: &[Occurrence]) -> HashMap<Account, Option<Loaded>> {
-        let accounts: HashSet<_> = occurrences.iter().map(|occurrence| &occurrence.event.account).collect();
+    async fn load(
+        &self,
+        occurrences: &[FanOutEvent],
+    ) -> HashMap<AccountId, Option<AccountWebhooks>> {
+        let accounts: HashSet<_> = occurrences
+            .iter()
+            .map(|occurrence| &occurrence.event.account)
+            .collect();
         let loads = accounts.into_iter().map(|account| async move {
             let subscribers = self.store.subscribers(account).await.inspect_err(
                 |error| tracing::error!(account = account.as_str(), %error, "webhooks were not loaded; the account's records will be read again"),
@@ -287,58 +369,82 @@ impl Dispatcher {
                         Err(error) => unreadable = Some(unreadable_webhook(&error)),
                     }
                 }
-                Loaded { subscribers: readable, unreadable }
+                AccountWebhooks { subscribers: readable, unreadable }
             });
             (account.clone(), loaded)
         });
-        concurrency::join(loads.collect(), CONCURRENT_LOADS).await.into_iter().collect()
+        concurrency::join_bounded(loads.collect(), CONCURRENT_LOADS)
+            .await
+            .into_iter()
+            .collect()
     }
 
     /// Makes an endpoint's first attempts, as its health allows. Once one gets no answer, those that have not begun are left
     /// to the queue: an endpoint that hangs holds up the batch for one deadline, not for one each.
     async fn serve<'a>(
         &self,
-        part: &'a Part<'_>,
-        places: &Places,
+        part: &'a EndpointBatch<'_>,
+        places: &AttemptLimiter,
         deadline: Deadline,
-    ) -> (&'a Part<'a>, Vec<(Begun, Option<Outcome>)>) {
+    ) -> (
+        &'a EndpointBatch<'a>,
+        Vec<(StartedDelivery, Option<AttemptOutcome>)>,
+    ) {
         let path = part.subscriber.health.path();
-        let leave_to_queue = AtomicBool::new(path == Path::Queue);
+        let leave_to_queue = AtomicBool::new(path == DispatchMode::Queue);
         let begin = |due| places.hold(self.begin(part, due, &leave_to_queue, deadline));
         let mut due = part.due.iter().copied();
         let mut begun = Vec::with_capacity(due.len());
-        if path == Path::Trial
+        if path == DispatchMode::Trial
             && let Some(first) = due.next()
         {
             let first = begin(first).await;
             // Until its first success an endpoint has one direct attempt.
-            let succeeded = first.1.as_ref().is_some_and(|outcome| outcome.failure.is_none());
+            let succeeded = first
+                .1
+                .as_ref()
+                .is_some_and(|outcome| outcome.failure.is_none());
             leave_to_queue.store(!succeeded, Ordering::Relaxed);
             begun.push(first);
         }
-        begun.extend(concurrency::each(due.collect(), CONCURRENT_ATTEMPTS_PER_ENDPOINT, begin).await);
+        begun.extend(
+            concurrency::map_concurrent(due.collect(), CONCURRENT_ATTEMPTS_PER_ENDPOINT, begin)
+                .await,
+        );
         (part, begun)
     }
 
     /// Begins a delivery, with an attempt unless that is left to the queue: then it is due at once.
     async fn begin(
         &self,
-        part: &Part<'_>,
-        due: &Occurrence,
+        part: &EndpointBatch<'_>,
+        due: &FanOutEvent,
         leave_to_queue: &AtomicBool,
         deadline: Deadline,
-    ) -> (Begun, Option<Outcome>) {
+    ) -> (StartedDelivery, Option<AttemptOutcome>) {
         let mut delivery = due.delivery(part.webhook(), self.clock.now());
         let remaining = deadline.remaining();
         // What is cut short by the end of the invocation would look like a slow endpoint.
         let in_time = remaining >= self.direct.limits().total;
         let mut outcome = None;
-        if let Secrets::Opened(secrets) = &part.secrets
+        if let SigningSecrets::Opened(secrets) = &part.secrets
             && in_time
             && !leave_to_queue.load(Ordering::Relaxed)
         {
-            let attempted = self.attempt(&self.direct, part.webhook(), secrets, &mut delivery, remaining).await;
-            if attempted.failure.as_ref().is_some_and(|failure| fails_to_answer(failure.kind())) {
+            let attempted = self
+                .attempt(
+                    &self.direct,
+                    part.webhook(),
+                    secrets,
+                    &mut delivery,
+                    remaining,
+                )
+                .await;
+            if attempted
+                .failure
+                .as_ref()
+                .is_some_and(|failure| is_unresponsive(failure.kind()))
+            {
                 leave_to_queue.store(true, Ordering::Relaxed);
             }
             outcome = Some(attempted);
@@ -353,11 +459,12 @@ pub(super) fn unreadable_webhook(error: &Error) -> String {
 }
 
 /// How many places of `CONCURRENT_WRITES` a batch takes whose bodies have so many bytes.
-fn places(bodies: usize) -> u32 {
-    u32::try_from(bodies.div_ceil(SMALL_BATCH).clamp(1, CONCURRENT_WRITES)).expect("it is not more than there are")
+fn write_permits(bodies: usize) -> u32 {
+    u32::try_from(bodies.div_ceil(PERMIT_BYTES).clamp(1, CONCURRENT_WRITES))
+        .expect("it is not more than there are")
 }
 
-fn event_type(occurrence: &Occurrence) -> EventType {
+fn event_type(occurrence: &FanOutEvent) -> EventType {
     occurrence.event.outcome.event_type()
 }
 
@@ -372,10 +479,10 @@ mod tests {
     use tokio::task::unconstrained;
 
     use super::*;
-    use nano_webhooks_core::event::MAX_BODY;
+    use nano_webhooks_core::event::MAX_PAYLOAD_LEN;
 
     /// Has attempts begun that never end, until so many have: how many have then.
-    async fn begun(places: Places, at_least: usize) -> usize {
+    async fn begun(places: AttemptLimiter, at_least: usize) -> usize {
         let begun = AtomicUsize::new(0);
         let attempt = |_| {
             places.hold(async {
@@ -387,27 +494,50 @@ mod tests {
         let enough = poll_fn(|context| {
             assert!(attempts.as_mut().poll(context).is_pending());
             let begun = begun.load(Ordering::Relaxed);
-            if begun < at_least { Poll::Pending } else { Poll::Ready(begun) }
+            if begun < at_least {
+                Poll::Pending
+            } else {
+                Poll::Ready(begun)
+            }
         });
         // Without tokio's own bound on what a task does at once.
-        timeout(Duration::from_secs(20), unconstrained(enough)).await.expect("so many begin")
+        timeout(Duration::from_secs(20), unconstrained(enough))
+            .await
+            .expect("so many begin")
     }
 
     #[tokio::test]
     async fn so_many_attempts_begin_and_more_when_those_are_old() {
-        let always_new = Places { new_for: Duration::from_hours(1), ..Places::new() };
+        let always_new = AttemptLimiter {
+            new_for: Duration::from_hours(1),
+            ..AttemptLimiter::new()
+        };
         assert_eq!(begun(always_new, 1).await, CONCURRENT_NEW_ATTEMPTS);
-        let room_for_new = Places { new: Semaphore::new(2 * CONCURRENT_ATTEMPTS), ..Places::new() };
+        let room_for_new = AttemptLimiter {
+            new: Semaphore::new(2 * CONCURRENT_ATTEMPTS),
+            ..AttemptLimiter::new()
+        };
         assert_eq!(begun(room_for_new, 1).await, CONCURRENT_ATTEMPTS);
-        assert_eq!(begun(Places::new(), CONCURRENT_ATTEMPTS).await, CONCURRENT_ATTEMPTS);
+        assert_eq!(
+            begun(AttemptLimiter::new(), CONCURRENT_ATTEMPTS).await,
+            CONCURRENT_ATTEMPTS
+        );
     }
 
     #[tokio::test]
     async fn an_attempt_that_ends_leaves_its_places() {
-        let places = Places::new();
-        let left = || (places.in_all.available_permits(), places.new.available_permits());
+        let places = AttemptLimiter::new();
+        let left = || {
+            (
+                places.in_all.available_permits(),
+                places.new.available_permits(),
+            )
+        };
         let meanwhile = places.hold(async { left() }).await;
-        assert_eq!(meanwhile, (CONCURRENT_ATTEMPTS - 1, CONCURRENT_NEW_ATTEMPTS - 1));
+        assert_eq!(
+            meanwhile,
+            (CONCURRENT_ATTEMPTS - 1, CONCURRENT_NEW_ATTEMPTS - 1)
+        );
         assert_eq!(left(), (CONCURRENT_ATTEMPTS, CONCURRENT_NEW_ATTEMPTS));
     }
 
@@ -416,12 +546,12 @@ mod tests {
         for (bodies, expected) in [
             (0, 1),
             (BATCH_WRITE * 1_000, 1),
-            (SMALL_BATCH, 1),
-            (SMALL_BATCH + 1, 2),
-            (BATCH_WRITE * MAX_BODY, 7),
+            (PERMIT_BYTES, 1),
+            (PERMIT_BYTES + 1, 2),
+            (BATCH_WRITE * MAX_PAYLOAD_LEN, 7),
             (usize::MAX, 32),
         ] {
-            assert_eq!(places(bodies), expected, "{bodies}");
+            assert_eq!(write_permits(bodies), expected, "{bodies}");
         }
     }
 }

@@ -7,7 +7,7 @@ use serde::Deserialize;
 use serde_json::{Value, value::RawValue};
 
 use super::{Dispatcher, stream_record::Record};
-use crate::{clock::Deadline, concurrency, queue::Message};
+use crate::{clock::Deadline, concurrency, queue::RetryMessage};
 
 /// How many messages of a batch are worked on at the same time; more than a batch has.
 const CONCURRENT_MESSAGES: usize = 100;
@@ -31,7 +31,7 @@ pub enum Invocation {
 pub struct UnknownInvocation(String);
 
 #[derive(Deserialize)]
-struct Event<'a> {
+struct RawEvent<'a> {
     #[serde(borrow, rename = "Records")]
     records: Option<Vec<&'a RawValue>>,
     #[serde(rename = "detail-type")]
@@ -39,7 +39,7 @@ struct Event<'a> {
 }
 
 #[derive(Deserialize)]
-struct Source {
+struct RawRecordSource {
     #[serde(rename = "eventSource")]
     event_source: String,
 }
@@ -51,18 +51,36 @@ impl Invocation {
     /// If it is none that this function takes.
     pub fn from_json(text: &str) -> Result<Self, UnknownInvocation> {
         let unknown = |reason: &str| UnknownInvocation(reason.to_owned());
-        let event: Event<'_> = serde_json::from_str(text).map_err(|error| unknown(&error.to_string()))?;
+        let event: RawEvent<'_> =
+            serde_json::from_str(text).map_err(|error| unknown(&error.to_string()))?;
         let Some(records) = event.records else {
             let scheduled = event.detail_type.as_deref() == Some(SCHEDULED);
-            return scheduled.then_some(Self::Sweep).ok_or_else(|| unknown("no records and no schedule"));
+            return scheduled
+                .then_some(Self::Sweep)
+                .ok_or_else(|| unknown("no records and no schedule"));
         };
-        let source = |record: &&RawValue| serde_json::from_str::<Source>(record.get()).ok();
+        let source =
+            |record: &&RawValue| serde_json::from_str::<RawRecordSource>(record.get()).ok();
         // All records of an event have one source; of a stream the first may be none that can be read.
-        if records.iter().find_map(source).is_some_and(|source| source.event_source == "aws:sqs") {
-            let messages: Result<_, _> = records.iter().map(|record| serde_json::from_str(record.get())).collect();
-            return messages.map(Self::Queue).map_err(|error| unknown(&error.to_string()));
+        if records
+            .iter()
+            .find_map(source)
+            .is_some_and(|source| source.event_source == "aws:sqs")
+        {
+            let messages: Result<_, _> = records
+                .iter()
+                .map(|record| serde_json::from_str(record.get()))
+                .collect();
+            return messages
+                .map(Self::Queue)
+                .map_err(|error| unknown(&error.to_string()));
         }
-        Ok(Self::Stream(records.iter().map(|record| Record::from_json(record.get())).collect()))
+        Ok(Self::Stream(
+            records
+                .iter()
+                .map(|record| Record::from_json(record.get()))
+                .collect(),
+        ))
     }
 }
 
@@ -71,9 +89,15 @@ impl Dispatcher {
     ///
     /// # Errors
     /// If a sweep fails: the next one does the same.
-    pub async fn invoke(&self, invocation: Invocation, deadline: Deadline) -> Result<Value, crate::store::Error> {
+    pub async fn invoke(
+        &self,
+        invocation: Invocation,
+        deadline: Deadline,
+    ) -> Result<Value, crate::store::Error> {
         let answer = match invocation {
-            Invocation::Stream(records) => serde_json::to_value(self.stream(&records, deadline).await),
+            Invocation::Stream(records) => {
+                serde_json::to_value(self.stream(&records, deadline).await)
+            }
             Invocation::Queue(messages) => serde_json::to_value(self.retry_all(messages).await),
             Invocation::Sweep => serde_json::to_value(self.sweep(deadline).await?),
         };
@@ -83,7 +107,7 @@ impl Dispatcher {
     /// Works on a batch of messages, and names those that must come again.
     async fn retry_all(&self, messages: Vec<SqsMessage>) -> SqsBatchResponse {
         let retries = messages.iter().map(|message| async move {
-            let Some(read) = message.body.as_deref().and_then(Message::from_json) else {
+            let Some(read) = message.body.as_deref().and_then(RetryMessage::from_json) else {
                 // It names no delivery, so none can be lost with it.
                 tracing::error!(message_id = message.message_id, "a message that is none of ours");
                 return None;
@@ -95,8 +119,11 @@ impl Dispatcher {
             );
             message.message_id.clone()
         });
-        let failed: HashSet<_> =
-            concurrency::join(retries.collect(), CONCURRENT_MESSAGES).await.into_iter().flatten().collect();
+        let failed: HashSet<_> = concurrency::join_bounded(retries.collect(), CONCURRENT_MESSAGES)
+            .await
+            .into_iter()
+            .flatten()
+            .collect();
         self.gates.forget_idle(self.clock.now());
         let mut response = SqsBatchResponse::default();
         response.batch_item_failures = failed

@@ -6,16 +6,16 @@ use aws_lambda_events::event::dynamodb::{EventRecord, StreamRecord};
 use serde_dynamo::Item;
 
 use super::{
-    fan_out::{Occurrence, unreadable_webhook},
-    read,
-    stream_record::{Record, outcome_of},
+    fan_out::{FanOutEvent, unreadable_webhook},
+    parse_event,
+    stream_record::{Record, job_outcome},
 };
 use crate::{
     concurrency,
-    store::{Result, Store, poison::Kept},
+    store::{Result, Store, poison::PoisonRecord},
 };
 use nano_webhooks_core::{
-    delivery::{Delivery, State},
+    delivery::{Delivery, DeliveryState},
     event::JobEvent,
     timestamp::Timestamp,
 };
@@ -25,7 +25,7 @@ const CONCURRENT_WRITES: usize = 8;
 
 /// What became of a poison record.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Redriven {
+pub enum RedriveOutcome {
     /// It is this event, and is kept no longer.
     Event {
         /// The event.
@@ -56,24 +56,28 @@ pub enum Redriven {
 pub async fn redrive(
     store: &Store,
     jobs: Option<&str>,
-    kept: &Kept,
+    kept: &PoisonRecord,
     due: Timestamp,
     now: Timestamp,
     retention: Duration,
-) -> Result<Redriven> {
+) -> Result<RedriveOutcome> {
     let job = match jobs {
         Some(jobs) => store.job_of(kept, jobs).await?,
         None => None,
     };
-    let understood = record(kept, job, jobs).and_then(|record| read(0, &record).map_err(|poison| poison.reason));
+    let understood = rebuild_record(kept, job, jobs)
+        .and_then(|record| parse_event(0, &record).map_err(|poison| poison.reason));
     let redriven = match understood {
         Ok(Some(occurrence)) => record_deliveries(store, occurrence, due, now, retention).await?,
-        Ok(None) => Redriven::Nothing,
-        Err(reason) => Redriven::Stays { reason, recorded: 0 },
+        Ok(None) => RedriveOutcome::Nothing,
+        Err(reason) => RedriveOutcome::Stays {
+            reason,
+            recorded: 0,
+        },
     };
     match &redriven {
-        Redriven::Stays { reason, .. } => store.keep_reason(kept, reason).await?,
-        Redriven::Event { .. } | Redriven::Nothing => store.drop_poison(kept).await?,
+        RedriveOutcome::Stays { reason, .. } => store.keep_reason(kept, reason).await?,
+        RedriveOutcome::Event { .. } | RedriveOutcome::Nothing => store.drop_poison(kept).await?,
     }
     Ok(redriven)
 }
@@ -81,34 +85,51 @@ pub async fn redrive(
 /// Records that the event is due to each of its subscribers.
 async fn record_deliveries(
     store: &Store,
-    occurrence: Occurrence,
+    occurrence: FanOutEvent,
     due: Timestamp,
     now: Timestamp,
     retention: Duration,
-) -> Result<Redriven> {
-    let (account, event_type) = (&occurrence.event.account, occurrence.event.outcome.event_type());
+) -> Result<RedriveOutcome> {
+    let (account, event_type) = (
+        &occurrence.event.account,
+        occurrence.event.outcome.event_type(),
+    );
     let (mut writes, mut unreadable) = (Vec::new(), None);
     for subscriber in store.subscribers(account).await? {
         match subscriber {
             Ok(subscriber) if subscriber.webhook.wants(event_type) => {
-                let delivery = Delivery { state: State::Pending(due), ..occurrence.delivery(&subscriber.webhook, now) };
+                let delivery = Delivery {
+                    state: DeliveryState::Pending(due),
+                    ..occurrence.delivery(&subscriber.webhook, now)
+                };
                 writes.push(async move { store.record_for_sweep(&delivery, now, retention).await });
             }
             Ok(_) => {}
             Err(error) => unreadable = Some(unreadable_webhook(&error)),
         }
     }
-    let written = concurrency::join(writes, CONCURRENT_WRITES).await.into_iter().collect::<Result<Vec<_>>>()?;
+    let written = concurrency::join_bounded(writes, CONCURRENT_WRITES)
+        .await
+        .into_iter()
+        .collect::<Result<Vec<_>>>()?;
     let recorded = written.iter().filter(|new| **new).count();
     let existing = written.len() - recorded;
     Ok(match unreadable {
-        None => Redriven::Event { event: occurrence.event.into(), recorded, existing },
-        Some(reason) => Redriven::Stays { reason, recorded },
+        None => RedriveOutcome::Event {
+            event: occurrence.event.into(),
+            recorded,
+            existing,
+        },
+        Some(reason) => RedriveOutcome::Stays { reason, recorded },
     })
 }
 
 /// What is to be read in the place of a kept record.
-fn record(kept: &Kept, job: Option<Item>, jobs: Option<&str>) -> std::result::Result<Record, String> {
+fn rebuild_record(
+    kept: &PoisonRecord,
+    job: Option<Item>,
+    jobs: Option<&str>,
+) -> std::result::Result<Record, String> {
     let image = kept.poison.image.as_deref();
     if kept.poison.keys.is_empty() {
         return image
@@ -116,11 +137,16 @@ fn record(kept: &Kept, job: Option<Item>, jobs: Option<&str>) -> std::result::Re
             .ok_or_else(|| "it was no stream record, and too large to be kept".to_owned());
     }
     // A record that came without its new image is one whose image was not kept.
-    let image: Option<Item> =
-        image.and_then(|image| serde_json::from_str(image).ok()).filter(|image: &Item| !image.is_empty());
-    let has_ended = |job: &Item| outcome_of(job).is_some();
+    let image: Option<Item> = image
+        .and_then(|image| serde_json::from_str(image).ok())
+        .filter(|image: &Item| !image.is_empty());
+    let has_ended = |job: &Item| job_outcome(job).is_some();
     // A job that has gone on since tells of another event than this record's.
-    let as_it_was = |job: &Item| image.as_ref().is_none_or(|image| outcome_of(image) == outcome_of(job));
+    let as_it_was = |job: &Item| {
+        image
+            .as_ref()
+            .is_none_or(|image| job_outcome(image) == job_outcome(job))
+    };
     let without = |why: &str| format!("its image was not kept, and {why}");
     let new_image = match job {
         Some(job) if has_ended(&job) && as_it_was(&job) => job,
@@ -130,7 +156,8 @@ fn record(kept: &Kept, job: Option<Item>, jobs: Option<&str>) -> std::result::Re
         None => return Err(without("JOBS_TABLE does not say where the job is")),
     };
     let mut change = StreamRecord::default();
-    let since = Duration::from_millis(u64::try_from(kept.record_created_at().millis()).unwrap_or(0));
+    let since =
+        Duration::from_millis(u64::try_from(kept.record_created_at().millis()).unwrap_or(0));
     change.approximate_creation_date_time = (SystemTime::UNIX_EPOCH + since).into();
     change.new_image = new_image;
     change.sequence_number = Some(kept.poison.sequence_number.clone());

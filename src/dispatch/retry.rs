@@ -5,22 +5,22 @@ use std::time::Duration;
 use super::Dispatcher;
 use crate::{
     client::attempt::Timeouts,
-    queue::{Message, Timer},
+    queue::{RetryMessage, ScheduledRetry},
     random,
     store::{
         Error, Result,
-        leases::Claimed,
-        replays::{ReplayState, Replaying},
+        leases::ClaimOutcome,
+        replays::{ReplayKey, ReplayState},
     },
 };
 use nano_webhooks_core::{
-    delivery::{Delivery, lease::is_within_reach},
+    delivery::{Delivery, lease::fits_in_queue},
     timestamp::Timestamp,
-    webhook::Status,
+    webhook::WebhookStatus,
 };
 
 /// When a delivery whose secret cannot be opened is tried again.
-const LOCKED_WAIT: Duration = Duration::from_mins(1);
+const KEY_UNAVAILABLE_DELAY: Duration = Duration::from_mins(1);
 
 impl Dispatcher {
     /// Does what a message asks for, if it is still to be done. The message may go once this has succeeded: by then the
@@ -28,16 +28,18 @@ impl Dispatcher {
     ///
     /// # Errors
     /// If DynamoDB does not answer: then the message must come again.
-    pub async fn retry(&self, message: &Message) -> Result<()> {
-        let Message { key, attempt_count } = message;
+    pub async fn retry(&self, message: &RetryMessage) -> Result<()> {
+        let RetryMessage { key, attempt_count } = message;
         let now = self.clock.now();
         // Read before each attempt: the webhook may have been changed, disabled or deleted since.
         let Some(subscriber) = self.store.subscriber(&key.account, key.webhook).await? else {
             self.store.cancel(key, now, self.retention).await?;
             return Ok(());
         };
-        if subscriber.webhook.status == Status::Disabled {
-            self.store.park(key, *attempt_count, now, self.retention).await?;
+        if subscriber.webhook.status == WebhookStatus::Disabled {
+            self.store
+                .park(key, *attempt_count, now, self.retention)
+                .await?;
             return Ok(());
         }
         let secrets = match self.store.secrets_of(&key.account, &subscriber, now).await {
@@ -45,34 +47,59 @@ impl Dispatcher {
             // Nothing goes out unsigned. It waits without using an attempt, until settings and permissions are right again.
             Err(error @ (Error::Locked(_) | Error::Internal(_))) => {
                 tracing::error!(account = key.account.as_str(), webhook = %key.webhook, %error, "secrets were not opened");
-                return self.put_off(message, LOCKED_WAIT, now).await;
+                return self.put_off(message, KEY_UNAVAILABLE_DELAY, now).await;
             }
             Err(error) => return Err(error),
         };
         let endpoint = (key.account.clone(), key.webhook);
-        let place = self.gates.enter(&endpoint, subscriber.health.queued_in_flight(), random::unit());
+        let place = self.gates.enter(
+            &endpoint,
+            subscriber.health.queued_in_flight(),
+            random::unit_f64(),
+        );
         let place = match place {
             Ok(place) => place,
             Err(wait) => return self.put_off(message, wait, now).await,
         };
         let claim = match self.store.claim(key, *attempt_count, now).await? {
-            Claimed::Ours(claim) => claim,
-            Claimed::Early(due) if is_within_reach(due, now) => {
-                self.queue.set(vec![Timer { message: message.clone(), due }], now).await;
+            ClaimOutcome::Ours(claim) => claim,
+            ClaimOutcome::Early(due) if fits_in_queue(due, now) => {
+                self.queue
+                    .set(
+                        vec![ScheduledRetry {
+                            message: message.clone(),
+                            due,
+                        }],
+                        now,
+                    )
+                    .await;
                 return Ok(());
             }
-            Claimed::Early(_) | Claimed::Stale => return Ok(()),
+            ClaimOutcome::Early(_) | ClaimOutcome::Stale => return Ok(()),
         };
         let mut delivery = claim.delivery.clone();
         if self.is_called_off(&delivery).await? {
             delivery.withdraw();
-            self.store.settle(&claim, &delivery, now, self.retention).await?;
+            self.store
+                .settle(&claim, &delivery, now, self.retention)
+                .await?;
             return Ok(());
         }
-        let outcome =
-            self.attempt(&self.queued, &subscriber.webhook, &secrets, &mut delivery, Timeouts::QUEUED.total).await;
+        let outcome = self
+            .attempt(
+                &self.queued,
+                &subscriber.webhook,
+                &secrets,
+                &mut delivery,
+                Timeouts::QUEUED.total,
+            )
+            .await;
         let now = self.clock.now();
-        if self.store.settle(&claim, &delivery, now, self.retention).await? {
+        if self
+            .store
+            .settle(&claim, &delivery, now, self.retention)
+            .await?
+        {
             self.set_timers([&delivery], now).await;
         }
         drop(place);
@@ -81,18 +108,32 @@ impl Dispatcher {
     }
 
     /// Makes the delivery due again later, without using an attempt.
-    async fn put_off(&self, message: &Message, wait: Duration, now: Timestamp) -> Result<()> {
-        let (Message { key, attempt_count }, due) = (message, now + wait);
+    async fn put_off(&self, message: &RetryMessage, wait: Duration, now: Timestamp) -> Result<()> {
+        let (RetryMessage { key, attempt_count }, due) = (message, now + wait);
         if self.store.put_off(key, *attempt_count, due, now).await? {
-            self.queue.set(vec![Timer { message: message.clone(), due }], now).await;
+            self.queue
+                .set(
+                    vec![ScheduledRetry {
+                        message: message.clone(),
+                        due,
+                    }],
+                    now,
+                )
+                .await;
         }
         Ok(())
     }
 
     /// Whether the attempt was asked for by a replay that has been cancelled since.
     async fn is_called_off(&self, delivery: &Delivery) -> Result<bool> {
-        let Some(id) = delivery.replay.clone() else { return Ok(false) };
-        let of = Replaying { account: delivery.key.account.clone(), webhook: delivery.key.webhook, id };
+        let Some(id) = delivery.replay.clone() else {
+            return Ok(false);
+        };
+        let of = ReplayKey {
+            account: delivery.key.account.clone(),
+            webhook: delivery.key.webhook,
+            id,
+        };
         let replay = self.store.replay_of(&of).await?;
         Ok(replay.is_some_and(|replay| replay.state() == ReplayState::Cancelled))
     }

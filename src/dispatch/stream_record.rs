@@ -3,11 +3,14 @@
 use aws_lambda_events::event::dynamodb::EventRecord;
 use serde_dynamo::{AttributeValue, Item};
 
-use crate::store::poison::Poison;
+use crate::store::poison::NewPoisonRecord;
 use nano_webhooks_core::{
-    event::{EventId, JobEvent, Origin, Outcome, attribute_data::Value, decimal::Number, traceparent::Traceparent},
+    event::{
+        EventId, EventOrigin, JobEvent, JobOutcome, attribute_data::AttributeData,
+        decimal::Decimal, traceparent::Traceparent,
+    },
     timestamp::{Timestamp, normalize_rfc3339},
-    webhook::Account,
+    webhook::AccountId,
 };
 
 /// A record of the jobs stream as the handler takes it: parsed, or the text that did not parse and why.
@@ -30,7 +33,10 @@ impl Record {
     pub fn from_json(text: &str) -> Self {
         match serde_json::from_str(text) {
             Ok(record) => Self::Parsed(record),
-            Err(error) => Self::Garbage { text: text.to_owned(), reason: format!("not a stream record: {error}") },
+            Err(error) => Self::Garbage {
+                text: text.to_owned(),
+                reason: format!("not a stream record: {error}"),
+            },
         }
     }
 
@@ -48,24 +54,24 @@ impl Record {
     /// Why it cannot be understood.
     pub fn event(&self) -> Result<Option<JobEvent>, String> {
         match self {
-            Self::Parsed(record) => recognise(record),
+            Self::Parsed(record) => parse_job_event(record),
             Self::Garbage { reason, .. } => Err(reason.clone()),
         }
     }
 
     /// The record as poison, for this reason.
-    pub fn poison(&self, reason: String) -> Box<Poison> {
+    pub fn poison(&self, reason: String) -> Box<NewPoisonRecord> {
         let json = |item: &Item| serde_json::to_string(item).unwrap_or_default();
         Box::new(match self {
-            Self::Parsed(record) => Poison {
+            Self::Parsed(record) => NewPoisonRecord {
                 reason,
                 stream: record.event_source_arn.clone().unwrap_or_default(),
-                sequence_number: number_of(record),
+                sequence_number: record_id(record),
                 created_at: Some(created_at(record)),
                 keys: json(&record.change.keys),
                 image: Some(json(&record.change.new_image)),
             },
-            Self::Garbage { text, .. } => Poison {
+            Self::Garbage { text, .. } => NewPoisonRecord {
                 reason,
                 stream: String::new(),
                 sequence_number: format!("unknown-{}", fingerprint(text)),
@@ -78,12 +84,21 @@ impl Record {
 }
 
 fn created_at(record: &EventRecord) -> Timestamp {
-    Timestamp::from_millis(record.change.approximate_creation_date_time.timestamp_millis())
+    Timestamp::from_millis(
+        record
+            .change
+            .approximate_creation_date_time
+            .timestamp_millis(),
+    )
 }
 
 /// What names a record among others: its number in the stream, else its id, else what it says.
-fn number_of(record: &EventRecord) -> String {
-    let named = record.change.sequence_number.clone().unwrap_or_else(|| record.event_id.clone());
+fn record_id(record: &EventRecord) -> String {
+    let named = record
+        .change
+        .sequence_number
+        .clone()
+        .unwrap_or_else(|| record.event_id.clone());
     if !named.is_empty() {
         return named;
     }
@@ -100,33 +115,49 @@ fn fingerprint(text: &str) -> String {
 }
 
 /// An event arises when a job's status becomes terminal: by an insert that is, or by a change from another status.
-fn recognise(record: &EventRecord) -> Result<Option<JobEvent>, String> {
+fn parse_job_event(record: &EventRecord) -> Result<Option<JobEvent>, String> {
     let (new, old) = (&record.change.new_image, &record.change.old_image);
     match record.event_name.as_str() {
         "INSERT" | "MODIFY" => {}
         "REMOVE" => return Ok(None),
-        other => return Err(format!("unknown event name `{other}`, expected INSERT, MODIFY or REMOVE")),
+        other => {
+            return Err(format!(
+                "unknown event name `{other}`, expected INSERT, MODIFY or REMOVE"
+            ));
+        }
     }
     if new.is_empty() {
         return Err("no new image: the stream's view type must be NEW_AND_OLD_IMAGES".to_owned());
     }
-    let Some(outcome) = outcome_of(new) else { return Ok(None) };
+    let Some(outcome) = job_outcome(new) else {
+        return Ok(None);
+    };
     if record.event_name == "MODIFY" {
         if old.is_empty() {
-            return Err("a change without its old image: the stream's view type must be NEW_AND_OLD_IMAGES".to_owned());
+            return Err(
+                "a change without its old image: the stream's view type must be NEW_AND_OLD_IMAGES"
+                    .to_owned(),
+            );
         }
-        if outcome_of(old) == Some(outcome) {
+        if job_outcome(old) == Some(outcome) {
             return Ok(None);
         }
     }
     let stream = record.event_source_arn.as_deref().unwrap_or_default();
-    let sequence_number = record.change.sequence_number.as_deref().ok_or("no sequence number")?;
+    let sequence_number = record
+        .change
+        .sequence_number
+        .as_deref()
+        .ok_or("no sequence number")?;
     let created_at = created_at(record);
-    let account = Account::parse(text(new, "account_id")?).map_err(|reason| format!("`account_id`: {reason}"))?;
+    let account = AccountId::parse(text(new, "account_id")?)
+        .map_err(|reason| format!("`account_id`: {reason}"))?;
     let task_id = text(new, "task_id")?.to_owned();
     let data = match new.get("data") {
-        None => Value::Map(Vec::new()),
-        Some(AttributeValue::M(_)) => value(&new["data"]).map_err(|reason| format!("`data`: {reason}"))?,
+        None => AttributeData::Map(Vec::new()),
+        Some(AttributeValue::M(_)) => {
+            value(&new["data"]).map_err(|reason| format!("`data`: {reason}"))?
+        }
         Some(_) => return Err("`data`: expected a map (M)".to_owned()),
     };
     let timestamp = match new.get("updated_at") {
@@ -138,7 +169,11 @@ fn recognise(record: &EventRecord) -> Result<Option<JobEvent>, String> {
         Some(AttributeValue::S(text)) => Traceparent::parse(text),
         _ => None,
     };
-    let origin = Origin { stream, sequence_number, created_at };
+    let origin = EventOrigin {
+        stream,
+        sequence_number,
+        created_at,
+    };
     Ok(Some(JobEvent {
         id: EventId::derive(origin, &account, &task_id, outcome.event_type()),
         task_type: text(new, "task_type")?.to_owned(),
@@ -152,9 +187,9 @@ fn recognise(record: &EventRecord) -> Result<Option<JobEvent>, String> {
 }
 
 /// The outcome that an image's status names. A status that is absent or no string is in progress.
-pub(super) fn outcome_of(image: &Item) -> Option<Outcome> {
+pub(super) fn job_outcome(image: &Item) -> Option<JobOutcome> {
     match image.get("status") {
-        Some(AttributeValue::S(status)) => Outcome::from_status(status),
+        Some(AttributeValue::S(status)) => JobOutcome::from_status(status),
         _ => None,
     }
 }
@@ -167,20 +202,28 @@ fn text<'a>(image: &'a Item, name: &str) -> Result<&'a str, String> {
     }
 }
 
-fn value(from: &AttributeValue) -> Result<Value, String> {
-    let number = |text: &String| Number::parse(text).ok_or_else(|| "a number (N) that is none".to_owned());
+fn value(from: &AttributeValue) -> Result<AttributeData, String> {
+    let number =
+        |text: &String| Decimal::parse(text).ok_or_else(|| "a number (N) that is none".to_owned());
     Ok(match from {
-        AttributeValue::Null(_) => Value::Null,
-        AttributeValue::Bool(bool) => Value::Bool(*bool),
-        AttributeValue::N(text) => Value::Number(number(text)?),
-        AttributeValue::S(text) => Value::String(text.clone()),
-        AttributeValue::B(bytes) => Value::Binary(bytes.clone()),
-        AttributeValue::L(items) => Value::List(items.iter().map(value).collect::<Result<_, _>>()?),
-        AttributeValue::M(entries) => Value::Map(
-            entries.iter().map(|(key, item)| Ok((key.clone(), value(item)?))).collect::<Result<_, String>>()?,
+        AttributeValue::Null(_) => AttributeData::Null,
+        AttributeValue::Bool(bool) => AttributeData::Bool(*bool),
+        AttributeValue::N(text) => AttributeData::Number(number(text)?),
+        AttributeValue::S(text) => AttributeData::String(text.clone()),
+        AttributeValue::B(bytes) => AttributeData::Binary(bytes.clone()),
+        AttributeValue::L(items) => {
+            AttributeData::List(items.iter().map(value).collect::<Result<_, _>>()?)
+        }
+        AttributeValue::M(entries) => AttributeData::Map(
+            entries
+                .iter()
+                .map(|(key, item)| Ok((key.clone(), value(item)?)))
+                .collect::<Result<_, String>>()?,
         ),
-        AttributeValue::Ss(texts) => Value::StringSet(texts.clone()),
-        AttributeValue::Ns(texts) => Value::NumberSet(texts.iter().map(number).collect::<Result<_, _>>()?),
-        AttributeValue::Bs(blobs) => Value::BinarySet(blobs.clone()),
+        AttributeValue::Ss(texts) => AttributeData::StringSet(texts.clone()),
+        AttributeValue::Ns(texts) => {
+            AttributeData::NumberSet(texts.iter().map(number).collect::<Result<_, _>>()?)
+        }
+        AttributeValue::Bs(blobs) => AttributeData::BinarySet(blobs.clone()),
     })
 }

@@ -6,22 +6,22 @@ use super::Dispatcher;
 use crate::{
     clock::Deadline,
     concurrency,
-    metrics::Sweep,
-    queue::Timer,
+    metrics::SweepStats,
+    queue::ScheduledRetry,
     random,
-    store::{Result, leases::Due, replays::STEP},
+    store::{Result, leases::DueDelivery, replays::STEP_SIZE},
 };
 use nano_webhooks_core::{
-    delivery::lease::{GRACE, LEASE, QUEUE_REACH},
-    webhook::Account,
+    delivery::lease::{LEASE_DURATION, MAX_QUEUE_DELAY, SWEEP_GRACE},
+    webhook::AccountId,
 };
 
 /// How many due deliveries are taken from each shard of the index at a time.
-const PAGE: usize = 100;
+const DUE_PER_SHARD: usize = 100;
 /// How many webhooks with parked deliveries, and how many replays, a sweep knows of.
-const AT_A_TIME: usize = 2_000;
+const MAX_JOBS_PER_SWEEP: usize = 2_000;
 /// How many deliveries are taken for the queue at the same time.
-const CONCURRENT: usize = 32;
+const ENQUEUE_CONCURRENCY: usize = 32;
 
 impl Dispatcher {
     /// Sends a message for each delivery whose time for a look has come, until there are no more or time is up; what is left
@@ -34,8 +34,11 @@ impl Dispatcher {
         let mut lag = Duration::ZERO;
         while !deadline.remaining().is_zero() {
             let now = self.clock.now();
-            let due = self.store.due(now, PAGE).await?;
-            lag = due.iter().map(|due| due.waited(now)).fold(lag, Duration::max);
+            let due = self.store.due(now, DUE_PER_SHARD).await?;
+            lag = due
+                .iter()
+                .map(|due| due.waited(now))
+                .fold(lag, Duration::max);
             let moved = self.enqueue(due, false).await?;
             sent += moved;
             if moved == 0 {
@@ -44,7 +47,7 @@ impl Dispatcher {
         }
         let due = sent;
         // In another order each time: whoever has many cannot keep the others from their turn.
-        let mut unparking = self.store.unparking(AT_A_TIME).await?;
+        let mut unparking = self.store.unparking(MAX_JOBS_PER_SWEEP).await?;
         unparking.sort_by_cached_key(|_| random::bytes::<8>());
         for of in unparking {
             if deadline.remaining().is_zero() {
@@ -53,13 +56,16 @@ impl Dispatcher {
             let step = self.store.unpark(&of, self.clock.now()).await;
             sent += self.take_step(&of.account, step).await;
         }
-        let mut replaying = self.store.replaying(AT_A_TIME).await?;
+        let mut replaying = self.store.replaying(MAX_JOBS_PER_SWEEP).await?;
         replaying.sort_by_cached_key(|_| random::bytes::<8>());
         for of in replaying {
             if deadline.remaining().is_zero() {
                 break;
             }
-            let step = self.store.step_replay(&of, STEP, self.clock.now(), self.retention, deadline).await;
+            let step = self
+                .store
+                .step_replay(&of, STEP_SIZE, self.clock.now(), self.retention, deadline)
+                .await;
             sent += self.take_step(&of.account, step).await;
         }
         if sent > 0 {
@@ -67,19 +73,24 @@ impl Dispatcher {
         }
         self.gates.forget_idle(self.clock.now());
         // Last, since a sweep that tells nothing is one that did not come to its end.
-        self.metrics.swept(Sweep { due, lag });
+        self.metrics.swept(SweepStats { due, lag });
         Ok(sent)
     }
 
     /// Sets the timers of what a step has made due. A step that fails is taken again by the next sweep, and keeps no other from
     /// its turn.
-    async fn take_step(&self, account: &Account, step: Result<Vec<Due>>) -> usize {
+    async fn take_step(&self, account: &AccountId, step: Result<Vec<DueDelivery>>) -> usize {
         let due = step.unwrap_or_else(|error| {
             tracing::error!(account = account.as_str(), %error, "a step of a sweep failed; the next sweep takes it again");
             Vec::new()
         });
         let sent = due.len();
-        self.queue.set(due.into_iter().map(Timer::from).collect(), self.clock.now()).await;
+        self.queue
+            .set(
+                due.into_iter().map(ScheduledRetry::from).collect(),
+                self.clock.now(),
+            )
+            .await;
         sent
     }
 
@@ -90,23 +101,34 @@ impl Dispatcher {
     /// If DynamoDB does not answer.
     pub async fn take_over(&self) -> Result<usize> {
         let now = self.clock.now();
-        let due = self.store.due(now + QUEUE_REACH + GRACE, usize::MAX).await?;
+        let due = self
+            .store
+            .due(now + MAX_QUEUE_DELAY + SWEEP_GRACE, usize::MAX)
+            .await?;
         let taken = due.len();
         // What may be claimed must be changed in the table; of the rest it is enough to set the timer again.
-        let (claimed, queued): (Vec<_>, Vec<_>) = due.into_iter().partition(|due| due.is_looked_at_by(now + LEASE));
-        self.queue.set(queued.into_iter().map(Timer::from).collect(), now).await;
+        let (claimed, queued): (Vec<_>, Vec<_>) = due
+            .into_iter()
+            .partition(|due| due.is_looked_at_by(now + LEASE_DURATION));
+        self.queue
+            .set(queued.into_iter().map(ScheduledRetry::from).collect(), now)
+            .await;
         self.enqueue(claimed, true).await?;
         Ok(taken)
     }
 
-    async fn enqueue(&self, due: Vec<Due>, take_over: bool) -> Result<usize> {
+    async fn enqueue(&self, due: Vec<DueDelivery>, take_over: bool) -> Result<usize> {
         let now = self.clock.now();
-        let enqueue = due
-            .into_iter()
-            .map(|due| async move { Ok(self.store.enqueue(&due, now, take_over).await?.then(|| Timer::from(due))) });
+        let enqueue = due.into_iter().map(|due| async move {
+            Ok(self
+                .store
+                .enqueue(&due, now, take_over)
+                .await?
+                .then(|| ScheduledRetry::from(due)))
+        });
         // The table first, the message second: a message that is lost in between is sent again by a later sweep.
         let (mut timers, mut failed) = (Vec::new(), None);
-        for taken in concurrency::join(enqueue.collect(), CONCURRENT).await {
+        for taken in concurrency::join_bounded(enqueue.collect(), ENQUEUE_CONCURRENCY).await {
             match taken {
                 Ok(timer) => timers.extend(timer),
                 Err(error) => failed = Some(error),

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, mem, time::Duration};
 
 use serde_json::{Map, Value, json};
 
-use super::{Count, Durations, Measure, Metrics, Sweep};
+use super::{Counter, Durations, Histogram, Metrics, SweepStats};
 use nano_webhooks_core::timestamp::Timestamp;
 
 /// The namespace of the metrics.
@@ -33,26 +33,35 @@ impl Metrics {
         let mut first = Vec::new();
         for (what, many) in counts {
             let name = match what {
-                Count::FailedAttempts(kind) => {
+                Counter::FailedAttempts(kind) => {
                     // Once in all, and once of its kind.
                     let dimensions = json!([["Stack"], ["Stack", "Failure"]]);
                     let metrics = vec![("FailedAttempts", COUNT, json!(many))];
-                    lines.push(line(stack, now, &dimensions, Some(("Failure", json!(kind.name()))), metrics));
+                    lines.push(line(
+                        stack,
+                        now,
+                        &dimensions,
+                        Some(("Failure", json!(kind.name()))),
+                        metrics,
+                    ));
                     continue;
                 }
-                Count::Events => "Events",
-                Count::Attempts => "Attempts",
-                Count::Delivered => "Delivered",
-                Count::Failed => "Failed",
-                Count::Poison => "Poison",
-                Count::BreakersOpened => "BreakersOpened",
-                Count::BreakersClosed => "BreakersClosed",
-                Count::WebhooksDisabled => "WebhooksDisabled",
+                Counter::Events => "Events",
+                Counter::Attempts => "Attempts",
+                Counter::Delivered => "Delivered",
+                Counter::Failed => "Failed",
+                Counter::Poison => "Poison",
+                Counter::BreakersOpened => "BreakersOpened",
+                Counter::BreakersClosed => "BreakersClosed",
+                Counter::WebhooksDisabled => "WebhooksDisabled",
             };
             first.push((name, COUNT, json!(many)));
         }
-        if let Some(Sweep { due, lag }) = sweep {
-            first.extend([("RetriesDue", COUNT, json!(due)), ("SweepLag", MILLISECONDS, milliseconds(lag))]);
+        if let Some(SweepStats { due, lag }) = sweep {
+            first.extend([
+                ("RetriesDue", COUNT, json!(due)),
+                ("SweepLag", MILLISECONDS, milliseconds(lag)),
+            ]);
         }
         let stack_alone = json!([["Stack"]]);
         if !first.is_empty() {
@@ -60,12 +69,18 @@ impl Metrics {
         }
         for (what, took) in durations {
             let name = match what {
-                Measure::AttemptDuration => "AttemptDuration",
-                Measure::DeliveryLatency => "DeliveryLatency",
+                Histogram::AttemptDuration => "AttemptDuration",
+                Histogram::DeliveryLatency => "DeliveryLatency",
             };
             lines.extend(took.chunks(MAX_VALUES).map(|values| {
                 let values = values.iter().copied().map(milliseconds).collect();
-                line(stack, now, &stack_alone, None, vec![(name, MILLISECONDS, values)])
+                line(
+                    stack,
+                    now,
+                    &stack_alone,
+                    None,
+                    vec![(name, MILLISECONDS, values)],
+                )
             }));
         }
         lines
@@ -87,16 +102,27 @@ fn line(
     dimension: Option<(&'static str, Value)>,
     metrics: Vec<(&'static str, &'static str, Value)>,
 ) -> String {
-    let definitions: Vec<_> = metrics.iter().map(|(name, unit, _)| json!({ "Name": name, "Unit": unit })).collect();
-    let directive = json!({ "Namespace": NAMESPACE, "Dimensions": dimensions, "Metrics": definitions });
+    let definitions: Vec<_> = metrics
+        .iter()
+        .map(|(name, unit, _)| json!({ "Name": name, "Unit": unit }))
+        .collect();
+    let directive =
+        json!({ "Namespace": NAMESPACE, "Dimensions": dimensions, "Metrics": definitions });
     let mut line = Map::new();
     // Lambda's JSON format files lines by these two.
     line.insert("timestamp".to_owned(), json!(now.rfc3339()));
     line.insert("level".to_owned(), json!("INFO"));
-    line.insert("_aws".to_owned(), json!({ "Timestamp": now.millis(), "CloudWatchMetrics": [directive] }));
+    line.insert(
+        "_aws".to_owned(),
+        json!({ "Timestamp": now.millis(), "CloudWatchMetrics": [directive] }),
+    );
     line.insert("Stack".to_owned(), json!(stack));
     line.extend(dimension.map(|(name, value)| (name.to_owned(), value)));
-    line.extend(metrics.into_iter().map(|(name, _, value)| (name.to_owned(), value)));
+    line.extend(
+        metrics
+            .into_iter()
+            .map(|(name, _, value)| (name.to_owned(), value)),
+    );
     Value::Object(line).to_string()
 }
 
@@ -107,16 +133,22 @@ mod tests {
 
     fn lines(metrics: &Metrics) -> Vec<Value> {
         let lines = metrics.lines("nano", Timestamp::from_millis(1_734_948_000_000));
-        lines.iter().map(|line| serde_json::from_str(line).unwrap()).collect()
+        lines
+            .iter()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect()
     }
 
     #[test]
     fn what_was_gathered_is_written_once_and_silence_writes_nothing() {
         let metrics = Metrics::embedded();
         assert_eq!(lines(&metrics), Vec::<Value>::new());
-        metrics.count(Count::Events);
-        metrics.count(Count::Events);
-        metrics.swept(Sweep { due: 0, lag: Duration::ZERO });
+        metrics.count(Counter::Events);
+        metrics.count(Counter::Events);
+        metrics.swept(SweepStats {
+            due: 0,
+            lag: Duration::ZERO,
+        });
         let metric = |name, unit| json!({"Name": name, "Unit": unit});
         assert_eq!(
             lines(&metrics),
@@ -142,12 +174,18 @@ mod tests {
     #[test]
     fn failures_count_in_all_and_by_their_kind() {
         let metrics = Metrics::embedded();
-        metrics.count(Count::FailedAttempts(FailureKind::Dns));
-        metrics.count(Count::FailedAttempts(FailureKind::Tls));
-        metrics.count(Count::FailedAttempts(FailureKind::Tls));
+        metrics.count(Counter::FailedAttempts(FailureKind::Dns));
+        metrics.count(Counter::FailedAttempts(FailureKind::Tls));
+        metrics.count(Counter::FailedAttempts(FailureKind::Tls));
         let written = lines(&metrics);
-        let told: Vec<_> = written.iter().map(|line| (&line["Failure"], &line["FailedAttempts"])).collect();
-        assert_eq!(told, [(&json!("dns"), &json!(1)), (&json!("tls"), &json!(2))]);
+        let told: Vec<_> = written
+            .iter()
+            .map(|line| (&line["Failure"], &line["FailedAttempts"]))
+            .collect();
+        assert_eq!(
+            told,
+            [(&json!("dns"), &json!(1)), (&json!("tls"), &json!(2))]
+        );
         for line in &written {
             let dimensions = &line["_aws"]["CloudWatchMetrics"][0]["Dimensions"];
             assert_eq!(dimensions, &json!([["Stack"], ["Stack", "Failure"]]));
@@ -158,11 +196,16 @@ mod tests {
     fn a_line_has_no_more_values_than_cloudwatch_takes() {
         let metrics = Metrics::embedded();
         for n in 0..250 {
-            metrics.measure(Measure::DeliveryLatency, Duration::from_micros(n * 100));
+            metrics.measure(Histogram::DeliveryLatency, Duration::from_micros(n * 100));
         }
-        let values: Vec<_> =
-            lines(&metrics).iter().map(|line| line["DeliveryLatency"].as_array().unwrap().clone()).collect();
-        assert_eq!(values.iter().map(Vec::len).collect::<Vec<_>>(), [100, 100, 50]);
+        let values: Vec<_> = lines(&metrics)
+            .iter()
+            .map(|line| line["DeliveryLatency"].as_array().unwrap().clone())
+            .collect();
+        assert_eq!(
+            values.iter().map(Vec::len).collect::<Vec<_>>(),
+            [100, 100, 50]
+        );
         assert_eq!(values[0][..3], [json!(0.0), json!(0.1), json!(0.2)]);
     }
 }

@@ -4,17 +4,17 @@ use aws_sdk_dynamodb::types::{AttributeValue, Delete, Put, TransactWriteItem};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Error, Result, Store, corrupt, from_item, held,
-    key_schema::{self, Primary},
+    Error, Result, Store, corrupt_item, from_item, into_condition_result,
+    key_schema::{self, PrimaryKey},
     to_item,
-    webhooks::{cancelled, failed_condition},
+    webhooks::{cancellation_reasons, is_condition_failure},
 };
 use crate::concurrency;
-use nano_webhooks_core::{api_key::ApiKey, timestamp::Timestamp, webhook::Account};
+use nano_webhooks_core::{api_key::ApiKey, timestamp::Timestamp, webhook::AccountId};
 
 /// An API key as it may be shown.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ListedKey {
+pub struct ApiKeySummary {
     /// The beginning of the key, enough to tell it from the account's others.
     pub prefix: String,
     /// When it was created.
@@ -28,7 +28,7 @@ const CONCURRENT_LOOKUPS: usize = 8;
 
 /// The key by its hash: whose it is, and when it was last used.
 #[derive(Serialize, Deserialize)]
-struct OwnerRow {
+struct ApiKeyRow {
     #[serde(rename = "PK")]
     pk: String,
     #[serde(rename = "SK")]
@@ -40,7 +40,7 @@ struct OwnerRow {
 
 /// The key in its account's list: what may be shown, and the hash by which to find the other.
 #[derive(Serialize, Deserialize)]
-struct ListedRow {
+struct ApiKeyListingRow {
     #[serde(rename = "PK")]
     pk: String,
     #[serde(rename = "SK")]
@@ -49,10 +49,10 @@ struct ListedRow {
     created_at: Timestamp,
 }
 
-impl ListedRow {
+impl ApiKeyListingRow {
     fn hash(&self) -> Result<[u8; 32]> {
         let mut sha256 = [0; 32];
-        hex::decode_to_slice(&self.sha256, &mut sha256).map_err(|_| corrupt("key hash"))?;
+        hex::decode_to_slice(&self.sha256, &mut sha256).map_err(|_| corrupt_item("key hash"))?;
         Ok(sha256)
     }
 }
@@ -63,18 +63,22 @@ impl Store {
     ///
     /// # Errors
     /// If DynamoDB does not answer.
-    pub async fn account_of(&self, key: &ApiKey, now: Timestamp) -> Result<Option<Account>> {
-        let Some(row) = self.owner(key_schema::api_key(&key.sha256())).await? else { return Ok(None) };
-        let today = key_schema::day(now);
+    pub async fn account_of(&self, key: &ApiKey, now: Timestamp) -> Result<Option<AccountId>> {
+        let Some(row) = self.owner(key_schema::api_key(&key.sha256())).await? else {
+            return Ok(None);
+        };
+        let today = key_schema::utc_day(now);
         if row.last_used_on.is_none_or(|day| day < today)
             && let Err(error) = self.keep_last_use(key, today).await
         {
             tracing::warn!(account = row.account, %error, "the use of an API key was not written down");
         }
-        Account::parse(&row.account).map(Some).map_err(|_| corrupt("account"))
+        AccountId::parse(&row.account)
+            .map(Some)
+            .map_err(|_| corrupt_item("account"))
     }
 
-    async fn owner(&self, key: Primary) -> Result<Option<OwnerRow>> {
+    async fn owner(&self, key: PrimaryKey) -> Result<Option<ApiKeyRow>> {
         self.item(key).await?.map(from_item).transpose()
     }
 
@@ -88,27 +92,49 @@ impl Store {
             // A key that is revoked meanwhile must not come back.
             .condition_expression("attribute_exists(PK)")
             .expression_attribute_values(":today", AttributeValue::S(today));
-        held(update.send().await).map(drop)
+        into_condition_result(update.send().await).map(drop)
     }
 
     /// Adds a key to an account; adding it again changes nothing.
     ///
     /// # Errors
     /// If DynamoDB does not answer, or the key belongs to another account.
-    pub async fn add_key(&self, account: &Account, key: &ApiKey, now: Timestamp) -> Result<()> {
+    pub async fn add_key(&self, account: &AccountId, key: &ApiKey, now: Timestamp) -> Result<()> {
         let put = |row| {
-            let put = Put::builder().table_name(&self.tables.webhooks).set_item(Some(row));
-            let put = put.condition_expression("attribute_not_exists(PK)").build().expect("every required part is set");
+            let put = Put::builder()
+                .table_name(&self.tables.webhooks)
+                .set_item(Some(row));
+            let put = put
+                .condition_expression("attribute_not_exists(PK)")
+                .build()
+                .expect("every required part is set");
             TransactWriteItem::builder().put(put).build()
         };
-        let Primary { pk, sk } = key_schema::api_key(&key.sha256());
-        let owner = put(to_item(&OwnerRow { pk, sk, account: account.to_string(), last_used_on: None })?);
-        let Primary { pk, sk } = key_schema::listed_api_key(account, key.prefix());
-        let listed = put(to_item(&ListedRow { pk, sk, sha256: hex::encode(key.sha256()), created_at: now })?);
-        match self.client.transact_write_items().transact_items(owner).transact_items(listed).send().await {
+        let PrimaryKey { pk, sk } = key_schema::api_key(&key.sha256());
+        let owner = put(to_item(&ApiKeyRow {
+            pk,
+            sk,
+            account: account.to_string(),
+            last_used_on: None,
+        })?);
+        let PrimaryKey { pk, sk } = key_schema::api_key_listing(account, key.prefix());
+        let listed = put(to_item(&ApiKeyListingRow {
+            pk,
+            sk,
+            sha256: hex::encode(key.sha256()),
+            created_at: now,
+        })?);
+        match self
+            .client
+            .transact_write_items()
+            .transact_items(owner)
+            .transact_items(listed)
+            .send()
+            .await
+        {
             Ok(_) => Ok(()),
             Err(error) => {
-                cancelled(error)?;
+                cancellation_reasons(error)?;
                 match self.owner(key_schema::api_key(&key.sha256())).await? {
                     Some(owner) if owner.account == account.as_str() => Ok(()),
                     _ => Err(Error::Internal("the API key is in use".to_owned())),
@@ -121,15 +147,21 @@ impl Store {
     ///
     /// # Errors
     /// If DynamoDB does not answer.
-    pub async fn keys_of(&self, account: &Account) -> Result<Vec<ListedKey>> {
+    pub async fn keys_of(&self, account: &AccountId) -> Result<Vec<ApiKeySummary>> {
         let mut pages = self
             .client
             .query()
             .table_name(&self.tables.webhooks)
             .consistent_read(true)
             .key_condition_expression("PK = :account AND begins_with(SK, :key)")
-            .expression_attribute_values(":account", AttributeValue::S(key_schema::account(account)))
-            .expression_attribute_values(":key", AttributeValue::S(key_schema::API_KEY_PREFIX.to_owned()))
+            .expression_attribute_values(
+                ":account",
+                AttributeValue::S(key_schema::account(account)),
+            )
+            .expression_attribute_values(
+                ":key",
+                AttributeValue::S(key_schema::API_KEY_PREFIX.to_owned()),
+            )
             .into_paginator()
             .items()
             .send();
@@ -137,37 +169,67 @@ impl Store {
         while let Some(item) = pages.next().await {
             rows.push(from_item(item?)?);
         }
-        let listed = rows.into_iter().map(|row: ListedRow| async move {
-            let prefix =
-                row.sk.strip_prefix(key_schema::API_KEY_PREFIX).ok_or_else(|| corrupt("key prefix"))?.to_owned();
-            let last_used_on =
-                self.owner(key_schema::api_key(&row.hash()?)).await?.and_then(|owner| owner.last_used_on);
-            Ok(ListedKey { prefix, created_at: row.created_at, last_used_on })
+        let listed = rows.into_iter().map(|row: ApiKeyListingRow| async move {
+            let prefix = row
+                .sk
+                .strip_prefix(key_schema::API_KEY_PREFIX)
+                .ok_or_else(|| corrupt_item("key prefix"))?
+                .to_owned();
+            let last_used_on = self
+                .owner(key_schema::api_key(&row.hash()?))
+                .await?
+                .and_then(|owner| owner.last_used_on);
+            Ok(ApiKeySummary {
+                prefix,
+                created_at: row.created_at,
+                last_used_on,
+            })
         });
-        concurrency::join(listed.collect(), CONCURRENT_LOOKUPS).await.into_iter().collect()
+        concurrency::join_bounded(listed.collect(), CONCURRENT_LOOKUPS)
+            .await
+            .into_iter()
+            .collect()
     }
 
     /// Revokes the key with this prefix, at once; `false` if the account has none.
     ///
     /// # Errors
     /// If DynamoDB does not answer.
-    pub async fn revoke_key(&self, account: &Account, prefix: &str) -> Result<bool> {
-        let listed = key_schema::listed_api_key(account, prefix);
-        let Some(item) = self.item(listed.clone()).await? else { return Ok(false) };
-        let row: ListedRow = from_item(item)?;
+    pub async fn revoke_key(&self, account: &AccountId, prefix: &str) -> Result<bool> {
+        let listed = key_schema::api_key_listing(account, prefix);
+        let Some(item) = self.item(listed.clone()).await? else {
+            return Ok(false);
+        };
+        let row: ApiKeyListingRow = from_item(item)?;
         let sha256 = row.hash()?;
-        let delete = |key: Primary| {
-            let delete = Delete::builder().table_name(&self.tables.webhooks).set_key(Some(key.into_item()));
-            let delete =
-                delete.condition_expression("attribute_exists(PK)").build().expect("every required part is set");
+        let delete = |key: PrimaryKey| {
+            let delete = Delete::builder()
+                .table_name(&self.tables.webhooks)
+                .set_key(Some(key.into_item()));
+            let delete = delete
+                .condition_expression("attribute_exists(PK)")
+                .build()
+                .expect("every required part is set");
             TransactWriteItem::builder().delete(delete).build()
         };
         let parts = vec![delete(key_schema::api_key(&sha256)), delete(listed)];
-        match self.client.transact_write_items().set_transact_items(Some(parts)).send().await {
+        match self
+            .client
+            .transact_write_items()
+            .set_transact_items(Some(parts))
+            .send()
+            .await
+        {
             Ok(_) => Ok(true),
             Err(error) => {
-                let gone = cancelled(error)?.iter().any(failed_condition);
-                if gone { Ok(false) } else { Err(Error::Unavailable("the key is being changed".to_owned())) }
+                let gone = cancellation_reasons(error)?
+                    .iter()
+                    .any(is_condition_failure);
+                if gone {
+                    Ok(false)
+                } else {
+                    Err(Error::Unavailable("the key is being changed".to_owned()))
+                }
             }
         }
     }

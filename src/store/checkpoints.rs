@@ -12,21 +12,36 @@ impl Store {
     /// # Errors
     /// If DynamoDB does not answer.
     pub async fn stream_position(&self, stream: &str, shard: &str) -> Result<Option<String>> {
-        let item = self.item(key_schema::stream_position(stream, shard)).await?;
-        Ok(item.and_then(|mut item| match item.remove(SEQUENCE_NUMBER) {
-            Some(AttributeValue::S(position)) => Some(position),
-            _ => None,
-        }))
+        let item = self.item(key_schema::checkpoint(stream, shard)).await?;
+        Ok(
+            item.and_then(|mut item| match item.remove(SEQUENCE_NUMBER) {
+                Some(AttributeValue::S(position)) => Some(position),
+                _ => None,
+            }),
+        )
     }
 
     /// Keeps a shard's position.
     ///
     /// # Errors
     /// If DynamoDB does not answer.
-    pub async fn keep_stream_position(&self, stream: &str, shard: &str, position: &str) -> Result<()> {
-        let mut item = key_schema::stream_position(stream, shard).into_item();
-        item.insert(SEQUENCE_NUMBER.to_owned(), AttributeValue::S(position.to_owned()));
-        self.client.put_item().table_name(&self.tables.webhooks).set_item(Some(item)).send().await?;
+    pub async fn keep_stream_position(
+        &self,
+        stream: &str,
+        shard: &str,
+        position: &str,
+    ) -> Result<()> {
+        let mut item = key_schema::checkpoint(stream, shard).into_item();
+        item.insert(
+            SEQUENCE_NUMBER.to_owned(),
+            AttributeValue::S(position.to_owned()),
+        );
+        self.client
+            .put_item()
+            .table_name(&self.tables.webhooks)
+            .set_item(Some(item))
+            .send()
+            .await?;
         Ok(())
     }
 }

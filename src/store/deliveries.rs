@@ -11,15 +11,15 @@ use hyper::body::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Error, Item, Result, Store, back_off, corrupt, from_item, held,
-    item_writer::Attributes,
-    key_schema::{self, Primary},
-    number,
+    Error, Item, Result, Store, attr_n, corrupt_item, from_item, into_condition_result,
+    item_writer::BorrowedItem,
+    key_schema::{self, PrimaryKey},
+    sleep_with_backoff,
     tables::{DUE_SHARD, EXPIRES_AT, STATE_KEY, SWEEP_AT},
 };
 use crate::{clock::Deadline, concurrency};
 use nano_webhooks_core::{
-    delivery::{Delivery, Key, ReplayId, State, attempt::Attempt, lease},
+    delivery::{Delivery, DeliveryKey, DeliveryState, ReplayId, attempt::Attempt, lease},
     event::traceparent::Traceparent,
     timestamp::Timestamp,
     webhook::EventType,
@@ -32,9 +32,9 @@ pub const BATCH_WRITE: usize = 25;
 /// How many reads of them are on their way at the same time.
 const CONCURRENT_BATCHES: usize = 8;
 
-/// A delivery as it is read; [`item_of`] writes it.
+/// A delivery as it is read; [`to_delivery_item`] writes it.
 #[derive(Deserialize)]
-pub(super) struct Row {
+pub(super) struct DeliveryRow {
     #[serde(rename = "PK")]
     pk: String,
     #[serde(rename = "SK")]
@@ -61,20 +61,20 @@ pub(super) struct Row {
 /// The body of BatchWriteItem.
 #[derive(Serialize)]
 #[serde(rename_all = "PascalCase")]
-struct Batch<'a> {
-    request_items: HashMap<&'a str, Vec<Write<'a>>>,
+struct BatchWriteJson<'a> {
+    request_items: HashMap<&'a str, Vec<WriteRequestJson<'a>>>,
 }
 
 #[derive(Serialize)]
 #[serde(rename_all = "PascalCase")]
-struct Write<'a> {
+struct WriteRequestJson<'a> {
     put_request: PutRequest<'a>,
 }
 
 #[derive(Serialize)]
 #[serde(rename_all = "PascalCase")]
 struct PutRequest<'a> {
-    item: Attributes<'a>,
+    item: BorrowedItem<'a>,
 }
 
 impl Store {
@@ -82,16 +82,35 @@ impl Store {
     ///
     /// # Errors
     /// If DynamoDB does not answer for all of them before the deadline.
-    pub async fn existing(&self, keys: &[Key], deadline: Deadline) -> Result<HashSet<Key>> {
-        let batches = keys.chunks(BATCH_GET).map(|batch| self.existing_batch(batch, deadline)).collect();
-        let found = concurrency::join(batches, CONCURRENT_BATCHES).await.into_iter().collect::<Result<Vec<_>>>()?;
+    pub async fn existing(
+        &self,
+        keys: &[DeliveryKey],
+        deadline: Deadline,
+    ) -> Result<HashSet<DeliveryKey>> {
+        let batches = keys
+            .chunks(BATCH_GET)
+            .map(|batch| self.existing_batch(batch, deadline))
+            .collect();
+        let found = concurrency::join_bounded(batches, CONCURRENT_BATCHES)
+            .await
+            .into_iter()
+            .collect::<Result<Vec<_>>>()?;
         Ok(found.into_iter().flatten().collect())
     }
 
-    async fn existing_batch(&self, batch: &[Key], deadline: Deadline) -> Result<Vec<Key>> {
+    async fn existing_batch(
+        &self,
+        batch: &[DeliveryKey],
+        deadline: Deadline,
+    ) -> Result<Vec<DeliveryKey>> {
         let table = &self.tables.deliveries;
         let request = KeysAndAttributes::builder()
-            .set_keys(Some(batch.iter().map(|key| key_schema::delivery(key).into_item()).collect()))
+            .set_keys(Some(
+                batch
+                    .iter()
+                    .map(|key| key_schema::delivery(key).into_item())
+                    .collect(),
+            ))
             .projection_expression("PK, SK")
             .consistent_read(true)
             .build()
@@ -100,25 +119,41 @@ impl Store {
         let mut found = Vec::new();
         let mut tried = 0;
         loop {
-            let mut answer = self.client.batch_get_item().set_request_items(Some(open)).send().await?;
-            let items = answer.responses.as_mut().and_then(|tables| tables.remove(table)).unwrap_or_default();
+            let mut answer = self
+                .client
+                .batch_get_item()
+                .set_request_items(Some(open))
+                .send()
+                .await?;
+            let items = answer
+                .responses
+                .as_mut()
+                .and_then(|tables| tables.remove(table))
+                .unwrap_or_default();
             for item in items {
-                found.push(key_of(&item)?);
+                found.push(parse_key(&item)?);
             }
             open = answer.unprocessed_keys.unwrap_or_default();
             if open.is_empty() {
                 return Ok(found);
             }
-            wait_for_unprocessed(tried, deadline).await?;
+            backoff_until(tried, deadline).await?;
             tried += 1;
         }
     }
 
     /// The recording of a delivery as a part of a transaction.
-    pub(super) fn recording(&self, delivery: &Delivery, now: Timestamp, retention: Duration) -> TransactWriteItem {
+    pub(super) fn recording(
+        &self,
+        delivery: &Delivery,
+        now: Timestamp,
+        retention: Duration,
+    ) -> TransactWriteItem {
         let put = Put::builder().table_name(&self.tables.deliveries);
-        let put = put.set_item(Some(item_of(delivery, now, retention)));
-        TransactWriteItem::builder().put(put.build().expect("every required part is set")).build()
+        let put = put.set_item(Some(to_delivery_item(delivery, now, retention)));
+        TransactWriteItem::builder()
+            .put(put.build().expect("every required part is set"))
+            .build()
     }
 
     /// Records at most [`BATCH_WRITE`] deliveries, by one request; says which DynamoDB left undone. Settled ones expire after
@@ -131,19 +166,39 @@ impl Store {
         batch: impl Iterator<Item = &Delivery>,
         now: Timestamp,
         retention: Duration,
-    ) -> Result<HashSet<Key>> {
-        let put = |delivery| Write { put_request: PutRequest { item: attributes_of(delivery, now, retention) } };
-        let body = Batch { request_items: HashMap::from([(&*self.tables.deliveries, batch.map(put).collect())]) };
+    ) -> Result<HashSet<DeliveryKey>> {
+        let put = |delivery| WriteRequestJson {
+            put_request: PutRequest {
+                item: write_attributes(delivery, now, retention),
+            },
+        };
+        let body = BatchWriteJson {
+            request_items: HashMap::from([(&*self.tables.deliveries, batch.map(put).collect())]),
+        };
         let body = Bytes::from(serde_json::to_vec(&body).expect("all names are text"));
         // A dispatcher does hardly anything as often. So the SDK is given the table alone, and what it signs, sends and tries again
         // is this body in the place of its own.
-        let request = self.client.batch_write_item().request_items(&self.tables.deliveries, Vec::new());
+        let request = self
+            .client
+            .batch_write_item()
+            .request_items(&self.tables.deliveries, Vec::new());
         let request = request.customize().mutate_request(move |request| {
-            request.headers_mut().insert(CONTENT_LENGTH.as_str(), body.len().to_string());
+            request
+                .headers_mut()
+                .insert(CONTENT_LENGTH.as_str(), body.len().to_string());
             *request.body_mut() = body.clone().into();
         });
-        let undone = request.send().await?.unprocessed_items.into_iter().flat_map(HashMap::into_values).flatten();
-        undone.filter_map(|write| write.put_request).map(|put| key_of(&put.item)).collect()
+        let undone = request
+            .send()
+            .await?
+            .unprocessed_items
+            .into_iter()
+            .flat_map(HashMap::into_values)
+            .flatten();
+        undone
+            .filter_map(|write| write.put_request)
+            .map(|put| parse_key(&put.item))
+            .collect()
     }
 
     /// Records a delivery that is due for the next sweep to find, as no message names it; `false` if it is recorded already, which
@@ -151,25 +206,51 @@ impl Store {
     ///
     /// # Errors
     /// If DynamoDB does not answer.
-    pub async fn record_for_sweep(&self, delivery: &Delivery, now: Timestamp, retention: Duration) -> Result<bool> {
-        let mut item = item_of(delivery, now, retention);
-        if let State::Pending(due) = delivery.state {
+    pub async fn record_for_sweep(
+        &self,
+        delivery: &Delivery,
+        now: Timestamp,
+        retention: Duration,
+    ) -> Result<bool> {
+        let mut item = to_delivery_item(delivery, now, retention);
+        if let DeliveryState::Pending(due) = delivery.state {
             // It has no message: the next sweep sends one that can have it.
-            let sweep_at = if lease::is_within_reach(due, now) { now } else { lease::sweep_at(due, now) };
-            item.insert(SWEEP_AT.to_owned(), number(sweep_at.millis()));
+            let sweep_at = if lease::fits_in_queue(due, now) {
+                now
+            } else {
+                lease::sweep_at(due, now)
+            };
+            item.insert(SWEEP_AT.to_owned(), attr_n(sweep_at.millis()));
         }
-        let put = self.client.put_item().table_name(&self.tables.deliveries).set_item(Some(item));
-        held(put.condition_expression("attribute_not_exists(PK)").send().await)
+        let put = self
+            .client
+            .put_item()
+            .table_name(&self.tables.deliveries)
+            .set_item(Some(item));
+        into_condition_result(
+            put.condition_expression("attribute_not_exists(PK)")
+                .send()
+                .await,
+        )
     }
 
     /// One delivery, strongly consistent.
     ///
     /// # Errors
     /// If DynamoDB does not answer, or the item breaks the rules.
-    pub async fn delivery(&self, key: &Key) -> Result<Option<Delivery>> {
-        let get = self.client.get_item().table_name(&self.tables.deliveries).consistent_read(true);
-        let item = get.set_key(Some(key_schema::delivery(key).into_item())).send().await?.item;
-        item.map(|item| from_item::<Row>(item)?.into_delivery()).transpose()
+    pub async fn delivery(&self, key: &DeliveryKey) -> Result<Option<Delivery>> {
+        let get = self
+            .client
+            .get_item()
+            .table_name(&self.tables.deliveries)
+            .consistent_read(true);
+        let item = get
+            .set_key(Some(key_schema::delivery(key).into_item()))
+            .send()
+            .await?
+            .item;
+        item.map(|item| from_item::<DeliveryRow>(item)?.into_delivery())
+            .transpose()
     }
 }
 
@@ -177,30 +258,40 @@ impl Store {
 ///
 /// # Errors
 /// If the deadline has come.
-pub async fn wait_for_unprocessed(tried: u32, deadline: Deadline) -> Result<()> {
+pub async fn backoff_until(tried: u32, deadline: Deadline) -> Result<()> {
     if deadline.remaining().is_zero() {
-        return Err(Error::Unavailable("items were left unprocessed until the deadline".to_owned()));
+        return Err(Error::Unavailable(
+            "items were left unprocessed until the deadline".to_owned(),
+        ));
     }
-    back_off(tried).await;
+    sleep_with_backoff(tried).await;
     Ok(())
 }
 
-pub(super) fn key_of(item: &Item) -> Result<Key> {
-    let part = |name| item.get(name).and_then(|value: &AttributeValue| value.as_s().ok()).cloned();
-    let primary = part(key_schema::PK).zip(part(key_schema::SK)).map(|(pk, sk)| Primary { pk, sk });
-    primary.and_then(|primary| key_schema::parse_delivery(&primary)).ok_or_else(|| corrupt("delivery key"))
+pub(super) fn parse_key(item: &Item) -> Result<DeliveryKey> {
+    let part = |name| {
+        item.get(name)
+            .and_then(|value: &AttributeValue| value.as_s().ok())
+            .cloned()
+    };
+    let primary = part(key_schema::PK)
+        .zip(part(key_schema::SK))
+        .map(|(pk, sk)| PrimaryKey { pk, sk });
+    primary
+        .and_then(|primary| key_schema::parse_delivery(&primary))
+        .ok_or_else(|| corrupt_item("delivery key"))
 }
 
 /// A delivery as it is written, for the SDK.
-pub(super) fn item_of(delivery: &Delivery, now: Timestamp, retention: Duration) -> Item {
-    attributes_of(delivery, now, retention).into()
+pub(super) fn to_delivery_item(delivery: &Delivery, now: Timestamp, retention: Duration) -> Item {
+    write_attributes(delivery, now, retention).into()
 }
 
 /// A delivery as it is written. Room is made for all that there may be.
-fn attributes_of(delivery: &Delivery, now: Timestamp, retention: Duration) -> Attributes<'_> {
-    let Primary { pk, sk } = key_schema::delivery(&delivery.key);
-    let (status, next_attempt_at) = parts(delivery.state);
-    let mut item = Attributes::with_capacity(20);
+fn write_attributes(delivery: &Delivery, now: Timestamp, retention: Duration) -> BorrowedItem<'_> {
+    let PrimaryKey { pk, sk } = key_schema::delivery(&delivery.key);
+    let (status, next_attempt_at) = state_columns(delivery.state);
+    let mut item = BorrowedItem::with_capacity(20);
     item.text(key_schema::PK, pk);
     item.text(key_schema::SK, sk);
     item.text("event", delivery.event_type.name());
@@ -209,7 +300,10 @@ fn attributes_of(delivery: &Delivery, now: Timestamp, retention: Duration) -> At
     item.text("status", status);
     item.number("attempt_count", delivery.attempt_count);
     item.number("step", delivery.step);
-    item.text("attempts", serde_json::to_string(&delivery.attempts).expect("attempts are plain data"));
+    item.text(
+        "attempts",
+        serde_json::to_string(&delivery.attempts).expect("attempts are plain data"),
+    );
     item.number("created_at", delivery.created_at.millis());
     if let Some(task_id) = &delivery.task_id {
         item.text("task_id", task_id);
@@ -223,7 +317,7 @@ fn attributes_of(delivery: &Delivery, now: Timestamp, retention: Duration) -> At
     if let Some(replay) = &delivery.replay {
         item.text("replay", replay.as_str());
     }
-    if let Some((status, at)) = delivery.resume.map(parts) {
+    if let Some((status, at)) = delivery.resume.map(state_columns) {
         item.text("resume_status", status);
         if let Some(at) = at {
             item.number("resume_at", at.millis());
@@ -238,51 +332,66 @@ fn attributes_of(delivery: &Delivery, now: Timestamp, retention: Duration) -> At
         item.number(EXPIRES_AT, (now + retention).seconds());
     }
     // Only what is pending or failed is in the state index.
-    if matches!(delivery.state, State::Pending(_) | State::Parked | State::Failed) {
-        let of_webhook = key_schema::deliveries_in_state(&delivery.key.account, delivery.key.webhook, status);
+    if matches!(
+        delivery.state,
+        DeliveryState::Pending(_) | DeliveryState::Parked | DeliveryState::Failed
+    ) {
+        let of_webhook =
+            key_schema::state_index_key(&delivery.key.account, delivery.key.webhook, status);
         item.text(STATE_KEY, of_webhook);
     }
     item
 }
 
-impl Row {
+impl DeliveryRow {
     pub(super) fn into_delivery(self) -> Result<Delivery> {
-        let primary = Primary { pk: self.pk, sk: self.sk };
-        let resume = self.resume_status.map(|status| state(&status, self.resume_at)).transpose()?;
+        let primary = PrimaryKey {
+            pk: self.pk,
+            sk: self.sk,
+        };
+        let resume = self
+            .resume_status
+            .map(|status| parse_state(&status, self.resume_at))
+            .transpose()?;
         Ok(Delivery {
-            key: key_schema::parse_delivery(&primary).ok_or_else(|| corrupt("delivery key"))?,
-            event_type: EventType::parse(&self.event).ok_or_else(|| corrupt("event type"))?,
+            key: key_schema::parse_delivery(&primary)
+                .ok_or_else(|| corrupt_item("delivery key"))?,
+            event_type: EventType::parse(&self.event).ok_or_else(|| corrupt_item("event type"))?,
             task_id: self.task_id,
             url: self.url,
             body: self.body.into(),
             traceparent: self.traceparent,
-            state: state(&self.status, self.next_attempt_at)?,
+            state: parse_state(&self.status, self.next_attempt_at)?,
             resume,
             replay: self.replay,
             attempt_count: self.attempt_count,
             step: self.step,
-            attempts: serde_json::from_str::<Vec<Attempt>>(&self.attempts).map_err(|_| corrupt("attempts"))?,
+            attempts: serde_json::from_str::<Vec<Attempt>>(&self.attempts)
+                .map_err(|_| corrupt_item("attempts"))?,
             created_at: self.created_at,
         })
     }
 }
 
 /// A state as the table has it.
-const fn parts(state: State) -> (&'static str, Option<Timestamp>) {
+const fn state_columns(state: DeliveryState) -> (&'static str, Option<Timestamp>) {
     match state {
-        State::Pending(at) => (state.name(), Some(at)),
-        State::Parked | State::Delivered | State::Failed | State::Cancelled => (state.name(), None),
+        DeliveryState::Pending(at) => (state.name(), Some(at)),
+        DeliveryState::Parked
+        | DeliveryState::Delivered
+        | DeliveryState::Failed
+        | DeliveryState::Cancelled => (state.name(), None),
     }
 }
 
-fn state(status: &str, at: Option<Timestamp>) -> Result<State> {
+fn parse_state(status: &str, at: Option<Timestamp>) -> Result<DeliveryState> {
     match (status, at) {
-        ("pending", Some(at)) => Ok(State::Pending(at)),
-        ("pending", None) => Ok(State::Parked),
-        ("delivered", _) => Ok(State::Delivered),
-        ("failed", _) => Ok(State::Failed),
-        ("cancelled", _) => Ok(State::Cancelled),
-        _ => Err(corrupt("delivery state")),
+        ("pending", Some(at)) => Ok(DeliveryState::Pending(at)),
+        ("pending", None) => Ok(DeliveryState::Parked),
+        ("delivered", _) => Ok(DeliveryState::Delivered),
+        ("failed", _) => Ok(DeliveryState::Failed),
+        ("cancelled", _) => Ok(DeliveryState::Cancelled),
+        _ => Err(corrupt_item("delivery state")),
     }
 }
 
@@ -290,18 +399,18 @@ fn state(status: &str, at: Option<Timestamp>) -> Result<State> {
 mod tests {
     use super::*;
     use crate::{
-        client::attempt::MAX_EXCERPT,
-        store::{from_item, rotation::MAX_LIVE},
+        client::attempt::MAX_BODY_KEPT,
+        store::{from_item, rotation::MAX_ACTIVE_SECRETS},
     };
     use nano_webhooks_core::{
         delivery::{
             attempt::{Failure, FailureKind},
-            schedule::Schedule,
-            timings::Phases,
+            schedule::RetrySchedule,
+            timings::PhaseTimings,
         },
-        event::{EventId, MAX_BODY},
+        event::{EventId, MAX_PAYLOAD_LEN},
         signing::Signatures,
-        webhook::{Account, EndpointUrl, WebhookId},
+        webhook::{AccountId, EndpointUrl, WebhookId},
     };
 
     #[test]
@@ -311,12 +420,18 @@ mod tests {
             number: 1,
             at: at(5),
             duration_ms: u64::MAX,
-            phases: Phases { answer: Some(7), ..Phases::default() },
+            phases: PhaseTimings {
+                answer: Some(7),
+                ..PhaseTimings::default()
+            },
             status_code: Some(503),
             failure: Some(FailureKind::Status),
             detail: Some("The answer was status 503.".to_owned()),
             response_excerpt: Some(String::new()),
-            signatures: Some(Signatures { nano: "v1=00".to_owned(), standard: "v1,AA==".to_owned() }),
+            signatures: Some(Signatures {
+                nano: "v1=00".to_owned(),
+                standard: "v1,AA==".to_owned(),
+            }),
             version: "1.2.3".to_owned(),
         };
         let bare = Attempt {
@@ -327,15 +442,24 @@ mod tests {
             signatures: None,
             ..attempt.clone()
         };
-        let traceparent = Traceparent::parse("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01");
+        let traceparent =
+            Traceparent::parse("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01");
         assert!(traceparent.is_some());
-        let key = Key {
-            account: Account::parse("acme").unwrap(),
+        let key = DeliveryKey {
+            account: AccountId::parse("acme").unwrap(),
             webhook: WebhookId::new(1).unwrap(),
             event: EventId::parse("evt_01JFS8TX800000000000000000").unwrap(),
         };
-        let new =
-            || Delivery::new(key.clone(), EventType::JobFailed, None, "https://example.com".into(), "{}".into(), at(1));
+        let new = || {
+            Delivery::new(
+                key.clone(),
+                EventType::JobFailed,
+                None,
+                "https://example.com".into(),
+                "{}".into(),
+                at(1),
+            )
+        };
         let full = |state, resume| Delivery {
             task_id: Some("task".to_owned()),
             traceparent: traceparent.clone(),
@@ -350,38 +474,69 @@ mod tests {
         };
         for delivery in [
             new(),
-            full(State::Pending(at(9)), Some(State::Failed)),
-            full(State::Pending(at(9)), Some(State::Pending(at(10)))),
-            full(State::Parked, None),
-            full(State::Delivered, None),
-            full(State::Failed, None),
-            full(State::Cancelled, None),
+            full(DeliveryState::Pending(at(9)), Some(DeliveryState::Failed)),
+            full(
+                DeliveryState::Pending(at(9)),
+                Some(DeliveryState::Pending(at(10))),
+            ),
+            full(DeliveryState::Parked, None),
+            full(DeliveryState::Delivered, None),
+            full(DeliveryState::Failed, None),
+            full(DeliveryState::Cancelled, None),
         ] {
-            let item = item_of(&delivery, at(100), Duration::from_mins(1));
-            assert_eq!(from_item::<Row>(item).unwrap().into_delivery().unwrap(), delivery);
+            let item = to_delivery_item(&delivery, at(100), Duration::from_mins(1));
+            assert_eq!(
+                from_item::<DeliveryRow>(item)
+                    .unwrap()
+                    .into_delivery()
+                    .unwrap(),
+                delivery
+            );
         }
 
         let attributes = |delivery: &Delivery| {
-            let item = item_of(delivery, at(100), Duration::from_mins(1));
-            let text = |name: &str| item.get(name).and_then(|value| value.as_s().or(value.as_n()).ok()).cloned();
+            let item = to_delivery_item(delivery, at(100), Duration::from_mins(1));
+            let text = |name: &str| {
+                item.get(name)
+                    .and_then(|value| value.as_s().or(value.as_n()).ok())
+                    .cloned()
+            };
             ["last_failure", DUE_SHARD, SWEEP_AT, STATE_KEY, EXPIRES_AT].map(text)
         };
         let some = |text: &str| Some(text.to_owned());
-        let (shard, sweep) = (key_schema::due_shard(&key.event), lease::sweep_at(at(9), at(100)).millis().to_string());
-        let failed_before = full(State::Pending(at(9)), None);
-        let expected = [some("status"), Some(shard), Some(sweep), some("acme#1#pending"), None];
+        let (shard, sweep) = (
+            key_schema::due_shard(&key.event),
+            lease::sweep_at(at(9), at(100)).millis().to_string(),
+        );
+        let failed_before = full(DeliveryState::Pending(at(9)), None);
+        let expected = [
+            some("status"),
+            Some(shard),
+            Some(sweep),
+            some("acme#1#pending"),
+            None,
+        ];
         assert_eq!(attributes(&failed_before), expected);
-        let expected = [some("status"), None, None, some("acme#1#failed"), some("60")];
-        assert_eq!(attributes(&full(State::Failed, None)), expected);
-        let delivered = Delivery { attempts: vec![bare.clone()], ..full(State::Delivered, None) };
+        let expected = [
+            some("status"),
+            None,
+            None,
+            some("acme#1#failed"),
+            some("60"),
+        ];
+        assert_eq!(attributes(&full(DeliveryState::Failed, None)), expected);
+        let delivered = Delivery {
+            attempts: vec![bare.clone()],
+            ..full(DeliveryState::Delivered, None)
+        };
         assert_eq!(attributes(&delivered), [None, None, None, None, some("60")]);
     }
 
     #[test]
     fn the_largest_delivery_is_an_item_that_dynamodb_takes() {
         let at = Timestamp::from_millis;
-        let key = Key {
-            account: Account::parse(&"a".repeat(Account::MAX)).unwrap(),
+        let key = DeliveryKey {
+            account: AccountId::parse(&"a".repeat(AccountId::MAX)).unwrap(),
             webhook: WebhookId::new(1).unwrap(),
             event: EventId::parse("evt_01JFS8TX800000000000000000").unwrap(),
         };
@@ -390,23 +545,47 @@ mod tests {
             number: u32::MAX,
             at: at(i64::MAX),
             duration_ms: u64::MAX,
-            phases: Phases { dns: Some(u64::MAX), ..Phases::default() },
+            phases: PhaseTimings {
+                dns: Some(u64::MAX),
+                ..PhaseTimings::default()
+            },
             status_code: Some(503),
             failure: Some(failure.kind()),
             detail: Some(failure.to_string()),
             // Of what JSON writes with six characters as much as is kept.
-            response_excerpt: Some("\u{1}".repeat(MAX_EXCERPT)),
-            signatures: Some(Signatures { nano: "v".repeat(67), standard: "v".repeat(MAX_LIVE * 48) }),
+            response_excerpt: Some("\u{1}".repeat(MAX_BODY_KEPT)),
+            signatures: Some(Signatures {
+                nano: "v".repeat(67),
+                standard: "v".repeat(MAX_ACTIVE_SECRETS * 48),
+            }),
             version: "100.100.100".to_owned(),
         };
-        let url = format!("https://example.com/{}", "\u{10348}".repeat(EndpointUrl::MAX));
+        let url = format!(
+            "https://example.com/{}",
+            "\u{10348}".repeat(EndpointUrl::MAX)
+        );
         let delivery = Delivery {
-            attempts: vec![attempt; Schedule::MAX_ATTEMPTS],
-            ..Delivery::new(key, EventType::JobFailed, Some("t".repeat(2_048)), url, "b".repeat(MAX_BODY).into(), at(1))
+            attempts: vec![attempt; RetrySchedule::MAX_ATTEMPTS],
+            ..Delivery::new(
+                key,
+                EventType::JobFailed,
+                Some("t".repeat(2_048)),
+                url,
+                "b".repeat(MAX_PAYLOAD_LEN).into(),
+                at(1),
+            )
         };
-        let item = item_of(&delivery, at(100), Duration::from_mins(1));
-        let size = |value: &AttributeValue| value.as_s().or(value.as_n()).map_or(usize::MAX, String::len);
-        let bytes: usize = item.iter().map(|(name, value)| name.len() + size(value)).sum();
+        let item = to_delivery_item(&delivery, at(100), Duration::from_mins(1));
+        let size = |value: &AttributeValue| {
+            value
+                .as_s()
+                .or(value.as_n())
+                .map_or(usize::MAX, String::len)
+        };
+        let bytes: usize = item
+            .iter()
+            .map(|(name, value)| name.len() + size(value))
+            .sum();
         assert!(bytes <= 400 * 1024, "{bytes}");
     }
 }

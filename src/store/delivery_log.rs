@@ -5,25 +5,25 @@ use serde::Deserialize;
 
 use super::{
     Item, Result, Store,
-    deliveries::key_of,
+    deliveries::parse_key,
     from_item, key_schema,
-    tables::{LISTED, STATE_INDEX, STATE_KEY},
+    tables::{STATE_INDEX, STATE_KEY, SUMMARY_ATTRIBUTES},
 };
 use nano_webhooks_core::{
     delivery::attempt::FailureKind,
     event::EventId,
     timestamp::Timestamp,
-    webhook::{Account, EventType, WebhookId},
+    webhook::{AccountId, EventType, WebhookId},
 };
 
 /// How many items a page of the log reads at most, however few of them are asked for.
-const MAX_READ: usize = 500;
+const MAX_ITEMS_READ: usize = 500;
 
 /// What is asked of the log.
 #[derive(Clone, Debug)]
-pub struct Filter {
+pub struct DeliveryFilter {
     /// Deliveries with this status alone.
-    pub status: Option<Status>,
+    pub status: Option<DeliveryStatus>,
     /// Deliveries of this event type alone.
     pub event: Option<EventType>,
     /// Those before this one, which a page ended with.
@@ -34,7 +34,7 @@ pub struct Filter {
 
 /// A status to ask for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Status {
+pub enum DeliveryStatus {
     /// Another attempt is to be made.
     Pending,
     /// A 2xx was read.
@@ -45,9 +45,14 @@ pub enum Status {
     Cancelled,
 }
 
-impl Status {
+impl DeliveryStatus {
     /// Every status.
-    pub const ALL: [Self; 4] = [Self::Pending, Self::Delivered, Self::Failed, Self::Cancelled];
+    pub const ALL: [Self; 4] = [
+        Self::Pending,
+        Self::Delivered,
+        Self::Failed,
+        Self::Cancelled,
+    ];
 
     /// The name on the wire.
     pub const fn name(self) -> &'static str {
@@ -67,16 +72,16 @@ impl Status {
 
 /// A delivery as the log lists it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Listed {
+pub struct DeliverySummary {
     /// The event.
     pub event_id: EventId,
     /// The rest.
-    pub row: ListedRow,
+    pub row: DeliverySummaryRow,
 }
 
 /// What the log lists of a delivery.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-pub struct ListedRow {
+pub struct DeliverySummaryRow {
     /// The event's type.
     pub event: String,
     /// The job, if the event is of one.
@@ -98,9 +103,9 @@ pub struct ListedRow {
 
 /// A part of the log.
 #[derive(Clone, Debug)]
-pub struct Page {
+pub struct DeliveryPage {
     /// The deliveries, the newest first; it may be fewer than were asked for although there are more.
-    pub deliveries: Vec<Listed>,
+    pub deliveries: Vec<DeliverySummary>,
     /// Where the next page begins; `None`: there is none.
     pub next: Option<EventId>,
 }
@@ -110,21 +115,37 @@ impl Store {
     ///
     /// # Errors
     /// If DynamoDB does not answer, or holds an item that breaks the rules.
-    pub async fn deliveries_of(&self, account: &Account, webhook: WebhookId, filter: &Filter) -> Result<Page> {
+    pub async fn deliveries_of(
+        &self,
+        account: &AccountId,
+        webhook: WebhookId,
+        filter: &DeliveryFilter,
+    ) -> Result<DeliveryPage> {
         let indexed = filter.status.filter(|status| status.is_indexed());
         let filtered = filter.event.is_some() || (filter.status.is_some() && indexed.is_none());
         let mut after = filter.after.clone();
         let (mut deliveries, mut read) = (Vec::new(), 0);
-        while read < MAX_READ {
-            let at_most = if filtered { MAX_READ - read } else { filter.limit - deliveries.len() };
-            let (items, scanned, next) =
-                self.log_page(account, webhook, filter, indexed, after.take(), at_most).await?;
+        while read < MAX_ITEMS_READ {
+            let at_most = if filtered {
+                MAX_ITEMS_READ - read
+            } else {
+                filter.limit - deliveries.len()
+            };
+            let (items, scanned, next) = self
+                .log_page(account, webhook, filter, indexed, after.take(), at_most)
+                .await?;
             read += scanned.max(1);
             for item in items {
-                let event_id = key_of(&item)?.event;
-                deliveries.push(Listed { event_id: event_id.clone(), row: from_item(item)? });
+                let event_id = parse_key(&item)?.event;
+                deliveries.push(DeliverySummary {
+                    event_id: event_id.clone(),
+                    row: from_item(item)?,
+                });
                 if deliveries.len() == filter.limit {
-                    return Ok(Page { deliveries, next: Some(event_id) });
+                    return Ok(DeliveryPage {
+                        deliveries,
+                        next: Some(event_id),
+                    });
                 }
             }
             after = next;
@@ -132,26 +153,35 @@ impl Store {
                 break;
             }
         }
-        Ok(Page { deliveries, next: after })
+        Ok(DeliveryPage {
+            deliveries,
+            next: after,
+        })
     }
 
     async fn log_page(
         &self,
-        account: &Account,
+        account: &AccountId,
         webhook: WebhookId,
-        filter: &Filter,
-        indexed: Option<Status>,
+        filter: &DeliveryFilter,
+        indexed: Option<DeliveryStatus>,
         after: Option<EventId>,
         at_most: usize,
     ) -> Result<(Vec<Item>, usize, Option<EventId>)> {
         let text = |text: &str| AttributeValue::S(text.to_owned());
         let partition = key_schema::deliveries(account, webhook);
         let mut start = after.map(|event| {
-            let key = key_schema::Primary { pk: partition.clone(), sk: event.as_str().to_owned() };
+            let key = key_schema::PrimaryKey {
+                pk: partition.clone(),
+                sk: event.as_str().to_owned(),
+            };
             key.into_item()
         });
-        let names: Vec<_> =
-            [key_schema::PK, key_schema::SK].iter().chain(&LISTED).map(|name| format!("#{name}")).collect();
+        let names: Vec<_> = [key_schema::PK, key_schema::SK]
+            .iter()
+            .chain(&SUMMARY_ATTRIBUTES)
+            .map(|name| format!("#{name}"))
+            .collect();
         let mut query = self
             .client
             .query()
@@ -159,11 +189,14 @@ impl Store {
             .scan_index_forward(false)
             .limit(i32::try_from(at_most).unwrap_or(i32::MAX))
             .projection_expression(names.join(", "));
-        for name in [key_schema::PK, key_schema::SK].iter().chain(&LISTED) {
+        for name in [key_schema::PK, key_schema::SK]
+            .iter()
+            .chain(&SUMMARY_ATTRIBUTES)
+        {
             query = query.expression_attribute_names(format!("#{name}"), *name);
         }
         if let Some(status) = indexed {
-            let state_key = key_schema::deliveries_in_state(account, webhook, status.name());
+            let state_key = key_schema::state_index_key(account, webhook, status.name());
             if let Some(start) = &mut start {
                 start.insert(STATE_KEY.to_owned(), text(&state_key));
             }
@@ -190,15 +223,24 @@ impl Store {
             query = query.filter_expression(conditions.join(" AND "));
         }
         let page = query.set_exclusive_start_key(start).send().await?;
-        let next = page.last_evaluated_key.as_ref().map(key_of).transpose()?.map(|key| key.event);
-        Ok((page.items.unwrap_or_default(), usize::try_from(page.scanned_count).unwrap_or(0), next))
+        let next = page
+            .last_evaluated_key
+            .as_ref()
+            .map(parse_key)
+            .transpose()?
+            .map(|key| key.event);
+        Ok((
+            page.items.unwrap_or_default(),
+            usize::try_from(page.scanned_count).unwrap_or(0),
+            next,
+        ))
     }
 
     /// Whether the account has, or has had, a webhook with this id: the log of a deleted one stays readable.
     ///
     /// # Errors
     /// If DynamoDB does not answer.
-    pub async fn has_had_webhook(&self, account: &Account, id: WebhookId) -> Result<bool> {
+    pub async fn has_had_webhook(&self, account: &AccountId, id: WebhookId) -> Result<bool> {
         Ok(id.get() <= self.counter(account).await?.last_id)
     }
 }

@@ -9,18 +9,18 @@ use serde::{Serialize, Serializer};
 use super::Item;
 
 /// The attributes of an item, each name once.
-pub(super) struct Attributes<'a>(Vec<(&'static str, Value<'a>)>);
+pub(super) struct BorrowedItem<'a>(Vec<(&'static str, Value<'a>)>);
 
 /// What an attribute holds. As JSON it names its type, as DynamoDB's `AttributeValue` does.
 #[derive(Serialize)]
 enum Value<'a> {
     #[serde(rename = "S")]
     Text(Cow<'a, str>),
-    #[serde(rename = "N", serialize_with = "in_digits")]
+    #[serde(rename = "N", serialize_with = "serialize_number")]
     Number(i64),
 }
 
-impl<'a> Attributes<'a> {
+impl<'a> BorrowedItem<'a> {
     /// None yet, and room for so many.
     pub(super) fn with_capacity(capacity: usize) -> Self {
         Self(Vec::with_capacity(capacity))
@@ -35,23 +35,29 @@ impl<'a> Attributes<'a> {
     }
 }
 
-impl Serialize for Attributes<'_> {
+impl Serialize for BorrowedItem<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_map(self.0.iter().map(|(name, value)| (name, value)))
     }
 }
 
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it with a reference")]
-fn in_digits<S: Serializer>(number: &i64, serializer: S) -> Result<S::Ok, S::Error> {
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "serde calls it with a reference"
+)]
+fn serialize_number<S: Serializer>(number: &i64, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_str(number)
 }
 
-impl From<Attributes<'_>> for Item {
-    fn from(Attributes(attributes): Attributes<'_>) -> Self {
+impl From<BorrowedItem<'_>> for Item {
+    fn from(BorrowedItem(attributes): BorrowedItem<'_>) -> Self {
         let value = |value| match value {
             Value::Text(text) => AttributeValue::S(text.into_owned()),
             Value::Number(number) => AttributeValue::N(number.to_string()),
         };
-        attributes.into_iter().map(|(name, held)| (name.to_owned(), value(held))).collect()
+        attributes
+            .into_iter()
+            .map(|(name, held)| (name.to_owned(), value(held)))
+            .collect()
     }
 }

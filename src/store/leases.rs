@@ -7,30 +7,31 @@ use std::time::Duration;
 
 use aws_sdk_dynamodb::{
     operation::update_item::{UpdateItemError, builders::UpdateItemFluentBuilder},
-    types::{Put, ReturnValue, ReturnValuesOnConditionCheckFailure, TransactWriteItem, builders::PutBuilder},
+    types::{
+        Put, ReturnValue, ReturnValuesOnConditionCheckFailure, TransactWriteItem,
+        builders::PutBuilder,
+    },
 };
 use serde::Deserialize;
 
 use super::{
-    Item, Result, Store, corrupt,
-    deliveries::{Row, item_of, key_of},
-    delivery_log::{Filter, Status},
-    from_item, held,
+    Item, Result, Store, attr_n, attr_s, corrupt_item,
+    deliveries::{DeliveryRow, parse_key, to_delivery_item},
+    delivery_log::{DeliveryFilter, DeliveryStatus},
+    from_item, into_condition_result,
     key_schema::{self, DUE_SHARDS},
-    number,
-    replays::Replaying,
+    replays::ReplayKey,
     tables::{DUE_INDEX, SWEEP_AT},
-    text,
 };
 use crate::concurrency;
 use nano_webhooks_core::{
-    delivery::{Delivery, Key, State, lease},
+    delivery::{Delivery, DeliveryKey, DeliveryState, lease},
     timestamp::Timestamp,
-    webhook::{Account, WebhookId},
+    webhook::{AccountId, WebhookId},
 };
 
 /// How many pending deliveries are cancelled with the webhook's deletion, so that it is answered in time.
-const CANCELLED_AT_ONCE: usize = 200;
+const IMMEDIATE_CANCEL_LIMIT: usize = 200;
 /// How many of them at the same time.
 const CONCURRENT_CANCELS: usize = 32;
 /// How many items of the due index are read at a time.
@@ -38,7 +39,7 @@ const PAGE: i32 = 1_000;
 
 /// A delivery that is claimed for an attempt until then.
 #[derive(Debug)]
-pub struct Claim {
+pub struct Lease {
     /// The delivery, as it was claimed.
     pub delivery: Delivery,
     until: Timestamp,
@@ -46,9 +47,9 @@ pub struct Claim {
 
 /// What became of an effort to claim.
 #[derive(Debug)]
-pub enum Claimed {
+pub enum ClaimOutcome {
     /// It is ours.
-    Ours(Box<Claim>),
+    Ours(Box<Lease>),
     /// It is due later.
     Early(Timestamp),
     /// It was settled, is in flight, or has been attempted since: there is nothing to do.
@@ -57,9 +58,9 @@ pub enum Claimed {
 
 /// A delivery that the due index gave.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Due {
+pub struct DueDelivery {
     /// The delivery.
-    pub key: Key,
+    pub key: DeliveryKey,
     /// How many attempts were made.
     pub attempt_count: u32,
     /// When the next one is due.
@@ -68,7 +69,7 @@ pub struct Due {
 }
 
 #[derive(Deserialize)]
-struct DueRow {
+struct DueIndexRow {
     attempt_count: u32,
     next_attempt_at: Timestamp,
     sweep_at: Timestamp,
@@ -76,7 +77,7 @@ struct DueRow {
 
 /// What a refused condition tells of the delivery.
 #[derive(Deserialize)]
-struct Current {
+struct CurrentState {
     status: String,
     attempt_count: u32,
     #[serde(default)]
@@ -89,14 +90,14 @@ struct Current {
 const NOT_IN_FLIGHT: &str = "(attribute_not_exists(leased_until) OR leased_until <= :now)";
 
 /// The condition that no attempt was asked for out of turn.
-const AS_SCHEDULED: &str = "attribute_not_exists(resume_status)";
+const NO_MANUAL_RETRY: &str = "attribute_not_exists(resume_status)";
 
 /// The condition that a delivery is pending after so many attempts and not in flight.
-fn waiting() -> String {
+fn pending_condition() -> String {
     format!("#status = :pending AND attempt_count = :count AND {NOT_IN_FLIGHT}")
 }
 
-impl Due {
+impl DueDelivery {
     /// Whether the sweep looks at it by `then`.
     pub fn is_looked_at_by(&self, then: Timestamp) -> bool {
         self.sweep_at <= then
@@ -108,8 +109,18 @@ impl Due {
     }
 
     /// A delivery that was made due.
-    pub(super) const fn new(key: Key, attempt_count: u32, next_attempt_at: Timestamp, sweep_at: Timestamp) -> Self {
-        Self { key, attempt_count, next_attempt_at, sweep_at }
+    pub(super) const fn new(
+        key: DeliveryKey,
+        attempt_count: u32,
+        next_attempt_at: Timestamp,
+        sweep_at: Timestamp,
+    ) -> Self {
+        Self {
+            key,
+            attempt_count,
+            next_attempt_at,
+            sweep_at,
+        }
     }
 }
 
@@ -118,37 +129,49 @@ impl Store {
     ///
     /// # Errors
     /// If DynamoDB does not answer, or holds an item that breaks the rules.
-    pub async fn claim(&self, key: &Key, attempt_count: u32, now: Timestamp) -> Result<Claimed> {
-        let until = now + lease::LEASE;
+    pub async fn claim(
+        &self,
+        key: &DeliveryKey,
+        attempt_count: u32,
+        now: Timestamp,
+    ) -> Result<ClaimOutcome> {
+        let until = now + lease::LEASE_DURATION;
         let claim = self
             .change(key)
             .update_expression("SET leased_until = :until, sweep_at = :until")
-            .condition_expression(format!("{} AND next_attempt_at <= :now", waiting()))
-            .expression_attribute_values(":count", number(attempt_count.into()))
-            .expression_attribute_values(":now", number(now.millis()))
-            .expression_attribute_values(":until", number(until.millis()))
-            .expression_attribute_values(":pending", text("pending"))
+            .condition_expression(format!(
+                "{} AND next_attempt_at <= :now",
+                pending_condition()
+            ))
+            .expression_attribute_values(":count", attr_n(attempt_count.into()))
+            .expression_attribute_values(":now", attr_n(now.millis()))
+            .expression_attribute_values(":until", attr_n(until.millis()))
+            .expression_attribute_values(":pending", attr_s("pending"))
             .return_values(ReturnValue::AllNew)
             .return_values_on_condition_check_failure(ReturnValuesOnConditionCheckFailure::AllOld);
         let refusal = match claim.send().await {
             Ok(claimed) => {
-                let item = claimed.attributes.ok_or_else(|| corrupt("answer"))?;
-                let delivery = from_item::<Row>(item)?.into_delivery()?;
-                return Ok(Claimed::Ours(Box::new(Claim { delivery, until })));
+                let item = claimed.attributes.ok_or_else(|| corrupt_item("answer"))?;
+                let delivery = from_item::<DeliveryRow>(item)?.into_delivery()?;
+                return Ok(ClaimOutcome::Ours(Box::new(Lease { delivery, until })));
             }
             Err(error) => match error.as_service_error() {
-                Some(UpdateItemError::ConditionalCheckFailedException(refusal)) => refusal.item.clone(),
+                Some(UpdateItemError::ConditionalCheckFailedException(refusal)) => {
+                    refusal.item.clone()
+                }
                 _ => return Err(error.into()),
             },
         };
         // Refused: the item as it is tells why, if there is one.
-        let current = refusal.map(from_item::<Current>).transpose()?;
+        let current = refusal.map(from_item::<CurrentState>).transpose()?;
         let waiting = current.filter(|current| {
             current.status == "pending"
                 && current.attempt_count == attempt_count
                 && current.leased_until.is_none_or(|until| until <= now)
         });
-        Ok(waiting.and_then(|current| current.next_attempt_at).map_or(Claimed::Stale, Claimed::Early))
+        Ok(waiting
+            .and_then(|current| current.next_attempt_at)
+            .map_or(ClaimOutcome::Stale, ClaimOutcome::Early))
     }
 
     /// Writes what came of a claimed attempt; `false` if the claim had run out and the delivery went on without it. An attempt
@@ -158,38 +181,62 @@ impl Store {
     /// If DynamoDB does not answer.
     pub async fn settle(
         &self,
-        claim: &Claim,
+        claim: &Lease,
         delivery: &Delivery,
         now: Timestamp,
         retention: Duration,
     ) -> Result<bool> {
-        let put = settled(claim, delivery, now, retention);
+        let put = completion_put(claim, delivery, now, retention);
         let attempted = delivery.attempt_count > claim.delivery.attempt_count;
         match &claim.delivery.replay {
-            Some(replay) if attempted => self.put_and_count(put, self.replayed(delivery, replay)).await,
-            Some(replay) => self.put_and_count(put, self.not_replayed(delivery, replay)).await,
+            Some(replay) if attempted => {
+                self.put_and_count(put, self.replayed(delivery, replay))
+                    .await
+            }
+            Some(replay) => {
+                self.put_and_count(put, self.not_replayed(delivery, replay))
+                    .await
+            }
             None => self.put(put).await,
         }
     }
 
     /// Writes a delivery if the condition holds.
     async fn put(&self, put: PutBuilder) -> Result<bool> {
-        let put = put.table_name(&self.tables.deliveries).build().expect("every required part is set");
-        let request = self.client.put_item().table_name(put.table_name).set_item(Some(put.item));
+        let put = put
+            .table_name(&self.tables.deliveries)
+            .build()
+            .expect("every required part is set");
+        let request = self
+            .client
+            .put_item()
+            .table_name(put.table_name)
+            .set_item(Some(put.item));
         let request = request.set_condition_expression(put.condition_expression);
         let request = request.set_expression_attribute_names(put.expression_attribute_names);
-        held(request.set_expression_attribute_values(put.expression_attribute_values).send().await)
+        into_condition_result(
+            request
+                .set_expression_attribute_values(put.expression_attribute_values)
+                .send()
+                .await,
+        )
     }
 
     /// The same as a part of a transaction.
     fn put_part(&self, put: PutBuilder) -> TransactWriteItem {
-        let put = put.table_name(&self.tables.deliveries).build().expect("every required part is set");
+        let put = put
+            .table_name(&self.tables.deliveries)
+            .build()
+            .expect("every required part is set");
         TransactWriteItem::builder().put(put).build()
     }
 
     /// Writes a delivery if the condition holds, and counts it with its replay, if anything is left of that.
     async fn put_and_count(&self, put: PutBuilder, count: TransactWriteItem) -> Result<bool> {
-        match self.transact_all(vec![self.put_part(put.clone()), count]).await? {
+        match self
+            .transact_all(vec![self.put_part(put.clone()), count])
+            .await?
+        {
             Ok(()) => Ok(true),
             Err(0) => Ok(false),
             Err(_) => self.put(put).await,
@@ -200,33 +247,48 @@ impl Store {
     ///
     /// # Errors
     /// If DynamoDB does not answer.
-    pub async fn put_off(&self, key: &Key, attempt_count: u32, due: Timestamp, now: Timestamp) -> Result<bool> {
+    pub async fn put_off(
+        &self,
+        key: &DeliveryKey,
+        attempt_count: u32,
+        due: Timestamp,
+        now: Timestamp,
+    ) -> Result<bool> {
         let update = self
             .change(key)
             .update_expression("SET next_attempt_at = :due, sweep_at = :sweep")
-            .condition_expression(format!("{} AND next_attempt_at <= :now", waiting()))
-            .expression_attribute_values(":count", number(attempt_count.into()))
-            .expression_attribute_values(":now", number(now.millis()))
-            .expression_attribute_values(":due", number(due.millis()))
-            .expression_attribute_values(":sweep", number(lease::sweep_at(due, now).millis()))
-            .expression_attribute_values(":pending", text("pending"));
-        held(update.send().await)
+            .condition_expression(format!(
+                "{} AND next_attempt_at <= :now",
+                pending_condition()
+            ))
+            .expression_attribute_values(":count", attr_n(attempt_count.into()))
+            .expression_attribute_values(":now", attr_n(now.millis()))
+            .expression_attribute_values(":due", attr_n(due.millis()))
+            .expression_attribute_values(":sweep", attr_n(lease::sweep_at(due, now).millis()))
+            .expression_attribute_values(":pending", attr_s("pending"));
+        into_condition_result(update.send().await)
     }
 
     /// Parks a waiting delivery: it stays pending and is no longer due. What a person or a replay asked for stays asked for.
     ///
     /// # Errors
     /// If DynamoDB does not answer.
-    pub async fn park(&self, key: &Key, attempt_count: u32, now: Timestamp, retention: Duration) -> Result<bool> {
+    pub async fn park(
+        &self,
+        key: &DeliveryKey,
+        attempt_count: u32,
+        now: Timestamp,
+        retention: Duration,
+    ) -> Result<bool> {
         let update = self
             .change(key)
             .update_expression("SET expires_at = :expires REMOVE next_attempt_at, sweep_at, due_shard, leased_until")
-            .condition_expression(waiting())
-            .expression_attribute_values(":count", number(attempt_count.into()))
-            .expression_attribute_values(":now", number(now.millis()))
-            .expression_attribute_values(":expires", number((now + retention).seconds()))
-            .expression_attribute_values(":pending", text("pending"));
-        held(update.send().await)
+            .condition_expression(pending_condition())
+            .expression_attribute_values(":count", attr_n(attempt_count.into()))
+            .expression_attribute_values(":now", attr_n(now.millis()))
+            .expression_attribute_values(":expires", attr_n((now + retention).seconds()))
+            .expression_attribute_values(":pending", attr_s("pending"));
+        into_condition_result(update.send().await)
     }
 
     /// Cancels a delivery that is pending; `false` if it is not, or if it is in flight: then its result is written first, and
@@ -234,32 +296,51 @@ impl Store {
     ///
     /// # Errors
     /// If DynamoDB does not answer.
-    pub async fn cancel(&self, key: &Key, now: Timestamp, retention: Duration) -> Result<bool> {
+    pub async fn cancel(
+        &self,
+        key: &DeliveryKey,
+        now: Timestamp,
+        retention: Duration,
+    ) -> Result<bool> {
         let update = self
             .change(key)
             .update_expression(
                 "SET #status = :cancelled, expires_at = :expires
                  REMOVE next_attempt_at, sweep_at, due_shard, state_key, leased_until",
             )
-            .condition_expression(format!("#status = :pending AND {NOT_IN_FLIGHT} AND {AS_SCHEDULED}"))
-            .expression_attribute_values(":now", number(now.millis()))
-            .expression_attribute_values(":expires", number((now + retention).seconds()))
-            .expression_attribute_values(":cancelled", text("cancelled"))
-            .expression_attribute_values(":pending", text("pending"));
-        Ok(held(update.send().await)? || self.withdraw(key, now, retention).await?)
+            .condition_expression(format!(
+                "#status = :pending AND {NOT_IN_FLIGHT} AND {NO_MANUAL_RETRY}"
+            ))
+            .expression_attribute_values(":now", attr_n(now.millis()))
+            .expression_attribute_values(":expires", attr_n((now + retention).seconds()))
+            .expression_attribute_values(":cancelled", attr_s("cancelled"))
+            .expression_attribute_values(":pending", attr_s("pending"));
+        Ok(into_condition_result(update.send().await)?
+            || self.withdraw(key, now, retention).await?)
     }
 
     /// Takes back an attempt that a person asked for and that was not made: the delivery stands again where it stood. `false`
     /// if there is none. One that then is pending is cancelled when it is due.
-    async fn withdraw(&self, key: &Key, now: Timestamp, retention: Duration) -> Result<bool> {
-        let Some(found) = self.delivery(key).await? else { return Ok(false) };
+    async fn withdraw(
+        &self,
+        key: &DeliveryKey,
+        now: Timestamp,
+        retention: Duration,
+    ) -> Result<bool> {
+        let Some(found) = self.delivery(key).await? else {
+            return Ok(false);
+        };
         let mut delivery = found.clone();
         if !delivery.withdraw() {
             return Ok(false);
         }
         if let Some(id) = found.replay.clone() {
             // Its webhook is deleted, which ends it.
-            let of = Replaying { account: key.account.clone(), webhook: key.webhook, id };
+            let of = ReplayKey {
+                account: key.account.clone(),
+                webhook: key.webhook,
+                id,
+            };
             self.cancel_replay(&of).await?;
         }
         self.restate(&found, &delivery, now, retention).await
@@ -272,18 +353,31 @@ impl Store {
     /// If DynamoDB does not answer.
     pub async fn cancel_pending(
         &self,
-        account: &Account,
+        account: &AccountId,
         id: WebhookId,
         now: Timestamp,
         retention: Duration,
     ) -> Result<()> {
-        let filter = Filter { status: Some(Status::Pending), event: None, after: None, limit: CANCELLED_AT_ONCE };
+        let filter = DeliveryFilter {
+            status: Some(DeliveryStatus::Pending),
+            event: None,
+            after: None,
+            limit: IMMEDIATE_CANCEL_LIMIT,
+        };
         let page = self.deliveries_of(account, id, &filter).await?;
         let cancels = page.deliveries.into_iter().map(|listed| async move {
-            let key = Key { account: account.clone(), webhook: id, event: listed.event_id };
+            let key = DeliveryKey {
+                account: account.clone(),
+                webhook: id,
+                event: listed.event_id,
+            };
             self.cancel(&key, now, retention).await
         });
-        concurrency::join(cancels.collect(), CONCURRENT_CANCELS).await.into_iter().collect::<Result<Vec<_>>>().map(drop)
+        concurrency::join_bounded(cancels.collect(), CONCURRENT_CANCELS)
+            .await
+            .into_iter()
+            .collect::<Result<Vec<_>>>()
+            .map(drop)
     }
 
     /// Makes the next attempt of a delivery due now, because a person asked for it, and gives the delivery as it then is; `None`
@@ -291,11 +385,19 @@ impl Store {
     ///
     /// # Errors
     /// If DynamoDB does not answer.
-    pub async fn hasten(&self, found: &Delivery, now: Timestamp, retention: Duration) -> Result<Option<Delivery>> {
+    pub async fn hasten(
+        &self,
+        found: &Delivery,
+        now: Timestamp,
+        retention: Duration,
+    ) -> Result<Option<Delivery>> {
         let mut delivery = found.clone();
         delivery.hasten(now);
         delivery.replay = None;
-        Ok(self.restate(found, &delivery, now, retention).await?.then_some(delivery))
+        Ok(self
+            .restate(found, &delivery, now, retention)
+            .await?
+            .then_some(delivery))
     }
 
     /// The same where no message can be sent: the next sweep finds the delivery.
@@ -311,7 +413,8 @@ impl Store {
         let mut delivery = found.clone();
         delivery.hasten(now);
         delivery.replay = None;
-        let put = restated(found, &delivery, now, retention).item(SWEEP_AT, number(now.millis()));
+        let put =
+            replacement_put(found, &delivery, now, retention).item(SWEEP_AT, attr_n(now.millis()));
         Ok(self.put_restated(found, put).await?.then_some(delivery))
     }
 
@@ -323,12 +426,16 @@ impl Store {
         now: Timestamp,
         retention: Duration,
     ) -> Result<bool> {
-        self.put_restated(found, restated(found, delivery, now, retention)).await
+        self.put_restated(found, replacement_put(found, delivery, now, retention))
+            .await
     }
 
     async fn put_restated(&self, found: &Delivery, put: PutBuilder) -> Result<bool> {
         match &found.replay {
-            Some(replay) => self.put_and_count(put, self.not_replayed(found, replay)).await,
+            Some(replay) => {
+                self.put_and_count(put, self.not_replayed(found, replay))
+                    .await
+            }
             None => self.put(put).await,
         }
     }
@@ -341,28 +448,38 @@ impl Store {
         now: Timestamp,
         retention: Duration,
     ) -> TransactWriteItem {
-        self.put_part(restated(found, delivery, now, retention))
+        self.put_part(replacement_put(found, delivery, now, retention))
     }
 
     /// Deliveries whose time for a look has come by `until`, at most so many of each shard of the index.
     ///
     /// # Errors
     /// If DynamoDB does not answer.
-    pub async fn due(&self, until: Timestamp, of_each_shard: usize) -> Result<Vec<Due>> {
-        let shards = (0..DUE_SHARDS).map(|shard| self.due_in(shard, until, of_each_shard)).collect();
-        let pages = concurrency::join(shards, usize::from(DUE_SHARDS)).await.into_iter().collect::<Result<Vec<_>>>()?;
+    pub async fn due(&self, until: Timestamp, of_each_shard: usize) -> Result<Vec<DueDelivery>> {
+        let shards = (0..DUE_SHARDS)
+            .map(|shard| self.due_in(shard, until, of_each_shard))
+            .collect();
+        let pages = concurrency::join_bounded(shards, usize::from(DUE_SHARDS))
+            .await
+            .into_iter()
+            .collect::<Result<Vec<_>>>()?;
         Ok(pages.into_iter().flatten().collect())
     }
 
-    async fn due_in(&self, shard: u8, until: Timestamp, at_most: usize) -> Result<Vec<Due>> {
+    async fn due_in(
+        &self,
+        shard: u8,
+        until: Timestamp,
+        at_most: usize,
+    ) -> Result<Vec<DueDelivery>> {
         let mut items = self
             .client
             .query()
             .table_name(&self.tables.deliveries)
             .index_name(DUE_INDEX)
             .key_condition_expression("due_shard = :shard AND sweep_at <= :until")
-            .expression_attribute_values(":shard", text(&key_schema::shard_name(shard)))
-            .expression_attribute_values(":until", number(until.millis()))
+            .expression_attribute_values(":shard", attr_s(&key_schema::due_shard_name(shard)))
+            .expression_attribute_values(":until", attr_n(until.millis()))
             .limit(i32::try_from(at_most).unwrap_or(PAGE).min(PAGE))
             .into_paginator()
             .items()
@@ -371,9 +488,11 @@ impl Store {
         while found.len() < at_most
             && let Some(item) = items.next().await
         {
-            match due_of(item?) {
+            match parse_due_item(item?) {
                 Ok(due) => found.push(due),
-                Err(error) => tracing::error!(shard, %error, "a due delivery cannot be read and is left out"),
+                Err(error) => {
+                    tracing::error!(shard, %error, "a due delivery cannot be read and is left out")
+                }
             }
         }
         Ok(found)
@@ -384,7 +503,12 @@ impl Store {
     ///
     /// # Errors
     /// If DynamoDB does not answer.
-    pub async fn enqueue(&self, due: &Due, now: Timestamp, take_over: bool) -> Result<bool> {
+    pub async fn enqueue(
+        &self,
+        due: &DueDelivery,
+        now: Timestamp,
+        take_over: bool,
+    ) -> Result<bool> {
         let update = self
             .change(&due.key)
             .update_expression(if take_over {
@@ -393,13 +517,16 @@ impl Store {
                 "SET sweep_at = :sweep"
             })
             .condition_expression("#status = :pending AND sweep_at = :seen")
-            .expression_attribute_values(":seen", number(due.sweep_at.millis()))
-            .expression_attribute_values(":sweep", number((due.next_attempt_at.max(now) + lease::GRACE).millis()))
-            .expression_attribute_values(":pending", text("pending"));
-        held(update.send().await)
+            .expression_attribute_values(":seen", attr_n(due.sweep_at.millis()))
+            .expression_attribute_values(
+                ":sweep",
+                attr_n((due.next_attempt_at.max(now) + lease::SWEEP_GRACE).millis()),
+            )
+            .expression_attribute_values(":pending", attr_s("pending"));
+        into_condition_result(update.send().await)
     }
 
-    fn change(&self, key: &Key) -> UpdateItemFluentBuilder {
+    fn change(&self, key: &DeliveryKey) -> UpdateItemFluentBuilder {
         self.client
             .update_item()
             .table_name(&self.tables.deliveries)
@@ -409,31 +536,55 @@ impl Store {
 }
 
 /// A delivery as it is to stand, if the claim still does.
-fn settled(claim: &Claim, delivery: &Delivery, now: Timestamp, retention: Duration) -> PutBuilder {
+fn completion_put(
+    claim: &Lease,
+    delivery: &Delivery,
+    now: Timestamp,
+    retention: Duration,
+) -> PutBuilder {
     Put::builder()
-        .set_item(Some(item_of(delivery, now, retention)))
+        .set_item(Some(to_delivery_item(delivery, now, retention)))
         .condition_expression("leased_until = :until AND attempt_count = :count")
-        .expression_attribute_values(":until", number(claim.until.millis()))
-        .expression_attribute_values(":count", number(claim.delivery.attempt_count.into()))
+        .expression_attribute_values(":until", attr_n(claim.until.millis()))
+        .expression_attribute_values(":count", attr_n(claim.delivery.attempt_count.into()))
 }
 
 /// A delivery as it is to stand, if it is still as it was found: nobody has attempted or changed it, and it is not in flight.
-fn restated(found: &Delivery, delivery: &Delivery, now: Timestamp, retention: Duration) -> PutBuilder {
+fn replacement_put(
+    found: &Delivery,
+    delivery: &Delivery,
+    now: Timestamp,
+    retention: Duration,
+) -> PutBuilder {
     let put = Put::builder()
-        .set_item(Some(item_of(delivery, now, retention)))
+        .set_item(Some(to_delivery_item(delivery, now, retention)))
         .expression_attribute_names("#status", "status")
-        .expression_attribute_values(":status", text(found.state.name()))
-        .expression_attribute_values(":count", number(found.attempt_count.into()))
-        .expression_attribute_values(":now", number(now.millis()));
+        .expression_attribute_values(":status", attr_s(found.state.name()))
+        .expression_attribute_values(":count", attr_n(found.attempt_count.into()))
+        .expression_attribute_values(":now", attr_n(now.millis()));
     let (put, due) = match found.state {
-        State::Pending(at) => (put.expression_attribute_values(":due", number(at.millis())), "next_attempt_at = :due"),
+        DeliveryState::Pending(at) => (
+            put.expression_attribute_values(":due", attr_n(at.millis())),
+            "next_attempt_at = :due",
+        ),
         _ => (put, "attribute_not_exists(next_attempt_at)"),
     };
-    put.condition_expression(format!("#status = :status AND attempt_count = :count AND {due} AND {NOT_IN_FLIGHT}"))
+    put.condition_expression(format!(
+        "#status = :status AND attempt_count = :count AND {due} AND {NOT_IN_FLIGHT}"
+    ))
 }
 
-fn due_of(item: Item) -> Result<Due> {
-    let key = key_of(&item)?;
-    let DueRow { attempt_count, next_attempt_at, sweep_at } = from_item(item)?;
-    Ok(Due { key, attempt_count, next_attempt_at, sweep_at })
+fn parse_due_item(item: Item) -> Result<DueDelivery> {
+    let key = parse_key(&item)?;
+    let DueIndexRow {
+        attempt_count,
+        next_attempt_at,
+        sweep_at,
+    } = from_item(item)?;
+    Ok(DueDelivery {
+        key,
+        attempt_count,
+        next_attempt_at,
+        sweep_at,
+    })
 }

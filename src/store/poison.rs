@@ -4,11 +4,9 @@ use aws_sdk_dynamodb::types::Select;
 use serde::Deserialize;
 
 use super::{
-    Item, Result, Store, from_item, held,
-    key_schema::{self, Primary},
-    number,
+    Item, Result, Store, attr_n, attr_s, from_item, into_condition_result,
+    key_schema::{self, PrimaryKey},
     tables::EXPIRES_AT,
-    text,
 };
 use nano_webhooks_core::timestamp::Timestamp;
 
@@ -20,7 +18,7 @@ const MAX_REASON: usize = 1024;
 
 /// A record that could not be understood.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Poison {
+pub struct NewPoisonRecord {
     /// Why.
     pub reason: String,
     /// The ARN of the stream, empty if the record does not say.
@@ -37,16 +35,16 @@ pub struct Poison {
 
 /// A record that was kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Kept {
-    key: Primary,
+pub struct PoisonRecord {
+    key: PrimaryKey,
     /// The record.
-    pub poison: Poison,
+    pub poison: NewPoisonRecord,
     /// When it was kept.
     pub kept_at: Timestamp,
 }
 
 #[derive(Deserialize)]
-struct Row {
+struct PoisonRow {
     #[serde(rename = "PK")]
     pk: String,
     #[serde(rename = "SK")]
@@ -68,14 +66,14 @@ struct Row {
 #[derive(Debug)]
 pub struct PoisonPage {
     /// The records, the newest first, as far as their numbers tell.
-    pub kept: Vec<Kept>,
+    pub kept: Vec<PoisonRecord>,
     /// Where the next part begins; `None`: there is none.
-    pub next: Option<PoisonFrom>,
+    pub next: Option<PoisonCursor>,
 }
 
 /// Where a list of kept records goes on.
 #[derive(Debug)]
-pub struct PoisonFrom(Item);
+pub struct PoisonCursor(Item);
 
 /// Names kept records, as they are listed: by the day on which they were kept, and by their number in the stream. Two streams
 /// may have given the same.
@@ -86,10 +84,15 @@ pub struct PoisonId {
 }
 
 impl PoisonId {
-    /// Reads an id; `None` if `text` cannot be one.
+    /// Reads an id; `None` if `attr_s` cannot be one.
     pub fn parse(text: &str) -> Option<Self> {
-        let (day, number) = text.split_once('/').filter(|(_, number)| !number.is_empty())?;
-        Some(Self { day: key_schema::parse_day(day)?, number: number.to_owned() })
+        let (day, number) = text
+            .split_once('/')
+            .filter(|(_, number)| !number.is_empty())?;
+        Some(Self {
+            day: key_schema::parse_utc_day(day)?,
+            number: number.to_owned(),
+        })
     }
 }
 
@@ -99,11 +102,14 @@ impl std::fmt::Display for PoisonId {
     }
 }
 
-impl Kept {
+impl PoisonRecord {
     /// What names it.
     pub fn id(&self) -> PoisonId {
         let (day, number) = key_schema::parse_poison(&self.key);
-        PoisonId { day: day.to_owned(), number: number.to_owned() }
+        PoisonId {
+            day: day.to_owned(),
+            number: number.to_owned(),
+        }
     }
 
     /// When its record was created; of one that does not say, when it was kept.
@@ -117,21 +123,47 @@ impl Store {
     ///
     /// # Errors
     /// If DynamoDB does not answer.
-    pub async fn keep_poison(&self, poison: &Poison, now: Timestamp, expires_at: Timestamp) -> Result<()> {
-        let mut item = key_schema::poison(&key_schema::day(now), &poison.stream, &poison.sequence_number).into_item();
+    pub async fn keep_poison(
+        &self,
+        poison: &NewPoisonRecord,
+        now: Timestamp,
+        expires_at: Timestamp,
+    ) -> Result<()> {
+        let mut item = key_schema::poison(
+            &key_schema::utc_day(now),
+            &poison.stream,
+            &poison.sequence_number,
+        )
+        .into_item();
         item.extend([
-            ("reason".to_owned(), text(cut(&poison.reason))),
-            ("stream".to_owned(), text(&poison.stream)),
-            ("sequence_number".to_owned(), text(&poison.sequence_number)),
-            ("keys".to_owned(), text(&poison.keys)),
-            ("created_at".to_owned(), number(now.millis())),
-            (EXPIRES_AT.to_owned(), number(expires_at.seconds())),
+            ("reason".to_owned(), attr_s(truncate_reason(&poison.reason))),
+            ("stream".to_owned(), attr_s(&poison.stream)),
+            (
+                "sequence_number".to_owned(),
+                attr_s(&poison.sequence_number),
+            ),
+            ("keys".to_owned(), attr_s(&poison.keys)),
+            ("created_at".to_owned(), attr_n(now.millis())),
+            (EXPIRES_AT.to_owned(), attr_n(expires_at.seconds())),
         ]);
-        item.extend(poison.created_at.map(|at| ("record_created_at".to_owned(), number(at.millis()))));
-        if let Some(image) = poison.image.as_ref().filter(|image| image.len() <= MAX_IMAGE) {
-            item.insert("image".to_owned(), text(image));
+        item.extend(
+            poison
+                .created_at
+                .map(|at| ("record_created_at".to_owned(), attr_n(at.millis()))),
+        );
+        if let Some(image) = poison
+            .image
+            .as_ref()
+            .filter(|image| image.len() <= MAX_IMAGE)
+        {
+            item.insert("image".to_owned(), attr_s(image));
         }
-        self.client.put_item().table_name(&self.tables.webhooks).set_item(Some(item)).send().await?;
+        self.client
+            .put_item()
+            .table_name(&self.tables.webhooks)
+            .set_item(Some(item))
+            .send()
+            .await?;
         Ok(())
     }
 
@@ -139,38 +171,54 @@ impl Store {
     ///
     /// # Errors
     /// If DynamoDB does not answer.
-    pub async fn poison_page(&self, day: &str, from: Option<PoisonFrom>, at_most: i32) -> Result<PoisonPage> {
+    pub async fn poison_page(
+        &self,
+        day: &str,
+        from: Option<PoisonCursor>,
+        at_most: i32,
+    ) -> Result<PoisonPage> {
         let query = self
             .client
             .query()
             .table_name(&self.tables.webhooks)
             .consistent_read(true)
             .key_condition_expression("PK = :day")
-            .expression_attribute_values(":day", text(&key_schema::poison(day, "", "").pk))
+            .expression_attribute_values(":day", attr_s(&key_schema::poison(day, "", "").pk))
             .scan_index_forward(false)
             .limit(at_most)
-            .set_exclusive_start_key(from.map(|PoisonFrom(key)| key));
+            .set_exclusive_start_key(from.map(|PoisonCursor(key)| key));
         let page = query.send().await?;
-        Ok(PoisonPage { kept: readable(page.items.unwrap_or_default()), next: page.last_evaluated_key.map(PoisonFrom) })
+        Ok(PoisonPage {
+            kept: parse_items(page.items.unwrap_or_default()),
+            next: page.last_evaluated_key.map(PoisonCursor),
+        })
     }
 
     /// The records that an id names: one, or none if it was taken out or has expired; of several streams, several.
     ///
     /// # Errors
     /// If DynamoDB does not answer.
-    pub async fn poison_named(&self, id: &PoisonId) -> Result<Vec<Kept>> {
+    pub async fn poison_named(&self, id: &PoisonId) -> Result<Vec<PoisonRecord>> {
         let query = self
             .client
             .query()
             .table_name(&self.tables.webhooks)
             .consistent_read(true)
             .key_condition_expression("PK = :day AND SK BETWEEN :number AND :end")
-            .expression_attribute_values(":day", text(&key_schema::poison(&id.day, "", "").pk))
-            .expression_attribute_values(":number", text(&id.number))
+            .expression_attribute_values(":day", attr_s(&key_schema::poison(&id.day, "", "").pk))
+            .expression_attribute_values(":number", attr_s(&id.number))
             // What comes right after the `#` that follows a number: longer numbers lie beyond.
-            .expression_attribute_values(":end", text(&format!("{}$", id.number)));
-        let items = query.into_paginator().items().send().collect::<std::result::Result<Vec<_>, _>>().await?;
-        Ok(readable(items).into_iter().filter(|kept| kept.id() == *id).collect())
+            .expression_attribute_values(":end", attr_s(&format!("{}$", id.number)));
+        let items = query
+            .into_paginator()
+            .items()
+            .send()
+            .collect::<std::result::Result<Vec<_>, _>>()
+            .await?;
+        Ok(parse_items(items)
+            .into_iter()
+            .filter(|kept| kept.id() == *id)
+            .collect())
     }
 
     /// How many records were kept on a day, and whether these are all: the counting ends with the page that reaches `at_most`.
@@ -183,7 +231,7 @@ impl Store {
             .query()
             .table_name(&self.tables.webhooks)
             .key_condition_expression("PK = :day")
-            .expression_attribute_values(":day", text(&key_schema::poison(day, "", "").pk))
+            .expression_attribute_values(":day", attr_s(&key_schema::poison(day, "", "").pk))
             .select(Select::Count);
         let mut pages = query.into_paginator().send();
         let mut count = 0;
@@ -201,12 +249,21 @@ impl Store {
     ///
     /// # Errors
     /// If DynamoDB does not answer, or the table has other keys.
-    pub async fn job_of(&self, kept: &Kept, jobs: &str) -> Result<Option<serde_dynamo::Item>> {
+    pub async fn job_of(
+        &self,
+        kept: &PoisonRecord,
+        jobs: &str,
+    ) -> Result<Option<serde_dynamo::Item>> {
         let keys: serde_dynamo::Item = serde_json::from_str(&kept.poison.keys).unwrap_or_default();
         if keys.is_empty() {
             return Ok(None);
         }
-        let get = self.client.get_item().table_name(jobs).consistent_read(true).set_key(Some(keys.into()));
+        let get = self
+            .client
+            .get_item()
+            .table_name(jobs)
+            .consistent_read(true)
+            .set_key(Some(keys.into()));
         Ok(get.send().await?.item.map(Into::into))
     }
 
@@ -214,8 +271,8 @@ impl Store {
     ///
     /// # Errors
     /// If DynamoDB does not answer.
-    pub async fn keep_reason(&self, kept: &Kept, reason: &str) -> Result<()> {
-        if cut(reason) == kept.poison.reason {
+    pub async fn keep_reason(&self, kept: &PoisonRecord, reason: &str) -> Result<()> {
+        if truncate_reason(reason) == kept.poison.reason {
             return Ok(());
         }
         let update = self
@@ -225,40 +282,52 @@ impl Store {
             .set_key(Some(kept.key.clone().into_item()))
             .update_expression("SET reason = :reason")
             .condition_expression("attribute_exists(PK)")
-            .expression_attribute_values(":reason", text(cut(reason)));
-        held(update.send().await).map(drop)
+            .expression_attribute_values(":reason", attr_s(truncate_reason(reason)));
+        into_condition_result(update.send().await).map(drop)
     }
 
     /// Keeps a record no longer.
     ///
     /// # Errors
     /// If DynamoDB does not answer.
-    pub async fn drop_poison(&self, kept: &Kept) -> Result<()> {
+    pub async fn drop_poison(&self, kept: &PoisonRecord) -> Result<()> {
         let key = kept.key.clone().into_item();
-        self.client.delete_item().table_name(&self.tables.webhooks).set_key(Some(key)).send().await?;
+        self.client
+            .delete_item()
+            .table_name(&self.tables.webhooks)
+            .set_key(Some(key))
+            .send()
+            .await?;
         Ok(())
     }
 }
 
-fn cut(reason: &str) -> &str {
+fn truncate_reason(reason: &str) -> &str {
     &reason[..reason.floor_char_boundary(MAX_REASON)]
 }
 
-fn readable(items: Vec<Item>) -> Vec<Kept> {
-    let read = |item: Item| {
-        let sort_key = item.get(key_schema::SK).cloned();
-        from_item::<Row>(item).map(Kept::from).inspect_err(|error| {
+fn parse_items(items: Vec<Item>) -> Vec<PoisonRecord> {
+    let read =
+        |item: Item| {
+            let sort_key = item.get(key_schema::SK).cloned();
+            from_item::<PoisonRow>(item).map(PoisonRecord::from).inspect_err(|error| {
             tracing::error!(?sort_key, %error, "a kept record cannot be read and is left out");
         })
-    };
-    items.into_iter().filter_map(|item| read(item).ok()).collect()
+        };
+    items
+        .into_iter()
+        .filter_map(|item| read(item).ok())
+        .collect()
 }
 
-impl From<Row> for Kept {
-    fn from(row: Row) -> Self {
+impl From<PoisonRow> for PoisonRecord {
+    fn from(row: PoisonRow) -> Self {
         Self {
-            key: Primary { pk: row.pk, sk: row.sk },
-            poison: Poison {
+            key: PrimaryKey {
+                pk: row.pk,
+                sk: row.sk,
+            },
+            poison: NewPoisonRecord {
                 reason: row.reason,
                 stream: row.stream,
                 sequence_number: row.sequence_number,

@@ -3,12 +3,12 @@
 use aws_sdk_dynamodb::types::ReturnValuesOnConditionCheckFailure;
 use serde::Deserialize;
 
-use super::{Error, Result, Store, from_item, key_schema, number, tables::EXPIRES_AT};
-use nano_webhooks_core::{timestamp::Timestamp, webhook::Account};
+use super::{Error, Result, Store, attr_n, from_item, key_schema, tables::EXPIRES_AT};
+use nano_webhooks_core::{timestamp::Timestamp, webhook::AccountId};
 
 /// How many requests an account may make; `None` is no limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Limits {
+pub struct RateLimits {
     /// In one minute of the clock.
     pub per_minute: Option<u32>,
     /// In one day of the clock, UTC.
@@ -17,7 +17,7 @@ pub struct Limits {
 
 /// Whether a request is within the limits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub enum RateLimitDecision {
     /// It is.
     Allowed,
     /// It is not; one may be again after this many seconds.
@@ -28,7 +28,7 @@ pub enum Verdict {
 }
 
 #[derive(Default, Deserialize)]
-struct Count {
+struct RateCounters {
     minute: i64,
     in_minute: u64,
     in_day: u64,
@@ -44,9 +44,14 @@ impl Store {
     ///
     /// # Errors
     /// If DynamoDB does not answer.
-    pub async fn count_request(&self, account: &Account, limits: Limits, now: Timestamp) -> Result<Verdict> {
+    pub async fn count_request(
+        &self,
+        account: &AccountId,
+        limits: RateLimits,
+        now: Timestamp,
+    ) -> Result<RateLimitDecision> {
         if limits.per_minute.is_none() && limits.per_day.is_none() {
-            return Ok(Verdict::Allowed);
+            return Ok(RateLimitDecision::Allowed);
         }
         let mut minute = now.seconds().div_euclid(MINUTE);
         let per_minute = limits.per_minute.unwrap_or(u32::MAX);
@@ -68,25 +73,31 @@ impl Store {
                 .client
                 .update_item()
                 .table_name(&self.tables.webhooks)
-                .set_key(Some(key_schema::rate(account, &key_schema::day(now)).into_item()))
+                .set_key(Some(
+                    key_schema::rate(account, &key_schema::utc_day(now)).into_item(),
+                ))
                 .update_expression(update)
                 .condition_expression(condition)
                 .expression_attribute_names("#minute", "minute")
-                .expression_attribute_values(":minute", number(minute))
-                .expression_attribute_values(":per_day", number(per_day.into()))
-                .expression_attribute_values(":one", number(1))
-                .return_values_on_condition_check_failure(ReturnValuesOnConditionCheckFailure::AllOld);
+                .expression_attribute_values(":minute", attr_n(minute))
+                .expression_attribute_values(":per_day", attr_n(per_day.into()))
+                .expression_attribute_values(":one", attr_n(1))
+                .return_values_on_condition_check_failure(
+                    ReturnValuesOnConditionCheckFailure::AllOld,
+                );
             let request = if same_minute {
-                request.expression_attribute_values(":per_minute", number(per_minute.into()))
+                request.expression_attribute_values(":per_minute", attr_n(per_minute.into()))
             } else {
                 request
                     .expression_attribute_names("#expires", EXPIRES_AT)
-                    .expression_attribute_values(":expires", number(now.seconds() + 2 * DAY))
+                    .expression_attribute_values(":expires", attr_n(now.seconds() + 2 * DAY))
             };
             let refused = match request.send().await {
-                Ok(_) => return Ok(Verdict::Allowed),
+                Ok(_) => return Ok(RateLimitDecision::Allowed),
                 Err(error) => match error.as_service_error() {
-                    Some(service) if service.is_conditional_check_failed_exception() => error.into_service_error(),
+                    Some(service) if service.is_conditional_check_failed_exception() => {
+                        error.into_service_error()
+                    }
                     _ => return Err(error.into()),
                 },
             };
@@ -96,17 +107,23 @@ impl Store {
                 }
                 _ => None,
             };
-            let count: Count = item.map(from_item).transpose()?.unwrap_or_default();
+            let count: RateCounters = item.map(from_item).transpose()?.unwrap_or_default();
             if count.in_day >= u64::from(per_day) {
-                return Ok(Verdict::Refused { retry_after_seconds: DAY - now.seconds().rem_euclid(DAY) });
+                return Ok(RateLimitDecision::Refused {
+                    retry_after_seconds: DAY - now.seconds().rem_euclid(DAY),
+                });
             }
             // A minute ahead of ours was counted by a machine whose clock is ahead: that count goes on.
             minute = minute.max(count.minute);
             same_minute = count.minute == minute;
             if same_minute && count.in_minute >= u64::from(per_minute) {
-                return Ok(Verdict::Refused { retry_after_seconds: MINUTE - now.seconds().rem_euclid(MINUTE) });
+                return Ok(RateLimitDecision::Refused {
+                    retry_after_seconds: MINUTE - now.seconds().rem_euclid(MINUTE),
+                });
             }
         }
-        Err(Error::Unavailable("too many requests of one account at the same time".to_owned()))
+        Err(Error::Unavailable(
+            "too many requests of one account at the same time".to_owned(),
+        ))
     }
 }

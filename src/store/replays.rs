@@ -7,33 +7,32 @@ use aws_sdk_dynamodb::types::{AttributeValue, TransactWriteItem, Update};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Error, Item, Result, Store,
-    deliveries::key_of,
-    delivery_log::Status,
-    from_item, held,
-    key_schema::{self, Primary},
-    leases::Due,
-    number,
+    Error, Item, Result, Store, attr_n, attr_s,
+    deliveries::parse_key,
+    delivery_log::DeliveryStatus,
+    from_item, into_condition_result,
+    key_schema::{self, PrimaryKey},
+    leases::DueDelivery,
     tables::{EXPIRES_AT, STATE_INDEX},
-    text, to_item,
+    to_item,
 };
 use crate::clock::Deadline;
 use nano_webhooks_core::{
-    delivery::{Delivery, Key, ReplayId, State, lease},
+    delivery::{Delivery, DeliveryKey, DeliveryState, ReplayId, lease},
     event::EventId,
     timestamp::Timestamp,
-    webhook::{Account, Status as WebhookStatus, WebhookId},
+    webhook::{AccountId, WebhookId, WebhookStatus},
 };
 
 /// How many deliveries a sweep's step looks at.
-pub const STEP: usize = 300;
+pub const STEP_SIZE: usize = 300;
 /// How many the first step does, which the request to begin waits for.
-pub const FIRST_STEP: usize = 60;
+pub const INITIAL_STEP_SIZE: usize = 60;
 
 /// Which deliveries are made again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Selection {
+pub enum ReplayFilter {
     /// Those that failed.
     Failed,
     /// All that are settled.
@@ -70,7 +69,7 @@ pub struct Replay {
     /// And of events up to this time.
     pub until: Timestamp,
     /// Which of them.
-    pub selection: Selection,
+    pub selection: ReplayFilter,
     /// How many were found so far.
     #[serde(default)]
     pub found: u64,
@@ -95,7 +94,7 @@ pub struct Replay {
 
 impl Replay {
     /// One that begins.
-    pub const fn new(since: Timestamp, until: Timestamp, selection: Selection) -> Self {
+    pub const fn new(since: Timestamp, until: Timestamp, selection: ReplayFilter) -> Self {
         Self {
             since,
             until,
@@ -129,9 +128,9 @@ impl Replay {
 
 /// A replay that is not over.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Replaying {
+pub struct ReplayKey {
     /// Whose it is.
-    pub account: Account,
+    pub account: AccountId,
     /// The webhook.
     pub webhook: WebhookId,
     /// The replay.
@@ -145,64 +144,94 @@ impl Store {
     /// If DynamoDB does not answer.
     pub async fn begin_replay(
         &self,
-        of: &Replaying,
+        of: &ReplayKey,
         replay: &Replay,
         expires_at: Timestamp,
     ) -> Result<std::result::Result<(), ReplayId>> {
-        let mut item = key_of_replay(of).into_item();
+        let mut item = replay_key(of).into_item();
         item.extend(to_item(replay)?);
-        item.insert(EXPIRES_AT.to_owned(), number(expires_at.seconds()));
-        let marker = key_schema::replaying(&of.account, of.webhook);
+        item.insert(EXPIRES_AT.to_owned(), attr_n(expires_at.seconds()));
+        let marker = key_schema::active_replay(&of.account, of.webhook);
         let before = self.item(marker.clone()).await?;
-        let before = before.as_ref().and_then(|marker| ReplayId::parse(marker.get("replay")?.as_s().ok()?));
+        let before = before
+            .as_ref()
+            .and_then(|marker| ReplayId::parse(marker.get("replay")?.as_s().ok()?));
         if let Some(before) = &before {
-            let before = Replaying { id: before.clone(), ..of.clone() };
-            if self.replay_of(&before).await?.is_some_and(|replay| !replay.is_over()) {
+            let before = ReplayKey {
+                id: before.clone(),
+                ..of.clone()
+            };
+            if self
+                .replay_of(&before)
+                .await?
+                .is_some_and(|replay| !replay.is_over())
+            {
                 return Ok(Err(before.id));
             }
         }
-        let put = |item: Item| self.client.put_item().table_name(&self.tables.webhooks).set_item(Some(item));
+        let put = |item: Item| {
+            self.client
+                .put_item()
+                .table_name(&self.tables.webhooks)
+                .set_item(Some(item))
+        };
         // The replay before its marker, so that whoever finds the marker finds the replay too, until its time is over. What is
         // there already was written by an earlier try of the same requests.
-        held(put(item).condition_expression("attribute_not_exists(PK)").send().await)?;
+        into_condition_result(
+            put(item)
+                .condition_expression("attribute_not_exists(PK)")
+                .send()
+                .await,
+        )?;
         let marked = put(marker.into_item())
-            .item("replay", text(of.id.as_str()))
+            .item("replay", attr_s(of.id.as_str()))
             .condition_expression("attribute_not_exists(PK) OR replay IN (:before, :this)")
-            .expression_attribute_values(":before", text(before.as_ref().map_or("", ReplayId::as_str)))
-            .expression_attribute_values(":this", text(of.id.as_str()));
-        if held(marked.send().await)? {
+            .expression_attribute_values(
+                ":before",
+                attr_s(before.as_ref().map_or("", ReplayId::as_str)),
+            )
+            .expression_attribute_values(":this", attr_s(of.id.as_str()));
+        if into_condition_result(marked.send().await)? {
             return Ok(Ok(()));
         }
         // Another request has begun one at the same time. Of this one nobody knows, and TTL removes it.
-        let marker = self.item(key_schema::replaying(&of.account, of.webhook)).await?;
-        let other = marker.as_ref().and_then(|marker| ReplayId::parse(marker.get("replay")?.as_s().ok()?));
-        Ok(Err(other.ok_or_else(|| Error::Unavailable("another replay was begun at the same time".to_owned()))?))
+        let marker = self
+            .item(key_schema::active_replay(&of.account, of.webhook))
+            .await?;
+        let other = marker
+            .as_ref()
+            .and_then(|marker| ReplayId::parse(marker.get("replay")?.as_s().ok()?));
+        Ok(Err(other.ok_or_else(|| {
+            Error::Unavailable("another replay was begun at the same time".to_owned())
+        })?))
     }
 
     /// A replay.
     ///
     /// # Errors
     /// If DynamoDB does not answer, or holds an item that breaks the rules.
-    pub async fn replay_of(&self, of: &Replaying) -> Result<Option<Replay>> {
-        self.item(key_of_replay(of)).await?.map(from_item).transpose()
+    pub async fn replay_of(&self, of: &ReplayKey) -> Result<Option<Replay>> {
+        self.item(replay_key(of)).await?.map(from_item).transpose()
     }
 
     /// Cancels a replay, unless it is done; `false` if there is none. What it has made due is not sent any more.
     ///
     /// # Errors
     /// If DynamoDB does not answer.
-    pub async fn cancel_replay(&self, of: &Replaying) -> Result<bool> {
-        let Some(replay) = self.replay_of(of).await? else { return Ok(false) };
+    pub async fn cancel_replay(&self, of: &ReplayKey) -> Result<bool> {
+        let Some(replay) = self.replay_of(of).await? else {
+            return Ok(false);
+        };
         if replay.state() == ReplayState::Running {
             let update = self
                 .client
                 .update_item()
                 .table_name(&self.tables.webhooks)
-                .set_key(Some(key_of_replay(of).into_item()))
+                .set_key(Some(replay_key(of).into_item()))
                 .update_expression("SET cancelled = :yes")
                 .condition_expression("attribute_exists(PK)")
                 .expression_attribute_values(":yes", AttributeValue::Bool(true));
-            held(update.send().await)?;
+            into_condition_result(update.send().await)?;
         }
         Ok(true)
     }
@@ -211,12 +240,16 @@ impl Store {
     ///
     /// # Errors
     /// If DynamoDB does not answer.
-    pub async fn replaying(&self, at_most: usize) -> Result<Vec<Replaying>> {
+    pub async fn replaying(&self, at_most: usize) -> Result<Vec<ReplayKey>> {
         let read = |account, webhook, item: &Item| {
             let id = ReplayId::parse(item.get("replay")?.as_s().ok()?)?;
-            Some(Replaying { account, webhook, id })
+            Some(ReplayKey {
+                account,
+                webhook,
+                id,
+            })
         };
-        self.marked(key_schema::REPLAYING, at_most, read).await
+        self.marked(key_schema::ACTIVE_REPLAYS, at_most, read).await
     }
 
     /// Takes a step: makes a part of a replay's deliveries due, one after the other, and says which.
@@ -225,23 +258,28 @@ impl Store {
     /// If DynamoDB does not answer.
     pub async fn step_replay(
         &self,
-        of: &Replaying,
+        of: &ReplayKey,
         at_most: usize,
         now: Timestamp,
         retention: Duration,
         deadline: Deadline,
-    ) -> Result<Vec<Due>> {
+    ) -> Result<Vec<DueDelivery>> {
         let subscriber = self.subscriber(&of.account, of.webhook).await?;
         if subscriber.is_none() {
             self.cancel_replay(of).await?;
         }
         let replay = self.replay_of(of).await?;
-        let (Some(subscriber), Some(replay)) = (subscriber, replay.filter(|replay| !replay.is_over())) else {
+        let (Some(subscriber), Some(replay)) =
+            (subscriber, replay.filter(|replay| !replay.is_over()))
+        else {
             self.end_replaying(of).await?;
             return Ok(Vec::new());
         };
         // While the webhook is disabled it waits. What was made due and is cancelled is taken back when it comes up.
-        if subscriber.webhook.status == WebhookStatus::Disabled || replay.scanned || replay.cancelled {
+        if subscriber.webhook.status == WebhookStatus::Disabled
+            || replay.scanned
+            || replay.cancelled
+        {
             return Ok(Vec::new());
         }
         let (keys, next) = self.window(of, &replay, at_most).await?;
@@ -251,24 +289,36 @@ impl Store {
             if deadline.remaining().is_zero() {
                 return Ok(made_due);
             }
-            let Some(found) = self.delivery(&key).await? else { continue };
+            let Some(found) = self.delivery(&key).await? else {
+                continue;
+            };
             let selected = match found.state {
-                State::Failed => true,
-                State::Delivered | State::Cancelled => replay.selection == Selection::All,
+                DeliveryState::Failed => true,
+                DeliveryState::Delivered | DeliveryState::Cancelled => {
+                    replay.selection == ReplayFilter::All
+                }
                 // It is on its way, or waits for the webhook.
-                State::Pending(_) | State::Parked => false,
+                DeliveryState::Pending(_) | DeliveryState::Parked => false,
             };
             if !selected {
                 continue;
             }
-            due_at = due_at + lease::SPACING;
+            due_at = due_at + lease::PACING_INTERVAL;
             let mut delivery = found.clone();
             delivery.hasten(due_at);
             delivery.replay = Some(of.id.clone());
-            let parts = vec![self.restating(&found, &delivery, now, retention), self.progress(of, &key.event)];
+            let parts = vec![
+                self.restating(&found, &delivery, now, retention),
+                self.progress(of, &key.event),
+            ];
             match self.transact_all(parts).await? {
                 Ok(()) => {
-                    made_due.push(Due::new(key, delivery.attempt_count, due_at, lease::sweep_at(due_at, now)));
+                    made_due.push(DueDelivery::new(
+                        key,
+                        delivery.attempt_count,
+                        due_at,
+                        lease::sweep_at(due_at, now),
+                    ));
                 }
                 // It has changed since it was read.
                 Err(0) => {}
@@ -281,84 +331,135 @@ impl Store {
     }
 
     /// The deliveries of the window that were not looked at yet, the oldest first, and where to go on.
-    async fn window(&self, of: &Replaying, replay: &Replay, at_most: usize) -> Result<(Vec<Key>, Option<EventId>)> {
-        let from = replay.after.clone().unwrap_or_else(|| EventId::earliest(replay.since).as_str().to_owned());
+    async fn window(
+        &self,
+        of: &ReplayKey,
+        replay: &Replay,
+        at_most: usize,
+    ) -> Result<(Vec<DeliveryKey>, Option<EventId>)> {
+        let from = replay
+            .after
+            .clone()
+            .unwrap_or_else(|| EventId::earliest(replay.since).as_str().to_owned());
         let query = self
             .client
             .query()
             .table_name(&self.tables.deliveries)
             .projection_expression("PK, SK")
-            .expression_attribute_values(":from", text(&from))
-            .expression_attribute_values(":to", text(EventId::latest(replay.until).as_str()))
+            .expression_attribute_values(":from", attr_s(&from))
+            .expression_attribute_values(":to", attr_s(EventId::latest(replay.until).as_str()))
             .limit(i32::try_from(at_most).unwrap_or(i32::MAX));
         let query = match replay.selection {
-            Selection::Failed => {
-                let partition = key_schema::deliveries_in_state(&of.account, of.webhook, Status::Failed.name());
+            ReplayFilter::Failed => {
+                let partition = key_schema::state_index_key(
+                    &of.account,
+                    of.webhook,
+                    DeliveryStatus::Failed.name(),
+                );
                 query
                     .index_name(STATE_INDEX)
                     .key_condition_expression("state_key = :partition AND SK BETWEEN :from AND :to")
-                    .expression_attribute_values(":partition", text(&partition))
+                    .expression_attribute_values(":partition", attr_s(&partition))
             }
-            Selection::All => query
+            ReplayFilter::All => query
                 .consistent_read(true)
                 .key_condition_expression("PK = :partition AND SK BETWEEN :from AND :to")
-                .expression_attribute_values(":partition", text(&key_schema::deliveries(&of.account, of.webhook))),
+                .expression_attribute_values(
+                    ":partition",
+                    attr_s(&key_schema::deliveries(&of.account, of.webhook)),
+                ),
         };
         let page = query.send().await?;
-        let next = page.last_evaluated_key.as_ref().map(key_of).transpose()?.map(|key| key.event);
-        let found = page.items.unwrap_or_default().iter().map(key_of).collect::<Result<Vec<_>>>()?;
+        let next = page
+            .last_evaluated_key
+            .as_ref()
+            .map(parse_key)
+            .transpose()?
+            .map(|key| key.event);
+        let found = page
+            .items
+            .unwrap_or_default()
+            .iter()
+            .map(parse_key)
+            .collect::<Result<Vec<_>>>()?;
         // The window begins with what was looked at last.
-        Ok((found.into_iter().filter(|key| replay.after.as_deref() != Some(key.event.as_str())).collect(), next))
+        Ok((
+            found
+                .into_iter()
+                .filter(|key| replay.after.as_deref() != Some(key.event.as_str()))
+                .collect(),
+            next,
+        ))
     }
 
     /// One more was made due.
-    fn progress(&self, of: &Replaying, event: &EventId) -> TransactWriteItem {
+    fn progress(&self, of: &ReplayKey, event: &EventId) -> TransactWriteItem {
         let update = Update::builder()
             .table_name(&self.tables.webhooks)
-            .set_key(Some(key_of_replay(of).into_item()))
+            .set_key(Some(replay_key(of).into_item()))
             .update_expression("SET #after = :event ADD #found :one, sent :one")
             .condition_expression(
                 "attribute_exists(PK) AND cancelled = :no AND (attribute_not_exists(#after) OR #after < :event)",
             )
             .expression_attribute_names("#after", "after")
             .expression_attribute_names("#found", "found")
-            .expression_attribute_values(":event", text(event.as_str()))
+            .expression_attribute_values(":event", attr_s(event.as_str()))
             .expression_attribute_values(":no", AttributeValue::Bool(false))
-            .expression_attribute_values(":one", number(1));
-        TransactWriteItem::builder().update(update.build().expect("every required part is set")).build()
+            .expression_attribute_values(":one", attr_n(1));
+        TransactWriteItem::builder()
+            .update(update.build().expect("every required part is set"))
+            .build()
     }
 
     /// One more was delivered, or failed again.
     pub(super) fn replayed(&self, delivery: &Delivery, id: &ReplayId) -> TransactWriteItem {
-        let Key { account, webhook, .. } = &delivery.key;
-        let counter =
-            if delivery.attempts.last().is_some_and(|last| last.failure.is_none()) { "delivered" } else { "failed" };
+        let DeliveryKey {
+            account, webhook, ..
+        } = &delivery.key;
+        let counter = if delivery
+            .attempts
+            .last()
+            .is_some_and(|last| last.failure.is_none())
+        {
+            "delivered"
+        } else {
+            "failed"
+        };
         let update = Update::builder()
             .table_name(&self.tables.webhooks)
             .set_key(Some(key_schema::replay(account, *webhook, id).into_item()))
             .update_expression("ADD #counter :one")
             .condition_expression("attribute_exists(PK)")
             .expression_attribute_names("#counter", counter)
-            .expression_attribute_values(":one", number(1));
-        TransactWriteItem::builder().update(update.build().expect("every required part is set")).build()
+            .expression_attribute_values(":one", attr_n(1));
+        TransactWriteItem::builder()
+            .update(update.build().expect("every required part is set"))
+            .build()
     }
 
     /// One that was made due was taken back before it was attempted: its webhook was disabled or deleted.
     pub(super) fn not_replayed(&self, delivery: &Delivery, id: &ReplayId) -> TransactWriteItem {
-        let Key { account, webhook, .. } = &delivery.key;
+        let DeliveryKey {
+            account, webhook, ..
+        } = &delivery.key;
         let update = Update::builder()
             .table_name(&self.tables.webhooks)
             .set_key(Some(key_schema::replay(account, *webhook, id).into_item()))
             .update_expression("ADD sent :less")
             .condition_expression("attribute_exists(PK)")
-            .expression_attribute_values(":less", number(-1));
-        TransactWriteItem::builder().update(update.build().expect("every required part is set")).build()
+            .expression_attribute_values(":less", attr_n(-1));
+        TransactWriteItem::builder()
+            .update(update.build().expect("every required part is set"))
+            .build()
     }
 
     /// What was looked at and needed nothing is not looked at again.
-    async fn advance(&self, of: &Replaying, next: Option<EventId>) -> Result<()> {
-        let update =
-            self.client.update_item().table_name(&self.tables.webhooks).set_key(Some(key_of_replay(of).into_item()));
+    async fn advance(&self, of: &ReplayKey, next: Option<EventId>) -> Result<()> {
+        let update = self
+            .client
+            .update_item()
+            .table_name(&self.tables.webhooks)
+            .set_key(Some(replay_key(of).into_item()));
         let update = match next {
             None => update
                 .update_expression("SET scanned = :yes")
@@ -366,27 +467,31 @@ impl Store {
                 .expression_attribute_values(":yes", AttributeValue::Bool(true)),
             Some(next) => update
                 .update_expression("SET #after = :event")
-                .condition_expression("attribute_exists(PK) AND (attribute_not_exists(#after) OR #after < :event)")
+                .condition_expression(
+                    "attribute_exists(PK) AND (attribute_not_exists(#after) OR #after < :event)",
+                )
                 .expression_attribute_names("#after", "after")
-                .expression_attribute_values(":event", text(next.as_str())),
+                .expression_attribute_values(":event", attr_s(next.as_str())),
         };
-        held(update.send().await).map(drop)
+        into_condition_result(update.send().await).map(drop)
     }
 
     /// A replay is over: another may begin.
-    async fn end_replaying(&self, of: &Replaying) -> Result<()> {
+    async fn end_replaying(&self, of: &ReplayKey) -> Result<()> {
         let delete = self
             .client
             .delete_item()
             .table_name(&self.tables.webhooks)
-            .set_key(Some(key_schema::replaying(&of.account, of.webhook).into_item()))
+            .set_key(Some(
+                key_schema::active_replay(&of.account, of.webhook).into_item(),
+            ))
             // A later replay of the webhook may have begun.
             .condition_expression("replay = :replay")
-            .expression_attribute_values(":replay", text(of.id.as_str()));
-        held(delete.send().await).map(drop)
+            .expression_attribute_values(":replay", attr_s(of.id.as_str()));
+        into_condition_result(delete.send().await).map(drop)
     }
 }
 
-fn key_of_replay(of: &Replaying) -> Primary {
+fn replay_key(of: &ReplayKey) -> PrimaryKey {
     key_schema::replay(&of.account, of.webhook, &of.id)
 }

@@ -7,16 +7,16 @@ use aws_sdk_dynamodb::types::AttributeValue;
 
 use super::{
     Item, Result, Store,
-    delivery_log::{Filter, Status},
-    held, key_schema,
-    leases::Due,
+    delivery_log::{DeliveryFilter, DeliveryStatus},
+    into_condition_result, key_schema,
+    leases::DueDelivery,
 };
 use crate::concurrency;
 use nano_webhooks_core::{
-    delivery::{Key, lease},
+    delivery::{DeliveryKey, lease},
     event::EventId,
     timestamp::Timestamp,
-    webhook::{Account, WebhookId},
+    webhook::{AccountId, WebhookId},
 };
 
 /// How many deliveries a step makes due.
@@ -25,23 +25,28 @@ const STEP: usize = 300;
 const CONCURRENT: usize = 16;
 /// How long after the enabling the parked deliveries are gone through again: a worker that read the webhook before may have
 /// parked one since, and the index shows it a moment later.
-const AGAIN_FOR: Duration = Duration::from_mins(2);
+const RESCAN_WINDOW: Duration = Duration::from_mins(2);
 
 /// A webhook whose parked deliveries are being made due.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Unparking {
+pub struct ResumeJob {
     /// Whose it is.
-    pub account: Account,
+    pub account: AccountId,
     /// The webhook.
     pub webhook: WebhookId,
     enabled_at: Timestamp,
     after: Option<EventId>,
 }
 
-impl Unparking {
+impl ResumeJob {
     /// That of a webhook that was enabled just now.
-    pub const fn begin(account: Account, webhook: WebhookId, now: Timestamp) -> Self {
-        Self { account, webhook, enabled_at: now, after: None }
+    pub const fn begin(account: AccountId, webhook: WebhookId, now: Timestamp) -> Self {
+        Self {
+            account,
+            webhook,
+            enabled_at: now,
+            after: None,
+        }
     }
 }
 
@@ -50,44 +55,96 @@ impl Store {
     ///
     /// # Errors
     /// If DynamoDB does not answer.
-    pub async fn unparking(&self, at_most: usize) -> Result<Vec<Unparking>> {
+    pub async fn unparking(&self, at_most: usize) -> Result<Vec<ResumeJob>> {
         let read = |account, webhook, item: &Item| {
             let enabled_at = item.get("created_at")?.as_n().ok()?.parse().ok()?;
-            let after = item.get("after").and_then(|after| EventId::parse(after.as_s().ok()?));
-            Some(Unparking { account, webhook, enabled_at: Timestamp::from_millis(enabled_at), after })
+            let after = item
+                .get("after")
+                .and_then(|after| EventId::parse(after.as_s().ok()?));
+            Some(ResumeJob {
+                account,
+                webhook,
+                enabled_at: Timestamp::from_millis(enabled_at),
+                after,
+            })
         };
-        self.marked(key_schema::UNPARKING, at_most, read).await
+        self.marked(key_schema::PENDING_RESUMES, at_most, read)
+            .await
     }
 
     /// Takes a step: makes a part of a webhook's parked deliveries due, one after the other, and says which.
     ///
     /// # Errors
     /// If DynamoDB does not answer.
-    pub async fn unpark(&self, unparking: &Unparking, now: Timestamp) -> Result<Vec<Due>> {
-        let Unparking { account, webhook, enabled_at, after } = unparking;
-        let filter = Filter { status: Some(Status::Pending), event: None, after: after.clone(), limit: STEP };
+    pub async fn unpark(&self, unparking: &ResumeJob, now: Timestamp) -> Result<Vec<DueDelivery>> {
+        let ResumeJob {
+            account,
+            webhook,
+            enabled_at,
+            after,
+        } = unparking;
+        let filter = DeliveryFilter {
+            status: Some(DeliveryStatus::Pending),
+            event: None,
+            after: after.clone(),
+            limit: STEP,
+        };
         let page = self.deliveries_of(account, *webhook, &filter).await?;
-        let parked = page.deliveries.into_iter().filter(|listed| listed.row.next_attempt_at.is_none());
+        let parked = page
+            .deliveries
+            .into_iter()
+            .filter(|listed| listed.row.next_attempt_at.is_none());
         let mut due_at = now;
         let changes = parked.map(|listed| {
-            due_at = due_at + lease::SPACING;
-            let key = Key { account: account.clone(), webhook: *webhook, event: listed.event_id };
+            due_at = due_at + lease::PACING_INTERVAL;
+            let key = DeliveryKey {
+                account: account.clone(),
+                webhook: *webhook,
+                event: listed.event_id,
+            };
             self.make_due(key, listed.row.attempt_count, due_at, now)
         });
-        let due = concurrency::join(changes.collect(), CONCURRENT).await.into_iter().collect::<Result<Vec<_>>>()?;
-        let key = key_schema::unparking(account, *webhook).into_item();
-        if page.next.is_none() && *enabled_at + AGAIN_FOR <= now {
-            self.client.delete_item().table_name(&self.tables.webhooks).set_key(Some(key)).send().await?;
+        let due = concurrency::join_bounded(changes.collect(), CONCURRENT)
+            .await
+            .into_iter()
+            .collect::<Result<Vec<_>>>()?;
+        let key = key_schema::pending_resume(account, *webhook).into_item();
+        if page.next.is_none() && *enabled_at + RESCAN_WINDOW <= now {
+            self.client
+                .delete_item()
+                .table_name(&self.tables.webhooks)
+                .set_key(Some(key))
+                .send()
+                .await?;
         } else {
             let mut item = key;
-            item.insert("created_at".to_owned(), AttributeValue::N(enabled_at.millis().to_string()));
-            item.extend(page.next.map(|event| ("after".to_owned(), AttributeValue::S(event.as_str().to_owned()))));
-            self.client.put_item().table_name(&self.tables.webhooks).set_item(Some(item)).send().await?;
+            item.insert(
+                "created_at".to_owned(),
+                AttributeValue::N(enabled_at.millis().to_string()),
+            );
+            item.extend(page.next.map(|event| {
+                (
+                    "after".to_owned(),
+                    AttributeValue::S(event.as_str().to_owned()),
+                )
+            }));
+            self.client
+                .put_item()
+                .table_name(&self.tables.webhooks)
+                .set_item(Some(item))
+                .send()
+                .await?;
         }
         Ok(due.into_iter().flatten().collect())
     }
 
-    async fn make_due(&self, key: Key, attempt_count: u32, due_at: Timestamp, now: Timestamp) -> Result<Option<Due>> {
+    async fn make_due(
+        &self,
+        key: DeliveryKey,
+        attempt_count: u32,
+        due_at: Timestamp,
+        now: Timestamp,
+    ) -> Result<Option<DueDelivery>> {
         let number = |n: i64| AttributeValue::N(n.to_string());
         let update = self
             .client
@@ -101,6 +158,7 @@ impl Store {
             .expression_attribute_values(":due", number(due_at.millis()))
             .expression_attribute_values(":sweep", number(lease::sweep_at(due_at, now).millis()))
             .expression_attribute_values(":shard", AttributeValue::S(key_schema::due_shard(&key.event)));
-        Ok(held(update.send().await)?.then(|| Due::new(key, attempt_count, due_at, lease::sweep_at(due_at, now))))
+        Ok(into_condition_result(update.send().await)?
+            .then(|| DueDelivery::new(key, attempt_count, due_at, lease::sweep_at(due_at, now))))
     }
 }

@@ -4,25 +4,25 @@
 use std::time::Duration;
 
 use super::{
-    Error, Result, Store, back_off, held, key_schema,
-    secrets::{SECRETS, StoredSecret, stored},
-    unwritable,
+    Error, Result, Store, into_condition_result, key_schema,
+    secrets::{SECRETS, StoredSecret, encrypt_secret},
+    serialize_error, sleep_with_backoff,
 };
 use crate::clock::Deadline;
 use aws_sdk_dynamodb::types::AttributeValue;
 use nano_webhooks_core::{
     timestamp::Timestamp,
-    webhook::{Account, Secret, WebhookId},
+    webhook::{AccountId, Secret, WebhookId},
 };
 
 /// How many secrets of a webhook may sign at the same time. Receivers look at each signature, so they are few.
-pub const MAX_LIVE: usize = 3;
+pub const MAX_ACTIVE_SECRETS: usize = 3;
 /// How long a rotation is tried again when others change the same webhook at the same time.
-const MAX_TIME: Duration = Duration::from_secs(5);
+const ROTATION_RETRY_LIMIT: Duration = Duration::from_secs(5);
 
 /// What became of a request to rotate.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Rotated {
+pub enum RotateOutcome {
     /// The new secret signs.
     Done {
         /// How many secrets sign now.
@@ -30,7 +30,7 @@ pub enum Rotated {
         /// When the one before signs no more; `None`: it does not already, or there was none.
         previous_until: Option<Timestamp>,
     },
-    /// There are [`MAX_LIVE`] already, until this time.
+    /// There are [`MAX_ACTIVE_SECRETS`] already, until this time.
     TooMany {
         /// When the first of them ends.
         until: Timestamp,
@@ -46,28 +46,30 @@ impl Store {
     /// If DynamoDB or KMS does not answer.
     pub async fn rotate_secret(
         &self,
-        account: &Account,
+        account: &AccountId,
         id: WebhookId,
         secret: &Secret,
         grace: Duration,
         now: Timestamp,
-    ) -> Result<Rotated> {
+    ) -> Result<RotateOutcome> {
         let key = self.sealing_key(now).await?;
-        let new = stored(key.as_deref(), account, id, secret);
-        let deadline = Deadline::after(MAX_TIME);
+        let new = encrypt_secret(key.as_deref(), account, id, secret);
+        let deadline = Deadline::after(ROTATION_RETRY_LIMIT);
         for tried in 0.. {
             if deadline.remaining().is_zero() {
                 break;
             }
-            let Some(subscriber) = self.subscriber(account, id).await? else { return Ok(Rotated::NotFound) };
+            let Some(subscriber) = self.subscriber(account, id).await? else {
+                return Ok(RotateOutcome::NotFound);
+            };
             let before = subscriber.secrets;
             // An answer that was lost on its way is asked for again, and the condition has not held since.
             if tried > 0 && before.first() == Some(&new) {
-                return Ok(done(&before));
+                return Ok(outcome(&before));
             }
-            let after = match rotated(&before, new.clone(), grace, now) {
+            let after = match apply_rotation(&before, new.clone(), grace, now) {
                 Ok(after) => after,
-                Err(until) => return Ok(Rotated::TooMany { until }),
+                Err(until) => return Ok(RotateOutcome::TooMany { until }),
             };
             let update = self
                 .client
@@ -77,33 +79,53 @@ impl Store {
                 .update_expression("SET #secrets = :after, updated_at = :now")
                 .condition_expression("#secrets = :before")
                 .expression_attribute_names("#secrets", SECRETS)
-                .expression_attribute_values(":before", serde_dynamo::to_attribute_value(&before).map_err(unwritable)?)
-                .expression_attribute_values(":after", serde_dynamo::to_attribute_value(&after).map_err(unwritable)?)
+                .expression_attribute_values(
+                    ":before",
+                    serde_dynamo::to_attribute_value(&before).map_err(serialize_error)?,
+                )
+                .expression_attribute_values(
+                    ":after",
+                    serde_dynamo::to_attribute_value(&after).map_err(serialize_error)?,
+                )
                 .expression_attribute_values(":now", AttributeValue::N(now.millis().to_string()));
-            if held(update.send().await)? {
-                return Ok(done(&after));
+            if into_condition_result(update.send().await)? {
+                return Ok(outcome(&after));
             }
-            back_off(tried).await;
+            sleep_with_backoff(tried).await;
         }
-        Err(Error::Unavailable("too many changes of one webhook at the same time".to_owned()))
+        Err(Error::Unavailable(
+            "too many changes of one webhook at the same time".to_owned(),
+        ))
     }
 }
 
-fn done(secrets: &[StoredSecret]) -> Rotated {
-    Rotated::Done { live: secrets.len(), previous_until: secrets.get(1).and_then(StoredSecret::until) }
+fn outcome(secrets: &[StoredSecret]) -> RotateOutcome {
+    RotateOutcome::Done {
+        live: secrets.len(),
+        previous_until: secrets.get(1).and_then(StoredSecret::until),
+    }
 }
 
 /// The secrets after a rotation, the newest first, those that have ended left out. `Err`: there would be too many, until then.
-fn rotated(
+fn apply_rotation(
     before: &[StoredSecret],
     new: StoredSecret,
     grace: Duration,
     now: Timestamp,
 ) -> std::result::Result<Vec<StoredSecret>, Timestamp> {
     let ends = now + grace;
-    let old: Vec<_> = before.iter().cloned().map(|old| old.ending(ends)).filter(|old| old.is_live(now)).collect();
-    if old.len() >= MAX_LIVE {
-        return Err(old.iter().filter_map(StoredSecret::until).min().unwrap_or(ends));
+    let old: Vec<_> = before
+        .iter()
+        .cloned()
+        .map(|old| old.ending(ends))
+        .filter(|old| old.is_live(now))
+        .collect();
+    if old.len() >= MAX_ACTIVE_SECRETS {
+        return Err(old
+            .iter()
+            .filter_map(StoredSecret::until)
+            .min()
+            .unwrap_or(ends));
     }
     Ok([vec![new], old].concat())
 }

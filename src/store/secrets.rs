@@ -13,36 +13,36 @@ use tokio::sync::Mutex;
 use zeroize::Zeroizing;
 
 use super::{
-    Error, Item, Result, Store, corrupt, from_item, held,
-    key_schema::{self, Primary},
-    to_item, unwritable,
-    webhooks::Subscriber,
+    Error, Item, Result, Store, corrupt_item, from_item, into_condition_result,
+    key_schema::{self, PrimaryKey},
+    serialize_error, to_item,
+    webhooks::WebhookRecord,
 };
 use crate::random;
-use crate::{aws::said, clock::Stopwatch, concurrency};
+use crate::{aws::format_sdk_error, clock::Stopwatch, concurrency};
 use nano_webhooks_core::{
-    data_key::{DataKey, KeyBytes},
+    data_key::{DataKey, KeyMaterial},
     timestamp::Timestamp,
-    webhook::{Account, Secret, WebhookId},
+    webhook::{AccountId, Secret, WebhookId},
 };
 
 /// What KMS is told of a data key beside the key itself, so that it unwraps it for this purpose and version alone, and its
 /// log says what for.
-const CONTEXT: &str = "nano-webhooks-data-key";
+const ENCRYPTION_CONTEXT_KEY: &str = "nano-webhooks-data-key";
 /// How often a data key is looked for again when others start one at the same time.
 const MAX_TRIES: usize = 5;
 
 /// How long a data key that cannot be unwrapped is not asked for again: those who wait for it do not queue up for one refusal
 /// after the other.
-const LOCKED_FOR: Duration = Duration::from_secs(2);
+const UNAVAILABLE_TTL: Duration = Duration::from_secs(2);
 /// How many secrets are sealed anew at the same time.
-const RESEALING: usize = 16;
+const REENCRYPT_CONCURRENCY: usize = 16;
 /// The attribute of a webhook that holds its secrets.
 pub(super) const SECRETS: &str = "secrets";
 
 /// What became of a part of the secrets that were to be sealed anew.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Resealed {
+pub struct ReencryptStats {
     /// Webhooks whose secrets were sealed anew.
     pub sealed: u64,
     /// Webhooks whose secrets were so already, or that have none.
@@ -53,11 +53,11 @@ pub struct Resealed {
 
 /// Where sealing anew goes on.
 #[derive(Clone, Debug)]
-pub struct ResealFrom(Item);
+pub struct ReencryptCursor(Item);
 
 /// What wraps the data keys.
 #[derive(Clone)]
-pub enum Wrapping {
+pub enum KeyProvider {
     /// There are none: secrets are stored as they are, readable to all who can read the table.
     None,
     /// A key of AWS KMS.
@@ -68,10 +68,10 @@ pub enum Wrapping {
         key_id: String,
     },
     /// A key that this process holds, as local mode does.
-    Local(KeyBytes),
+    Local(KeyMaterial),
 }
 
-impl Wrapping {
+impl KeyProvider {
     /// Whether a data key that `kms_key` wrapped may seal: not one of a KMS key that was set before, nor one that somebody who
     /// writes the table has put there. An id or an alias is not told from another key's ARN.
     fn is_of(&self, kms_key: Option<&str>) -> bool {
@@ -84,14 +84,14 @@ impl Wrapping {
 
 /// The data keys, as far as they have been needed.
 #[derive(Clone)]
-pub struct Vault {
-    wrapping: Wrapping,
+pub struct DataKeyCache {
+    wrapping: KeyProvider,
     /// Held while one is loaded, so that all who need it wait for one unwrapping.
-    known: Arc<Mutex<Known>>,
+    known: Arc<Mutex<CacheState>>,
 }
 
 #[derive(Default)]
-struct Known {
+struct CacheState {
     keys: BTreeMap<u32, Arc<DataKey>>,
     /// Those that could not be unwrapped, and why: they are not asked for again for a while.
     locked: BTreeMap<u32, (Stopwatch, String)>,
@@ -99,14 +99,17 @@ struct Known {
     sealing: Option<u32>,
 }
 
-impl Vault {
+impl DataKeyCache {
     /// A vault whose data keys are wrapped so.
-    pub fn new(wrapping: Wrapping) -> Self {
-        Self { wrapping, known: Arc::default() }
+    pub fn new(wrapping: KeyProvider) -> Self {
+        Self {
+            wrapping,
+            known: Arc::default(),
+        }
     }
 }
 
-impl fmt::Debug for Vault {
+impl fmt::Debug for DataKeyCache {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Vault(…)")
     }
@@ -116,7 +119,7 @@ impl fmt::Debug for Vault {
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StoredSecret {
     #[serde(flatten)]
-    form: Form,
+    form: SecretEncoding,
     /// When it signs no more, because a newer one has taken its place; absent: it is the newest.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     until: Option<Timestamp>,
@@ -137,13 +140,16 @@ impl StoredSecret {
     #[must_use]
     pub fn ending(self, until: Timestamp) -> Self {
         let until = self.until.map_or(until, |before| before.min(until));
-        Self { until: Some(until), ..self }
+        Self {
+            until: Some(until),
+            ..self
+        }
     }
 }
 
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
-enum Form {
+enum SecretEncoding {
     /// Under the data key of this version.
     Sealed { data_key: u32, sealed: String },
     /// As it is.
@@ -165,7 +171,7 @@ pub struct Fingerprint {
 }
 
 #[derive(Serialize, Deserialize)]
-struct Row {
+struct DataKeyRow {
     #[serde(rename = "PK")]
     pk: String,
     #[serde(rename = "SK")]
@@ -184,7 +190,7 @@ impl Store {
     /// # Errors
     /// If DynamoDB or KMS does not answer, or the newest data key was wrapped by another key.
     pub async fn sealing_key(&self, now: Timestamp) -> Result<Option<Arc<DataKey>>> {
-        if matches!(self.vault.wrapping, Wrapping::None) {
+        if matches!(self.vault.wrapping, KeyProvider::None) {
             return Ok(None);
         }
         let mut known = self.vault.known.lock().await;
@@ -194,18 +200,21 @@ impl Store {
         for _ in 0..MAX_TRIES {
             let newest = self.newest_data_key().await?;
             let version = newest.as_ref().map_or(0, |(version, _)| *version);
-            let key = match newest.filter(|(_, row)| self.vault.wrapping.is_of(row.kms_key.as_deref())) {
-                Some((version, row)) => Arc::new(self.unwrap(version, &row).await?),
-                None => match self.start(version + 1, now).await? {
-                    Some(key) => Arc::new(key),
-                    None => continue,
-                },
-            };
+            let key =
+                match newest.filter(|(_, row)| self.vault.wrapping.is_of(row.kms_key.as_deref())) {
+                    Some((version, row)) => Arc::new(self.unwrap(version, &row).await?),
+                    None => match self.start(version + 1, now).await? {
+                        Some(key) => Arc::new(key),
+                        None => continue,
+                    },
+                };
             known.sealing = Some(key.version());
             known.keys.insert(key.version(), key.clone());
             return Ok(Some(key));
         }
-        Err(Error::Unavailable("a data key is being started by others".to_owned()))
+        Err(Error::Unavailable(
+            "a data key is being started by others".to_owned(),
+        ))
     }
 
     /// Starts a new data key, which seals from now on: in this process at once, in others from their next start.
@@ -220,23 +229,37 @@ impl Store {
             if let Some((version, row)) = &newest {
                 self.unwrap(*version, row).await?;
             }
-            if let Some(key) = self.start(newest.map_or(0, |(version, _)| version) + 1, now).await? {
+            if let Some(key) = self
+                .start(newest.map_or(0, |(version, _)| version) + 1, now)
+                .await?
+            {
                 let version = key.version();
                 known.sealing = Some(version);
                 known.keys.insert(version, Arc::new(key));
                 return Ok(version);
             }
         }
-        Err(Error::Unavailable("a data key is being started by others".to_owned()))
+        Err(Error::Unavailable(
+            "a data key is being started by others".to_owned(),
+        ))
     }
 
     /// A webhook's secrets that are live, the newest first.
     ///
     /// # Errors
     /// [`Error::Internal`] if a secret was not sealed for this webhook, and never will open; others if it does not for now.
-    pub async fn secrets_of(&self, account: &Account, subscriber: &Subscriber, now: Timestamp) -> Result<Vec<Secret>> {
+    pub async fn secrets_of(
+        &self,
+        account: &AccountId,
+        subscriber: &WebhookRecord,
+        now: Timestamp,
+    ) -> Result<Vec<Secret>> {
         let mut secrets = Vec::with_capacity(subscriber.secrets.len());
-        for stored in subscriber.secrets.iter().filter(|stored| stored.is_live(now)) {
+        for stored in subscriber
+            .secrets
+            .iter()
+            .filter(|stored| stored.is_live(now))
+        {
             secrets.push(self.open(account, subscriber.webhook.id, stored).await?);
         }
         Ok(secrets)
@@ -247,9 +270,14 @@ impl Store {
     ///
     /// # Errors
     /// If DynamoDB or KMS does not answer, or a secret was not sealed for its webhook.
-    pub async fn reseal(&self, from: Option<ResealFrom>, now: Timestamp) -> Result<(Resealed, Option<ResealFrom>)> {
+    pub async fn reseal(
+        &self,
+        from: Option<ReencryptCursor>,
+        now: Timestamp,
+    ) -> Result<(ReencryptStats, Option<ReencryptCursor>)> {
         let key = self.sealing_key(now).await?;
-        let key = key.ok_or_else(|| Error::Locked("nothing is set that could wrap a data key".to_owned()))?;
+        let key = key
+            .ok_or_else(|| Error::Locked("nothing is set that could wrap a data key".to_owned()))?;
         let scan = self
             .client
             .scan()
@@ -257,13 +285,22 @@ impl Store {
             .consistent_read(true)
             .filter_expression("begins_with(SK, :webhook) AND attribute_exists(#secrets)")
             .expression_attribute_names("#secrets", SECRETS)
-            .expression_attribute_values(":webhook", AttributeValue::S(key_schema::WEBHOOK_PREFIX.to_owned()))
-            .set_exclusive_start_key(from.map(|ResealFrom(key)| key));
+            .expression_attribute_values(
+                ":webhook",
+                AttributeValue::S(key_schema::WEBHOOK_PREFIX.to_owned()),
+            )
+            .set_exclusive_start_key(from.map(|ReencryptCursor(key)| key));
         let page = scan.send().await?;
         let items = page.items.unwrap_or_default();
-        let mut resealed = Resealed::default();
-        for done in
-            concurrency::join(items.into_iter().map(|item| self.reseal_one(item, &key)).collect(), RESEALING).await
+        let mut resealed = ReencryptStats::default();
+        for done in concurrency::join_bounded(
+            items
+                .into_iter()
+                .map(|item| self.reseal_one(item, &key))
+                .collect(),
+            REENCRYPT_CONCURRENCY,
+        )
+        .await
         {
             match done? {
                 Some(true) => resealed.sealed += 1,
@@ -271,23 +308,33 @@ impl Store {
                 None => resealed.kept += 1,
             }
         }
-        Ok((resealed, page.last_evaluated_key.map(ResealFrom)))
+        Ok((resealed, page.last_evaluated_key.map(ReencryptCursor)))
     }
 
     /// Whether it was sealed anew, or changed by others meanwhile; `None` if there was nothing to do.
     async fn reseal_one(&self, item: Item, key: &DataKey) -> Result<Option<bool>> {
         let text = |name: &str| item.get(name).and_then(|value| value.as_s().ok());
         let webhook = text(key_schema::PK).and_then(|pk| key_schema::parse_account(pk));
-        let webhook = webhook.zip(text(key_schema::SK).and_then(|sk| key_schema::parse_webhook(sk)));
-        let (Some((account, id)), Some(before)) = (webhook, item.get(SECRETS)) else { return Ok(None) };
-        let unreadable = |_| corrupt("list of secrets");
-        let mut secrets: Vec<StoredSecret> = serde_dynamo::from_attribute_value(before.clone()).map_err(unreadable)?;
-        let sealed = |form: &Form| matches!(form, Form::Sealed { data_key, .. } if *data_key == key.version());
+        let webhook =
+            webhook.zip(text(key_schema::SK).and_then(|sk| key_schema::parse_webhook(sk)));
+        let (Some((account, id)), Some(before)) = (webhook, item.get(SECRETS)) else {
+            return Ok(None);
+        };
+        let unreadable = |_| corrupt_item("list of secrets");
+        let mut secrets: Vec<StoredSecret> =
+            serde_dynamo::from_attribute_value(before.clone()).map_err(unreadable)?;
+        let sealed = |form: &SecretEncoding| matches!(form, SecretEncoding::Sealed { data_key, .. } if *data_key == key.version());
         if secrets.iter().all(|secret| sealed(&secret.form)) {
             return Ok(None);
         }
         for secret in &mut secrets {
-            secret.form = stored(Some(key), &account, id, &self.open(&account, id, secret).await?).form;
+            secret.form = encrypt_secret(
+                Some(key),
+                &account,
+                id,
+                &self.open(&account, id, secret).await?,
+            )
+            .form;
         }
         let update = self
             .client
@@ -298,30 +345,55 @@ impl Store {
             .condition_expression("#secrets = :before")
             .expression_attribute_names("#secrets", SECRETS)
             .expression_attribute_values(":before", before.clone())
-            .expression_attribute_values(":after", serde_dynamo::to_attribute_value(secrets).map_err(unwritable)?);
-        held(update.send().await).map(Some)
+            .expression_attribute_values(
+                ":after",
+                serde_dynamo::to_attribute_value(secrets).map_err(serialize_error)?,
+            );
+        into_condition_result(update.send().await).map(Some)
     }
 
-    async fn open(&self, account: &Account, id: WebhookId, stored: &StoredSecret) -> Result<Secret> {
+    async fn open(
+        &self,
+        account: &AccountId,
+        id: WebhookId,
+        stored: &StoredSecret,
+    ) -> Result<Secret> {
         match &stored.form {
-            Form::Plain { plain } => Secret::parse(plain.to_string()).map_err(|_| corrupt("secret")),
-            Form::Sealed { data_key, sealed } => {
+            SecretEncoding::Plain { plain } => {
+                Secret::parse(plain.to_string()).map_err(|_| corrupt_item("secret"))
+            }
+            SecretEncoding::Sealed { data_key, sealed } => {
                 let key = self.data_key(*data_key).await?;
-                key.open(account, id, sealed).map_err(|_| corrupt("secret: it was not sealed for this webhook"))
+                key.open(account, id, sealed)
+                    .map_err(|_| corrupt_item("secret: it was not sealed for this webhook"))
             }
         }
     }
 
     /// The fingerprint of what has this hash, by the data key that seals.
-    pub(super) async fn fingerprint(&self, sha256: &[u8; 32], now: Timestamp) -> Result<Fingerprint> {
+    pub(super) async fn fingerprint(
+        &self,
+        sha256: &[u8; 32],
+        now: Timestamp,
+    ) -> Result<Fingerprint> {
         Ok(match self.sealing_key(now).await? {
-            None => Fingerprint { fingerprint: hex::encode(sha256), data_key: None },
-            Some(key) => Fingerprint { fingerprint: key.fingerprint(sha256), data_key: Some(key.version()) },
+            None => Fingerprint {
+                fingerprint: hex::encode(sha256),
+                data_key: None,
+            },
+            Some(key) => Fingerprint {
+                fingerprint: key.fingerprint(sha256),
+                data_key: Some(key.version()),
+            },
         })
     }
 
-    /// Whether `stored` is the fingerprint of what has this hash.
-    pub(super) async fn is_fingerprint(&self, stored: &Fingerprint, sha256: &[u8; 32]) -> Result<bool> {
+    /// Whether `encrypt_secret` is the fingerprint of what has this hash.
+    pub(super) async fn is_fingerprint(
+        &self,
+        stored: &Fingerprint,
+        sha256: &[u8; 32],
+    ) -> Result<bool> {
         Ok(stored.fingerprint
             == match stored.data_key {
                 None => hex::encode(sha256),
@@ -336,12 +408,14 @@ impl Store {
             return Ok(key.clone());
         }
         if let Some((since, why)) = known.locked.get(&version)
-            && since.elapsed() < LOCKED_FOR
+            && since.elapsed() < UNAVAILABLE_TTL
         {
             return Err(Error::Locked(why.clone()));
         }
         let item = self.item(key_schema::data_key(version)).await?;
-        let row = from_item(item.ok_or_else(|| corrupt("data key version: there is no such data key"))?)?;
+        let row = from_item(
+            item.ok_or_else(|| corrupt_item("data key version: there is no such data key"))?,
+        )?;
         match self.unwrap(version, &row).await {
             Ok(key) => {
                 let key = Arc::new(key);
@@ -349,105 +423,150 @@ impl Store {
                 Ok(key)
             }
             Err(Error::Locked(why)) => {
-                known.locked.insert(version, (Stopwatch::start(), why.clone()));
+                known
+                    .locked
+                    .insert(version, (Stopwatch::start(), why.clone()));
                 Err(Error::Locked(why))
             }
             Err(error) => Err(error),
         }
     }
 
-    async fn newest_data_key(&self) -> Result<Option<(u32, Row)>> {
+    async fn newest_data_key(&self) -> Result<Option<(u32, DataKeyRow)>> {
         let query = self
             .client
             .query()
             .table_name(&self.tables.webhooks)
             .consistent_read(true)
             .key_condition_expression("PK = :data_keys")
-            .expression_attribute_values(":data_keys", AttributeValue::S(key_schema::DATA_KEYS.to_owned()))
+            .expression_attribute_values(
+                ":data_keys",
+                AttributeValue::S(key_schema::DATA_KEYS.to_owned()),
+            )
             .scan_index_forward(false)
             .limit(1);
-        let Some(item) = query.send().await?.items.unwrap_or_default().pop() else { return Ok(None) };
-        let row: Row = from_item(item)?;
-        let version = key_schema::parse_data_key(&row.sk).ok_or_else(|| corrupt("data key version"))?;
+        let Some(item) = query.send().await?.items.unwrap_or_default().pop() else {
+            return Ok(None);
+        };
+        let row: DataKeyRow = from_item(item)?;
+        let version =
+            key_schema::parse_data_key(&row.sk).ok_or_else(|| corrupt_item("data key version"))?;
         Ok(Some((version, row)))
     }
 
     /// Starts the data key of this version; `None` if there is one.
     async fn start(&self, version: u32, now: Timestamp) -> Result<Option<DataKey>> {
         let (bytes, wrapped, kms_key) = match &self.vault.wrapping {
-            Wrapping::None => return Err(Error::Locked("nothing is set that could wrap a data key".to_owned())),
-            Wrapping::Local(key) => {
-                let bytes = KeyBytes::from_random(random::bytes());
+            KeyProvider::None => {
+                return Err(Error::Locked(
+                    "nothing is set that could wrap a data key".to_owned(),
+                ));
+            }
+            KeyProvider::Local(key) => {
+                let bytes = KeyMaterial::from_random(random::bytes());
                 let wrapped = bytes.sealed_under(key, &version.to_string());
                 (bytes, wrapped, None)
             }
-            Wrapping::Kms { client, key_id } => {
+            KeyProvider::Kms { client, key_id } => {
                 let made = client
                     .generate_data_key()
                     .key_id(key_id)
                     .key_spec(aws_sdk_kms::types::DataKeySpec::Aes256)
-                    .encryption_context(CONTEXT, version.to_string())
+                    .encryption_context(ENCRYPTION_CONTEXT_KEY, version.to_string())
                     .send()
                     .await
-                    .map_err(|error| refused(&error))?;
+                    .map_err(|error| kms_error(&error))?;
                 let missing = || Error::Locked("KMS answered without a key".to_owned());
-                let bytes = made.plaintext.map(Blob::into_inner).and_then(KeyBytes::take).ok_or_else(missing)?;
+                let bytes = made
+                    .plaintext
+                    .map(Blob::into_inner)
+                    .and_then(KeyMaterial::take)
+                    .ok_or_else(missing)?;
                 let wrapped = STANDARD.encode(made.ciphertext_blob.ok_or_else(missing)?);
-                (bytes, wrapped, Some(made.key_id.unwrap_or_else(|| key_id.clone())))
+                (
+                    bytes,
+                    wrapped,
+                    Some(made.key_id.unwrap_or_else(|| key_id.clone())),
+                )
             }
         };
-        let Primary { pk, sk } = key_schema::data_key(version);
-        let row = Row { pk, sk, wrapped, kms_key, created_at: now };
-        let put = self.client.put_item().table_name(&self.tables.webhooks).set_item(Some(to_item(&row)?));
-        let started = held(put.condition_expression("attribute_not_exists(PK)").send().await)?;
+        let PrimaryKey { pk, sk } = key_schema::data_key(version);
+        let row = DataKeyRow {
+            pk,
+            sk,
+            wrapped,
+            kms_key,
+            created_at: now,
+        };
+        let put = self
+            .client
+            .put_item()
+            .table_name(&self.tables.webhooks)
+            .set_item(Some(to_item(&row)?));
+        let started = into_condition_result(
+            put.condition_expression("attribute_not_exists(PK)")
+                .send()
+                .await,
+        )?;
         Ok(started.then(|| DataKey::new(version, &bytes)))
     }
 
     /// What cannot be unwrapped may be another time, when the settings or the permissions are right again: until then what
     /// needs it waits, and is not given up.
-    async fn unwrap(&self, version: u32, row: &Row) -> Result<DataKey> {
-        let wrong = |what: &str| Error::Locked(format!("data key {version} cannot be unwrapped: {what}"));
+    async fn unwrap(&self, version: u32, row: &DataKeyRow) -> Result<DataKey> {
+        let wrong =
+            |what: &str| Error::Locked(format!("data key {version} cannot be unwrapped: {what}"));
         let bytes = match (&self.vault.wrapping, &row.kms_key) {
-            (Wrapping::Kms { client, .. }, Some(kms_key)) => {
+            (KeyProvider::Kms { client, .. }, Some(kms_key)) => {
                 let wrapped = STANDARD.decode(&row.wrapped).map_err(|_| wrong("it is not base64"))?;
                 let opened = client
                     .decrypt()
                     .key_id(kms_key)
                     .ciphertext_blob(Blob::new(wrapped))
-                    .encryption_context(CONTEXT, version.to_string())
+                    .encryption_context(ENCRYPTION_CONTEXT_KEY, version.to_string())
                     .send()
                     .await
-                    .map_err(|error| refused(&error))?;
+                    .map_err(|error| kms_error(&error))?;
                 opened
                     .plaintext
                     .map(Blob::into_inner)
-                    .and_then(KeyBytes::take)
+                    .and_then(KeyMaterial::take)
                     .ok_or_else(|| wrong("it has no 32 bytes"))?
             }
-            (Wrapping::Local(key), None) => KeyBytes::open_under(key, &row.wrapped, &version.to_string())
+            (KeyProvider::Local(key), None) => KeyMaterial::open_under(key, &row.wrapped, &version.to_string())
                 .map_err(|_| wrong("it was wrapped by another key than this data directory's; use the one that the tables were begun with, or other tables"))?,
-            (Wrapping::None, _) => return Err(wrong("SECRETS_KMS_KEY_ID is not set")),
-            (Wrapping::Kms { .. }, None) => return Err(wrong("local mode wrapped it, not KMS")),
-            (Wrapping::Local(_), Some(_)) => return Err(wrong("KMS wrapped it, not local mode")),
+            (KeyProvider::None, _) => return Err(wrong("SECRETS_KMS_KEY_ID is not set")),
+            (KeyProvider::Kms { .. }, None) => return Err(wrong("local mode wrapped it, not KMS")),
+            (KeyProvider::Local(_), Some(_)) => return Err(wrong("KMS wrapped it, not local mode")),
         };
         Ok(DataKey::new(version, &bytes))
     }
 }
 
 /// A secret as it is to be stored: sealed by `key` if there is one.
-pub(super) fn stored(key: Option<&DataKey>, account: &Account, id: WebhookId, secret: &Secret) -> StoredSecret {
+pub(super) fn encrypt_secret(
+    key: Option<&DataKey>,
+    account: &AccountId,
+    id: WebhookId,
+    secret: &Secret,
+) -> StoredSecret {
     let form = match key {
-        None => Form::Plain { plain: Zeroizing::new(secret.expose().to_owned()) },
-        Some(key) => Form::Sealed { data_key: key.version(), sealed: key.seal(account, id, secret) },
+        None => SecretEncoding::Plain {
+            plain: Zeroizing::new(secret.expose().to_owned()),
+        },
+        Some(key) => SecretEncoding::Sealed {
+            data_key: key.version(),
+            sealed: key.seal(account, id, secret),
+        },
     };
     StoredSecret { form, until: None }
 }
 
 /// KMS did not do as it was asked.
-fn refused<E, R>(error: &aws_sdk_kms::error::SdkError<E, R>) -> Error
+fn kms_error<E, R>(error: &aws_sdk_kms::error::SdkError<E, R>) -> Error
 where
     E: std::error::Error + ProvideErrorMetadata + 'static,
     R: fmt::Debug + 'static,
 {
-    Error::Locked(format!("KMS: {}", said(error)))
+    Error::Locked(format!("KMS: {}", format_sdk_error(error)))
 }

@@ -4,23 +4,23 @@ use aws_sdk_dynamodb::types::{AttributeValue, Delete, Put, TransactWriteItem, Up
 
 use super::{
     Result, Store, key_schema,
-    secrets::{SECRETS, stored},
-    unwritable,
+    secrets::{SECRETS, encrypt_secret},
+    serialize_error,
 };
 use nano_webhooks_core::{
     timestamp::Timestamp,
-    webhook::{Account, EndpointUrl, Events, Secret, Status, WebhookId},
+    webhook::{AccountId, EndpointUrl, EventTypes, Secret, WebhookId, WebhookStatus},
 };
 
 /// What is to be changed; what is `None` stays.
 #[derive(Clone, Debug, Default)]
-pub struct Change {
+pub struct WebhookUpdate {
     /// Where callbacks go. Nothing is known of the health of another endpoint.
     pub url: Option<EndpointUrl>,
     /// What it subscribes to.
-    pub events: Option<Events>,
+    pub events: Option<EventTypes>,
     /// Whether it receives events. Enabling forgets what is known of the endpoint's health, and makes parked deliveries due.
-    pub status: Option<Status>,
+    pub status: Option<WebhookStatus>,
     /// What signs from now on; `Some(None)`: nothing.
     pub secret: Option<Option<Secret>>,
     /// Its owner's note; `Some(None)`: none.
@@ -28,7 +28,7 @@ pub struct Change {
 }
 
 /// Why a webhook is disabled that its owner has disabled.
-const BY_OWNER: &str = "Disabled through the API.";
+const DISABLED_BY_OWNER: &str = "Disabled through the API.";
 
 impl Store {
     /// Changes a webhook; `false` if the account has none with this id.
@@ -37,9 +37,9 @@ impl Store {
     /// If DynamoDB does not answer.
     pub async fn change_webhook(
         &self,
-        account: &Account,
+        account: &AccountId,
         id: WebhookId,
-        change: &Change,
+        change: &WebhookUpdate,
         now: Timestamp,
     ) -> Result<bool> {
         let secrets = match &change.secret {
@@ -47,32 +47,45 @@ impl Store {
             Some(None) => Some(Vec::new()),
             Some(Some(secret)) => {
                 let key = self.sealing_key(now).await?;
-                Some(vec![stored(key.as_deref(), account, id, secret)])
+                Some(vec![encrypt_secret(key.as_deref(), account, id, secret)])
             }
         };
-        let secrets =
-            secrets.map(|secrets| serde_dynamo::to_attribute_value(secrets).map_err(unwritable)).transpose()?;
+        let secrets = secrets
+            .map(|secrets| serde_dynamo::to_attribute_value(secrets).map_err(serialize_error))
+            .transpose()?;
         let update = self.update(account, id, change, secrets, now);
         let mut parts = vec![TransactWriteItem::builder().update(update).build()];
-        if change.status == Some(Status::Active) || change.url.is_some() {
+        if change.status == Some(WebhookStatus::Active) || change.url.is_some() {
             let health = Delete::builder().table_name(&self.tables.webhooks);
-            let health = health.set_key(Some(key_schema::health(account, id).into_item())).build();
-            parts.push(TransactWriteItem::builder().delete(health.expect("every required part is set")).build());
+            let health = health
+                .set_key(Some(key_schema::health(account, id).into_item()))
+                .build();
+            parts.push(
+                TransactWriteItem::builder()
+                    .delete(health.expect("every required part is set"))
+                    .build(),
+            );
         }
-        if change.status == Some(Status::Active) {
+        if change.status == Some(WebhookStatus::Active) {
             let parked = Put::builder().table_name(&self.tables.webhooks);
-            let parked = parked.set_item(Some(key_schema::unparking(account, id).into_item()));
-            let parked = parked.item("created_at", AttributeValue::N(now.millis().to_string())).build();
-            parts.push(TransactWriteItem::builder().put(parked.expect("every required part is set")).build());
+            let parked = parked.set_item(Some(key_schema::pending_resume(account, id).into_item()));
+            let parked = parked
+                .item("created_at", AttributeValue::N(now.millis().to_string()))
+                .build();
+            parts.push(
+                TransactWriteItem::builder()
+                    .put(parked.expect("every required part is set"))
+                    .build(),
+            );
         }
         self.transact(parts).await
     }
 
     fn update(
         &self,
-        account: &Account,
+        account: &AccountId,
         id: WebhookId,
-        change: &Change,
+        change: &WebhookUpdate,
         secrets: Option<AttributeValue>,
         now: Timestamp,
     ) -> Update {
@@ -81,11 +94,16 @@ impl Store {
         let mut set = vec![("updated_at", AttributeValue::N(now.millis().to_string()))];
         let mut remove = Vec::new();
         set.extend(change.url.as_ref().map(|url| ("url", text(url.as_str()))));
-        set.extend(change.events.as_ref().map(|events| ("events", list(events.names().collect()))));
+        set.extend(
+            change
+                .events
+                .as_ref()
+                .map(|events| ("events", list(events.names().collect()))),
+        );
         set.extend(change.status.map(|status| ("status", text(status.name()))));
         match change.status {
-            Some(Status::Active) => remove.push("disabled_reason"),
-            Some(Status::Disabled) => set.push(("disabled_reason", text(BY_OWNER))),
+            Some(WebhookStatus::Active) => remove.push("disabled_reason"),
+            Some(WebhookStatus::Disabled) => set.push(("disabled_reason", text(DISABLED_BY_OWNER))),
             None => {}
         }
         set.extend(secrets.map(|secrets| (SECRETS, secrets)));
@@ -94,9 +112,16 @@ impl Store {
             Some(None) => remove.push("description"),
             None => {}
         }
-        let sets: Vec<_> = set.iter().map(|(name, _)| format!("#{name} = :{name}")).collect();
+        let sets: Vec<_> = set
+            .iter()
+            .map(|(name, _)| format!("#{name} = :{name}"))
+            .collect();
         let removes: Vec<_> = remove.iter().map(|name| format!("#{name}")).collect();
-        let removes = if removes.is_empty() { String::new() } else { format!(" REMOVE {}", removes.join(", ")) };
+        let removes = if removes.is_empty() {
+            String::new()
+        } else {
+            format!(" REMOVE {}", removes.join(", "))
+        };
         let expression = format!("SET {}{removes}", sets.join(", "));
         let mut update = Update::builder()
             .table_name(&self.tables.webhooks)

@@ -5,46 +5,47 @@ use std::time::Duration;
 use aws_sdk_dynamodb::{
     operation::transact_write_items::TransactWriteItemsError,
     types::{
-        AttributeValue, CancellationReason, Delete, Put, ReturnValuesOnConditionCheckFailure, TransactWriteItem, Update,
+        AttributeValue, CancellationReason, Delete, Put, ReturnValuesOnConditionCheckFailure,
+        TransactWriteItem, Update,
     },
 };
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Error, Item, Result, Store, back_off, corrupt, from_item, is_transient,
-    key_schema::{self, Primary},
-    secrets::{Fingerprint, StoredSecret, stored},
-    text, to_item,
+    Error, Item, Result, Store, attr_s, corrupt_item, from_item, is_transient,
+    key_schema::{self, PrimaryKey},
+    secrets::{Fingerprint, StoredSecret, encrypt_secret},
+    sleep_with_backoff, to_item,
 };
-use crate::{aws::said, clock::Deadline};
+use crate::{aws::format_sdk_error, clock::Deadline};
 use nano_webhooks_core::{
     data_key::DataKey,
-    delivery::{Delivery, endpoint_health::Health},
+    delivery::{Delivery, endpoint_health::EndpointHealth},
     timestamp::Timestamp,
-    webhook::{Account, EndpointUrl, Events, Secret, Status, Webhook, WebhookId},
+    webhook::{AccountId, EndpointUrl, EventTypes, Secret, Webhook, WebhookId, WebhookStatus},
 };
 
 /// How long a transaction is tried again when others change the same account at the same time. Each round one of them gets
 /// through.
-const MAX_TIME: Duration = Duration::from_secs(5);
+const TRANSACTION_RETRY_LIMIT: Duration = Duration::from_secs(5);
 
 /// A webhook and the health of its endpoint.
 #[derive(Clone, Debug)]
-pub struct Subscriber {
+pub struct WebhookRecord {
     /// The webhook.
     pub webhook: Webhook,
     /// The secrets that sign, the newest first, as they are stored; none: callbacks are not signed. [`Store::secrets_of`] opens
     /// them.
     pub secrets: Vec<StoredSecret>,
     /// What is known of its endpoint.
-    pub health: Health,
+    pub health: EndpointHealth,
     /// What is shown of it beside.
-    pub detail: Detail,
+    pub detail: WebhookMetadata,
 }
 
 /// What is shown of a webhook, and decides nothing.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Detail {
+pub struct WebhookMetadata {
     /// When it was created.
     pub created_at: Timestamp,
     /// When it was changed.
@@ -63,7 +64,7 @@ pub struct NewWebhook {
     /// Where callbacks go.
     pub url: EndpointUrl,
     /// What it subscribes to.
-    pub events: Events,
+    pub events: EventTypes,
     /// What signs; without it callbacks are not signed.
     pub secret: Option<Secret>,
     /// Its owner's note.
@@ -72,7 +73,7 @@ pub struct NewWebhook {
 
 /// A caller's `Idempotency-Key`: the same key with the same body gives the same webhook until it expires.
 #[derive(Clone, Debug)]
-pub struct Idempotency {
+pub struct IdempotencyKey {
     /// The caller's key.
     pub key: String,
     /// The SHA-256 of the request's body.
@@ -84,7 +85,7 @@ pub struct Idempotency {
 /// What became of a request to create.
 #[derive(Clone, Debug)]
 #[expect(clippy::large_enum_variant, reason = "there is one a request")]
-pub enum Created {
+pub enum CreateOutcome {
     /// The webhook, new or that of an earlier request with the same `Idempotency-Key` and body, as it was created.
     Webhook(Webhook),
     /// The account has as many webhooks as it may have.
@@ -94,29 +95,29 @@ pub enum Created {
 }
 
 #[derive(Serialize, Deserialize)]
-struct Row {
+struct WebhookRow {
     #[serde(rename = "PK")]
     pk: String,
     #[serde(rename = "SK")]
     sk: String,
     #[serde(flatten)]
-    fields: Fields,
+    fields: WebhookFields,
     #[serde(default)]
     secrets: Vec<StoredSecret>,
     #[serde(flatten)]
-    detail: Detail,
+    detail: WebhookMetadata,
 }
 
 /// What a webhook and the record of its creation have in common.
 #[derive(Serialize, Deserialize)]
-struct Fields {
+struct WebhookFields {
     url: String,
     events: Vec<String>,
     status: String,
 }
 
 #[derive(Serialize, Deserialize)]
-struct IdempotencyRow {
+struct IdempotencyKeyRow {
     #[serde(rename = "PK")]
     pk: String,
     #[serde(rename = "SK")]
@@ -125,12 +126,12 @@ struct IdempotencyRow {
     fingerprint: Fingerprint,
     id: u64,
     #[serde(flatten)]
-    fields: Fields,
+    fields: WebhookFields,
     expires_at: i64,
 }
 
 #[derive(Default, Deserialize)]
-pub(super) struct Meta {
+pub(super) struct AccountCounters {
     pub(super) last_id: u64,
     webhooks: u64,
 }
@@ -140,9 +141,11 @@ impl Store {
     ///
     /// # Errors
     /// If DynamoDB does not answer, or holds an item that breaks the rules.
-    pub async fn webhooks(&self, account: &Account) -> Result<Vec<Webhook>> {
+    pub async fn webhooks(&self, account: &AccountId) -> Result<Vec<Webhook>> {
         let subscribers = self.subscribers(account).await?.into_iter();
-        subscribers.map(|subscriber| subscriber.map(|subscriber| subscriber.webhook)).collect()
+        subscribers
+            .map(|subscriber| subscriber.map(|subscriber| subscriber.webhook))
+            .collect()
     }
 
     /// All webhooks of an account with their health, in id order. One that breaks the rules is an error of its own, which
@@ -150,37 +153,57 @@ impl Store {
     ///
     /// # Errors
     /// If DynamoDB does not answer.
-    pub async fn subscribers(&self, account: &Account) -> Result<Vec<Result<Subscriber>>> {
-        self.subscribers_under(account, key_schema::WEBHOOK_PREFIX).await
+    pub async fn subscribers(&self, account: &AccountId) -> Result<Vec<Result<WebhookRecord>>> {
+        self.subscribers_under(account, key_schema::WEBHOOK_PREFIX)
+            .await
     }
 
     /// One webhook with its health.
     ///
     /// # Errors
     /// If DynamoDB does not answer, or holds an item that breaks the rules.
-    pub async fn subscriber(&self, account: &Account, id: WebhookId) -> Result<Option<Subscriber>> {
-        self.subscribers_under(account, &key_schema::webhook(account, id).sk).await?.pop().transpose()
+    pub async fn subscriber(
+        &self,
+        account: &AccountId,
+        id: WebhookId,
+    ) -> Result<Option<WebhookRecord>> {
+        self.subscribers_under(account, &key_schema::webhook(account, id).sk)
+            .await?
+            .pop()
+            .transpose()
     }
 
     /// From a strongly consistent query: a webhook created a moment ago is among them.
-    async fn subscribers_under(&self, account: &Account, prefix: &str) -> Result<Vec<Result<Subscriber>>> {
+    async fn subscribers_under(
+        &self,
+        account: &AccountId,
+        prefix: &str,
+    ) -> Result<Vec<Result<WebhookRecord>>> {
         let mut pages = self
             .client
             .query()
             .table_name(&self.tables.webhooks)
             .consistent_read(true)
             .key_condition_expression("PK = :account AND begins_with(SK, :webhook)")
-            .expression_attribute_values(":account", AttributeValue::S(key_schema::account(account)))
+            .expression_attribute_values(
+                ":account",
+                AttributeValue::S(key_schema::account(account)),
+            )
             .expression_attribute_values(":webhook", AttributeValue::S(prefix.to_owned()))
             .into_paginator()
             .items()
             .send();
-        let mut subscribers: Vec<Result<Subscriber>> = Vec::new();
+        let mut subscribers: Vec<Result<WebhookRecord>> = Vec::new();
         while let Some(item) = pages.next().await {
             let item = item?;
-            let sk = item.get(key_schema::SK).and_then(|sk| sk.as_s().ok()).cloned().unwrap_or_default();
+            let sk = item
+                .get(key_schema::SK)
+                .and_then(|sk| sk.as_s().ok())
+                .cloned()
+                .unwrap_or_default();
             if let Some(id) = key_schema::parse_webhook(&sk) {
-                subscribers.push(from_item::<Row>(item).and_then(|row| row.into_subscriber(id)));
+                subscribers
+                    .push(from_item::<WebhookRow>(item).and_then(|row| row.into_subscriber(id)));
             } else if let Some(Ok(last)) = subscribers.last_mut()
                 // Health sorts right behind its webhook; one whose webhook is gone belongs to nobody.
                 && sk == key_schema::health(account, last.webhook.id).sk
@@ -188,7 +211,7 @@ impl Store {
                 // Health is only a hint: what cannot be read is as good as nothing known.
                 last.health = from_item(item).unwrap_or_else(|error| {
                     tracing::error!(account = account.as_str(), webhook = %last.webhook.id, %error, "health cannot be read");
-                    Health::default()
+                    EndpointHealth::default()
                 });
             }
         }
@@ -199,10 +222,20 @@ impl Store {
     ///
     /// # Errors
     /// If DynamoDB does not answer.
-    pub async fn keep_health(&self, account: &Account, id: WebhookId, health: &Health) -> Result<()> {
+    pub async fn keep_health(
+        &self,
+        account: &AccountId,
+        id: WebhookId,
+        health: &EndpointHealth,
+    ) -> Result<()> {
         let mut item = key_schema::health(account, id).into_item();
         item.extend(to_item(health)?);
-        self.client.put_item().table_name(&self.tables.webhooks).set_item(Some(item)).send().await?;
+        self.client
+            .put_item()
+            .table_name(&self.tables.webhooks)
+            .set_item(Some(item))
+            .send()
+            .await?;
         Ok(())
     }
 
@@ -213,25 +246,26 @@ impl Store {
     /// If DynamoDB does not answer.
     pub async fn disable_webhook(
         &self,
-        account: &Account,
+        account: &AccountId,
         webhook: &Webhook,
         reason: &str,
         tell: &[Delivery],
         now: Timestamp,
         retention: Duration,
     ) -> Result<bool> {
-        let text = |text: &str| AttributeValue::S(text.to_owned());
         let update = Update::builder()
             .table_name(&self.tables.webhooks)
             .set_key(Some(key_schema::webhook(account, webhook.id).into_item()))
-            .update_expression("SET #status = :disabled, disabled_reason = :reason, updated_at = :now")
+            .update_expression(
+                "SET #status = :disabled, disabled_reason = :reason, updated_at = :now",
+            )
             .condition_expression("#status = :active AND #url = :url")
             .expression_attribute_names("#status", "status")
             .expression_attribute_names("#url", "url")
-            .expression_attribute_values(":url", text(webhook.url.as_str()))
-            .expression_attribute_values(":disabled", text(Status::Disabled.name()))
-            .expression_attribute_values(":active", text(Status::Active.name()))
-            .expression_attribute_values(":reason", text(reason))
+            .expression_attribute_values(":url", attr_s(webhook.url.as_str()))
+            .expression_attribute_values(":disabled", attr_s(WebhookStatus::Disabled.name()))
+            .expression_attribute_values(":active", attr_s(WebhookStatus::Active.name()))
+            .expression_attribute_values(":reason", attr_s(reason))
             .expression_attribute_values(":now", AttributeValue::N(now.millis().to_string()))
             .build()
             .expect("every required part is set");
@@ -249,102 +283,149 @@ impl Store {
     /// If DynamoDB does not answer.
     pub async fn create_webhook(
         &self,
-        account: &Account,
+        account: &AccountId,
         new: &NewWebhook,
         limit: u32,
-        idempotency: Option<&Idempotency>,
+        idempotency: Option<&IdempotencyKey>,
         now: Timestamp,
-    ) -> Result<Created> {
+    ) -> Result<CreateOutcome> {
         if let Some(given) = idempotency
-            && let Some(record) = self.item(key_schema::idempotency(account, &given.key)).await?
+            && let Some(record) = self
+                .item(key_schema::idempotency(account, &given.key))
+                .await?
             && let Some(answer) = self.replay(record, given, now).await?
         {
             return Ok(answer);
         }
-        let key = if new.secret.is_some() { self.sealing_key(now).await? } else { None };
+        let key = if new.secret.is_some() {
+            self.sealing_key(now).await?
+        } else {
+            None
+        };
         let fingerprint = match idempotency {
             Some(given) => Some(self.fingerprint(&given.sha256, now).await?),
             None => None,
         };
         let record = idempotency.zip(fingerprint);
         let mut last_id = self.counter(account).await?.last_id;
-        let deadline = Deadline::after(MAX_TIME);
+        let deadline = Deadline::after(TRANSACTION_RETRY_LIMIT);
         for tried in 0.. {
             if deadline.remaining().is_zero() {
                 break;
             }
             let webhook = Webhook {
-                id: WebhookId::new(last_id + 1).ok_or_else(|| corrupt("webhook counter"))?,
+                id: WebhookId::new(last_id + 1).ok_or_else(|| corrupt_item("webhook counter"))?,
                 url: new.url.clone(),
                 events: new.events.clone(),
-                status: Status::Active,
+                status: WebhookStatus::Active,
             };
-            let transaction =
-                self.creation(account, new, &webhook, key.as_deref(), last_id, limit, record.as_ref(), now)?;
-            let sent = self.client.transact_write_items().set_transact_items(Some(transaction)).send().await;
+            let transaction = self.creation(
+                account,
+                new,
+                &webhook,
+                key.as_deref(),
+                last_id,
+                limit,
+                record.as_ref(),
+                now,
+            )?;
+            let sent = self
+                .client
+                .transact_write_items()
+                .set_transact_items(Some(transaction))
+                .send()
+                .await;
             let mut reasons = match sent {
-                Ok(_) => return Ok(Created::Webhook(webhook)),
-                Err(error) => cancelled(error)?.into_iter(),
+                Ok(_) => return Ok(CreateOutcome::Webhook(webhook)),
+                Err(error) => cancellation_reasons(error)?.into_iter(),
             };
             // The reasons stand in the order of the transaction's parts: counter, webhook, idempotency record. They alone say
             // what the counter and the record were at one moment: of two reads, the first may see another transaction and the
             // second not yet, and the request that took the last place would pass for another's.
             let (counter, earlier) = (reasons.next(), reasons.nth(1));
-            let undecided = earlier.as_ref().is_some_and(in_conflict);
-            if let (Some(given), Some(earlier)) = (idempotency, earlier.and_then(|reason| reason.item))
+            let undecided = earlier.as_ref().is_some_and(is_conflict);
+            if let (Some(given), Some(earlier)) =
+                (idempotency, earlier.and_then(|reason| reason.item))
                 && let Some(answer) = self.replay(earlier, given, now).await?
             {
                 return Ok(answer);
             }
-            let counter: Option<Meta> = counter.and_then(|reason| reason.item).map(from_item).transpose()?;
+            let counter: Option<AccountCounters> = counter
+                .and_then(|reason| reason.item)
+                .map(from_item)
+                .transpose()?;
             last_id = match counter.filter(|_| !undecided) {
-                Some(counter) if counter.webhooks >= u64::from(limit) => return Ok(Created::LimitReached),
+                Some(counter) if counter.webhooks >= u64::from(limit) => {
+                    return Ok(CreateOutcome::LimitReached);
+                }
                 Some(counter) => counter.last_id,
                 None => {
-                    back_off(tried).await;
+                    sleep_with_backoff(tried).await;
                     self.counter(account).await?.last_id
                 }
             };
         }
-        Err(Error::Unavailable("too many changes of one account at the same time".to_owned()))
+        Err(Error::Unavailable(
+            "too many changes of one account at the same time".to_owned(),
+        ))
     }
 
     /// What the account has counted; nothing if it has never had a webhook.
-    pub(super) async fn counter(&self, account: &Account) -> Result<Meta> {
-        Ok(self.item(key_schema::meta(account)).await?.map(from_item).transpose()?.unwrap_or_default())
+    pub(super) async fn counter(&self, account: &AccountId) -> Result<AccountCounters> {
+        Ok(self
+            .item(key_schema::account_counters(account))
+            .await?
+            .map(from_item)
+            .transpose()?
+            .unwrap_or_default())
     }
 
     /// What an unexpired record of the same `Idempotency-Key` answers; `None` if the record has expired.
-    async fn replay(&self, record: Item, given: &Idempotency, now: Timestamp) -> Result<Option<Created>> {
-        let record: IdempotencyRow = from_item(record)?;
+    async fn replay(
+        &self,
+        record: Item,
+        given: &IdempotencyKey,
+        now: Timestamp,
+    ) -> Result<Option<CreateOutcome>> {
+        let record: IdempotencyKeyRow = from_item(record)?;
         if record.expires_at <= now.seconds() {
             return Ok(None);
         }
-        if !self.is_fingerprint(&record.fingerprint, &given.sha256).await? {
-            return Ok(Some(Created::KeyReused));
+        if !self
+            .is_fingerprint(&record.fingerprint, &given.sha256)
+            .await?
+        {
+            return Ok(Some(CreateOutcome::KeyReused));
         }
-        let id = WebhookId::new(record.id).ok_or_else(|| corrupt("webhook id"))?;
-        Ok(Some(Created::Webhook(record.fields.into_webhook(id)?)))
+        let id = WebhookId::new(record.id).ok_or_else(|| corrupt_item("webhook id"))?;
+        Ok(Some(CreateOutcome::Webhook(
+            record.fields.into_webhook(id)?,
+        )))
     }
 
-    #[expect(clippy::too_many_arguments, reason = "each is another part of the one transaction")]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "each is another part of the one transaction"
+    )]
     fn creation(
         &self,
-        account: &Account,
+        account: &AccountId,
         new: &NewWebhook,
         webhook: &Webhook,
         key: Option<&DataKey>,
         last_id: u64,
         limit: u32,
-        idempotency: Option<&(&Idempotency, Fingerprint)>,
+        idempotency: Option<&(&IdempotencyKey, Fingerprint)>,
         now: Timestamp,
     ) -> Result<Vec<TransactWriteItem>> {
         let table = &self.tables.webhooks;
         let counter = Update::builder()
             .table_name(table)
-            .set_key(Some(key_schema::meta(account).into_item()))
+            .set_key(Some(key_schema::account_counters(account).into_item()))
             .update_expression("SET last_id = :id ADD webhooks :one")
-            .condition_expression("attribute_not_exists(PK) OR (last_id = :last AND webhooks < :limit)")
+            .condition_expression(
+                "attribute_not_exists(PK) OR (last_id = :last AND webhooks < :limit)",
+            )
             .expression_attribute_values(":id", number(webhook.id.get()))
             .expression_attribute_values(":last", number(last_id))
             .expression_attribute_values(":one", number(1))
@@ -352,13 +433,17 @@ impl Store {
             .return_values_on_condition_check_failure(ReturnValuesOnConditionCheckFailure::AllOld)
             .build()
             .expect("every required part is set");
-        let Primary { pk, sk } = key_schema::webhook(account, webhook.id);
-        let row = Row {
+        let PrimaryKey { pk, sk } = key_schema::webhook(account, webhook.id);
+        let row = WebhookRow {
             pk,
             sk,
-            fields: Fields::of(webhook),
-            secrets: new.secret.iter().map(|secret| stored(key, account, webhook.id, secret)).collect(),
-            detail: Detail {
+            fields: WebhookFields::of(webhook),
+            secrets: new
+                .secret
+                .iter()
+                .map(|secret| encrypt_secret(key, account, webhook.id, secret))
+                .collect(),
+            detail: WebhookMetadata {
                 created_at: now,
                 updated_at: now,
                 description: new.description.clone(),
@@ -371,16 +456,18 @@ impl Store {
             .condition_expression("attribute_not_exists(PK)")
             .build()
             .expect("every required part is set");
-        let mut parts =
-            vec![TransactWriteItem::builder().update(counter).build(), TransactWriteItem::builder().put(row).build()];
+        let mut parts = vec![
+            TransactWriteItem::builder().update(counter).build(),
+            TransactWriteItem::builder().put(row).build(),
+        ];
         if let Some((given, fingerprint)) = idempotency {
-            let Primary { pk, sk } = key_schema::idempotency(account, &given.key);
-            let record = IdempotencyRow {
+            let PrimaryKey { pk, sk } = key_schema::idempotency(account, &given.key);
+            let record = IdempotencyKeyRow {
                 pk,
                 sk,
                 fingerprint: fingerprint.clone(),
                 id: webhook.id.get(),
-                fields: Fields::of(webhook),
+                fields: WebhookFields::of(webhook),
                 expires_at: given.expires_at.seconds(),
             };
             let record = Put::builder()
@@ -389,7 +476,9 @@ impl Store {
                 // TTL only cleans up, and late: an expired record counts as gone.
                 .condition_expression("attribute_not_exists(PK) OR expires_at <= :now")
                 .expression_attribute_values(":now", AttributeValue::N(now.seconds().to_string()))
-                .return_values_on_condition_check_failure(ReturnValuesOnConditionCheckFailure::AllOld)
+                .return_values_on_condition_check_failure(
+                    ReturnValuesOnConditionCheckFailure::AllOld,
+                )
                 .build()
                 .expect("every required part is set");
             parts.push(TransactWriteItem::builder().put(record).build());
@@ -401,7 +490,7 @@ impl Store {
     ///
     /// # Errors
     /// If DynamoDB does not answer.
-    pub async fn delete_webhook(&self, account: &Account, id: WebhookId) -> Result<bool> {
+    pub async fn delete_webhook(&self, account: &AccountId, id: WebhookId) -> Result<bool> {
         let webhook = Delete::builder()
             .table_name(&self.tables.webhooks)
             .set_key(Some(key_schema::webhook(account, id).into_item()))
@@ -415,7 +504,7 @@ impl Store {
             .expect("every required part is set");
         let counter = Update::builder()
             .table_name(&self.tables.webhooks)
-            .set_key(Some(key_schema::meta(account).into_item()))
+            .set_key(Some(key_schema::account_counters(account).into_item()))
             .update_expression("ADD webhooks :less")
             .expression_attribute_values(":less", AttributeValue::N("-1".to_owned()))
             .build()
@@ -434,23 +523,31 @@ impl Store {
     }
 
     /// The same; `Err` names the first part whose condition does not hold.
-    pub(super) async fn transact_all(&self, parts: Vec<TransactWriteItem>) -> Result<std::result::Result<(), usize>> {
-        let deadline = Deadline::after(MAX_TIME);
+    pub(super) async fn transact_all(
+        &self,
+        parts: Vec<TransactWriteItem>,
+    ) -> Result<std::result::Result<(), usize>> {
+        let deadline = Deadline::after(TRANSACTION_RETRY_LIMIT);
         for tried in 0.. {
             if deadline.remaining().is_zero() {
                 break;
             }
-            let request = self.client.transact_write_items().set_transact_items(Some(parts.clone()));
+            let request = self
+                .client
+                .transact_write_items()
+                .set_transact_items(Some(parts.clone()));
             let reasons = match request.send().await {
                 Ok(_) => return Ok(Ok(())),
-                Err(error) => cancelled(error)?,
+                Err(error) => cancellation_reasons(error)?,
             };
-            if let Some(refused) = reasons.iter().position(failed_condition) {
+            if let Some(refused) = reasons.iter().position(is_condition_failure) {
                 return Ok(Err(refused));
             }
-            back_off(tried).await;
+            sleep_with_backoff(tried).await;
         }
-        Err(Error::Unavailable("too many changes of one account at the same time".to_owned()))
+        Err(Error::Unavailable(
+            "too many changes of one account at the same time".to_owned(),
+        ))
     }
 
     /// The webhooks that are marked in a partition for what sweeps go on with, at most so many. A mark that cannot be read harms
@@ -459,7 +556,7 @@ impl Store {
         &self,
         partition: &str,
         at_most: usize,
-        read: impl Fn(Account, WebhookId, &Item) -> Option<T>,
+        read: impl Fn(AccountId, WebhookId, &Item) -> Option<T>,
     ) -> Result<Vec<T>> {
         let mut items = self
             .client
@@ -467,7 +564,7 @@ impl Store {
             .table_name(&self.tables.webhooks)
             .consistent_read(true)
             .key_condition_expression("PK = :partition")
-            .expression_attribute_values(":partition", text(partition))
+            .expression_attribute_values(":partition", attr_s(partition))
             .into_paginator()
             .items()
             .send();
@@ -476,7 +573,9 @@ impl Store {
             && let Some(item) = items.next().await
         {
             let item = item?;
-            let of = item.get(key_schema::SK).and_then(|sk| key_schema::parse_deliveries(sk.as_s().ok()?));
+            let of = item
+                .get(key_schema::SK)
+                .and_then(|sk| key_schema::parse_deliveries(sk.as_s().ok()?));
             let mark = of.and_then(|(account, webhook)| read(account, webhook, &item));
             if mark.is_none() {
                 tracing::error!(partition, sort_key = ?item.get(key_schema::SK), "a mark cannot be read and is left out");
@@ -487,41 +586,55 @@ impl Store {
     }
 
     /// One item, strongly consistent.
-    pub(super) async fn item(&self, key: Primary) -> Result<Option<Item>> {
-        let get = self.client.get_item().table_name(&self.tables.webhooks).consistent_read(true);
+    pub(super) async fn item(&self, key: PrimaryKey) -> Result<Option<Item>> {
+        let get = self
+            .client
+            .get_item()
+            .table_name(&self.tables.webhooks)
+            .consistent_read(true);
         Ok(get.set_key(Some(key.into_item())).send().await?.item)
     }
 }
 
 /// Why a transaction was cancelled, part by part; any other error is passed on.
-pub(super) fn cancelled<R: std::fmt::Debug + 'static>(
+pub(super) fn cancellation_reasons<R: std::fmt::Debug + 'static>(
     error: aws_sdk_dynamodb::error::SdkError<TransactWriteItemsError, R>,
 ) -> Result<Vec<CancellationReason>> {
     match error.as_service_error() {
         Some(TransactWriteItemsError::TransactionCanceledException(cancelled)) => {
             let reasons = cancelled.cancellation_reasons().to_vec();
-            if reasons.iter().all(is_expected) {
+            if reasons.iter().all(is_condition_or_conflict) {
                 return Ok(reasons);
             }
-            let transient = reasons.iter().filter_map(CancellationReason::code).any(is_transient);
-            let text = said(&error);
-            Err(if transient { Error::Unavailable(text) } else { Error::Internal(text) })
+            let transient = reasons
+                .iter()
+                .filter_map(CancellationReason::code)
+                .any(is_transient);
+            let text = format_sdk_error(&error);
+            Err(if transient {
+                Error::Unavailable(text)
+            } else {
+                Error::Internal(text)
+            })
         }
         _ => Err(error.into()),
     }
 }
 
 /// A failed condition and a conflict are answers, and so is the silence of the parts that did not fail.
-fn is_expected(reason: &CancellationReason) -> bool {
-    matches!(reason.code(), None | Some("None" | "ConditionalCheckFailed" | "TransactionConflict"))
+fn is_condition_or_conflict(reason: &CancellationReason) -> bool {
+    matches!(
+        reason.code(),
+        None | Some("None" | "ConditionalCheckFailed" | "TransactionConflict")
+    )
 }
 
-pub(super) fn failed_condition(reason: &CancellationReason) -> bool {
+pub(super) fn is_condition_failure(reason: &CancellationReason) -> bool {
     reason.code() == Some("ConditionalCheckFailed")
 }
 
 /// Whether another transaction was at work on the item.
-fn in_conflict(reason: &CancellationReason) -> bool {
+fn is_conflict(reason: &CancellationReason) -> bool {
     reason.code() == Some("TransactionConflict")
 }
 
@@ -529,14 +642,19 @@ fn number(n: u64) -> AttributeValue {
     AttributeValue::N(n.to_string())
 }
 
-impl Row {
-    fn into_subscriber(self, id: WebhookId) -> Result<Subscriber> {
+impl WebhookRow {
+    fn into_subscriber(self, id: WebhookId) -> Result<WebhookRecord> {
         let webhook = self.fields.into_webhook(id)?;
-        Ok(Subscriber { webhook, secrets: self.secrets, health: Health::default(), detail: self.detail })
+        Ok(WebhookRecord {
+            webhook,
+            secrets: self.secrets,
+            health: EndpointHealth::default(),
+            detail: self.detail,
+        })
     }
 }
 
-impl Fields {
+impl WebhookFields {
     fn of(webhook: &Webhook) -> Self {
         Self {
             url: webhook.url.as_str().to_owned(),
@@ -548,9 +666,10 @@ impl Fields {
     fn into_webhook(self, id: WebhookId) -> Result<Webhook> {
         Ok(Webhook {
             id,
-            url: EndpointUrl::parse(&self.url).map_err(|_| corrupt("url"))?,
-            events: Events::parse(self.events.iter().map(String::as_str)).map_err(|_| corrupt("events"))?,
-            status: Status::parse(&self.status).ok_or_else(|| corrupt("status"))?,
+            url: EndpointUrl::parse(&self.url).map_err(|_| corrupt_item("url"))?,
+            events: EventTypes::parse(self.events.iter().map(String::as_str))
+                .map_err(|_| corrupt_item("events"))?,
+            status: WebhookStatus::parse(&self.status).ok_or_else(|| corrupt_item("status"))?,
         })
     }
 }

@@ -10,11 +10,11 @@ use axum::{
 use http_body_util::BodyExt;
 use nano_webhooks::random;
 use nano_webhooks::{
-    api::{Api, router},
-    client::{Guard, WebhookClient, attempt, guard::Policy},
+    api::{AppState, router},
+    client::{TargetGuard, WebhookClient, attempt, guard::TargetPolicy},
     clock::Clock,
     dispatch::Dispatcher,
-    store::{Store, rate_limit::Limits},
+    store::{Store, rate_limit::RateLimits},
 };
 use nano_webhooks_cli::dynamodb;
 use nano_webhooks_core::{api_key::ApiKey, timestamp::Timestamp};
@@ -22,30 +22,33 @@ use serde_json::{Value, json};
 use tower::ServiceExt;
 
 use crate::{
-    dispatch::{insert, job, run},
+    dispatch::{dispatch_batch, insert_record, job_image},
     proxy::{Fault, Proxy},
-    support::{Receiver, World, account},
+    support::{Receiver, TestTables, account},
 };
 
-pub const NO_LIMITS: Limits = Limits { per_minute: None, per_day: None };
+pub const NO_LIMITS: RateLimits = RateLimits {
+    per_minute: None,
+    per_day: None,
+};
 const WEBHOOKS: &str = "/api/v1/webhooks";
 
 /// The API as account `acme`.
-pub struct App {
-    pub world: World,
+pub struct TestApp {
+    pub world: TestTables,
     router: Router,
     pub key: ApiKey,
     pub clock: Clock,
 }
 
-pub struct Answer {
+pub struct TestResponse {
     pub status: StatusCode,
     pub headers: HeaderMap,
     pub text: String,
     pub json: Value,
 }
 
-impl Answer {
+impl TestResponse {
     pub fn error(&self) -> (u16, &str, &str) {
         assert_eq!(self.json["success"], false, "{}", self.text);
         let part = |name| self.json["error"][name].as_str().unwrap();
@@ -57,27 +60,54 @@ impl Answer {
     }
 }
 
-impl App {
+impl TestApp {
     pub async fn new() -> Self {
-        Self::with(Policy::Any, NO_LIMITS, 50).await
+        Self::with(TargetPolicy::Any, NO_LIMITS, 50).await
     }
 
-    pub async fn with(targets: Policy, rate_limits: Limits, webhooks_per_account: u32) -> Self {
-        let world = World::new().await;
+    pub async fn with(
+        targets: TargetPolicy,
+        rate_limits: RateLimits,
+        webhooks_per_account: u32,
+    ) -> Self {
+        let world = TestTables::new().await;
         let clock = Clock::manual(Timestamp::from_millis(1_734_948_000_000));
         let key = ApiKey::from_random(&random::bytes());
-        world.store.add_key(&account("acme"), &key, clock.now()).await.unwrap();
-        let router = routed(&world, world.store.clone(), &clock, targets, rate_limits, webhooks_per_account);
-        Self { world, router, key, clock }
+        world
+            .store
+            .add_key(&account("acme"), &key, clock.now())
+            .await
+            .unwrap();
+        let router = routed(
+            &world,
+            world.store.clone(),
+            &clock,
+            targets,
+            rate_limits,
+            webhooks_per_account,
+        );
+        Self {
+            world,
+            router,
+            key,
+            clock,
+        }
     }
 
     /// The same over another store.
-    pub fn over(self, store: Store, rate_limits: Limits) -> Self {
-        let router = routed(&self.world, store, &self.clock, Policy::Any, rate_limits, 50);
+    pub fn over(self, store: Store, rate_limits: RateLimits) -> Self {
+        let router = routed(
+            &self.world,
+            store,
+            &self.clock,
+            TargetPolicy::Any,
+            rate_limits,
+            50,
+        );
         Self { router, ..self }
     }
 
-    pub async fn send(&self, request: Request<Body>) -> Answer {
+    pub async fn send(&self, request: Request<Body>) -> TestResponse {
         let response = self.router.clone().oneshot(request).await.unwrap();
         let (parts, body) = response.into_parts();
         let text = String::from_utf8(body.collect().await.unwrap().to_bytes().to_vec()).unwrap();
@@ -85,7 +115,12 @@ impl App {
         // What every answer has, whatever it says.
         assert_eq!(parts.headers["content-type"], "application/json");
         assert!(!parts.headers["x-request-id"].is_empty());
-        Answer { status: parts.status, headers: parts.headers, text, json }
+        TestResponse {
+            status: parts.status,
+            headers: parts.headers,
+            text,
+            json,
+        }
     }
 
     fn request(&self, method: &str, path: &str) -> axum::http::request::Builder {
@@ -95,53 +130,69 @@ impl App {
             .header("authorization", format!("Bearer {}", self.key.expose()))
     }
 
-    pub async fn get(&self, path: &str) -> Answer {
-        self.send(self.request("GET", path).body(Body::empty()).unwrap()).await
+    pub async fn get(&self, path: &str) -> TestResponse {
+        self.send(self.request("GET", path).body(Body::empty()).unwrap())
+            .await
     }
 
     /// With another key.
-    pub async fn get_with(&self, key: &str, path: &str) -> Answer {
+    pub async fn get_with(&self, key: &str, path: &str) -> TestResponse {
         let request = Request::get(path).header("authorization", format!("Bearer {key}"));
         self.send(request.body(Body::empty()).unwrap()).await
     }
 
-    pub async fn delete(&self, path: &str) -> Answer {
-        self.send(self.request("DELETE", path).body(Body::empty()).unwrap()).await
-    }
-
-    pub async fn post(&self, body: impl Into<Body>) -> Answer {
-        self.send(self.request("POST", WEBHOOKS).header("content-type", "application/json").body(body.into()).unwrap())
+    pub async fn delete(&self, path: &str) -> TestResponse {
+        self.send(self.request("DELETE", path).body(Body::empty()).unwrap())
             .await
     }
 
-    pub async fn create(&self, body: Value) -> Answer {
+    pub async fn post(&self, body: impl Into<Body>) -> TestResponse {
+        self.send(
+            self.request("POST", WEBHOOKS)
+                .header("content-type", "application/json")
+                .body(body.into())
+                .unwrap(),
+        )
+        .await
+    }
+
+    pub async fn create(&self, body: Value) -> TestResponse {
         self.post(body.to_string()).await
     }
 
-    pub async fn send_json(&self, method: &str, path: &str, body: &Value) -> Answer {
-        let request = self.request(method, path).header("content-type", "application/json");
-        self.send(request.body(body.to_string().into()).unwrap()).await
+    pub async fn send_json(&self, method: &str, path: &str, body: &Value) -> TestResponse {
+        let request = self
+            .request(method, path)
+            .header("content-type", "application/json");
+        self.send(request.body(body.to_string().into()).unwrap())
+            .await
     }
 
     /// A POST without a body.
-    pub async fn post_to(&self, path: &str) -> Answer {
-        self.send(self.request("POST", path).body(Body::empty()).unwrap()).await
+    pub async fn post_to(&self, path: &str) -> TestResponse {
+        self.send(self.request("POST", path).body(Body::empty()).unwrap())
+            .await
     }
 }
 
 fn routed(
-    world: &World,
+    world: &TestTables,
     store: Store,
     clock: &Clock,
-    targets: Policy,
-    rate_limits: Limits,
+    targets: TargetPolicy,
+    rate_limits: RateLimits,
     webhooks_per_account: u32,
 ) -> Router {
-    router(Api {
+    router(AppState {
         store,
         account_claim: None,
-        client: WebhookClient::new(Guard::new(targets, vec![]), attempt::Timeouts::QUEUED, None).unwrap(),
-        guard: Guard::new(targets, vec![]),
+        client: WebhookClient::new(
+            TargetGuard::new(targets, vec![]),
+            attempt::Timeouts::QUEUED,
+            None,
+        )
+        .unwrap(),
+        guard: TargetGuard::new(targets, vec![]),
         clock: clock.clone(),
         queue: world.queue.clone(),
         retention: Duration::from_hours(24),
@@ -156,29 +207,43 @@ fn valid() -> Value {
 
 #[tokio::test]
 async fn a_webhook_is_created_listed_and_deleted_as_documented() {
-    let app = App::new().await;
+    let app = TestApp::new().await;
     let listed = app.get(WEBHOOKS).await;
-    assert_eq!((listed.status, listed.text.as_str()), (StatusCode::OK, r#"{"success":true,"data":[]}"#));
+    assert_eq!(
+        (listed.status, listed.text.as_str()),
+        (StatusCode::OK, r#"{"success":true,"data":[]}"#)
+    );
 
     let created = app.create(json!({"url":"https://example.com/hooks","events":["job.failed","job.completed"],"secret_key":"open sesame"})).await;
-    let webhook =
-        r#"{"id":1,"url":"https://example.com/hooks","events":["job.failed","job.completed"],"status":"active"}"#;
+    let webhook = r#"{"id":1,"url":"https://example.com/hooks","events":["job.failed","job.completed"],"status":"active"}"#;
     assert_eq!(created.status, StatusCode::CREATED);
-    assert_eq!(created.text, format!(r#"{{"success":true,"data":{webhook}}}"#));
+    assert_eq!(
+        created.text,
+        format!(r#"{{"success":true,"data":{webhook}}}"#)
+    );
     assert_eq!(created.header("location"), "/api/v1/webhooks/1");
 
     let listed = app.get(WEBHOOKS).await;
-    assert_eq!(listed.text, format!(r#"{{"success":true,"data":[{webhook}]}}"#));
+    assert_eq!(
+        listed.text,
+        format!(r#"{{"success":true,"data":[{webhook}]}}"#)
+    );
 
     let deleted = app.delete("/api/v1/webhooks/1").await;
-    assert_eq!((deleted.status, deleted.text.as_str()), (StatusCode::OK, r#"{"success":true,"data":{"id":1}}"#));
-    assert_eq!(app.delete("/api/v1/webhooks/1").await.error(), (404, "not_found", "No webhook 1"));
+    assert_eq!(
+        (deleted.status, deleted.text.as_str()),
+        (StatusCode::OK, r#"{"success":true,"data":{"id":1}}"#)
+    );
+    assert_eq!(
+        app.delete("/api/v1/webhooks/1").await.error(),
+        (404, "not_found", "No webhook 1")
+    );
     assert_eq!(app.get(WEBHOOKS).await.json["data"], json!([]));
 }
 
 #[tokio::test]
 async fn ids_count_from_1_and_are_never_reused() {
-    let app = App::new().await;
+    let app = TestApp::new().await;
     for id in 1..=3 {
         assert_eq!(app.create(valid()).await.json["data"]["id"], id);
     }
@@ -186,14 +251,18 @@ async fn ids_count_from_1_and_are_never_reused() {
     app.delete("/api/v1/webhooks/1").await;
     assert_eq!(app.create(valid()).await.json["data"]["id"], 4);
     let listed = app.get(WEBHOOKS).await;
-    let ids: Vec<_> =
-        listed.json["data"].as_array().unwrap().iter().map(|webhook| webhook["id"].as_u64().unwrap()).collect();
+    let ids: Vec<_> = listed.json["data"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|webhook| webhook["id"].as_u64().unwrap())
+        .collect();
     assert_eq!(ids, [2, 4]);
 }
 
 #[tokio::test]
 async fn a_body_that_is_not_as_expected_is_refused_with_the_name_of_the_field() {
-    let app = App::new().await;
+    let app = TestApp::new().await;
     let with = |field: &str, value: Value| {
         let mut body = valid();
         body[field] = value;
@@ -201,31 +270,68 @@ async fn a_body_that_is_not_as_expected_is_refused_with_the_name_of_the_field() 
     };
     for (body, message) in [
         (String::new(), "The body is empty, expected a JSON object"),
-        ("{".to_owned(), "The body is not valid JSON: EOF while parsing an object at line 1 column 1"),
-        ("[]".to_owned(), "The body is not as expected, expected a JSON object"),
+        (
+            "{".to_owned(),
+            "The body is not valid JSON: EOF while parsing an object at line 1 column 1",
+        ),
+        (
+            "[]".to_owned(),
+            "The body is not as expected, expected a JSON object",
+        ),
         (
             r#"["https://example.com",["job.failed"],null]"#.to_owned(),
             "The body is not as expected, expected a JSON object",
         ),
-        ("\"x\"".to_owned(), "The body is not as expected, expected a JSON object"),
-        (format!("{} x", valid()), "The body is not valid JSON: trailing characters"),
-        (json!({"events":["job.failed"]}).to_string(), "url: missing, expected a URL that begins with `https://`"),
-        (json!({"url":"https://example.com"}).to_string(), "events: missing, expected an array of events"),
+        (
+            "\"x\"".to_owned(),
+            "The body is not as expected, expected a JSON object",
+        ),
+        (
+            format!("{} x", valid()),
+            "The body is not valid JSON: trailing characters",
+        ),
+        (
+            json!({"events":["job.failed"]}).to_string(),
+            "url: missing, expected a URL that begins with `https://`",
+        ),
+        (
+            json!({"url":"https://example.com"}).to_string(),
+            "events: missing, expected an array of events",
+        ),
         (
             with("secret", json!("12345678")),
             "secret: unknown field `secret`, expected one of `url`, `events`, `secret_key`, `description`",
         ),
         (
-            r#"{"url":"https://example.com","url":"https://example.com","events":["job.failed"]}"#.to_owned(),
+            r#"{"url":"https://example.com","url":"https://example.com","events":["job.failed"]}"#
+                .to_owned(),
             "duplicate field `url`",
         ),
         (with("url", json!(5)), "url: expected a string"),
-        (with("url", json!("example.com")), "url: expected a URL that begins with `https://`"),
-        (with("url", json!("https://example.com/#top")), "url: expected a URL without a fragment (`#`)"),
-        (with("url", json!("https://me@example.com/")), "url: expected a URL without user name or password"),
-        (with("events", json!("job.failed")), "events: expected an array of strings"),
-        (with("events", json!([1])), "events: expected an array of strings"),
-        (with("events", json!([])), "events: expected at least one event"),
+        (
+            with("url", json!("example.com")),
+            "url: expected a URL that begins with `https://`",
+        ),
+        (
+            with("url", json!("https://example.com/#top")),
+            "url: expected a URL without a fragment (`#`)",
+        ),
+        (
+            with("url", json!("https://me@example.com/")),
+            "url: expected a URL without user name or password",
+        ),
+        (
+            with("events", json!("job.failed")),
+            "events: expected an array of strings",
+        ),
+        (
+            with("events", json!([1])),
+            "events: expected an array of strings",
+        ),
+        (
+            with("events", json!([])),
+            "events: expected at least one event",
+        ),
         (
             with("events", json!(["job.failed", "job.failed"])),
             "events: `job.failed` is listed twice, expected each event once",
@@ -234,9 +340,18 @@ async fn a_body_that_is_not_as_expected_is_refused_with_the_name_of_the_field() 
             with("events", json!(["job.done"])),
             "events: unknown event `job.done`, expected some of `job.completed`, `job.failed`, `webhook.disabled`",
         ),
-        (with("secret_key", json!("short")), "secret_key: expected 8 to 256 characters"),
-        (with("secret_key", json!("whsec_###")), "secret_key: expected base64 with padding after `whsec_`"),
-        (with("secret_key", json!(87_654_321)), "secret_key: expected a string"),
+        (
+            with("secret_key", json!("short")),
+            "secret_key: expected 8 to 256 characters",
+        ),
+        (
+            with("secret_key", json!("whsec_###")),
+            "secret_key: expected base64 with padding after `whsec_`",
+        ),
+        (
+            with("secret_key", json!(87_654_321)),
+            "secret_key: expected a string",
+        ),
     ] {
         let answer = app.post(body.clone()).await;
         let (status, code, said) = answer.error();
@@ -249,7 +364,7 @@ async fn a_body_that_is_not_as_expected_is_refused_with_the_name_of_the_field() 
 
 #[tokio::test]
 async fn a_missing_or_invalid_key_is_refused_in_the_documented_words() {
-    let app = App::new().await;
+    let app = TestApp::new().await;
     let unknown = ApiKey::from_random(&random::bytes());
     let key = app.key.expose();
     for authorization in [
@@ -262,35 +377,62 @@ async fn a_missing_or_invalid_key_is_refused_in_the_documented_words() {
         Some(format!("Bearer {}", unknown.expose())),
         Some(format!("Bearer {key}x")),
     ] {
-        for (method, path) in [("GET", WEBHOOKS), ("POST", WEBHOOKS), ("DELETE", "/api/v1/webhooks/1")] {
+        for (method, path) in [
+            ("GET", WEBHOOKS),
+            ("POST", WEBHOOKS),
+            ("DELETE", "/api/v1/webhooks/1"),
+        ] {
             let mut request = Request::builder().method(method).uri(path);
             if let Some(authorization) = &authorization {
                 request = request.header("authorization", authorization);
             }
             let answer = app.send(request.body(Body::empty()).unwrap()).await;
-            assert_eq!(answer.error(), (401, "unauthorized", "Invalid or missing API key"), "{authorization:?}");
+            assert_eq!(
+                answer.error(),
+                (401, "unauthorized", "Invalid or missing API key"),
+                "{authorization:?}"
+            );
         }
     }
-    let revoked = app.world.store.revoke_key(&account("acme"), app.key.prefix()).await.unwrap();
+    let revoked = app
+        .world
+        .store
+        .revoke_key(&account("acme"), app.key.prefix())
+        .await
+        .unwrap();
     assert!(revoked);
     assert_eq!(app.get(WEBHOOKS).await.status, StatusCode::UNAUTHORIZED);
 }
 
 #[tokio::test]
 async fn a_key_shows_the_day_of_its_last_use_and_its_beginning_alone() {
-    let app = App::new().await;
+    let app = TestApp::new().await;
     let (acme, unused) = (account("acme"), ApiKey::from_random(&random::bytes()));
-    app.world.store.add_key(&acme, &unused, app.clock.now()).await.unwrap();
+    app.world
+        .store
+        .add_key(&acme, &unused, app.clock.now())
+        .await
+        .unwrap();
     let used_on = async || {
         let listed = app.world.store.keys_of(&acme).await.unwrap();
         assert_eq!(listed.len(), 2);
-        let of =
-            |key: &ApiKey| listed.iter().find(|listed| listed.prefix == key.prefix()).unwrap().last_used_on.clone();
+        let of = |key: &ApiKey| {
+            listed
+                .iter()
+                .find(|listed| listed.prefix == key.prefix())
+                .unwrap()
+                .last_used_on
+                .clone()
+        };
         assert_eq!(of(&unused), None);
         of(&app.key)
     };
     assert_eq!(used_on().await, None);
-    for (wait, day) in [(0, "2024-12-23"), (60, "2024-12-23"), (24 * 60 * 60, "2024-12-24")] {
+    for (wait, day) in [
+        (0, "2024-12-23"),
+        (60, "2024-12-23"),
+        (24 * 60 * 60, "2024-12-24"),
+    ] {
         app.clock.advance(Duration::from_secs(wait));
         assert_eq!(app.get(WEBHOOKS).await.status, StatusCode::OK);
         assert_eq!(used_on().await.as_deref(), Some(day));
@@ -303,12 +445,21 @@ async fn a_key_shows_the_day_of_its_last_use_and_its_beginning_alone() {
 
 #[tokio::test]
 async fn unknown_routes_and_methods_are_answered_in_the_envelope() {
-    let app = App::new().await;
-    for path in
-        ["/", "/api", "/api/v1", "/api/v1/webhook", "/api/v1/webhooks/", "/api/v1/webhooks/1/x", "/api/v2/webhooks"]
-    {
+    let app = TestApp::new().await;
+    for path in [
+        "/",
+        "/api",
+        "/api/v1",
+        "/api/v1/webhook",
+        "/api/v1/webhooks/",
+        "/api/v1/webhooks/1/x",
+        "/api/v2/webhooks",
+    ] {
         let answer = app.get(path).await;
-        assert_eq!(answer.error(), (404, "not_found", format!("No route GET {path}").as_str()));
+        assert_eq!(
+            answer.error(),
+            (404, "not_found", format!("No route GET {path}").as_str())
+        );
     }
     for (method, path, allow) in [
         ("PUT", WEBHOOKS, "GET,HEAD,POST"),
@@ -316,27 +467,61 @@ async fn unknown_routes_and_methods_are_answered_in_the_envelope() {
         ("POST", "/api/v1/webhooks/1", "GET,HEAD,PATCH,DELETE"),
         ("BREW", "/api/v1/webhooks/1", "GET,HEAD,PATCH,DELETE"),
     ] {
-        let answer = app.send(app.request(method, path).body(Body::empty()).unwrap()).await;
-        assert_eq!(answer.error(), (405, "method_not_allowed", format!("{path} does not support {method}").as_str()));
+        let answer = app
+            .send(app.request(method, path).body(Body::empty()).unwrap())
+            .await;
+        assert_eq!(
+            answer.error(),
+            (
+                405,
+                "method_not_allowed",
+                format!("{path} does not support {method}").as_str()
+            )
+        );
         assert_eq!(answer.header("allow"), allow);
     }
     let healthy = app.get("/healthz").await;
-    assert_eq!((healthy.status, healthy.json), (StatusCode::OK, json!({"success":true,"data":{"status":"ok"}})));
+    assert_eq!(
+        (healthy.status, healthy.json),
+        (
+            StatusCode::OK,
+            json!({"success":true,"data":{"status":"ok"}})
+        )
+    );
 }
 
 #[tokio::test]
 async fn another_accounts_webhook_does_not_exist() {
-    let app = App::new().await;
+    let app = TestApp::new().await;
     let (theirs, other) = (ApiKey::from_random(&random::bytes()), account("other"));
-    app.world.store.add_key(&other, &theirs, app.clock.now()).await.unwrap();
+    app.world
+        .store
+        .add_key(&other, &theirs, app.clock.now())
+        .await
+        .unwrap();
     app.create(valid()).await;
     app.create(valid()).await;
-    let app = App { key: theirs, ..app };
-    for id in ["1", "2", "3", "0", "-1", "01", "abc", "99999999999999999999"] {
+    let app = TestApp { key: theirs, ..app };
+    for id in [
+        "1",
+        "2",
+        "3",
+        "0",
+        "-1",
+        "01",
+        "abc",
+        "99999999999999999999",
+    ] {
         let answer = app.delete(&format!("/api/v1/webhooks/{id}")).await;
-        assert_eq!(answer.error(), (404, "not_found", format!("No webhook {id}").as_str()));
+        assert_eq!(
+            answer.error(),
+            (404, "not_found", format!("No webhook {id}").as_str())
+        );
     }
-    assert_eq!(app.delete("/api/v1/webhooks/%FF").await.error(), (404, "not_found", "No webhook "));
+    assert_eq!(
+        app.delete("/api/v1/webhooks/%FF").await.error(),
+        (404, "not_found", "No webhook ")
+    );
     assert_eq!(app.get(WEBHOOKS).await.json["data"], json!([]));
     assert_eq!(app.create(valid()).await.json["data"]["id"], 1);
 }
@@ -351,7 +536,10 @@ const ROUTES: [(&str, &[&str]); 12] = [
     ("/api/v1/webhooks/{id}/replays/{replay}", &["GET", "DELETE"]),
     ("/api/v1/webhooks/{id}/deliveries", &["GET"]),
     ("/api/v1/webhooks/{id}/deliveries/{event_id}", &["GET"]),
-    ("/api/v1/webhooks/{id}/deliveries/{event_id}/retry", &["POST"]),
+    (
+        "/api/v1/webhooks/{id}/deliveries/{event_id}/retry",
+        &["POST"],
+    ),
     ("/api/v1/openapi.json", &[]),
     ("/healthz", &[]),
     ("/portal", &[]),
@@ -360,26 +548,54 @@ const ROUTES: [(&str, &[&str]); 12] = [
 #[tokio::test]
 async fn every_route_asks_for_a_key_and_shows_nothing_of_another_account() {
     let router = include_str!("../../src/api.rs");
-    assert_eq!(router.matches(".route(\"").count(), ROUTES.len() + 1, "one more is the route of a unit test");
-    let (app, receiver) = (App::new().await, Receiver::start().await);
-    app.create(json!({"url": receiver.url("/status/500"), "events": ["job.completed"]})).await;
-    let dispatcher = Dispatcher { clock: app.clock.clone(), ..app.world.dispatcher() };
-    assert_eq!(run(&dispatcher, &[insert(1, job("t1", "completed"))]).await, []);
+    assert_eq!(
+        router.matches(".route(\"").count(),
+        ROUTES.len() + 1,
+        "one more is the route of a unit test"
+    );
+    let (app, receiver) = (TestApp::new().await, Receiver::start().await);
+    app.create(json!({"url": receiver.url("/status/500"), "events": ["job.completed"]}))
+        .await;
+    let dispatcher = Dispatcher {
+        clock: app.clock.clone(),
+        ..app.world.dispatcher()
+    };
+    assert_eq!(
+        dispatch_batch(
+            &dispatcher,
+            &[insert_record(1, job_image("t1", "completed"))]
+        )
+        .await,
+        []
+    );
     let listed = app.get("/api/v1/webhooks/1/deliveries").await;
     let event = listed.json["data"][0]["event_id"].as_str().unwrap();
 
     app.clock.advance(Duration::from_secs(1));
     let window = json!({"since": "2024-12-23T09:00:00Z"});
-    let replay = app.send_json("POST", "/api/v1/webhooks/1/replay", &window).await;
+    let replay = app
+        .send_json("POST", "/api/v1/webhooks/1/replay", &window)
+        .await;
     let replay = replay.json["data"]["id"].as_str().unwrap();
     let (theirs, other) = (ApiKey::from_random(&random::bytes()), account("other"));
-    app.world.store.add_key(&other, &theirs, app.clock.now()).await.unwrap();
-    let other = App { key: theirs, ..app };
+    app.world
+        .store
+        .add_key(&other, &theirs, app.clock.now())
+        .await
+        .unwrap();
+    let other = TestApp { key: theirs, ..app };
     for (route, methods) in ROUTES {
         assert!(router.contains(&format!(".route(\"{route}\"")), "{route}");
-        let path = route.replace("{id}", "1").replace("{event_id}", event).replace("{replay}", replay);
+        let path = route
+            .replace("{id}", "1")
+            .replace("{event_id}", event)
+            .replace("{replay}", replay);
         for method in methods {
-            let bare = Request::builder().method(*method).uri(&path).body(Body::empty()).unwrap();
+            let bare = Request::builder()
+                .method(*method)
+                .uri(&path)
+                .body(Body::empty())
+                .unwrap();
             assert_eq!(other.send(bare).await.error().0, 401, "{method} {route}");
             if route.contains("{id}") {
                 let body = match route.rsplit('/').next() {
@@ -387,7 +603,9 @@ async fn every_route_asks_for_a_key_and_shows_nothing_of_another_account() {
                     _ if *method == "PATCH" => "{}",
                     _ => "",
                 };
-                let request = other.request(method, &path).header("content-type", "application/json");
+                let request = other
+                    .request(method, &path)
+                    .header("content-type", "application/json");
                 let answer = other.send(request.body(Body::from(body)).unwrap()).await;
                 assert_eq!(answer.error().0, 404, "{method} {route}");
             }
@@ -397,16 +615,32 @@ async fn every_route_asks_for_a_key_and_shows_nothing_of_another_account() {
 
 #[tokio::test]
 async fn a_body_over_64_kib_is_refused_and_one_of_64_kib_is_read() {
-    let app = App::new().await;
-    let padded = |length: usize| format!("{}{}", valid(), " ".repeat(length - valid().to_string().len()));
-    assert_eq!(app.post(padded(64 * 1024)).await.status, StatusCode::CREATED);
+    let app = TestApp::new().await;
+    let padded = |length: usize| {
+        format!(
+            "{}{}",
+            valid(),
+            " ".repeat(length - valid().to_string().len())
+        )
+    };
+    assert_eq!(
+        app.post(padded(64 * 1024)).await.status,
+        StatusCode::CREATED
+    );
     let answer = app.post(padded(64 * 1024 + 1)).await;
-    assert_eq!(answer.error(), (413, "payload_too_large", "The body is too large, expected at most 64 KiB"));
+    assert_eq!(
+        answer.error(),
+        (
+            413,
+            "payload_too_large",
+            "The body is too large, expected at most 64 KiB"
+        )
+    );
 }
 
 #[tokio::test]
 async fn a_body_that_is_not_declared_as_json_is_refused() {
-    let app = App::new().await;
+    let app = TestApp::new().await;
     for (declared, accepted) in [
         (None, false),
         (Some("text/plain"), false),
@@ -419,7 +653,9 @@ async fn a_body_that_is_not_declared_as_json_is_refused() {
         if let Some(declared) = declared {
             request = request.header("content-type", declared);
         }
-        let answer = app.send(request.body(Body::from(valid().to_string())).unwrap()).await;
+        let answer = app
+            .send(request.body(Body::from(valid().to_string())).unwrap())
+            .await;
         if accepted {
             assert_eq!(answer.status, StatusCode::CREATED, "{declared:?}");
         } else {
@@ -431,29 +667,56 @@ async fn a_body_that_is_not_declared_as_json_is_refused() {
 
 #[tokio::test]
 async fn the_same_idempotency_key_gives_the_same_webhook_and_refuses_another_body() {
-    let app = App::new().await;
+    let app = TestApp::new().await;
     let post = async |key: &str, body: Value| {
-        let request =
-            app.request("POST", WEBHOOKS).header("content-type", "application/json").header("idempotency-key", key);
-        app.send(request.body(Body::from(body.to_string())).unwrap()).await
+        let request = app
+            .request("POST", WEBHOOKS)
+            .header("content-type", "application/json")
+            .header("idempotency-key", key);
+        app.send(request.body(Body::from(body.to_string())).unwrap())
+            .await
     };
     let first = post("order-1", valid()).await;
     let again = post("order-1", valid()).await;
-    assert_eq!((again.status, &again.text), (StatusCode::CREATED, &first.text));
+    assert_eq!(
+        (again.status, &again.text),
+        (StatusCode::CREATED, &first.text)
+    );
     assert_eq!(again.header("location"), "/api/v1/webhooks/1");
-    assert_eq!(app.get(WEBHOOKS).await.json["data"].as_array().unwrap().len(), 1);
+    assert_eq!(
+        app.get(WEBHOOKS).await.json["data"]
+            .as_array()
+            .unwrap()
+            .len(),
+        1
+    );
 
     let mut other = valid();
     other["events"] = json!(["job.failed"]);
     let refused = post("order-1", other.clone()).await;
-    assert_eq!(refused.error(), (409, "conflict", "Idempotency-Key: was used with another body, expected a new key"));
+    assert_eq!(
+        refused.error(),
+        (
+            409,
+            "conflict",
+            "Idempotency-Key: was used with another body, expected a new key"
+        )
+    );
     assert_eq!(post("order-2", other.clone()).await.json["data"]["id"], 2);
 
     app.delete("/api/v1/webhooks/1").await;
-    assert_eq!(post("order-1", valid()).await.text, first.text, "an answer is repeated as it was");
+    assert_eq!(
+        post("order-1", valid()).await.text,
+        first.text,
+        "an answer is repeated as it was"
+    );
 
     app.clock.advance(Duration::from_hours(24));
-    assert_eq!(post("order-1", other).await.json["data"]["id"], 3, "after 24 hours a key is new");
+    assert_eq!(
+        post("order-1", other).await.json["data"]["id"],
+        3,
+        "after 24 hours a key is new"
+    );
 
     for wrong in ["", &"k".repeat(256)] {
         assert_eq!(
@@ -465,22 +728,33 @@ async fn the_same_idempotency_key_gives_the_same_webhook_and_refuses_another_bod
 
 #[tokio::test]
 async fn idempotent_requests_at_the_same_time_create_one_webhook() {
-    let app = App::new().await;
+    let app = TestApp::new().await;
     let request = || {
-        let request =
-            app.request("POST", WEBHOOKS).header("content-type", "application/json").header("idempotency-key", "k");
+        let request = app
+            .request("POST", WEBHOOKS)
+            .header("content-type", "application/json")
+            .header("idempotency-key", "k");
         app.send(request.body(Body::from(valid().to_string())).unwrap())
     };
     let answers = futures_util::future::join_all((0..8).map(|_| request())).await;
     for answer in answers {
-        assert_eq!((answer.status, &answer.json["data"]["id"]), (StatusCode::CREATED, &json!(1)));
+        assert_eq!(
+            (answer.status, &answer.json["data"]["id"]),
+            (StatusCode::CREATED, &json!(1))
+        );
     }
-    assert_eq!(app.get(WEBHOOKS).await.json["data"].as_array().unwrap().len(), 1);
+    assert_eq!(
+        app.get(WEBHOOKS).await.json["data"]
+            .as_array()
+            .unwrap()
+            .len(),
+        1
+    );
 }
 
 #[tokio::test]
 async fn a_webhook_is_shown_with_all_that_is_known_of_it_and_changed_in_part() {
-    let app = App::new().await;
+    let app = TestApp::new().await;
     let mut body = valid();
     body["description"] = json!("Production");
     app.create(body).await;
@@ -492,23 +766,37 @@ async fn a_webhook_is_shown_with_all_that_is_known_of_it_and_changed_in_part() {
         "signed": false, "disabled_reason": null,
         "health": {"state": "healthy", "failing_since": null, "last_success_at": null, "last_failure": null},
     });
-    assert_eq!((shown.status, &shown.json["data"]), (StatusCode::OK, &as_created));
+    assert_eq!(
+        (shown.status, &shown.json["data"]),
+        (StatusCode::OK, &as_created)
+    );
 
     app.clock.advance(Duration::from_secs(1));
     let patch = async |body: Value| {
-        let request = app.request("PATCH", path).header("content-type", "application/json");
-        app.send(request.body(Body::from(body.to_string())).unwrap()).await
+        let request = app
+            .request("PATCH", path)
+            .header("content-type", "application/json");
+        app.send(request.body(Body::from(body.to_string())).unwrap())
+            .await
     };
-    let changed = patch(json!({"events": ["job.failed"], "secret_key": "open sesame", "description": null})).await;
+    let changed =
+        patch(json!({"events": ["job.failed"], "secret_key": "open sesame", "description": null}))
+            .await;
     let mut expected = as_created.clone();
     expected["events"] = json!(["job.failed"]);
     expected["signed"] = json!(true);
     expected["description"] = Value::Null;
     expected["updated_at"] = json!("2024-12-23T10:00:01Z");
-    assert_eq!((changed.status, &changed.json["data"]), (StatusCode::OK, &expected));
+    assert_eq!(
+        (changed.status, &changed.json["data"]),
+        (StatusCode::OK, &expected)
+    );
     assert!(!changed.text.contains("sesame"));
 
-    let disabled = patch(json!({"status": "disabled", "url": "https://example.com/other", "secret_key": null})).await;
+    let disabled = patch(
+        json!({"status": "disabled", "url": "https://example.com/other", "secret_key": null}),
+    )
+    .await;
     expected["url"] = json!("https://example.com/other");
     expected["status"] = json!("disabled");
     expected["signed"] = json!(false);
@@ -520,13 +808,25 @@ async fn a_webhook_is_shown_with_all_that_is_known_of_it_and_changed_in_part() {
     assert_eq!(enabled.json["data"], expected);
 
     for (body, message) in [
-        (json!({"status": "paused"}), "status: expected `active` or `disabled`"),
+        (
+            json!({"status": "paused"}),
+            "status: expected `active` or `disabled`",
+        ),
         (json!({"status": null}), "status: expected a string"),
         (json!({"url": null}), "url: expected a string"),
-        (json!({"url": "ftp://example.com"}), "url: expected a URL that begins with `https://`"),
+        (
+            json!({"url": "ftp://example.com"}),
+            "url: expected a URL that begins with `https://`",
+        ),
         (json!({"events": []}), "events: expected at least one event"),
-        (json!({"secret_key": "short"}), "secret_key: expected 8 to 256 characters"),
-        (json!({"description": "x".repeat(501)}), "description: expected at most 500 characters"),
+        (
+            json!({"secret_key": "short"}),
+            "secret_key: expected 8 to 256 characters",
+        ),
+        (
+            json!({"description": "x".repeat(501)}),
+            "description: expected at most 500 characters",
+        ),
         (json!({"id": 2}), "id: unknown field `id`, expected one of"),
     ] {
         let answer = patch(body).await;
@@ -534,48 +834,97 @@ async fn a_webhook_is_shown_with_all_that_is_known_of_it_and_changed_in_part() {
         assert_eq!((status, code), (400, "invalid_request"));
         assert!(said.starts_with(message), "{said}");
     }
-    assert_eq!(app.get(path).await.json["data"], expected, "what is refused changes nothing");
+    assert_eq!(
+        app.get(path).await.json["data"],
+        expected,
+        "what is refused changes nothing"
+    );
     app.delete(path).await;
-    assert_eq!(patch(json!({"status": "active"})).await.error(), (404, "not_found", "No webhook 1"));
-    assert_eq!(app.get(path).await.error(), (404, "not_found", "No webhook 1"));
-    assert_eq!(app.world.items_under("UNPARKING").await.len(), 1, "the sweep forgets it");
+    assert_eq!(
+        patch(json!({"status": "active"})).await.error(),
+        (404, "not_found", "No webhook 1")
+    );
+    assert_eq!(
+        app.get(path).await.error(),
+        (404, "not_found", "No webhook 1")
+    );
+    assert_eq!(
+        app.world.items_under("UNPARKING").await.len(),
+        1,
+        "the sweep forgets it"
+    );
 }
 
 #[tokio::test]
 async fn an_idempotent_request_that_took_the_last_place_is_answered_again() {
-    let app = App::with(Policy::Any, NO_LIMITS, 1).await;
+    let app = TestApp::with(TargetPolicy::Any, NO_LIMITS, 1).await;
     let request = || {
-        let request =
-            app.request("POST", WEBHOOKS).header("content-type", "application/json").header("idempotency-key", "k");
+        let request = app
+            .request("POST", WEBHOOKS)
+            .header("content-type", "application/json")
+            .header("idempotency-key", "k");
         app.send(request.body(Body::from(valid().to_string())).unwrap())
     };
     for answer in futures_util::future::join_all((0..16).map(|_| request())).await {
-        assert_eq!((answer.status, &answer.json["data"]["id"]), (StatusCode::CREATED, &json!(1)), "{}", answer.text);
+        assert_eq!(
+            (answer.status, &answer.json["data"]["id"]),
+            (StatusCode::CREATED, &json!(1)),
+            "{}",
+            answer.text
+        );
     }
 }
 
 #[tokio::test]
 async fn an_idempotent_request_that_meets_its_like_half_way_waits_for_what_comes_of_it() {
-    let app = App::new().await;
+    let app = TestApp::new().await;
     let proxy = Proxy::start(app.world.endpoint.clone()).await;
     let store = app.world.store_through(dynamodb(&proxy.url));
     let app = app.over(store, NO_LIMITS);
     proxy.arm("TransactWriteItems", 0, Fault::MeetsAnother);
-    let request =
-        app.request("POST", WEBHOOKS).header("content-type", "application/json").header("idempotency-key", "k");
-    let answer = app.send(request.body(Body::from(valid().to_string())).unwrap()).await;
+    let request = app
+        .request("POST", WEBHOOKS)
+        .header("content-type", "application/json")
+        .header("idempotency-key", "k");
+    let answer = app
+        .send(request.body(Body::from(valid().to_string())).unwrap())
+        .await;
     assert!(!proxy.disarm());
-    assert_eq!((answer.status, &answer.json["data"]["id"]), (StatusCode::CREATED, &json!(1)), "{}", answer.text);
-    assert_eq!(app.get(WEBHOOKS).await.json["data"].as_array().unwrap().len(), 1);
+    assert_eq!(
+        (answer.status, &answer.json["data"]["id"]),
+        (StatusCode::CREATED, &json!(1)),
+        "{}",
+        answer.text
+    );
+    assert_eq!(
+        app.get(WEBHOOKS).await.json["data"]
+            .as_array()
+            .unwrap()
+            .len(),
+        1
+    );
 }
 
 #[tokio::test]
 async fn deliveries_are_listed_shown_and_retried() {
-    let (app, receiver) = (App::new().await, Receiver::start().await);
+    let (app, receiver) = (TestApp::new().await, Receiver::start().await);
     app.create(json!({"url": receiver.url("/status/500"), "events": ["job.completed"], "secret_key": "open sesame"}))
         .await;
-    let dispatcher = Dispatcher { clock: app.clock.clone(), ..app.world.dispatcher() };
-    assert_eq!(run(&dispatcher, &[insert(1, job("t1", "completed")), insert(2, job("t2", "completed"))]).await, []);
+    let dispatcher = Dispatcher {
+        clock: app.clock.clone(),
+        ..app.world.dispatcher()
+    };
+    assert_eq!(
+        dispatch_batch(
+            &dispatcher,
+            &[
+                insert_record(1, job_image("t1", "completed")),
+                insert_record(2, job_image("t2", "completed"))
+            ]
+        )
+        .await,
+        []
+    );
     app.world.timers();
 
     let first = app.get("/api/v1/webhooks/1/deliveries?limit=1").await;
@@ -586,25 +935,63 @@ async fn deliveries_are_listed_shown_and_retried() {
         .await;
     assert_eq!(second.json["next_cursor"], Value::Null);
     app.create(valid()).await;
-    let of_another = app.get(&format!("/api/v1/webhooks/2/deliveries?cursor={cursor}")).await;
-    assert_eq!(of_another.error().0, 400, "a cursor is good for its own list alone");
+    let of_another = app
+        .get(&format!("/api/v1/webhooks/2/deliveries?cursor={cursor}"))
+        .await;
+    assert_eq!(
+        of_another.error().0,
+        400,
+        "a cursor is good for its own list alone"
+    );
     let row = &first.json["data"][0];
-    let keys: Vec<_> = row.as_object().unwrap().keys().map(String::as_str).collect();
-    let listed =
-        ["event_id", "event", "task_id", "status", "attempt_count", "created_at", "next_attempt_at", "last_failure"];
+    let keys: Vec<_> = row
+        .as_object()
+        .unwrap()
+        .keys()
+        .map(String::as_str)
+        .collect();
+    let listed = [
+        "event_id",
+        "event",
+        "task_id",
+        "status",
+        "attempt_count",
+        "created_at",
+        "next_attempt_at",
+        "last_failure",
+    ];
     assert_eq!(keys, listed);
     assert_ne!(row["event_id"], second.json["data"][0]["event_id"]);
 
-    let tried = first.json["data"].as_array().unwrap().iter().chain(second.json["data"].as_array().unwrap());
-    let tried = tried.into_iter().find(|row| row["attempt_count"] == 1).unwrap();
-    let path = format!("/api/v1/webhooks/1/deliveries/{}", tried["event_id"].as_str().unwrap());
+    let tried = first.json["data"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .chain(second.json["data"].as_array().unwrap());
+    let tried = tried
+        .into_iter()
+        .find(|row| row["attempt_count"] == 1)
+        .unwrap();
+    let path = format!(
+        "/api/v1/webhooks/1/deliveries/{}",
+        tried["event_id"].as_str().unwrap()
+    );
     let shown = app.get(&path).await;
     let data = &shown.json["data"];
     assert_eq!(data["payload"], receiver.received()[0].body);
-    assert_eq!((&data["status"], &data["last_failure"]), (&json!("pending"), &json!("status")));
+    assert_eq!(
+        (&data["status"], &data["last_failure"]),
+        (&json!("pending"), &json!("status"))
+    );
     let attempt = data["attempts"][0].as_object().unwrap();
-    assert_eq!(attempt["detail"], "The answer was status 500: answer 2xx to accept an event.");
-    assert_eq!((&attempt["status_code"], &attempt["response_excerpt"]), (&json!(500), &json!("as you asked")));
+    assert_eq!(
+        attempt["detail"],
+        "The answer was status 500: answer 2xx to accept an event."
+    );
+    assert_eq!(
+        (&attempt["status_code"], &attempt["response_excerpt"]),
+        (&json!(500), &json!("as you asked"))
+    );
     for (name, value) in attempt["request_headers"].as_object().unwrap() {
         assert_eq!(receiver.received()[0].header(name), value.as_str().unwrap());
     }
@@ -617,65 +1004,138 @@ async fn deliveries_are_listed_shown_and_retried() {
         ("text/plain", "now".to_owned(), 415),
         ("application/json", " ".repeat(64 * 1024 + 1), 413),
     ] {
-        let request = app.request("POST", &format!("{path}/retry")).header("content-type", declared);
-        assert_eq!(app.send(request.body(Body::from(body)).unwrap()).await.error().0, status);
+        let request = app
+            .request("POST", &format!("{path}/retry"))
+            .header("content-type", declared);
+        assert_eq!(
+            app.send(request.body(Body::from(body)).unwrap())
+                .await
+                .error()
+                .0,
+            status
+        );
     }
     let retried = post(format!("{path}/retry")).await;
-    assert_eq!((retried.status, &retried.json["data"]["status"]), (StatusCode::ACCEPTED, &json!("pending")));
+    assert_eq!(
+        (retried.status, &retried.json["data"]["status"]),
+        (StatusCode::ACCEPTED, &json!("pending"))
+    );
     let timer = app.world.timers().pop().unwrap();
     assert_eq!(timer.due, app.clock.now());
-    app.world.store.claim(&timer.message.key, 1, app.clock.now()).await.unwrap();
+    app.world
+        .store
+        .claim(&timer.message.key, 1, app.clock.now())
+        .await
+        .unwrap();
     assert_eq!(post(format!("{path}/retry")).await.error().1, "conflict");
 
     // The claim has run out: whoever held it is gone.
     app.clock.advance(Duration::from_mins(1));
     app.delete("/api/v1/webhooks/1").await;
     assert_eq!(app.get(&path).await.json["data"]["status"], "cancelled");
-    assert_eq!(app.get("/api/v1/webhooks/1/deliveries").await.json["data"].as_array().unwrap().len(), 2);
-    assert_eq!(post(format!("{path}/retry")).await.error(), (404, "not_found", "No webhook 1"));
+    assert_eq!(
+        app.get("/api/v1/webhooks/1/deliveries").await.json["data"]
+            .as_array()
+            .unwrap()
+            .len(),
+        2
+    );
+    assert_eq!(
+        post(format!("{path}/retry")).await.error(),
+        (404, "not_found", "No webhook 1")
+    );
 }
 
 #[tokio::test]
 async fn a_question_to_the_log_that_is_not_as_expected_is_refused_with_its_name() {
-    let app = App::new().await;
+    let app = TestApp::new().await;
     app.create(valid()).await;
     for (query, message) in [
-        ("status=done", "status: expected `pending`, `delivered`, `failed` or `cancelled`"),
-        ("event=job.done", "event: expected one of `job.completed`, `job.failed`, `webhook.disabled`"),
+        (
+            "status=done",
+            "status: expected `pending`, `delivered`, `failed` or `cancelled`",
+        ),
+        (
+            "event=job.done",
+            "event: expected one of `job.completed`, `job.failed`, `webhook.disabled`",
+        ),
         ("limit=0", "limit: expected a whole number from 1 to 100"),
         ("limit=101", "limit: expected a whole number from 1 to 100"),
-        ("cursor=abc", "cursor: expected the `next_cursor` of a page of this webhook's"),
-        ("page=2", "page: unknown parameter, expected `status`, `event`, `limit` or `cursor`"),
+        (
+            "cursor=abc",
+            "cursor: expected the `next_cursor` of a page of this webhook's",
+        ),
+        (
+            "page=2",
+            "page: unknown parameter, expected `status`, `event`, `limit` or `cursor`",
+        ),
         ("limit=1&limit=2", "limit: given twice, expected once"),
     ] {
-        let answer = app.get(&format!("/api/v1/webhooks/1/deliveries?{query}")).await;
+        let answer = app
+            .get(&format!("/api/v1/webhooks/1/deliveries?{query}"))
+            .await;
         assert_eq!(answer.error(), (400, "invalid_request", message));
     }
-    for path in ["/api/v1/webhooks/2/deliveries", "/api/v1/webhooks/x/deliveries"] {
+    for path in [
+        "/api/v1/webhooks/2/deliveries",
+        "/api/v1/webhooks/x/deliveries",
+    ] {
         assert_eq!(app.get(path).await.error().0, 404);
     }
     let event = "evt_01JFS8TX800000000000000000";
-    let answer = app.get(&format!("/api/v1/webhooks/1/deliveries/{event}")).await;
-    assert_eq!(answer.error(), (404, "not_found", format!("No delivery {event} to webhook 1").as_str()));
-    assert_eq!(app.get("/api/v1/webhooks/1/deliveries/nonsense").await.error().0, 404);
+    let answer = app
+        .get(&format!("/api/v1/webhooks/1/deliveries/{event}"))
+        .await;
+    assert_eq!(
+        answer.error(),
+        (
+            404,
+            "not_found",
+            format!("No delivery {event} to webhook 1").as_str()
+        )
+    );
+    assert_eq!(
+        app.get("/api/v1/webhooks/1/deliveries/nonsense")
+            .await
+            .error()
+            .0,
+        404
+    );
 
     let (theirs, other) = (ApiKey::from_random(&random::bytes()), account("other"));
-    app.world.store.add_key(&other, &theirs, app.clock.now()).await.unwrap();
-    let app = App { key: theirs, ..app };
-    assert_eq!(app.get("/api/v1/webhooks/1/deliveries").await.error(), (404, "not_found", "No webhook 1"));
+    app.world
+        .store
+        .add_key(&other, &theirs, app.clock.now())
+        .await
+        .unwrap();
+    let app = TestApp { key: theirs, ..app };
+    assert_eq!(
+        app.get("/api/v1/webhooks/1/deliveries").await.error(),
+        (404, "not_found", "No webhook 1")
+    );
 }
 
 #[tokio::test]
 async fn creates_at_the_same_time_share_no_id_and_do_not_pass_the_limit() {
-    let app = App::with(Policy::Any, NO_LIMITS, 10).await;
+    let app = TestApp::with(TargetPolicy::Any, NO_LIMITS, 10).await;
     let answers = futures_util::future::join_all((0..16).map(|_| app.create(valid()))).await;
-    let mut ids: Vec<_> = answers.iter().filter_map(|answer| answer.json["data"]["id"].as_u64()).collect();
+    let mut ids: Vec<_> = answers
+        .iter()
+        .filter_map(|answer| answer.json["data"]["id"].as_u64())
+        .collect();
     ids.sort_unstable();
     assert_eq!(ids, (1..=10).collect::<Vec<_>>());
-    for refused in answers.iter().filter(|answer| answer.status != StatusCode::CREATED) {
+    for refused in answers
+        .iter()
+        .filter(|answer| answer.status != StatusCode::CREATED)
+    {
         assert_eq!(
             refused.error(),
-            (409, "conflict", "The account has 10 webhooks, which is its limit: delete one first")
+            (
+                409,
+                "conflict",
+                "The account has 10 webhooks, which is its limit: delete one first"
+            )
         );
     }
     app.delete("/api/v1/webhooks/5").await;
@@ -684,15 +1144,32 @@ async fn creates_at_the_same_time_share_no_id_and_do_not_pass_the_limit() {
 
 #[tokio::test]
 async fn the_rate_limit_is_exact_under_concurrency_and_says_when_to_return() {
-    let app = App::with(Policy::Any, Limits { per_minute: Some(5), per_day: Some(8) }, 50).await;
+    let app = TestApp::with(
+        TargetPolicy::Any,
+        RateLimits {
+            per_minute: Some(5),
+            per_day: Some(8),
+        },
+        50,
+    )
+    .await;
     app.clock.advance(Duration::from_secs(20));
     let statuses = async || {
         let answers = futures_util::future::join_all((0..10).map(|_| app.get(WEBHOOKS))).await;
-        let refused: Vec<_> = answers.into_iter().filter(|answer| answer.status != StatusCode::OK).collect();
+        let refused: Vec<_> = answers
+            .into_iter()
+            .filter(|answer| answer.status != StatusCode::OK)
+            .collect();
         for answer in &refused {
-            assert_eq!(answer.error(), (429, "rate_limited", "Too many requests, try again later"));
+            assert_eq!(
+                answer.error(),
+                (429, "rate_limited", "Too many requests, try again later")
+            );
         }
-        (10 - refused.len(), refused[0].header("retry-after").to_owned())
+        (
+            10 - refused.len(),
+            refused[0].header("retry-after").to_owned(),
+        )
     };
     assert_eq!(statuses().await, (5, "40".to_owned()));
     app.clock.advance(Duration::from_secs(40));
@@ -704,56 +1181,97 @@ async fn the_rate_limit_is_exact_under_concurrency_and_says_when_to_return() {
 
 #[tokio::test]
 async fn a_target_that_the_policy_refuses_is_named_at_creation() {
-    let app = App::with(Policy::Public, NO_LIMITS, 50).await;
+    let app = TestApp::with(TargetPolicy::Public, NO_LIMITS, 50).await;
     for (url, rule) in [
         ("http://example.com/", "not https"),
         ("https://127.0.0.1/", "loopback address"),
         ("https://0x7f.1/", "loopback address"),
-        ("https://169.254.169.254/latest/meta-data", "link-local address"),
+        (
+            "https://169.254.169.254/latest/meta-data",
+            "link-local address",
+        ),
         ("https://[::ffff:10.0.0.1]/", "not a global unicast address"),
         ("https://localhost/", "loopback address"),
     ] {
-        let answer = app.create(json!({"url": url, "events": ["job.failed"]})).await;
+        let answer = app
+            .create(json!({"url": url, "events": ["job.failed"]}))
+            .await;
         let (status, code, message) = answer.error();
         assert_eq!((status, code), (400, "invalid_request"));
-        assert!(message.starts_with("url: expected a public https address"), "{message}");
-        assert!(message.contains(rule) || url.contains("localhost"), "{url}: {message}");
+        assert!(
+            message.starts_with("url: expected a public https address"),
+            "{message}"
+        );
+        assert!(
+            message.contains(rule) || url.contains("localhost"),
+            "{url}: {message}"
+        );
     }
-    let unresolved = app.create(json!({"url": "https://no-such-host.invalid/", "events": ["job.failed"]})).await;
+    let unresolved = app
+        .create(json!({"url": "https://no-such-host.invalid/", "events": ["job.failed"]}))
+        .await;
     assert_eq!(unresolved.status, StatusCode::CREATED);
 }
 
 #[tokio::test]
 async fn without_dynamodb_the_answer_is_503_and_tells_nothing_of_the_cause() {
-    let app = App::new().await;
+    let app = TestApp::new().await;
     let unreachable = app.world.store_through(dynamodb("http://127.0.0.1:9"));
     let app = app.over(unreachable, NO_LIMITS);
     let answer = app.get(WEBHOOKS).await;
-    assert_eq!(answer.error(), (503, "unavailable", "Temporarily unavailable, try again"));
+    assert_eq!(
+        answer.error(),
+        (503, "unavailable", "Temporarily unavailable, try again")
+    );
     assert_eq!(answer.header("retry-after"), "1");
 }
 
 #[tokio::test]
 async fn an_item_that_breaks_the_rules_is_a_500_that_tells_nothing_of_the_cause() {
-    let app = App::new().await;
+    let app = TestApp::new().await;
     app.create(valid()).await;
-    let webhook =
-        app.world.items_under("ACCOUNT#acme").await.into_iter().find(|item| item.contains_key("url")).unwrap();
+    let webhook = app
+        .world
+        .items_under("ACCOUNT#acme")
+        .await
+        .into_iter()
+        .find(|item| item.contains_key("url"))
+        .unwrap();
     let mut broken = webhook;
-    broken.insert("url".into(), aws_sdk_dynamodb::types::AttributeValue::S("nonsense".into()));
-    let put = app.world.client.put_item().table_name(&app.world.tables.webhooks).set_item(Some(broken));
+    broken.insert(
+        "url".into(),
+        aws_sdk_dynamodb::types::AttributeValue::S("nonsense".into()),
+    );
+    let put = app
+        .world
+        .client
+        .put_item()
+        .table_name(&app.world.tables.webhooks)
+        .set_item(Some(broken));
     put.send().await.unwrap();
-    assert_eq!(app.get(WEBHOOKS).await.error(), (500, "internal_error", "Internal error"));
+    assert_eq!(
+        app.get(WEBHOOKS).await.error(),
+        (500, "internal_error", "Internal error")
+    );
 }
 
 #[tokio::test]
 async fn a_secret_is_in_no_answer() {
-    let app = App::new().await;
+    let app = TestApp::new().await;
     let mut body = valid();
     body["secret_key"] = json!("open sesame");
     let created = app.create(body.clone()).await;
     body["events"] = json!([]);
-    for answer in [created, app.get(WEBHOOKS).await, app.create(body).await, app.delete("/api/v1/webhooks/1").await] {
-        assert!(!answer.text.contains("sesame") && !answer.text.contains("secret"), "{}", answer.text);
+    for answer in [
+        created,
+        app.get(WEBHOOKS).await,
+        app.create(body).await,
+        app.delete("/api/v1/webhooks/1").await,
+    ] {
+        assert!(
+            !answer.text.contains("sesame") && !answer.text.contains("secret"),
+            "{}",
+            answer.text
+        );
     }
 }

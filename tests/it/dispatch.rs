@@ -6,60 +6,79 @@ use nano_webhooks::{
     client::{
         WebhookClient,
         attempt::Timeouts,
-        guard::{Guard, Policy},
+        guard::{TargetGuard, TargetPolicy},
     },
     clock::{Clock, Deadline},
     dispatch::{Dispatcher, lambda_event::Invocation, stream_record::Record},
     store::{
         Store,
-        webhooks::{Created, NewWebhook},
+        webhooks::{CreateOutcome, NewWebhook},
     },
 };
 use nano_webhooks_cli::dynamodb;
 use nano_webhooks_core::{
-    delivery::{Delivery, Key, State, attempt::FailureKind, endpoint_health::Health},
+    delivery::{
+        Delivery, DeliveryKey, DeliveryState, attempt::FailureKind, endpoint_health::EndpointHealth,
+    },
     event::EventId,
     timestamp::Timestamp,
-    webhook::{EndpointUrl, Events, Secret, WebhookId},
+    webhook::{EndpointUrl, EventTypes, Secret, WebhookId},
 };
 use serde_json::{Value, json};
 
 use crate::{
     proxy::{Fault, Proxy},
-    support::{PATIENCE, Receiver, World, account},
+    support::{Receiver, TEST_TIMEOUT, TestTables, account},
 };
 
-const ARN: &str = "arn:aws:dynamodb:eu-west-1:123456789012:table/jobs/stream/2024-12-23T00:00:00.000";
+const ARN: &str =
+    "arn:aws:dynamodb:eu-west-1:123456789012:table/jobs/stream/2024-12-23T00:00:00.000";
 
 pub fn deadline() -> Deadline {
     Deadline::after(Duration::from_secs(20))
 }
 
-pub async fn subscribe(world: &World, who: &str, url: &str, secret: Option<&str>) -> WebhookId {
+pub async fn subscribe(
+    world: &TestTables,
+    who: &str,
+    url: &str,
+    secret: Option<&str>,
+) -> WebhookId {
     subscribe_to(world, who, url, &["job.completed", "job.failed"], secret).await
 }
 
-pub async fn subscribe_to(world: &World, who: &str, url: &str, events: &[&str], secret: Option<&str>) -> WebhookId {
+pub async fn subscribe_to(
+    world: &TestTables,
+    who: &str,
+    url: &str,
+    events: &[&str],
+    secret: Option<&str>,
+) -> WebhookId {
     let new = NewWebhook {
         url: EndpointUrl::parse(url).unwrap(),
-        events: Events::parse(events.iter().copied()).unwrap(),
+        events: EventTypes::parse(events.iter().copied()).unwrap(),
         secret: secret.map(|text| Secret::parse(text.to_owned()).unwrap()),
         description: None,
     };
-    match world.store.create_webhook(&account(who), &new, 50, None, Clock::system().now()).await.unwrap() {
-        Created::Webhook(webhook) => webhook.id,
+    match world
+        .store
+        .create_webhook(&account(who), &new, 50, None, Clock::system().now())
+        .await
+        .unwrap()
+    {
+        CreateOutcome::Webhook(webhook) => webhook.id,
         other => panic!("{other:?}"),
     }
 }
 
-pub fn job(task: &str, status: &str) -> Value {
+pub fn job_image(task: &str, status: &str) -> Value {
     json!({
         "task_id": {"S": task}, "account_id": {"S": "acme"}, "task_type": {"S": "image"}, "status": {"S": status},
         "updated_at": {"S": "2024-12-23T11:00:00+01:00"}, "data": {"M": {"credits_charged": {"N": "6"}}},
     })
 }
 
-pub fn record(sequence: usize, name: &str, new: Option<Value>, old: Option<Value>) -> Value {
+pub fn stream_record(sequence: usize, name: &str, new: Option<Value>, old: Option<Value>) -> Value {
     let mut change = json!({
         "ApproximateCreationDateTime": 1_734_948_000.0, "Keys": {"task_id": {"S": "t"}}, "SequenceNumber": format!("{sequence:021}"),
         "SizeBytes": 100, "StreamViewType": "NEW_AND_OLD_IMAGES",
@@ -83,27 +102,53 @@ pub fn batch(records: &[Value]) -> Vec<Record> {
     }
 }
 
-pub fn insert(sequence: usize, job: Value) -> Value {
-    record(sequence, "INSERT", Some(job), None)
+pub fn insert_record(sequence: usize, job: Value) -> Value {
+    stream_record(sequence, "INSERT", Some(job), None)
 }
 
-pub async fn run(dispatcher: &Dispatcher, records: &[Value]) -> Vec<Option<String>> {
+pub async fn dispatch_batch(dispatcher: &Dispatcher, records: &[Value]) -> Vec<Option<String>> {
     let response = dispatcher.stream(&batch(records), deadline()).await;
-    response.batch_item_failures.into_iter().map(|failure| failure.item_identifier).collect()
+    response
+        .batch_item_failures
+        .into_iter()
+        .map(|failure| failure.item_identifier)
+        .collect()
 }
 
-async fn delivery(world: &World, webhook: WebhookId, event: &str) -> Delivery {
-    let key = Key { account: account("acme"), webhook, event: EventId::parse(event).unwrap() };
-    world.store.delivery(&key).await.unwrap().unwrap_or_else(|| panic!("no delivery of {event}"))
+async fn delivery(world: &TestTables, webhook: WebhookId, event: &str) -> Delivery {
+    let key = DeliveryKey {
+        account: account("acme"),
+        webhook,
+        event: EventId::parse(event).unwrap(),
+    };
+    world
+        .store
+        .delivery(&key)
+        .await
+        .unwrap()
+        .unwrap_or_else(|| panic!("no delivery of {event}"))
 }
 
 #[tokio::test]
 async fn a_job_that_ends_is_sent_to_each_subscriber_signed_and_recorded() {
-    let (world, receiver) = (World::new().await, Receiver::start().await);
-    let signed = subscribe(&world, "acme", &receiver.url("/signed"), Some("my-secret-key")).await;
+    let (world, receiver) = (TestTables::new().await, Receiver::start().await);
+    let signed = subscribe(
+        &world,
+        "acme",
+        &receiver.url("/signed"),
+        Some("my-secret-key"),
+    )
+    .await;
     let unsigned = subscribe(&world, "acme", &receiver.url("/unsigned"), None).await;
     subscribe(&world, "other", &receiver.url("/other"), None).await;
-    assert_eq!(run(&world.dispatcher(), &[insert(1, job("t1", "completed"))]).await, []);
+    assert_eq!(
+        dispatch_batch(
+            &world.dispatcher(),
+            &[insert_record(1, job_image("t1", "completed"))]
+        )
+        .await,
+        []
+    );
 
     let mut received = receiver.wait_for(2).await;
     assert_eq!(received.len(), 2);
@@ -112,13 +157,30 @@ async fn a_job_that_ends_is_sent_to_each_subscriber_signed_and_recorded() {
     for request in &received {
         assert_eq!(request.body, body);
         assert_eq!(request.header("content-type"), "application/json");
-        assert_eq!(request.header("user-agent"), format!("nano-webhooks/{}", env!("CARGO_PKG_VERSION")));
-        assert_eq!((request.header("x-nano-event"), request.header("x-nano-attempt")), ("job.completed", "1"));
-        assert_eq!(request.header("x-nano-timestamp"), request.header("webhook-timestamp"));
-        assert_eq!(request.header("webhook-id"), received[0].header("webhook-id"));
+        assert_eq!(
+            request.header("user-agent"),
+            format!("nano-webhooks/{}", env!("CARGO_PKG_VERSION"))
+        );
+        assert_eq!(
+            (
+                request.header("x-nano-event"),
+                request.header("x-nano-attempt")
+            ),
+            ("job.completed", "1")
+        );
+        assert_eq!(
+            request.header("x-nano-timestamp"),
+            request.header("webhook-timestamp")
+        );
+        assert_eq!(
+            request.header("webhook-id"),
+            received[0].header("webhook-id")
+        );
     }
     let verifier = standardwebhooks::Webhook::from_bytes(b"my-secret-key".to_vec()).unwrap();
-    verifier.verify(received[0].body.as_bytes(), &received[0].headers).unwrap();
+    verifier
+        .verify(received[0].body.as_bytes(), &received[0].headers)
+        .unwrap();
     assert!(received[0].header("x-nano-signature").starts_with("v1="));
     for absent in ["x-nano-signature", "webhook-signature"] {
         assert!(!received[1].headers.contains_key(absent));
@@ -127,9 +189,15 @@ async fn a_job_that_ends_is_sent_to_each_subscriber_signed_and_recorded() {
     let event = received[0].header("webhook-id");
     for webhook in [signed, unsigned] {
         let delivery = delivery(&world, webhook, event).await;
-        assert_eq!((delivery.state, delivery.attempt_count, &*delivery.body), (State::Delivered, 1, body));
+        assert_eq!(
+            (delivery.state, delivery.attempt_count, &*delivery.body),
+            (DeliveryState::Delivered, 1, body)
+        );
         let attempt = &delivery.attempts[0];
-        assert_eq!((attempt.number, attempt.status_code, attempt.failure), (1, Some(200), None));
+        assert_eq!(
+            (attempt.number, attempt.status_code, attempt.failure),
+            (1, Some(200), None)
+        );
         assert_eq!(attempt.response_excerpt.as_deref(), Some("ok"));
     }
     let items = world.items(&world.tables.deliveries).await;
@@ -137,57 +205,82 @@ async fn a_job_that_ends_is_sent_to_each_subscriber_signed_and_recorded() {
     for item in items {
         assert!(item.contains_key("expires_at"));
         for index_key in ["due_shard", "sweep_at", "state_key"] {
-            assert!(!item.contains_key(index_key), "what is delivered costs no index write");
+            assert!(
+                !item.contains_key(index_key),
+                "what is delivered costs no index write"
+            );
         }
     }
 }
 
 #[tokio::test]
 async fn an_event_arises_when_the_status_becomes_terminal_and_only_then() {
-    let (world, receiver) = (World::new().await, Receiver::start().await);
+    let (world, receiver) = (TestTables::new().await, Receiver::start().await);
     subscribe(&world, "acme", &receiver.url("/"), None).await;
     let modify = |sequence, new: &str, old: &str| {
-        record(sequence, "MODIFY", Some(job(&format!("t{sequence}"), new)), Some(job(&format!("t{sequence}"), old)))
+        stream_record(
+            sequence,
+            "MODIFY",
+            Some(job_image(&format!("t{sequence}"), new)),
+            Some(job_image(&format!("t{sequence}"), old)),
+        )
     };
-    let mut no_status = job("x", "completed");
+    let mut no_status = job_image("x", "completed");
     no_status.as_object_mut().unwrap().remove("status");
-    let mut odd_status = job("x", "completed");
+    let mut odd_status = job_image("x", "completed");
     odd_status["status"] = json!({"N": "1"});
     let records = [
-        insert(1, job("t1", "completed")),
-        insert(2, job("t2", "failed")),
-        insert(3, job("t3", "processing")),
+        insert_record(1, job_image("t1", "completed")),
+        insert_record(2, job_image("t2", "failed")),
+        insert_record(3, job_image("t3", "processing")),
         modify(4, "completed", "processing"),
         modify(5, "completed", "completed"),
         modify(6, "completed", "failed"),
         modify(7, "processing", "completed"),
-        record(8, "REMOVE", None, Some(job("t8", "completed"))),
-        insert(9, no_status.clone()),
-        insert(10, odd_status),
-        record(11, "MODIFY", Some(job("t11", "failed")), Some(no_status)),
-        insert(12, job("t12", "COMPLETED")),
+        stream_record(8, "REMOVE", None, Some(job_image("t8", "completed"))),
+        insert_record(9, no_status.clone()),
+        insert_record(10, odd_status),
+        stream_record(
+            11,
+            "MODIFY",
+            Some(job_image("t11", "failed")),
+            Some(no_status),
+        ),
+        insert_record(12, job_image("t12", "COMPLETED")),
     ];
-    assert_eq!(run(&world.dispatcher(), &records).await, []);
+    assert_eq!(dispatch_batch(&world.dispatcher(), &records).await, []);
     let mut arrived: Vec<_> = receiver
         .wait_for(5)
         .await
         .iter()
         .map(|request| {
-            (request.json()["task_id"].as_str().unwrap().to_owned(), request.header("x-nano-event").to_owned())
+            (
+                request.json()["task_id"].as_str().unwrap().to_owned(),
+                request.header("x-nano-event").to_owned(),
+            )
         })
         .collect();
     arrived.sort();
-    let expected = [("t1", "completed"), ("t11", "failed"), ("t2", "failed"), ("t4", "completed"), ("t6", "completed")];
-    assert_eq!(arrived, expected.map(|(task, status)| (task.to_owned(), format!("job.{status}"))));
+    let expected = [
+        ("t1", "completed"),
+        ("t11", "failed"),
+        ("t2", "failed"),
+        ("t4", "completed"),
+        ("t6", "completed"),
+    ];
+    assert_eq!(
+        arrived,
+        expected.map(|(task, status)| (task.to_owned(), format!("job.{status}")))
+    );
     assert_eq!(world.items_under("POISON#").await.len(), 0);
 }
 
 #[tokio::test]
 async fn a_bad_record_is_kept_with_its_reason_and_harms_no_other() {
-    let (world, receiver) = (World::new().await, Receiver::start().await);
+    let (world, receiver) = (TestTables::new().await, Receiver::start().await);
     subscribe(&world, "acme", &receiver.url("/"), None).await;
     let with = |field: &str, value: Option<Value>| {
-        let mut job = job("t", "completed");
+        let mut job = job_image("t", "completed");
         match value {
             Some(value) => job[field] = value,
             None => drop(job.as_object_mut().unwrap().remove(field)),
@@ -196,85 +289,181 @@ async fn a_bad_record_is_kept_with_its_reason_and_harms_no_other() {
     };
     let huge = json!({"M": {"text": {"S": "x".repeat(256 * 1024)}}});
     let bad = [
-        (insert(1, with("account_id", None)), "`account_id`: missing, expected a string (S)"),
-        (insert(2, with("account_id", Some(json!({"N": "1"})))), "`account_id`: expected a string (S)"),
         (
-            insert(3, with("account_id", Some(json!({"S": ""})))),
+            insert_record(1, with("account_id", None)),
+            "`account_id`: missing, expected a string (S)",
+        ),
+        (
+            insert_record(2, with("account_id", Some(json!({"N": "1"})))),
+            "`account_id`: expected a string (S)",
+        ),
+        (
+            insert_record(3, with("account_id", Some(json!({"S": ""})))),
             "`account_id`: expected an account name of 1 to 256 bytes",
         ),
-        (insert(4, with("task_type", None)), "`task_type`: missing, expected a string (S)"),
-        (insert(5, with("data", Some(json!({"S": "{}"})))), "`data`: expected a map (M)"),
         (
-            record(6, "MODIFY", Some(job("t", "failed")), None),
+            insert_record(4, with("task_type", None)),
+            "`task_type`: missing, expected a string (S)",
+        ),
+        (
+            insert_record(5, with("data", Some(json!({"S": "{}"})))),
+            "`data`: expected a map (M)",
+        ),
+        (
+            stream_record(6, "MODIFY", Some(job_image("t", "failed")), None),
             "a change without its old image: the stream's view type must be NEW_AND_OLD_IMAGES",
         ),
-        (record(7, "INSERT", None, None), "no new image: the stream's view type must be NEW_AND_OLD_IMAGES"),
         (
-            record(8, "UPSERT", Some(job("t", "failed")), None),
+            stream_record(7, "INSERT", None, None),
+            "no new image: the stream's view type must be NEW_AND_OLD_IMAGES",
+        ),
+        (
+            stream_record(8, "UPSERT", Some(job_image("t", "failed")), None),
             "unknown event name `UPSERT`, expected INSERT, MODIFY or REMOVE",
         ),
-        (insert(9, with("data", Some(huge))), "the body would have 262278 bytes, expected at most 262144"),
-        (json!({"nonsense": true}), "not a stream record: missing field `awsRegion` at line 1 column 17"),
-        (json!(42), "not a stream record: invalid type: integer `42`, expected struct EventRecord at line 1 column 2"),
-        (insert(10, with("data", Some(json!({"M": {"n": {"Q": "1"}}})))), "not a stream record: "),
+        (
+            insert_record(9, with("data", Some(huge))),
+            "the body would have 262278 bytes, expected at most 262144",
+        ),
+        (
+            json!({"nonsense": true}),
+            "not a stream record: missing field `awsRegion` at line 1 column 17",
+        ),
+        (
+            json!(42),
+            "not a stream record: invalid type: integer `42`, expected struct EventRecord at line 1 column 2",
+        ),
+        (
+            insert_record(10, with("data", Some(json!({"M": {"n": {"Q": "1"}}})))),
+            "not a stream record: ",
+        ),
     ];
     let mut records: Vec<_> = bad.iter().map(|(record, _)| record.clone()).collect();
-    records.insert(0, insert(100, job("first", "completed")));
-    records.push(insert(101, job("last", "completed")));
-    assert_eq!(run(&world.dispatcher(), &records).await, []);
-    assert_eq!(run(&world.dispatcher(), &records).await, [], "a batch that is read again");
+    records.insert(0, insert_record(100, job_image("first", "completed")));
+    records.push(insert_record(101, job_image("last", "completed")));
+    assert_eq!(dispatch_batch(&world.dispatcher(), &records).await, []);
+    assert_eq!(
+        dispatch_batch(&world.dispatcher(), &records).await,
+        [],
+        "a batch that is read again"
+    );
 
     let received = receiver.wait_for(2).await;
-    let mut tasks: Vec<_> = received.iter().map(|request| request.json()["task_id"].clone()).collect();
+    let mut tasks: Vec<_> = received
+        .iter()
+        .map(|request| request.json()["task_id"].clone())
+        .collect();
     tasks.sort_by_key(ToString::to_string);
     assert_eq!(tasks, ["first", "last"]);
 
     let kept = world.items_under("POISON#").await;
-    let mut reasons: Vec<_> = kept.iter().map(|item| item["reason"].as_s().unwrap().clone()).collect();
+    let mut reasons: Vec<_> = kept
+        .iter()
+        .map(|item| item["reason"].as_s().unwrap().clone())
+        .collect();
     assert_eq!(reasons.len(), bad.len());
     for (_, reason) in &bad {
-        let place =
-            reasons.iter().position(|kept| kept.starts_with(reason)).unwrap_or_else(|| panic!("{reason}: {reasons:?}"));
+        let place = reasons
+            .iter()
+            .position(|kept| kept.starts_with(reason))
+            .unwrap_or_else(|| panic!("{reason}: {reasons:?}"));
         reasons.remove(place);
     }
-    let no_account =
-        kept.iter().find(|item| item["reason"].as_s().unwrap().starts_with("`account_id`: missing")).unwrap();
-    assert!(no_account["image"].as_s().unwrap().contains("credits_charged"));
+    let no_account = kept
+        .iter()
+        .find(|item| {
+            item["reason"]
+                .as_s()
+                .unwrap()
+                .starts_with("`account_id`: missing")
+        })
+        .unwrap();
+    assert!(
+        no_account["image"]
+            .as_s()
+            .unwrap()
+            .contains("credits_charged")
+    );
     assert_eq!(no_account["stream"].as_s().unwrap(), ARN);
 }
 
 #[tokio::test]
 async fn a_webhook_that_cannot_be_read_harms_no_other() {
-    let (world, receiver) = (World::new().await, Receiver::start().await);
+    let (world, receiver) = (TestTables::new().await, Receiver::start().await);
     subscribe(&world, "acme", &receiver.url("/broken"), None).await;
     subscribe(&world, "acme", &receiver.url("/healthy"), None).await;
     let items = world.items_under("ACCOUNT#acme").await;
-    let mut broken = items.into_iter().find(|item| item["SK"].as_s().unwrap() == "WEBHOOK#0000000001").unwrap();
-    broken.insert("url".into(), aws_sdk_dynamodb::types::AttributeValue::S("nonsense".into()));
-    world.client.put_item().table_name(&world.tables.webhooks).set_item(Some(broken)).send().await.unwrap();
-    assert_eq!(run(&world.dispatcher(), &[insert(1, job("t", "failed"))]).await, []);
+    let mut broken = items
+        .into_iter()
+        .find(|item| item["SK"].as_s().unwrap() == "WEBHOOK#0000000001")
+        .unwrap();
+    broken.insert(
+        "url".into(),
+        aws_sdk_dynamodb::types::AttributeValue::S("nonsense".into()),
+    );
+    world
+        .client
+        .put_item()
+        .table_name(&world.tables.webhooks)
+        .set_item(Some(broken))
+        .send()
+        .await
+        .unwrap();
+    assert_eq!(
+        dispatch_batch(
+            &world.dispatcher(),
+            &[insert_record(1, job_image("t", "failed"))]
+        )
+        .await,
+        []
+    );
     let received = receiver.wait_for(1).await;
-    assert_eq!(received.iter().map(|request| request.path.as_str()).collect::<Vec<_>>(), ["/healthy"]);
+    assert_eq!(
+        received
+            .iter()
+            .map(|request| request.path.as_str())
+            .collect::<Vec<_>>(),
+        ["/healthy"]
+    );
     let kept = world.items_under("POISON#").await;
     assert!(
-        kept[0]["reason"].as_s().unwrap().starts_with("a webhook of the account cannot be read"),
+        kept[0]["reason"]
+            .as_s()
+            .unwrap()
+            .starts_with("a webhook of the account cannot be read"),
         "what it missed is kept"
     );
 }
 
 #[tokio::test]
-async fn a_batch_that_is_read_twice_sends_nothing_twice_and_changes_of_one_job_are_events_of_their_own() {
-    let (world, receiver) = (World::new().await, Receiver::start().await);
+async fn a_batch_that_is_read_twice_sends_nothing_twice_and_changes_of_one_job_are_events_of_their_own()
+ {
+    let (world, receiver) = (TestTables::new().await, Receiver::start().await);
     subscribe(&world, "acme", &receiver.url("/"), None).await;
     let dispatcher = world.dispatcher();
-    let change = |sequence, new: &str, old: &str| record(sequence, "MODIFY", Some(job("t", new)), Some(job("t", old)));
-    let first = insert(1, job("t", "failed"));
-    let records = [first.clone(), first, change(2, "completed", "failed"), change(3, "failed", "completed")];
+    let change = |sequence, new: &str, old: &str| {
+        stream_record(
+            sequence,
+            "MODIFY",
+            Some(job_image("t", new)),
+            Some(job_image("t", old)),
+        )
+    };
+    let first = insert_record(1, job_image("t", "failed"));
+    let records = [
+        first.clone(),
+        first,
+        change(2, "completed", "failed"),
+        change(3, "failed", "completed"),
+    ];
     for _ in 0..3 {
-        assert_eq!(run(&dispatcher, &records).await, []);
+        assert_eq!(dispatch_batch(&dispatcher, &records).await, []);
     }
     let received = receiver.wait_for(3).await;
-    let mut ids: Vec<_> = received.iter().map(|request| request.header("webhook-id").to_owned()).collect();
+    let mut ids: Vec<_> = received
+        .iter()
+        .map(|request| request.header("webhook-id").to_owned())
+        .collect();
     ids.sort();
     ids.dedup();
     assert_eq!((received.len(), ids.len()), (3, 3));
@@ -282,17 +471,37 @@ async fn a_batch_that_is_read_twice_sends_nothing_twice_and_changes_of_one_job_a
 
 #[tokio::test]
 async fn attempts_that_wait_for_their_endpoints_keep_no_other_from_beginning() {
-    let (world, receiver) = (World::new().await, Receiver::start().await);
-    let well = Health { proven: true, ..Health::default() };
+    let (world, receiver) = (TestTables::new().await, Receiver::start().await);
+    let well = EndpointHealth {
+        proven: true,
+        ..EndpointHealth::default()
+    };
     for _ in 0..3 {
         let webhook = subscribe(&world, "acme", &receiver.url("/hang"), None).await;
-        world.store.keep_health(&account("acme"), webhook, &well).await.unwrap();
+        world
+            .store
+            .keep_health(&account("acme"), webhook, &well)
+            .await
+            .unwrap();
     }
-    let limits = Timeouts { connect: 2 * PATIENCE, total: 2 * PATIENCE };
-    let direct = WebhookClient::new(Guard::new(Policy::Any, vec![]), limits, None).unwrap();
-    let dispatcher = Dispatcher { direct, ..world.dispatcher() };
-    let jobs: Vec<_> = (0..32).map(|n| insert(n, job(&format!("t{n}"), "completed"))).collect();
-    let run = tokio::spawn(async move { dispatcher.stream(&batch(&jobs), Deadline::after(3 * PATIENCE)).await });
+    let limits = Timeouts {
+        connect: 2 * TEST_TIMEOUT,
+        total: 2 * TEST_TIMEOUT,
+    };
+    let direct =
+        WebhookClient::new(TargetGuard::new(TargetPolicy::Any, vec![]), limits, None).unwrap();
+    let dispatcher = Dispatcher {
+        direct,
+        ..world.dispatcher()
+    };
+    let jobs: Vec<_> = (0..32)
+        .map(|n| insert_record(n, job_image(&format!("t{n}"), "completed")))
+        .collect();
+    let run = tokio::spawn(async move {
+        dispatcher
+            .stream(&batch(&jobs), Deadline::after(3 * TEST_TIMEOUT))
+            .await
+    });
     // None of them ends: all that may be in flight to three endpoints is.
     receiver.wait_for(3 * 32).await;
     assert!(!run.is_finished());
@@ -301,10 +510,13 @@ async fn attempts_that_wait_for_their_endpoints_keep_no_other_from_beginning() {
 
 #[tokio::test]
 async fn a_failed_attempt_is_recorded_as_pending_with_its_due_time() {
-    let (world, receiver) = (World::new().await, Receiver::start().await);
+    let (world, receiver) = (TestTables::new().await, Receiver::start().await);
     let refused = format!("http://{}/", {
         // A port that was free a moment ago: nobody listens there.
-        std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+        std::net::TcpListener::bind("127.0.0.1:0")
+            .unwrap()
+            .local_addr()
+            .unwrap()
     });
     let cases = [
         (receiver.url("/status/500"), FailureKind::Status, Some(500)),
@@ -313,112 +525,196 @@ async fn a_failed_attempt_is_recorded_as_pending_with_its_due_time() {
         (receiver.url("/hang"), FailureKind::Timeout, None),
         (receiver.url("/drip"), FailureKind::Timeout, Some(200)),
         (refused, FailureKind::Connect, None),
-        ("http://no-such-host.invalid/".to_owned(), FailureKind::Dns, None),
-        (receiver.url.replace("http:", "https:"), FailureKind::Tls, None),
+        (
+            "http://no-such-host.invalid/".to_owned(),
+            FailureKind::Dns,
+            None,
+        ),
+        (
+            receiver.url.replace("http:", "https:"),
+            FailureKind::Tls,
+            None,
+        ),
     ];
     let mut webhooks = Vec::new();
     for (url, ..) in &cases {
         webhooks.push(subscribe(&world, "acme", url, None).await);
     }
     subscribe(&world, "acme", &receiver.url("/large"), None).await;
-    let dispatcher =
-        Dispatcher { clock: Clock::manual(Timestamp::from_millis(1_734_948_001_000)), ..world.dispatcher() };
-    assert_eq!(run(&dispatcher, &[insert(1, job("t", "failed"))]).await, []);
+    let dispatcher = Dispatcher {
+        clock: Clock::manual(Timestamp::from_millis(1_734_948_001_000)),
+        ..world.dispatcher()
+    };
+    assert_eq!(
+        dispatch_batch(&dispatcher, &[insert_record(1, job_image("t", "failed"))]).await,
+        []
+    );
 
     let items = world.items(&world.tables.deliveries).await;
     assert_eq!(items.len(), cases.len() + 1);
     let event = items[0]["SK"].as_s().unwrap();
     for (webhook, (url, failure, status)) in webhooks.into_iter().zip(&cases) {
         let delivery = delivery(&world, webhook, event).await;
-        let State::Pending(due) = delivery.state else { panic!("{url}: {delivery:?}") };
+        let DeliveryState::Pending(due) = delivery.state else {
+            panic!("{url}: {delivery:?}")
+        };
         let wait = due.millis() - 1_734_948_001_000;
         assert!((4_000..=6_000).contains(&wait), "{url}: due in {wait} ms");
         let attempt = &delivery.attempts[0];
-        assert_eq!((attempt.failure, attempt.status_code), (Some(*failure), *status), "{url}");
+        assert_eq!(
+            (attempt.failure, attempt.status_code),
+            (Some(*failure), *status),
+            "{url}"
+        );
         let detail = attempt.detail.as_ref().unwrap();
         let begins = match (failure, status) {
             (FailureKind::Timeout, None) => "Connected, but no answer in time",
             (FailureKind::Timeout, Some(_)) => "The answer began but did not end in time",
             _ => "",
         };
-        assert!(detail.starts_with(begins) && detail.ends_with('.'), "{url}: {detail}");
+        assert!(
+            detail.starts_with(begins) && detail.ends_with('.'),
+            "{url}: {detail}"
+        );
     }
     for item in &items {
         let pending = item["status"].as_s().unwrap() == "pending";
         for index_key in ["due_shard", "sweep_at", "state_key"] {
             assert_eq!(item.contains_key(index_key), pending);
         }
-        assert_eq!(item.contains_key("expires_at"), !pending, "what is pending does not expire");
+        assert_eq!(
+            item.contains_key("expires_at"),
+            !pending,
+            "what is pending does not expire"
+        );
     }
     assert_eq!(
-        items.iter().filter(|item| item["status"].as_s().unwrap() == "delivered").count(),
+        items
+            .iter()
+            .filter(|item| item["status"].as_s().unwrap() == "delivered")
+            .count(),
         1,
         "a large 2xx is a 2xx"
     );
-    assert!(receiver.received().iter().all(|request| request.path != "/redirected"), "a redirect is not followed");
+    assert!(
+        receiver
+            .received()
+            .iter()
+            .all(|request| request.path != "/redirected"),
+        "a redirect is not followed"
+    );
 }
 
 #[tokio::test]
 async fn what_the_invocation_has_no_time_for_is_recorded_as_due_at_once() {
-    let (world, receiver) = (World::new().await, Receiver::start().await);
+    let (world, receiver) = (TestTables::new().await, Receiver::start().await);
     let webhook = subscribe(&world, "acme", &receiver.url("/"), None).await;
     let dispatcher = world.dispatcher();
-    let records = batch(&[insert(1, job("t", "failed"))]);
-    let response = dispatcher.stream(&records, Deadline::after(Duration::ZERO)).await;
+    let records = batch(&[insert_record(1, job_image("t", "failed"))]);
+    let response = dispatcher
+        .stream(&records, Deadline::after(Duration::ZERO))
+        .await;
     assert_eq!(response.batch_item_failures, []);
     let items = world.items(&world.tables.deliveries).await;
     let delivery = delivery(&world, webhook, items[0]["SK"].as_s().unwrap()).await;
     assert_eq!((delivery.attempt_count, delivery.attempts.len()), (0, 0));
-    assert_eq!(delivery.state, State::Pending(delivery.created_at));
+    assert_eq!(delivery.state, DeliveryState::Pending(delivery.created_at));
     assert_eq!(receiver.received().len(), 0);
 }
 
 #[tokio::test]
 async fn a_record_is_reported_as_failed_while_its_deliveries_cannot_be_recorded() {
-    let (world, receiver) = (World::new().await, Receiver::start().await);
+    let (world, receiver) = (TestTables::new().await, Receiver::start().await);
     subscribe(&world, "acme", &receiver.url("/"), None).await;
-    let records = [insert(1, job("t1", "processing")), insert(2, job("t2", "completed")), json!(1)];
+    let records = [
+        insert_record(1, job_image("t1", "processing")),
+        insert_record(2, job_image("t2", "completed")),
+        json!(1),
+    ];
     let numbers = [Some(format!("{:021}", 2)), None];
 
     let unreachable = world.store_through(dynamodb("http://127.0.0.1:9"));
-    let dispatcher = Dispatcher { store: unreachable, ..world.dispatcher() };
-    assert_eq!(run(&dispatcher, &records).await, numbers, "nothing is reachable");
+    let dispatcher = Dispatcher {
+        store: unreachable,
+        ..world.dispatcher()
+    };
+    assert_eq!(
+        dispatch_batch(&dispatcher, &records).await,
+        numbers,
+        "nothing is reachable"
+    );
 
     let mut tables = world.tables.clone();
     tables.deliveries = "no-such-table".into();
     let no_deliveries = Store::new(world.client.clone(), tables, world.vault.clone());
-    let dispatcher = Dispatcher { store: no_deliveries, ..world.dispatcher() };
-    assert_eq!(run(&dispatcher, &records).await, numbers[..1], "the deliveries table is not reachable");
+    let dispatcher = Dispatcher {
+        store: no_deliveries,
+        ..world.dispatcher()
+    };
+    assert_eq!(
+        dispatch_batch(&dispatcher, &records).await,
+        numbers[..1],
+        "the deliveries table is not reachable"
+    );
 
-    assert_eq!(run(&world.dispatcher(), &records).await, []);
+    assert_eq!(dispatch_batch(&world.dispatcher(), &records).await, []);
     assert_eq!(receiver.wait_for(1).await[0].json()["task_id"], "t2");
 }
 
 #[tokio::test]
 async fn a_batch_as_large_as_lambda_gives_is_delivered_and_recorded_whole() {
-    let (world, receiver) = (World::new().await, Receiver::start().await);
+    let (world, receiver) = (TestTables::new().await, Receiver::start().await);
     for n in 0..3 {
-        subscribe(&world, "acme", &receiver.url(&format!("/{n}")), Some("my-secret-key")).await;
+        subscribe(
+            &world,
+            "acme",
+            &receiver.url(&format!("/{n}")),
+            Some("my-secret-key"),
+        )
+        .await;
     }
-    let records: Vec<_> = (0..100).map(|n| insert(n, job(&format!("t{n}"), "completed"))).collect();
-    assert_eq!(run(&world.dispatcher(), &records).await, []);
+    let records: Vec<_> = (0..100)
+        .map(|n| insert_record(n, job_image(&format!("t{n}"), "completed")))
+        .collect();
+    assert_eq!(dispatch_batch(&world.dispatcher(), &records).await, []);
     assert_eq!(receiver.wait_for(300).await.len(), 300);
     let items = world.items(&world.tables.deliveries).await;
     assert_eq!(items.len(), 300);
-    assert!(items.iter().all(|item| item["status"].as_s().unwrap() == "delivered"));
+    assert!(
+        items
+            .iter()
+            .all(|item| item["status"].as_s().unwrap() == "delivered")
+    );
 }
 
 #[tokio::test]
 async fn a_deployed_dispatcher_calls_no_private_address() {
-    let (world, receiver) = (World::new().await, Receiver::start().await);
-    let webhook = subscribe(&world, "acme", &receiver.url.replace("http:", "https:"), None).await;
-    let guard = nano_webhooks::client::Guard::new(nano_webhooks::client::guard::Policy::Public, vec![]);
+    let (world, receiver) = (TestTables::new().await, Receiver::start().await);
+    let webhook = subscribe(
+        &world,
+        "acme",
+        &receiver.url.replace("http:", "https:"),
+        None,
+    )
+    .await;
+    let guard = nano_webhooks::client::TargetGuard::new(
+        nano_webhooks::client::guard::TargetPolicy::Public,
+        vec![],
+    );
     let limits = nano_webhooks::client::attempt::Timeouts::DIRECT;
     let client = nano_webhooks::client::WebhookClient::new(guard, limits, None).unwrap();
-    let dispatcher = Dispatcher { direct: client, ..world.dispatcher() };
-    assert_eq!(run(&dispatcher, &[insert(1, job("t", "failed"))]).await, []);
+    let dispatcher = Dispatcher {
+        direct: client,
+        ..world.dispatcher()
+    };
+    assert_eq!(
+        dispatch_batch(&dispatcher, &[insert_record(1, job_image("t", "failed"))]).await,
+        []
+    );
     let items = world.items(&world.tables.deliveries).await;
-    let attempt = &delivery(&world, webhook, items[0]["SK"].as_s().unwrap()).await.attempts[0];
+    let attempt = &delivery(&world, webhook, items[0]["SK"].as_s().unwrap())
+        .await
+        .attempts[0];
     assert_eq!(attempt.failure, Some(FailureKind::Blocked));
     assert_eq!(
         attempt.detail.as_deref(),
@@ -428,32 +724,53 @@ async fn a_deployed_dispatcher_calls_no_private_address() {
 
 #[tokio::test]
 async fn what_a_hot_partition_leaves_undone_is_written_again_and_harms_no_other() {
-    let (world, receiver) = (World::new().await, Receiver::start().await);
+    let (world, receiver) = (TestTables::new().await, Receiver::start().await);
     let proxy = Proxy::start(world.endpoint.clone()).await;
-    let dispatcher = Dispatcher { store: world.store_through(dynamodb(&proxy.url)), ..world.dispatcher() };
+    let dispatcher = Dispatcher {
+        store: world.store_through(dynamodb(&proxy.url)),
+        ..world.dispatcher()
+    };
     subscribe(&world, "acme", &receiver.url("/status/500/other"), None).await;
     subscribe(&world, "acme", &receiver.url("/hot"), None).await;
-    let records = |from| (from..from + 10).map(|n| insert(n, job(&format!("t{n}"), "completed"))).collect::<Vec<_>>();
+    let records = |from| {
+        (from..from + 10)
+            .map(|n| insert_record(n, job_image(&format!("t{n}"), "completed")))
+            .collect::<Vec<_>>()
+    };
     let requests = async || {
         let received = receiver.wait_for(0).await;
-        let of = |path| received.iter().filter(|request| request.path == path).count();
+        let of = |path| {
+            received
+                .iter()
+                .filter(|request| request.path == path)
+                .count()
+        };
         (of("/status/500/other"), of("/hot"))
     };
 
     proxy.arm("BatchWriteItem", 0, Fault::LeavesHot(2));
-    assert_eq!(run(&dispatcher, &records(0)).await, [], "it is written in the end");
+    assert_eq!(
+        dispatch_batch(&dispatcher, &records(0)).await,
+        [],
+        "it is written in the end"
+    );
     assert_eq!(world.items(&world.tables.deliveries).await.len(), 20);
     assert_eq!((world.timers().len(), requests().await), (10, (1, 10)));
 
     // Until the deadline nothing of it is.
     proxy.arm("BatchWriteItem", 0, Fault::LeavesHot(usize::MAX));
-    let response = dispatcher.stream(&batch(&records(10)), Deadline::after(Duration::from_secs(6))).await;
+    let response = dispatcher
+        .stream(
+            &batch(&records(10)),
+            Deadline::after(Duration::from_secs(6)),
+        )
+        .await;
     assert_eq!(response.batch_item_failures.len(), 10);
     assert_eq!(world.items(&world.tables.deliveries).await.len(), 30);
     assert_eq!(world.timers().len(), 10, "the others go on");
 
     proxy.disarm();
-    assert_eq!(run(&dispatcher, &records(10)).await, []);
+    assert_eq!(dispatch_batch(&dispatcher, &records(10)).await, []);
     assert_eq!(world.items(&world.tables.deliveries).await.len(), 40);
     assert_eq!(world.timers().len(), 0);
     // What was recorded is not sent again.

@@ -6,11 +6,11 @@ use lambda_http::{Adapter, LambdaEvent, request::LambdaRequest};
 use lambda_runtime::Context;
 use nano_webhooks::random;
 use nano_webhooks::{
-    api::{Api, router},
-    client::{Guard, guard::Policy},
+    api::{AppState, router},
+    client::{TargetGuard, guard::TargetPolicy},
     clock::{Clock, Deadline},
     dispatch::lambda_event::Invocation,
-    store::rate_limit::Limits,
+    store::rate_limit::RateLimits,
 };
 use nano_webhooks_core::api_key::ApiKey;
 use serde_json::{Value, json};
@@ -18,19 +18,24 @@ use tower::Service;
 
 use crate::{
     dispatch::subscribe,
-    support::{Receiver, World, account},
+    support::{Receiver, TestTables, account},
 };
 
 fn event(name: &str) -> String {
-    fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("events").join(name)).unwrap()
+    fs::read_to_string(
+        Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("events")
+            .join(name),
+    )
+    .unwrap()
 }
 
-fn api(world: &World, claim: Option<&str>, rate_limits: Limits) -> axum::Router {
-    router(Api {
+fn api(world: &TestTables, claim: Option<&str>, rate_limits: RateLimits) -> axum::Router {
+    router(AppState {
         store: world.store.clone(),
         account_claim: claim.map(str::to_owned),
         client: crate::support::client(),
-        guard: Guard::new(Policy::Public, vec![]),
+        guard: TargetGuard::new(TargetPolicy::Public, vec![]),
         clock: Clock::system(),
         queue: world.queue.clone(),
         retention: Duration::from_hours(24),
@@ -41,67 +46,158 @@ fn api(world: &World, claim: Option<&str>, rate_limits: Limits) -> axum::Router 
 
 #[tokio::test]
 async fn the_api_function_answers_each_sample_as_api_gateway_expects() {
-    let world = World::new().await;
+    let world = TestTables::new().await;
     let key = ApiKey::from_random(&random::bytes());
-    world.store.add_key(&account("acme"), &key, Clock::system().now()).await.unwrap();
-    let limits = Limits { per_minute: Some(60), per_day: Some(10_000) };
+    world
+        .store
+        .add_key(&account("acme"), &key, Clock::system().now())
+        .await
+        .unwrap();
+    let limits = RateLimits {
+        per_minute: Some(60),
+        per_day: Some(10_000),
+    };
     let mut function = Adapter::from(api(&world, None, limits));
     let mut invoke = async |name: &str, key: &str| -> Value {
-        let request: LambdaRequest = serde_json::from_str(&event(name).replace("sk-REPLACE", key)).unwrap();
-        let answer = function.call(LambdaEvent::new(request, Context::default())).await.unwrap();
+        let request: LambdaRequest =
+            serde_json::from_str(&event(name).replace("sk-REPLACE", key)).unwrap();
+        let answer = function
+            .call(LambdaEvent::new(request, Context::default()))
+            .await
+            .unwrap();
         serde_json::to_value(answer).unwrap()
     };
-    for (name, status) in
-        [("api-create.json", 201), ("api-list.json", 200), ("api-delete.json", 200), ("api-unknown-route.json", 404)]
-    {
+    for (name, status) in [
+        ("api-create.json", 201),
+        ("api-list.json", 200),
+        ("api-delete.json", 200),
+        ("api-unknown-route.json", 404),
+    ] {
         let answer = invoke(name, key.expose()).await;
         assert_eq!(answer["statusCode"], status, "{name}: {answer}");
         let body: Value = serde_json::from_str(answer["body"].as_str().unwrap()).unwrap();
         assert_eq!(body["success"], status < 300);
         let sent: Value = serde_json::from_str(&event(name)).unwrap();
-        assert_eq!(answer["headers"]["x-request-id"], sent["requestContext"]["requestId"], "{name}: {answer}");
+        assert_eq!(
+            answer["headers"]["x-request-id"], sent["requestContext"]["requestId"],
+            "{name}: {answer}"
+        );
     }
     for name in ["api-create.json", "api-list.json", "api-delete.json"] {
-        assert_eq!(invoke(name, "sk-REPLACE").await["statusCode"], 401, "{name}");
+        assert_eq!(
+            invoke(name, "sk-REPLACE").await["statusCode"],
+            401,
+            "{name}"
+        );
     }
 }
 
 #[tokio::test]
 async fn with_a_claim_set_the_authorizer_in_front_names_the_account_and_without_it_is_ignored() {
-    let world = World::new().await;
+    let world = TestTables::new().await;
     let key = ApiKey::from_random(&random::bytes());
-    world.store.add_key(&account("acme"), &key, Clock::system().now()).await.unwrap();
+    world
+        .store
+        .add_key(&account("acme"), &key, Clock::system().now())
+        .await
+        .unwrap();
     subscribe(&world, "acme", "https://example.com/acme", None).await;
     subscribe(&world, "globex", "https://example.com/globex", None).await;
     let of = |webhook: &str| json!([format!("https://example.com/{webhook}")]);
     let token = |claims: Value| json!({"jwt": {"claims": claims, "scopes": null}});
     let of_lambda = |context: Value| json!({"lambda": context});
     for (claim, authorizer, key, seen) in [
-        (None, Some(token(json!({"tenant": "globex"}))), key.expose(), Some(of("acme"))),
-        (None, Some(token(json!({"tenant": "globex"}))), "sk-REPLACE", None),
-        (None, Some(of_lambda(json!({"tenant": "globex"}))), "sk-REPLACE", None),
-        (Some("tenant"), Some(token(json!({"tenant": "globex"}))), "sk-REPLACE", Some(of("globex"))),
-        (Some("tenant"), Some(token(json!({"tenant": "globex"}))), key.expose(), Some(of("globex"))),
-        (Some("tenant"), Some(of_lambda(json!({"tenant": "globex"}))), "sk-REPLACE", Some(of("globex"))),
-        (Some("tenant"), Some(of_lambda(json!({"tenant": 7}))), key.expose(), None),
-        (Some("tenant"), Some(token(json!({"sub": "globex"}))), key.expose(), None),
-        (Some("tenant"), Some(token(json!({"tenant": ""}))), key.expose(), None),
+        (
+            None,
+            Some(token(json!({"tenant": "globex"}))),
+            key.expose(),
+            Some(of("acme")),
+        ),
+        (
+            None,
+            Some(token(json!({"tenant": "globex"}))),
+            "sk-REPLACE",
+            None,
+        ),
+        (
+            None,
+            Some(of_lambda(json!({"tenant": "globex"}))),
+            "sk-REPLACE",
+            None,
+        ),
+        (
+            Some("tenant"),
+            Some(token(json!({"tenant": "globex"}))),
+            "sk-REPLACE",
+            Some(of("globex")),
+        ),
+        (
+            Some("tenant"),
+            Some(token(json!({"tenant": "globex"}))),
+            key.expose(),
+            Some(of("globex")),
+        ),
+        (
+            Some("tenant"),
+            Some(of_lambda(json!({"tenant": "globex"}))),
+            "sk-REPLACE",
+            Some(of("globex")),
+        ),
+        (
+            Some("tenant"),
+            Some(of_lambda(json!({"tenant": 7}))),
+            key.expose(),
+            None,
+        ),
+        (
+            Some("tenant"),
+            Some(token(json!({"sub": "globex"}))),
+            key.expose(),
+            None,
+        ),
+        (
+            Some("tenant"),
+            Some(token(json!({"tenant": ""}))),
+            key.expose(),
+            None,
+        ),
         (Some("tenant"), None, key.expose(), None),
     ] {
-        let mut function = Adapter::from(api(&world, claim, Limits { per_minute: None, per_day: None }));
-        let mut sent: Value = serde_json::from_str(&event("api-list.json").replace("sk-REPLACE", key)).unwrap();
+        let mut function = Adapter::from(api(
+            &world,
+            claim,
+            RateLimits {
+                per_minute: None,
+                per_day: None,
+            },
+        ));
+        let mut sent: Value =
+            serde_json::from_str(&event("api-list.json").replace("sk-REPLACE", key)).unwrap();
         let shown = format!("{claim:?} {authorizer:?}");
         if let Some(authorizer) = authorizer {
             sent["requestContext"]["authorizer"] = authorizer;
         }
         let request: LambdaRequest = serde_json::from_value(sent).unwrap();
-        let answer = function.call(LambdaEvent::new(request, Context::default())).await.unwrap();
+        let answer = function
+            .call(LambdaEvent::new(request, Context::default()))
+            .await
+            .unwrap();
         let answer = serde_json::to_value(answer).unwrap();
         let body: Value = serde_json::from_str(answer["body"].as_str().unwrap()).unwrap();
-        let urls =
-            body["data"].as_array().map(|all| all.iter().map(|webhook| webhook["url"].clone()).collect::<Value>());
-        assert_eq!((answer["statusCode"] == 200, urls), (seen.is_some(), seen), "{shown}: {answer}");
-        assert!(answer["statusCode"] == 200 || answer["statusCode"] == 401, "{shown}: {answer}");
+        let urls = body["data"].as_array().map(|all| {
+            all.iter()
+                .map(|webhook| webhook["url"].clone())
+                .collect::<Value>()
+        });
+        assert_eq!(
+            (answer["statusCode"] == 200, urls),
+            (seen.is_some(), seen),
+            "{shown}: {answer}"
+        );
+        assert!(
+            answer["statusCode"] == 200 || answer["statusCode"] == 401,
+            "{shown}: {answer}"
+        );
     }
 }
 
@@ -121,20 +217,32 @@ async fn the_dispatch_function_takes_each_sample() {
             4,
         ),
     ] {
-        let (world, receiver) = (World::new().await, Receiver::start().await);
+        let (world, receiver) = (TestTables::new().await, Receiver::start().await);
         for who in ["acme", "globex"] {
             subscribe(&world, who, &receiver.url(&format!("/{who}")), None).await;
         }
         let invocation = Invocation::from_json(&event(name)).unwrap();
-        let response = world.dispatcher().invoke(invocation, Deadline::after(Duration::from_secs(20))).await.unwrap();
+        let response = world
+            .dispatcher()
+            .invoke(invocation, Deadline::after(Duration::from_secs(20)))
+            .await
+            .unwrap();
         assert_eq!(response, json!({ "batchItemFailures": [] }), "{name}");
         let mut received: Vec<_> = receiver
             .received()
             .iter()
-            .map(|request| (request.path[1..].to_owned(), request.header("x-nano-event").to_owned()))
+            .map(|request| {
+                (
+                    request.path[1..].to_owned(),
+                    request.header("x-nano-event").to_owned(),
+                )
+            })
             .collect();
         received.sort();
-        let heard: Vec<_> = heard.iter().map(|(who, event)| ((*who).to_owned(), (*event).to_owned())).collect();
+        let heard: Vec<_> = heard
+            .iter()
+            .map(|(who, event)| ((*who).to_owned(), (*event).to_owned()))
+            .collect();
         assert_eq!(received, heard, "{name}");
         assert_eq!(world.items_under("POISON#").await.len(), poison, "{name}");
     }
@@ -142,11 +250,17 @@ async fn the_dispatch_function_takes_each_sample() {
 
 #[tokio::test]
 async fn the_dispatch_function_takes_messages_of_the_queue_and_the_schedule() {
-    let world = World::new().await;
-    for (name, answer) in [("queue-retry.json", json!({ "batchItemFailures": [] })), ("schedule-sweep.json", json!(0))]
-    {
+    let world = TestTables::new().await;
+    for (name, answer) in [
+        ("queue-retry.json", json!({ "batchItemFailures": [] })),
+        ("schedule-sweep.json", json!(0)),
+    ] {
         let invocation = Invocation::from_json(&event(name)).unwrap();
-        let given = world.dispatcher().invoke(invocation, Deadline::after(Duration::from_secs(20))).await.unwrap();
+        let given = world
+            .dispatcher()
+            .invoke(invocation, Deadline::after(Duration::from_secs(20)))
+            .await
+            .unwrap();
         assert_eq!(given, answer, "{name}");
     }
 }

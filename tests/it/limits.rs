@@ -5,14 +5,14 @@ use nano_webhooks::dispatch::lambda_event::Invocation;
 use serde_json::{Value, json};
 
 use crate::{
-    api::App,
-    dispatch::{deadline, insert, job, run, subscribe},
-    support::{Receiver, World},
+    api::TestApp,
+    dispatch::{deadline, dispatch_batch, insert_record, job_image, subscribe},
+    support::{Receiver, TestTables},
 };
 
 #[tokio::test]
 async fn a_request_nested_too_deeply_is_a_400_and_its_message_is_short() {
-    let app = App::new().await;
+    let app = TestApp::new().await;
     for (open, close) in [("[", "]"), ("{\"a\":", "}")] {
         for depth in [120, 10_000] {
             let deep = format!("{}1{}", open.repeat(depth), close.repeat(depth));
@@ -33,51 +33,79 @@ async fn a_request_nested_too_deeply_is_a_400_and_its_message_is_short() {
 
 #[tokio::test]
 async fn a_record_nested_too_deeply_is_poison_and_holds_up_no_other() {
-    let (world, receiver) = (World::new().await, Receiver::start().await);
+    let (world, receiver) = (TestTables::new().await, Receiver::start().await);
     subscribe(&world, "acme", &receiver.url("/hook"), None).await;
-    let mut deep = insert(1, job("deep", "completed"));
+    let mut deep = insert_record(1, job_image("deep", "completed"));
     deep["dynamodb"]["NewImage"]["data"] = json!({"M": {"deep": {"S": "DEEP"}}});
     let leaf = r#"{"S":"DEEP"}"#;
     let nested = format!("{}{leaf}{}", r#"{"L":["#.repeat(5_000), "]}".repeat(5_000));
     let deep = deep.to_string().replace(leaf, &nested);
-    let event = format!(r#"{{"Records":[{deep},{}]}}"#, insert(2, job("flat", "completed")));
+    let event = format!(
+        r#"{{"Records":[{deep},{}]}}"#,
+        insert_record(2, job_image("flat", "completed"))
+    );
     let invocation = Invocation::from_json(&event).unwrap();
-    let answer = world.dispatcher().invoke(invocation, deadline()).await.unwrap();
+    let answer = world
+        .dispatcher()
+        .invoke(invocation, deadline())
+        .await
+        .unwrap();
     assert_eq!(answer["batchItemFailures"], json!([]));
     assert_eq!(receiver.wait_for(1).await[0].json()["task_id"], "flat");
     assert_eq!(world.items_under("POISON#").await.len(), 1);
 }
 
 #[tokio::test]
-async fn a_record_whose_names_are_endless_is_kept_as_poison_and_so_is_each_of_those_without_names() {
-    let world = World::new().await;
-    let mut endless = insert(1, job("t", "completed"));
+async fn a_record_whose_names_are_endless_is_kept_as_poison_and_so_is_each_of_those_without_names()
+{
+    let world = TestTables::new().await;
+    let mut endless = insert_record(1, job_image("t", "completed"));
     endless["eventName"] = json!("X".repeat(300_000));
     endless["dynamodb"]["SequenceNumber"] = json!("9".repeat(5_000));
-    let mut nameless = insert(2, json!({"status": {"S": "completed"}}));
+    let mut nameless = insert_record(2, json!({"status": {"S": "completed"}}));
     nameless["eventID"] = json!("");
-    nameless["dynamodb"].as_object_mut().unwrap().remove("SequenceNumber");
+    nameless["dynamodb"]
+        .as_object_mut()
+        .unwrap()
+        .remove("SequenceNumber");
     let mut another = nameless.clone();
     another["dynamodb"]["NewImage"]["n"] = json!({"N": "1"});
-    run(&world.dispatcher(), &[endless, nameless, another]).await;
+    dispatch_batch(&world.dispatcher(), &[endless, nameless, another]).await;
     let poison = world.items_under("POISON#").await;
     assert_eq!(poison.len(), 3, "{poison:?}");
-    assert!(poison.iter().all(|item| item["reason"].as_s().unwrap().len() <= 1024));
+    assert!(
+        poison
+            .iter()
+            .all(|item| item["reason"].as_s().unwrap().len() <= 1024)
+    );
 }
 
 #[tokio::test]
 async fn a_batch_of_any_size_is_worked_on() {
-    let (world, receiver) = (World::new().await, Receiver::start().await);
+    let (world, receiver) = (TestTables::new().await, Receiver::start().await);
     subscribe(&world, "acme", &receiver.url("/hook"), None).await;
-    assert_eq!(run(&world.dispatcher(), &[insert(0, job("first", "completed"))]).await, []);
-    let records: Vec<Value> = (1..=1_000).map(|n| insert(n, job(&format!("t{n}"), "completed"))).collect();
-    assert_eq!(run(&world.dispatcher(), &records).await, []);
+    assert_eq!(
+        dispatch_batch(
+            &world.dispatcher(),
+            &[insert_record(0, job_image("first", "completed"))]
+        )
+        .await,
+        []
+    );
+    let records: Vec<Value> = (1..=1_000)
+        .map(|n| insert_record(n, job_image(&format!("t{n}"), "completed")))
+        .collect();
+    assert_eq!(dispatch_batch(&world.dispatcher(), &records).await, []);
     assert_eq!(receiver.wait_for(1_001).await.len(), 1_001);
 
     let messages: Vec<Value> = (0..500)
         .map(|n| json!({"messageId": n.to_string(), "body": "none of ours", "eventSource": "aws:sqs", "awsRegion": "us-east-1"}))
         .collect();
     let invocation = Invocation::from_json(&json!({ "Records": messages }).to_string()).unwrap();
-    let answer = world.dispatcher().invoke(invocation, deadline()).await.unwrap();
+    let answer = world
+        .dispatcher()
+        .invoke(invocation, deadline())
+        .await
+        .unwrap();
     assert_eq!(answer["batchItemFailures"], json!([]));
 }

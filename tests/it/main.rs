@@ -1,11 +1,12 @@
 //! The service's parts and the whole of it, against a real DynamoDB engine and over real sockets.
 
 mod api;
+mod architecture;
+mod canonical_json;
+mod cost;
 mod dispatch;
 mod events;
-mod faults;
-mod fixed_point;
-mod layers;
+mod fault_matrix;
 mod limits;
 mod metrics;
 mod openapi;
@@ -17,6 +18,5 @@ mod rotation;
 mod secrets;
 mod support;
 mod targets;
+mod test_event;
 mod tls;
-mod trial;
-mod units;

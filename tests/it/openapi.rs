@@ -15,22 +15,27 @@ use nano_webhooks_core::{
 };
 use serde_json::{Value, json};
 
-use crate::api::App;
+use crate::api::TestApp;
 
 const PATH: &str = "/api/v1/openapi.json";
 const METHODS: [&str; 5] = ["get", "post", "patch", "put", "delete"];
 
-async fn served(app: &App) -> Value {
-    let answer = app.send(Request::get(PATH).body(Body::empty()).unwrap()).await;
+async fn served(app: &TestApp) -> Value {
+    let answer = app
+        .send(Request::get(PATH).body(Body::empty()).unwrap())
+        .await;
     assert_eq!(answer.status, StatusCode::OK, "it needs no key");
     answer.json
 }
 
 #[tokio::test]
 async fn the_description_in_the_repository_is_the_one_that_is_served() {
-    let text = format!("{:#}\n", served(&App::new().await).await);
+    let text = format!("{:#}\n", served(&TestApp::new().await).await);
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/openapi.json");
-    #[expect(clippy::disallowed_methods, reason = "whoever changes the API says here that the file is to be renewed")]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "whoever changes the API says here that the file is to be renewed"
+    )]
     if std::env::var("UPDATE_OPENAPI").is_ok() {
         fs::write(&file, &text).unwrap();
     }
@@ -43,7 +48,7 @@ async fn the_description_in_the_repository_is_the_one_that_is_served() {
 
 #[tokio::test]
 async fn every_route_and_method_is_described_and_nothing_else() {
-    let document = served(&App::new().await).await;
+    let document = served(&TestApp::new().await).await;
     let described: BTreeSet<(String, String)> = document["paths"]
         .as_object()
         .unwrap()
@@ -54,11 +59,18 @@ async fn every_route_and_method_is_described_and_nothing_else() {
         })
         .collect();
     let source = include_str!("../../src/api.rs");
-    let routes = source.split(".with_state(").next().unwrap().split(".route(\"").skip(1);
+    let routes = source
+        .split(".with_state(")
+        .next()
+        .unwrap()
+        .split(".route(\"")
+        .skip(1);
     let served: BTreeSet<(String, String)> = routes
         .flat_map(|route| {
             let (path, handlers) = route.split_once('"').unwrap();
-            let methods = METHODS.iter().filter(move |method| handlers.contains(&format!("{method}(")));
+            let methods = METHODS
+                .iter()
+                .filter(move |method| handlers.contains(&format!("{method}(")));
             methods.map(|method| (path.to_owned(), (*method).to_owned()))
         })
         .collect();
@@ -68,71 +80,108 @@ async fn every_route_and_method_is_described_and_nothing_else() {
 
 #[tokio::test]
 async fn what_needs_a_key_is_described_with_401_and_429_and_what_does_not_without_security() {
-    let document = served(&App::new().await).await;
+    let document = served(&TestApp::new().await).await;
     for (path, method, operation) in operations(&document) {
         let open = operation["security"] == json!([]);
         assert_eq!(open, !path.contains("/webhooks"), "{method} {path}");
         for status in ["401", "429", "500", "503"] {
-            assert_eq!(operation["responses"].get(status).is_some(), !open, "{method} {path}: {status}");
+            assert_eq!(
+                operation["responses"].get(status).is_some(),
+                !open,
+                "{method} {path}: {status}"
+            );
         }
         for (status, response) in operation["responses"].as_object().unwrap() {
             let response = resolved(&document, response);
-            assert!(response["headers"].get("X-Request-Id").is_some(), "{method} {path}: {status}");
+            assert!(
+                response["headers"].get("X-Request-Id").is_some(),
+                "{method} {path}: {status}"
+            );
             let waits = ["429", "503"].contains(&status.as_str());
-            assert_eq!(response["headers"].get("Retry-After").is_some(), waits, "{method} {path}: {status}");
+            assert_eq!(
+                response["headers"].get("Retry-After").is_some(),
+                waits,
+                "{method} {path}: {status}"
+            );
         }
     }
 }
 
 /// The documented examples, to the letter.
-const WEBHOOK: &str =
-    r#"{"id":1,"url":"https://example.com/hooks","events":["job.completed","job.failed"],"status":"active"}"#;
+const WEBHOOK: &str = r#"{"id":1,"url":"https://example.com/hooks","events":["job.completed","job.failed"],"status":"active"}"#;
 const COMPLETED: &str = r#"{"event":"job.completed","task_id":"task_xxx","task_type":"image","status":"completed","data":{"url":"https://cdn.example.com/image.png","credits_charged":6},"timestamp":"2024-12-23T10:00:00Z"}"#;
 
 #[tokio::test]
 async fn the_documented_examples_are_what_is_answered() {
-    let app = App::new().await;
+    let app = TestApp::new().await;
     let document = served(&app).await;
     let operation = |method: &str, path: &str| document["paths"][path][method].clone();
     let example = |operation: &Value, status: &str| {
         resolved(&document, &operation["responses"][status])["content"]["application/json"]["example"].to_string()
     };
-    let (list, create) = (operation("get", "/api/v1/webhooks"), operation("post", "/api/v1/webhooks"));
+    let (list, create) = (
+        operation("get", "/api/v1/webhooks"),
+        operation("post", "/api/v1/webhooks"),
+    );
     let delete = operation("delete", "/api/v1/webhooks/{id}");
 
-    let created = app.post(create["requestBody"]["content"]["application/json"]["example"].to_string()).await;
+    let created = app
+        .post(create["requestBody"]["content"]["application/json"]["example"].to_string())
+        .await;
     assert_eq!(created.text, example(&create, "201"));
-    assert_eq!(created.text, format!(r#"{{"success":true,"data":{WEBHOOK}}}"#));
+    assert_eq!(
+        created.text,
+        format!(r#"{{"success":true,"data":{WEBHOOK}}}"#)
+    );
     let listed = app.get("/api/v1/webhooks").await.text;
     assert_eq!(listed, example(&list, "200"));
     assert_eq!(listed, format!(r#"{{"success":true,"data":[{WEBHOOK}]}}"#));
     let deleted = app.delete("/api/v1/webhooks/1").await.text;
     assert_eq!(deleted, example(&delete, "200"));
     assert_eq!(deleted, r#"{"success":true,"data":{"id":1}}"#);
-    assert_eq!(app.delete("/api/v1/webhooks/1").await.text, example(&delete, "404"));
+    assert_eq!(
+        app.delete("/api/v1/webhooks/1").await.text,
+        example(&delete, "404")
+    );
 
-    let without_key = Request::get("/api/v1/webhooks").body(Body::empty()).unwrap();
+    let without_key = Request::get("/api/v1/webhooks")
+        .body(Body::empty())
+        .unwrap();
     let unauthorized = app.send(without_key).await;
     assert_eq!(unauthorized.status, StatusCode::UNAUTHORIZED);
     assert_eq!(unauthorized.text, example(&list, "401"));
-    let not_json = Request::post("/api/v1/webhooks").header("authorization", format!("Bearer {}", app.key.expose()));
+    let not_json = Request::post("/api/v1/webhooks")
+        .header("authorization", format!("Bearer {}", app.key.expose()));
     let unsupported = app.send(not_json.body("url=x".into()).unwrap()).await;
     assert_eq!(unsupported.text, example(&create, "415"));
-    assert_eq!(app.create(json!({"url": "x"})).await.text, example(&create, "400"));
-    assert_eq!(app.get("/healthz").await.text, example(&operation("get", "/healthz"), "200"));
+    assert_eq!(
+        app.create(json!({"url": "x"})).await.text,
+        example(&create, "400")
+    );
+    assert_eq!(
+        app.get("/healthz").await.text,
+        example(&operation("get", "/healthz"), "200")
+    );
 
     let callback = &document["webhooks"]["job.completed"]["post"];
-    assert_eq!(callback["requestBody"]["content"]["application/json"]["example"].to_string(), COMPLETED);
+    assert_eq!(
+        callback["requestBody"]["content"]["application/json"]["example"].to_string(),
+        COMPLETED
+    );
 }
 
 #[tokio::test]
 async fn the_headers_of_a_callback_are_those_that_are_sent() {
-    let document = served(&App::new().await).await;
+    let document = served(&TestApp::new().await).await;
     for event in EventType::ALL {
-        let signatures = Signatures { nano: "v1=".into(), standard: "v1,".into() };
+        let signatures = Signatures {
+            nano: "v1=".into(),
+            standard: "v1,".into(),
+        };
         let id = EventId::parse("evt_01JFSFB4807P0XDV4PAY2Y4PMB").unwrap();
-        let traceparent = Traceparent::parse("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01").unwrap();
-        let request = attempt::Request {
+        let traceparent =
+            Traceparent::parse("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01").unwrap();
+        let request = attempt::WebhookRequest {
             id: &id,
             event,
             number: 1,
@@ -141,24 +190,42 @@ async fn the_headers_of_a_callback_are_those_that_are_sent() {
             traceparent: Some(&traceparent),
             version: nano_webhooks::VERSION,
         };
-        let described = document["webhooks"][event.name()]["post"]["parameters"].as_array().unwrap();
-        let described: BTreeSet<String> =
-            described.iter().map(|header| header["name"].as_str().unwrap().to_lowercase()).collect();
+        let described = document["webhooks"][event.name()]["post"]["parameters"]
+            .as_array()
+            .unwrap();
+        let described: BTreeSet<String> = described
+            .iter()
+            .map(|header| header["name"].as_str().unwrap().to_lowercase())
+            .collect();
         // That one is said of the body.
-        let sent = request.headers().into_iter().map(|(name, _)| name.to_owned()).filter(|name| name != "content-type");
+        let sent = request
+            .headers()
+            .into_iter()
+            .map(|(name, _)| name.to_owned())
+            .filter(|name| name != "content-type");
         assert_eq!(described, sent.collect(), "{}", event.name());
     }
 }
 
 fn operations(document: &Value) -> impl Iterator<Item = (&str, &str, &Value)> {
-    document["paths"].as_object().unwrap().iter().flat_map(|(path, item)| {
-        let item = item.as_object().unwrap().iter();
-        item.map(|(method, operation)| (path.as_str(), method.as_str(), operation))
-    })
+    document["paths"]
+        .as_object()
+        .unwrap()
+        .iter()
+        .flat_map(|(path, item)| {
+            let item = item.as_object().unwrap().iter();
+            item.map(|(method, operation)| (path.as_str(), method.as_str(), operation))
+        })
 }
 
 /// What a reference stands for.
 fn resolved<'a>(document: &'a Value, value: &'a Value) -> &'a Value {
-    let target = value["$ref"].as_str().map(|target| target.strip_prefix('#').unwrap());
-    target.map_or(value, |target| document.pointer(target).unwrap_or_else(|| panic!("{target} is nowhere")))
+    let target = value["$ref"]
+        .as_str()
+        .map(|target| target.strip_prefix('#').unwrap());
+    target.map_or(value, |target| {
+        document
+            .pointer(target)
+            .unwrap_or_else(|| panic!("{target} is nowhere"))
+    })
 }

@@ -47,7 +47,7 @@ const TRIES: usize = 3;
 
 /// What requests used: DynamoDB bills the units.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Used {
+pub struct ConsumedCapacity {
     pub requests: usize,
     pub read_units: f64,
     pub write_units: f64,
@@ -61,7 +61,7 @@ fn asking_for_units(body: &Bytes) -> Bytes {
 }
 
 /// The units that an answer tells of, for one table or several.
-fn units_of(body: &Bytes) -> f64 {
+fn capacity_units(body: &Bytes) -> f64 {
     let answer: Value = serde_json::from_slice(body).unwrap_or_default();
     let of = |told: &Value| told["CapacityUnits"].as_f64().unwrap_or_default();
     match &answer["ConsumedCapacity"] {
@@ -72,7 +72,7 @@ fn units_of(body: &Bytes) -> f64 {
 
 /// The fault that waits for its request.
 #[derive(Clone, Copy, Debug)]
-struct Armed {
+struct PendingFault {
     operation: &'static str,
     /// How many such requests go through before.
     skip: usize,
@@ -87,10 +87,10 @@ pub struct Proxy {
     pub url: String,
     engine: String,
     client: Client<HttpConnector, Full<Bytes>>,
-    armed: Arc<Mutex<Option<Armed>>>,
+    armed: Arc<Mutex<Option<PendingFault>>>,
     counts: Arc<Mutex<BTreeMap<String, usize>>>,
     /// What the engine says that the requests used.
-    used: Arc<Mutex<Used>>,
+    used: Arc<Mutex<ConsumedCapacity>>,
     crashes: watch::Sender<usize>,
 }
 
@@ -108,7 +108,13 @@ impl Proxy {
             used: Arc::default(),
             crashes: watch::Sender::new(0),
         };
-        tokio::spawn(axum::serve(listener, Router::new().fallback(pass).with_state(proxy.clone())).into_future());
+        tokio::spawn(
+            axum::serve(
+                listener,
+                Router::new().fallback(pass).with_state(proxy.clone()),
+            )
+            .into_future(),
+        );
         proxy
     }
 
@@ -119,7 +125,12 @@ impl Proxy {
             Fault::CrashBefore | Fault::CrashAfter | Fault::AnswerLost | Fault::MeetsAnother => 1,
             Fault::LeavesHot(requests) => requests,
         };
-        *self.armed.lock().unwrap() = Some(Armed { operation, skip, fault, hits });
+        *self.armed.lock().unwrap() = Some(PendingFault {
+            operation,
+            skip,
+            fault,
+            hits,
+        });
     }
 
     /// How many requests were made, by operation.
@@ -128,7 +139,7 @@ impl Proxy {
     }
 
     /// What the requests since the last look used.
-    pub fn take_used(&self) -> Used {
+    pub fn take_used(&self) -> ConsumedCapacity {
         std::mem::take(&mut self.used.lock().unwrap())
     }
 
@@ -164,21 +175,38 @@ impl Proxy {
 
     async fn forward(&self, headers: &HeaderMap, body: Bytes) -> Response<Body> {
         let mut request = Request::post(&self.engine);
-        for name in ["x-amz-target", "content-type", "authorization", "x-amz-date"] {
+        for name in [
+            "x-amz-target",
+            "content-type",
+            "authorization",
+            "x-amz-date",
+        ] {
             if let Some(value) = headers.get(name) {
                 request = request.header(name, value);
             }
         }
-        let (target, body) = (headers["x-amz-target"].to_str().unwrap(), asking_for_units(&body));
-        let response = self.client.request(request.body(Full::new(body)).unwrap()).await.unwrap();
+        let (target, body) = (
+            headers["x-amz-target"].to_str().unwrap(),
+            asking_for_units(&body),
+        );
+        let response = self
+            .client
+            .request(request.body(Full::new(body)).unwrap())
+            .await
+            .unwrap();
         let (head, body) = response.into_parts();
         let body = body.collect().await.unwrap().to_bytes();
-        let units = units_of(&body);
+        let units = capacity_units(&body);
         let mut used = self.used.lock().unwrap();
         used.requests += 1;
-        let reads =
-            ["GetItem", "BatchGetItem", "Query", "Scan"].iter().any(|read| target.ends_with(&format!(".{read}")));
-        *(if reads { &mut used.read_units } else { &mut used.write_units }) += units;
+        let reads = ["GetItem", "BatchGetItem", "Query", "Scan"]
+            .iter()
+            .any(|read| target.ends_with(&format!(".{read}")));
+        *(if reads {
+            &mut used.read_units
+        } else {
+            &mut used.write_units
+        }) += units;
         let mut response = Response::new(Body::from(body));
         *response.status_mut() = head.status;
         // How the engine framed the body is between it and the proxy.
@@ -190,17 +218,26 @@ impl Proxy {
 }
 
 async fn pass(State(proxy): State<Proxy>, headers: HeaderMap, body: Bytes) -> Response<Body> {
-    let target = headers.get("x-amz-target").map_or("", |target| target.to_str().unwrap());
+    let target = headers
+        .get("x-amz-target")
+        .map_or("", |target| target.to_str().unwrap());
     let operation = target.rsplit('.').next().unwrap();
     let refusal = |status, kind: &str| {
-        let body = format!(r#"{{"__type":"com.amazonaws.dynamodb.v20120810#{kind}","message":"as the test asks"}}"#);
+        let body = format!(
+            r#"{{"__type":"com.amazonaws.dynamodb.v20120810#{kind}","message":"as the test asks"}}"#
+        );
         Response::builder()
             .status(status)
             .header("content-type", "application/x-amz-json-1.0")
             .body(Body::from(body))
             .unwrap()
     };
-    *proxy.counts.lock().unwrap().entry(operation.to_owned()).or_default() += 1;
+    *proxy
+        .counts
+        .lock()
+        .unwrap()
+        .entry(operation.to_owned())
+        .or_default() += 1;
     match proxy.fault_of(operation) {
         None => proxy.forward(&headers, body).await,
         Some(Fault::CrashBefore) => {
@@ -209,19 +246,37 @@ async fn pass(State(proxy): State<Proxy>, headers: HeaderMap, body: Bytes) -> Re
         }
         Some(Fault::CrashAfter) => {
             // Read whole, so that the engine has carried it out.
-            proxy.forward(&headers, body).await.into_body().collect().await.unwrap();
+            proxy
+                .forward(&headers, body)
+                .await
+                .into_body()
+                .collect()
+                .await
+                .unwrap();
             proxy.crashes.send_modify(|crashes| *crashes += 1);
             pending().await
         }
         Some(Fault::Fails) => refusal(StatusCode::INTERNAL_SERVER_ERROR, "InternalServerError"),
         Some(Fault::Throttles) => refusal(StatusCode::BAD_REQUEST, "ThrottlingException"),
         Some(Fault::AnswerLost) => {
-            proxy.forward(&headers, body).await.into_body().collect().await.unwrap();
+            proxy
+                .forward(&headers, body)
+                .await
+                .into_body()
+                .collect()
+                .await
+                .unwrap();
             refusal(StatusCode::INTERNAL_SERVER_ERROR, "InternalServerError")
         }
         Some(Fault::Hangs) => pending().await,
         Some(Fault::MeetsAnother) => {
-            proxy.forward(&headers, body).await.into_body().collect().await.unwrap();
+            proxy
+                .forward(&headers, body)
+                .await
+                .into_body()
+                .collect()
+                .await
+                .unwrap();
             let counter = json!({"last_id": {"N": "1"}, "webhooks": {"N": "50"}});
             let cancelled = json!({
                 "__type": "com.amazonaws.dynamodb.v20120810#TransactionCanceledException",
@@ -229,20 +284,38 @@ async fn pass(State(proxy): State<Proxy>, headers: HeaderMap, body: Bytes) -> Re
                 "CancellationReasons":
                     [{"Code": "ConditionalCheckFailed", "Item": counter}, {"Code": "None"}, {"Code": "TransactionConflict"}],
             });
-            Response::builder().status(StatusCode::BAD_REQUEST).body(Body::from(cancelled.to_string())).unwrap()
+            Response::builder()
+                .status(StatusCode::BAD_REQUEST)
+                .body(Body::from(cancelled.to_string()))
+                .unwrap()
         }
         Some(Fault::LeavesHot(_)) => {
             let mut request: Value = serde_json::from_slice(&body).unwrap();
             let mut left = json!({});
             for (table, writes) in request["RequestItems"].as_object_mut().unwrap() {
-                let is_hot = |write: &Value| write["PutRequest"]["Item"]["PK"]["S"].as_str().unwrap().ends_with("#2");
-                let (hot, others): (Vec<_>, Vec<_>) = writes.as_array().unwrap().iter().cloned().partition(is_hot);
+                let is_hot = |write: &Value| {
+                    write["PutRequest"]["Item"]["PK"]["S"]
+                        .as_str()
+                        .unwrap()
+                        .ends_with("#2")
+                };
+                let (hot, others): (Vec<_>, Vec<_>) =
+                    writes.as_array().unwrap().iter().cloned().partition(is_hot);
                 left[table] = json!(hot);
                 *writes = json!(others);
             }
-            request["RequestItems"].as_object_mut().unwrap().retain(|_, writes| !writes.as_array().unwrap().is_empty());
+            request["RequestItems"]
+                .as_object_mut()
+                .unwrap()
+                .retain(|_, writes| !writes.as_array().unwrap().is_empty());
             if !request["RequestItems"].as_object().unwrap().is_empty() {
-                proxy.forward(&headers, request.to_string().into()).await.into_body().collect().await.unwrap();
+                proxy
+                    .forward(&headers, request.to_string().into())
+                    .await
+                    .into_body()
+                    .collect()
+                    .await
+                    .unwrap();
             }
             Response::new(Body::from(json!({ "UnprocessedItems": left }).to_string()))
         }

@@ -3,46 +3,49 @@
 use std::time::Duration;
 
 use nano_webhooks::{
-    client::{Guard, WebhookClient, attempt::Timeouts, guard::Policy},
+    client::{TargetGuard, WebhookClient, attempt::Timeouts, guard::TargetPolicy},
     clock::{Clock, Deadline},
     dispatch::{Dispatcher, lambda_event::Invocation},
-    queue::{Message, Timer},
+    queue::{RetryMessage, ScheduledRetry},
     store::{
-        delivery_log::{Filter, Status},
-        leases::Claimed,
-        update::Change,
+        delivery_log::{DeliveryFilter, DeliveryStatus},
+        leases::ClaimOutcome,
+        update::WebhookUpdate,
     },
 };
 use nano_webhooks_core::{
-    delivery::{Delivery, State, attempt::FailureKind, endpoint_health::Health},
+    delivery::{Delivery, DeliveryState, attempt::FailureKind, endpoint_health::EndpointHealth},
     timestamp::Timestamp,
-    webhook::{EndpointUrl, Status as WebhookStatus, WebhookId},
+    webhook::{EndpointUrl, WebhookId, WebhookStatus},
 };
 use serde_json::json;
 
 use crate::{
-    dispatch::{insert, job, run, subscribe},
-    metrics::gathered,
+    dispatch::{dispatch_batch, insert_record, job_image, subscribe},
+    metrics::collect_metrics,
     proxy::Proxy,
-    support::{Receiver, World, account},
+    support::{Receiver, TestTables, account},
 };
 
 const START: Timestamp = Timestamp::from_millis(1_734_948_000_000);
 
-struct Scene {
-    world: World,
+struct RetryFixture {
+    world: TestTables,
     receiver: Receiver,
     dispatcher: Dispatcher,
     clock: Clock,
 }
 
-impl Scene {
+impl RetryFixture {
     async fn new(schedule: &str) -> Self {
-        let (world, receiver) = (World::new().await, Receiver::start().await);
+        let (world, receiver) = (TestTables::new().await, Receiver::start().await);
         let clock = Clock::manual(START);
         let impatient = || {
-            let limits = Timeouts { connect: Duration::from_millis(300), total: Duration::from_millis(300) };
-            WebhookClient::new(Guard::new(Policy::Any, vec![]), limits, None).unwrap()
+            let limits = Timeouts {
+                connect: Duration::from_millis(300),
+                total: Duration::from_millis(300),
+            };
+            WebhookClient::new(TargetGuard::new(TargetPolicy::Any, vec![]), limits, None).unwrap()
         };
         let dispatcher = Dispatcher {
             clock: clock.clone(),
@@ -51,28 +54,56 @@ impl Scene {
             queued: impatient(),
             ..world.dispatcher()
         };
-        Self { world, receiver, dispatcher, clock }
+        Self {
+            world,
+            receiver,
+            dispatcher,
+            clock,
+        }
     }
 
     async fn subscribe(&self, path: &str) -> WebhookId {
-        subscribe(&self.world, "acme", &self.receiver.url(path), Some("my-secret-key")).await
+        subscribe(
+            &self.world,
+            "acme",
+            &self.receiver.url(path),
+            Some("my-secret-key"),
+        )
+        .await
     }
 
     async fn subscribe_to(&self, path: &str, events: &[&str]) -> WebhookId {
-        crate::dispatch::subscribe_to(&self.world, "acme", &self.receiver.url(path), events, None).await
+        crate::dispatch::subscribe_to(&self.world, "acme", &self.receiver.url(path), events, None)
+            .await
     }
 
     async fn end_jobs(&self, sequence: usize, n: usize) {
-        let records: Vec<_> = (sequence..sequence + n).map(|n| insert(n, job(&format!("t{n}"), "completed"))).collect();
-        assert_eq!(run(&self.dispatcher, &records).await, []);
+        let records: Vec<_> = (sequence..sequence + n)
+            .map(|n| insert_record(n, job_image(&format!("t{n}"), "completed")))
+            .collect();
+        assert_eq!(dispatch_batch(&self.dispatcher, &records).await, []);
     }
 
     async fn deliveries(&self, webhook: WebhookId) -> Vec<Delivery> {
-        let filter = Filter { status: None, event: None, after: None, limit: 100 };
-        let page = self.world.store.deliveries_of(&account("acme"), webhook, &filter).await.unwrap();
+        let filter = DeliveryFilter {
+            status: None,
+            event: None,
+            after: None,
+            limit: 100,
+        };
+        let page = self
+            .world
+            .store
+            .deliveries_of(&account("acme"), webhook, &filter)
+            .await
+            .unwrap();
         let mut deliveries = Vec::new();
         for listed in page.deliveries {
-            let key = nano_webhooks_core::delivery::Key { account: account("acme"), webhook, event: listed.event_id };
+            let key = nano_webhooks_core::delivery::DeliveryKey {
+                account: account("acme"),
+                webhook,
+                event: listed.event_id,
+            };
             deliveries.push(self.world.store.delivery(&key).await.unwrap().unwrap());
         }
         deliveries
@@ -85,22 +116,31 @@ impl Scene {
     }
 
     /// The one timer that was set.
-    fn timer(&self) -> Timer {
+    fn timer(&self) -> ScheduledRetry {
         let mut timers = self.world.timers();
         assert_eq!(timers.len(), 1, "{timers:?}");
         timers.pop().unwrap()
     }
 
-    async fn retry(&self, message: &Message) {
+    async fn retry(&self, message: &RetryMessage) {
         self.dispatcher.retry(message).await.unwrap();
     }
 
     async fn sweep(&self) -> usize {
-        self.dispatcher.sweep(Deadline::after(Duration::from_secs(20))).await.unwrap()
+        self.dispatcher
+            .sweep(Deadline::after(Duration::from_secs(20)))
+            .await
+            .unwrap()
     }
 
-    async fn health(&self, webhook: WebhookId) -> Health {
-        self.world.store.subscriber(&account("acme"), webhook).await.unwrap().unwrap().health
+    async fn health(&self, webhook: WebhookId) -> EndpointHealth {
+        self.world
+            .store
+            .subscriber(&account("acme"), webhook)
+            .await
+            .unwrap()
+            .unwrap()
+            .health
     }
 
     fn requests(&self) -> usize {
@@ -110,7 +150,7 @@ impl Scene {
 
 #[tokio::test]
 async fn attempts_follow_the_schedule_with_one_id_and_one_body_until_it_is_exhausted() {
-    let scene = Scene::new("10s,20s").await;
+    let scene = RetryFixture::new("10s,20s").await;
     let webhook = scene.subscribe("/status/500").await;
     scene.end_jobs(1, 1).await;
     for attempt in 1..=2 {
@@ -118,14 +158,30 @@ async fn attempts_follow_the_schedule_with_one_id_and_one_body_until_it_is_exhau
         assert_eq!(timer.message.attempt_count, attempt);
         let wait = timer.due.since(scene.clock.now()).as_millis();
         let planned = u128::from(attempt) * 10_000;
-        assert!((planned * 8 / 10..=planned * 12 / 10).contains(&wait), "{wait}");
-        assert_eq!(scene.only(webhook).await.state, State::Pending(timer.due));
+        assert!(
+            (planned * 8 / 10..=planned * 12 / 10).contains(&wait),
+            "{wait}"
+        );
+        assert_eq!(
+            scene.only(webhook).await.state,
+            DeliveryState::Pending(timer.due)
+        );
         scene.clock.advance(timer.due.since(scene.clock.now()));
         scene.retry(&timer.message).await;
     }
     let delivery = scene.only(webhook).await;
-    assert_eq!((delivery.state, delivery.attempt_count), (State::Failed, 3));
-    assert_eq!(delivery.attempts.iter().map(|attempt| attempt.number).collect::<Vec<_>>(), [1, 2, 3]);
+    assert_eq!(
+        (delivery.state, delivery.attempt_count),
+        (DeliveryState::Failed, 3)
+    );
+    assert_eq!(
+        delivery
+            .attempts
+            .iter()
+            .map(|attempt| attempt.number)
+            .collect::<Vec<_>>(),
+        [1, 2, 3]
+    );
     assert_eq!(scene.world.timers(), []);
     let received = scene.receiver.received();
     for (n, request) in received.iter().enumerate() {
@@ -136,13 +192,19 @@ async fn attempts_follow_the_schedule_with_one_id_and_one_body_until_it_is_exhau
         );
         assert_eq!(request.header("x-nano-signature").len(), 67);
     }
-    assert_ne!(received[0].header("x-nano-timestamp"), received[2].header("x-nano-timestamp"));
-    assert_ne!(received[0].header("x-nano-signature"), received[2].header("x-nano-signature"));
+    assert_ne!(
+        received[0].header("x-nano-timestamp"),
+        received[2].header("x-nano-timestamp")
+    );
+    assert_ne!(
+        received[0].header("x-nano-signature"),
+        received[2].header("x-nano-signature")
+    );
 }
 
 #[tokio::test]
 async fn a_message_that_is_early_late_or_repeated_makes_no_attempt_too_many() {
-    let scene = Scene::new("10s,20s").await;
+    let scene = RetryFixture::new("10s,20s").await;
     let webhook = scene.subscribe("/status/500").await;
     scene.end_jobs(1, 1).await;
     let first = scene.timer();
@@ -156,14 +218,18 @@ async fn a_message_that_is_early_late_or_repeated_makes_no_attempt_too_many() {
     for _ in 0..3 {
         scene.retry(&first.message).await;
     }
-    assert_eq!((scene.requests(), scene.world.timers().len()), (2, 0), "what is stale is dropped");
+    assert_eq!(
+        (scene.requests(), scene.world.timers().len()),
+        (2, 0),
+        "what is stale is dropped"
+    );
     assert_eq!(scene.only(webhook).await.attempt_count, 2);
     assert_eq!(second.message.attempt_count, 2);
 }
 
 #[tokio::test]
 async fn of_two_workers_with_the_same_message_one_makes_the_attempt() {
-    let scene = Scene::new("1s,20s").await;
+    let scene = RetryFixture::new("1s,20s").await;
     scene.subscribe("/hang").await;
     scene.end_jobs(1, 1).await;
     let timer = scene.timer();
@@ -175,47 +241,72 @@ async fn of_two_workers_with_the_same_message_one_makes_the_attempt() {
 
 #[tokio::test]
 async fn a_wait_beyond_the_queues_reach_is_the_sweeps() {
-    let scene = Scene::new("2h").await;
+    let scene = RetryFixture::new("2h").await;
     let webhook = scene.subscribe("/status/500").await;
     scene.end_jobs(1, 1).await;
     assert_eq!(scene.world.timers(), []);
-    let State::Pending(due) = scene.only(webhook).await.state else { panic!() };
-    scene.clock.advance((due - Duration::from_mins(6)).since(START));
+    let DeliveryState::Pending(due) = scene.only(webhook).await.state else {
+        panic!()
+    };
+    scene
+        .clock
+        .advance((due - Duration::from_mins(6)).since(START));
     assert_eq!(scene.sweep().await, 0);
     scene.clock.advance(Duration::from_mins(1));
     assert_eq!(scene.sweep().await, 1);
     assert_eq!(scene.timer().due, due, "with its exact time");
     assert_eq!(scene.sweep().await, 0, "what is in the queue is left alone");
     scene.clock.advance(Duration::from_mins(11));
-    assert_eq!(scene.sweep().await, 1, "a message that never came is sent again");
+    assert_eq!(
+        scene.sweep().await,
+        1,
+        "a message that never came is sent again"
+    );
 }
 
 #[tokio::test]
 async fn a_worker_that_dies_with_a_claim_is_replaced_when_its_lease_has_run_out() {
-    let scene = Scene::new("1s,1h").await;
+    let scene = RetryFixture::new("1s,1h").await;
     let webhook = scene.subscribe("/status/500").await;
     scene.end_jobs(1, 1).await;
     let timer = scene.timer();
     scene.clock.advance(Duration::from_secs(2));
     let key = &timer.message.key;
-    scene.world.store.claim(key, 1, scene.clock.now()).await.unwrap();
+    scene
+        .world
+        .store
+        .claim(key, 1, scene.clock.now())
+        .await
+        .unwrap();
     scene.retry(&timer.message).await;
-    assert_eq!((scene.requests(), scene.sweep().await), (1, 0), "it may still be at it");
+    assert_eq!(
+        (scene.requests(), scene.sweep().await),
+        (1, 0),
+        "it may still be at it"
+    );
     scene.clock.advance(Duration::from_secs(45));
     assert_eq!(scene.sweep().await, 1);
     scene.retry(&scene.timer().message).await;
-    assert_eq!((scene.requests(), scene.only(webhook).await.attempt_count), (2, 2));
+    assert_eq!(
+        (scene.requests(), scene.only(webhook).await.attempt_count),
+        (2, 2)
+    );
 }
 
 #[tokio::test]
 async fn a_process_that_owns_the_tables_alone_takes_over_at_once() {
-    let scene = Scene::new("10m,1h").await;
+    let scene = RetryFixture::new("10m,1h").await;
     scene.subscribe("/status/500").await;
     scene.subscribe("/status/503").await;
     scene.end_jobs(1, 1).await;
     let timers = scene.world.timers();
     scene.clock.advance(Duration::from_mins(13));
-    scene.world.store.claim(&timers[0].message.key, 1, scene.clock.now()).await.unwrap();
+    scene
+        .world
+        .store
+        .claim(&timers[0].message.key, 1, scene.clock.now())
+        .await
+        .unwrap();
     assert_eq!(scene.dispatcher.take_over().await.unwrap(), 2);
     for timer in scene.world.timers() {
         scene.retry(&timer.message).await;
@@ -225,16 +316,43 @@ async fn a_process_that_owns_the_tables_alone_takes_over_at_once() {
 
 #[tokio::test]
 async fn a_deleted_webhooks_deliveries_are_cancelled_and_stay_readable() {
-    let scene = Scene::new("10s").await;
+    let scene = RetryFixture::new("10s").await;
     let webhook = scene.subscribe("/status/500").await;
     scene.end_jobs(1, 2).await;
     let timers = scene.world.timers();
-    assert!(scene.world.store.delete_webhook(&account("acme"), webhook).await.unwrap());
+    assert!(
+        scene
+            .world
+            .store
+            .delete_webhook(&account("acme"), webhook)
+            .await
+            .unwrap()
+    );
     scene.retry(&timers[0].message).await;
-    let states = scene.deliveries(webhook).await.into_iter().map(|delivery| delivery.state);
-    assert_eq!(states.filter(|state| *state == State::Cancelled).count(), 1);
-    scene.world.store.cancel_pending(&account("acme"), webhook, START, Duration::from_hours(1)).await.unwrap();
-    assert!(scene.deliveries(webhook).await.iter().all(|delivery| delivery.state == State::Cancelled));
+    let states = scene
+        .deliveries(webhook)
+        .await
+        .into_iter()
+        .map(|delivery| delivery.state);
+    assert_eq!(
+        states
+            .filter(|state| *state == DeliveryState::Cancelled)
+            .count(),
+        1
+    );
+    scene
+        .world
+        .store
+        .cancel_pending(&account("acme"), webhook, START, Duration::from_hours(1))
+        .await
+        .unwrap();
+    assert!(
+        scene
+            .deliveries(webhook)
+            .await
+            .iter()
+            .all(|delivery| delivery.state == DeliveryState::Cancelled)
+    );
     scene.clock.advance(Duration::from_secs(20));
     scene.retry(&timers[1].message).await;
     assert_eq!(scene.requests(), 1, "what is cancelled is not sent");
@@ -242,37 +360,78 @@ async fn a_deleted_webhooks_deliveries_are_cancelled_and_stay_readable() {
 
 #[tokio::test]
 async fn what_is_in_flight_when_its_webhook_is_deleted_is_written_down_before_it_is_cancelled() {
-    let scene = Scene::new("1s,10s").await;
+    let scene = RetryFixture::new("1s,10s").await;
     let webhook = scene.subscribe("/status/500").await;
     scene.end_jobs(1, 1).await;
     let timer = scene.timer();
     scene.clock.advance(Duration::from_secs(2));
     let store = &scene.world.store;
-    let Claimed::Ours(claim) = store.claim(&timer.message.key, 1, scene.clock.now()).await.unwrap() else { panic!() };
-    store.delete_webhook(&account("acme"), webhook).await.unwrap();
-    store.cancel_pending(&account("acme"), webhook, scene.clock.now(), Duration::from_hours(1)).await.unwrap();
+    let ClaimOutcome::Ours(claim) = store
+        .claim(&timer.message.key, 1, scene.clock.now())
+        .await
+        .unwrap()
+    else {
+        panic!()
+    };
+    store
+        .delete_webhook(&account("acme"), webhook)
+        .await
+        .unwrap();
+    store
+        .cancel_pending(
+            &account("acme"),
+            webhook,
+            scene.clock.now(),
+            Duration::from_hours(1),
+        )
+        .await
+        .unwrap();
     let mut settled = claim.delivery.clone();
     settled.attempt_count = 2;
-    assert!(store.settle(&claim, &settled, scene.clock.now(), Duration::from_hours(1)).await.unwrap());
-    scene.retry(&Message { attempt_count: 2, ..timer.message }).await;
+    assert!(
+        store
+            .settle(&claim, &settled, scene.clock.now(), Duration::from_hours(1))
+            .await
+            .unwrap()
+    );
+    scene
+        .retry(&RetryMessage {
+            attempt_count: 2,
+            ..timer.message
+        })
+        .await;
     let delivery = scene.only(webhook).await;
-    assert_eq!((delivery.state, delivery.attempt_count, scene.requests()), (State::Cancelled, 2, 1));
+    assert_eq!(
+        (delivery.state, delivery.attempt_count, scene.requests()),
+        (DeliveryState::Cancelled, 2, 1)
+    );
 }
 
 #[tokio::test]
 async fn an_endpoint_that_is_gone_is_disabled_at_once_and_its_deliveries_are_parked() {
-    let scene = Scene::new("10s").await;
+    let scene = RetryFixture::new("10s").await;
     let webhook = scene.subscribe("/status/410").await;
     scene.end_jobs(1, 1).await;
     let timer = scene.timer();
-    let item = scene.world.items_under("ACCOUNT#").await.into_iter().find(|item| item.contains_key("disabled_reason"));
+    let item = scene
+        .world
+        .items_under("ACCOUNT#")
+        .await
+        .into_iter()
+        .find(|item| item.contains_key("disabled_reason"));
     let item = item.expect("the webhook is disabled");
-    assert_eq!(gathered(&scene.dispatcher).get("WebhooksDisabled"), Some(&1.0));
+    assert_eq!(
+        collect_metrics(&scene.dispatcher).get("WebhooksDisabled"),
+        Some(&1.0)
+    );
     assert_eq!(item["status"].as_s().unwrap(), "disabled");
-    assert_eq!(item["disabled_reason"].as_s().unwrap(), "The endpoint answered 410 Gone.");
+    assert_eq!(
+        item["disabled_reason"].as_s().unwrap(),
+        "The endpoint answered 410 Gone."
+    );
     scene.clock.advance(Duration::from_secs(20));
     scene.retry(&timer.message).await;
-    assert_eq!(scene.only(webhook).await.state, State::Parked);
+    assert_eq!(scene.only(webhook).await.state, DeliveryState::Parked);
     scene.clock.advance(Duration::from_hours(1));
     assert_eq!(scene.sweep().await, 0, "what is parked is not due");
     scene.end_jobs(5, 1).await;
@@ -284,53 +443,117 @@ async fn an_endpoint_that_is_gone_is_disabled_at_once_and_its_deliveries_are_par
 }
 
 #[tokio::test]
-async fn what_an_endpoint_answered_that_is_the_webhooks_no_more_disables_nothing_and_is_forgotten() {
-    let scene = Scene::new("10s").await;
+async fn what_an_endpoint_answered_that_is_the_webhooks_no_more_disables_nothing_and_is_forgotten()
+{
+    let scene = RetryFixture::new("10s").await;
     let webhook = scene.subscribe("/status/410").await;
     let store = &scene.world.store;
-    let read = store.subscriber(&account("acme"), webhook).await.unwrap().unwrap();
-    store.keep_health(&account("acme"), webhook, &Health { failures: 9, ..Health::default() }).await.unwrap();
-    let moved = Change { url: Some(EndpointUrl::parse(&scene.receiver.url("/ok")).unwrap()), ..Change::default() };
-    assert!(store.change_webhook(&account("acme"), webhook, &moved, START).await.unwrap());
-    assert_eq!(scene.health(webhook).await, Health::default());
+    let read = store
+        .subscriber(&account("acme"), webhook)
+        .await
+        .unwrap()
+        .unwrap();
+    store
+        .keep_health(
+            &account("acme"),
+            webhook,
+            &EndpointHealth {
+                failures: 9,
+                ..EndpointHealth::default()
+            },
+        )
+        .await
+        .unwrap();
+    let moved = WebhookUpdate {
+        url: Some(EndpointUrl::parse(&scene.receiver.url("/ok")).unwrap()),
+        ..WebhookUpdate::default()
+    };
+    assert!(
+        store
+            .change_webhook(&account("acme"), webhook, &moved, START)
+            .await
+            .unwrap()
+    );
+    assert_eq!(scene.health(webhook).await, EndpointHealth::default());
     let (acme, hour) = (account("acme"), Duration::from_hours(1));
-    assert!(!store.disable_webhook(&acme, &read.webhook, "Gone.", &[], START, hour).await.unwrap());
+    assert!(
+        !store
+            .disable_webhook(&acme, &read.webhook, "Gone.", &[], START, hour)
+            .await
+            .unwrap()
+    );
 }
 
 #[tokio::test]
 async fn what_was_parked_and_asked_for_by_hand_goes_on_as_scheduled_when_it_fails() {
-    let scene = Scene::new("10s,20s").await;
+    let scene = RetryFixture::new("10s,20s").await;
     let webhook = scene.subscribe("/status/500").await;
     scene.end_jobs(1, 1).await;
     let timer = scene.timer();
     let store = &scene.world.store;
-    let status = |status| Change { status: Some(status), ..Change::default() };
-    store.change_webhook(&account("acme"), webhook, &status(WebhookStatus::Disabled), START).await.unwrap();
+    let status = |status| WebhookUpdate {
+        status: Some(status),
+        ..WebhookUpdate::default()
+    };
+    store
+        .change_webhook(
+            &account("acme"),
+            webhook,
+            &status(WebhookStatus::Disabled),
+            START,
+        )
+        .await
+        .unwrap();
     scene.clock.advance(Duration::from_secs(15));
     scene.retry(&timer.message).await;
     let parked = scene.only(webhook).await;
-    assert_eq!(parked.state, State::Parked);
-    store.change_webhook(&account("acme"), webhook, &status(WebhookStatus::Active), START).await.unwrap();
+    assert_eq!(parked.state, DeliveryState::Parked);
+    store
+        .change_webhook(
+            &account("acme"),
+            webhook,
+            &status(WebhookStatus::Active),
+            START,
+        )
+        .await
+        .unwrap();
     let now = scene.clock.now();
-    store.hasten(&parked, now, Duration::from_hours(1)).await.unwrap().unwrap();
+    store
+        .hasten(&parked, now, Duration::from_hours(1))
+        .await
+        .unwrap()
+        .unwrap();
     scene.retry(&timer.message).await;
-    let State::Pending(due) = scene.only(webhook).await.state else { panic!("it would wait for ever") };
+    let DeliveryState::Pending(due) = scene.only(webhook).await.state else {
+        panic!("it would wait for ever")
+    };
     assert!((16..=24).contains(&due.since(now).as_secs()));
 }
 
 #[tokio::test]
 async fn the_accounts_other_webhooks_are_told_that_one_was_disabled() {
-    let scene = Scene::new("10s").await;
-    let gone = scene.subscribe_to("/status/410", &["job.completed", "webhook.disabled"]).await;
+    let scene = RetryFixture::new("10s").await;
+    let gone = scene
+        .subscribe_to("/status/410", &["job.completed", "webhook.disabled"])
+        .await;
     let told = scene.subscribe_to("/told", &["webhook.disabled"]).await;
     let other = scene.subscribe_to("/other", &["job.failed"]).await;
     scene.end_jobs(1, 1).await;
-    let timer = scene.world.timers().into_iter().find(|timer| timer.message.key.webhook == told);
-    scene.retry(&timer.expect("it is due at once").message).await;
+    let timer = scene
+        .world
+        .timers()
+        .into_iter()
+        .find(|timer| timer.message.key.webhook == told);
+    scene
+        .retry(&timer.expect("it is due at once").message)
+        .await;
     let requests = scene.receiver.received();
     assert_eq!(requests.len(), 2, "{requests:?}");
     let heard = &requests[1];
-    assert_eq!((heard.path.as_str(), heard.header("x-nano-event")), ("/told", "webhook.disabled"));
+    assert_eq!(
+        (heard.path.as_str(), heard.header("x-nano-event")),
+        ("/told", "webhook.disabled")
+    );
     assert_eq!(
         heard.json(),
         json!({
@@ -344,40 +567,87 @@ async fn the_accounts_other_webhooks_are_told_that_one_was_disabled() {
         })
     );
     let delivery = scene.only(told).await;
-    assert_eq!((delivery.state, delivery.task_id), (State::Delivered, None));
+    assert_eq!(
+        (delivery.state, delivery.task_id),
+        (DeliveryState::Delivered, None)
+    );
     assert!(scene.deliveries(other).await.is_empty());
     assert_eq!(scene.deliveries(gone).await.len(), 1, "the job's alone");
 }
 
 #[tokio::test]
 async fn enabling_forgets_what_was_wrong_and_makes_parked_deliveries_due_one_after_the_other() {
-    let scene = Scene::new("1h").await;
+    let scene = RetryFixture::new("1h").await;
     let webhook = scene.subscribe("/ok").await;
     let store = &scene.world.store;
-    let open = Health { proven: true, slow: true, failures: 9, failing_since: Some(START), ..Health::default() };
-    store.keep_health(&account("acme"), webhook, &open).await.unwrap();
+    let open = EndpointHealth {
+        proven: true,
+        slow: true,
+        failures: 9,
+        failing_since: Some(START),
+        ..EndpointHealth::default()
+    };
+    store
+        .keep_health(&account("acme"), webhook, &open)
+        .await
+        .unwrap();
     scene.end_jobs(1, 3).await;
-    let disable = Change { status: Some(WebhookStatus::Disabled), ..Change::default() };
-    assert!(store.change_webhook(&account("acme"), webhook, &disable, START).await.unwrap());
+    let disable = WebhookUpdate {
+        status: Some(WebhookStatus::Disabled),
+        ..WebhookUpdate::default()
+    };
+    assert!(
+        store
+            .change_webhook(&account("acme"), webhook, &disable, START)
+            .await
+            .unwrap()
+    );
     for timer in scene.world.timers() {
         scene.retry(&timer.message).await;
     }
-    assert!(scene.deliveries(webhook).await.iter().all(|delivery| delivery.state == State::Parked));
+    assert!(
+        scene
+            .deliveries(webhook)
+            .await
+            .iter()
+            .all(|delivery| delivery.state == DeliveryState::Parked)
+    );
 
-    let enable = Change { status: Some(WebhookStatus::Active), ..Change::default() };
-    assert!(store.change_webhook(&account("acme"), webhook, &enable, START).await.unwrap());
-    assert_eq!(scene.health(webhook).await, Health::default());
+    let enable = WebhookUpdate {
+        status: Some(WebhookStatus::Active),
+        ..WebhookUpdate::default()
+    };
+    assert!(
+        store
+            .change_webhook(&account("acme"), webhook, &enable, START)
+            .await
+            .unwrap()
+    );
+    assert_eq!(scene.health(webhook).await, EndpointHealth::default());
     assert_eq!(scene.sweep().await, 3);
     let mut timers = scene.world.timers();
     timers.sort_by_key(|timer| timer.due);
-    let waits: Vec<_> = timers.iter().map(|timer| timer.due.since(START).as_millis()).collect();
+    let waits: Vec<_> = timers
+        .iter()
+        .map(|timer| timer.due.since(START).as_millis())
+        .collect();
     assert_eq!(waits, [200, 400, 600], "the endpoint is not flooded");
     scene.clock.advance(Duration::from_secs(1));
     for timer in timers {
         scene.retry(&timer.message).await;
     }
-    assert!(scene.deliveries(webhook).await.iter().all(|delivery| delivery.state == State::Delivered));
-    assert_eq!(scene.world.items_under("UNPARKING").await.len(), 1, "a worker may have parked one since");
+    assert!(
+        scene
+            .deliveries(webhook)
+            .await
+            .iter()
+            .all(|delivery| delivery.state == DeliveryState::Delivered)
+    );
+    assert_eq!(
+        scene.world.items_under("UNPARKING").await.len(),
+        1,
+        "a worker may have parked one since"
+    );
     scene.clock.advance(Duration::from_mins(2));
     assert_eq!(scene.sweep().await, 0);
     assert_eq!(scene.world.items_under("UNPARKING").await.len(), 0);
@@ -385,11 +655,17 @@ async fn enabling_forgets_what_was_wrong_and_makes_parked_deliveries_due_one_aft
 
 #[tokio::test]
 async fn five_days_of_nothing_but_failures_disable_a_webhook_and_a_success_in_between_saves_it() {
-    let scene = Scene::new("10s").await;
+    let scene = RetryFixture::new("10s").await;
     let dead = scene.subscribe("/status/500").await;
     scene.end_jobs(1, 1).await;
     let disabled = async || {
-        scene.world.items_under("ACCOUNT#").await.iter().filter(|item| item.contains_key("disabled_reason")).count()
+        scene
+            .world
+            .items_under("ACCOUNT#")
+            .await
+            .iter()
+            .filter(|item| item.contains_key("disabled_reason"))
+            .count()
     };
     scene.clock.advance(Duration::from_hours(119));
     scene.end_jobs(2, 1).await;
@@ -397,41 +673,77 @@ async fn five_days_of_nothing_but_failures_disable_a_webhook_and_a_success_in_be
     scene.clock.advance(Duration::from_hours(1));
     scene.end_jobs(3, 1).await;
     assert_eq!(disabled().await, 1);
-    assert_eq!(scene.health(dead).await.last_failure, Some(FailureKind::Status));
+    assert_eq!(
+        scene.health(dead).await.last_failure,
+        Some(FailureKind::Status)
+    );
 
     let saved = scene.subscribe("/ok").await;
     scene
         .world
         .store
-        .keep_health(&account("acme"), saved, &Health { failing_since: Some(START), ..Health::default() })
+        .keep_health(
+            &account("acme"),
+            saved,
+            &EndpointHealth {
+                failing_since: Some(START),
+                ..EndpointHealth::default()
+            },
+        )
         .await
         .unwrap();
     scene.end_jobs(4, 1).await;
     let health = scene.health(saved).await;
-    assert_eq!((health.failing_since, health.last_success_at), (None, Some(scene.clock.now())));
+    assert_eq!(
+        (health.failing_since, health.last_success_at),
+        (None, Some(scene.clock.now()))
+    );
     assert_eq!(disabled().await, 1);
 }
 
 #[tokio::test]
 async fn an_endpoint_that_hangs_holds_up_a_batch_once_and_the_rest_goes_to_the_queue() {
-    let scene = Scene::new("10s").await;
+    let scene = RetryFixture::new("10s").await;
     let hanging = scene.subscribe("/hang").await;
     let healthy = scene.subscribe("/ok").await;
     scene.end_jobs(1, 20).await;
-    let tried = |deliveries: Vec<Delivery>| deliveries.iter().filter(|delivery| delivery.attempt_count > 0).count();
-    assert_eq!(tried(scene.deliveries(hanging).await), 1, "of an endpoint that never answered one attempt is made");
-    assert!(scene.deliveries(healthy).await.iter().all(|delivery| delivery.state == State::Delivered));
+    let tried = |deliveries: Vec<Delivery>| {
+        deliveries
+            .iter()
+            .filter(|delivery| delivery.attempt_count > 0)
+            .count()
+    };
+    assert_eq!(
+        tried(scene.deliveries(hanging).await),
+        1,
+        "of an endpoint that never answered one attempt is made"
+    );
+    assert!(
+        scene
+            .deliveries(healthy)
+            .await
+            .iter()
+            .all(|delivery| delivery.state == DeliveryState::Delivered)
+    );
     assert!(scene.health(hanging).await.slow);
 
     scene.end_jobs(101, 20).await;
-    assert_eq!(tried(scene.deliveries(hanging).await), 1, "then none is made from the stream");
+    assert_eq!(
+        tried(scene.deliveries(hanging).await),
+        1,
+        "then none is made from the stream"
+    );
     assert_eq!(scene.deliveries(healthy).await.len(), 40);
-    assert_eq!(scene.world.timers().len(), 40, "all of them are in the queue");
+    assert_eq!(
+        scene.world.timers().len(),
+        40,
+        "all of them are in the queue"
+    );
 }
 
 #[tokio::test]
 async fn failures_to_answer_open_the_breaker_and_a_success_from_the_queue_closes_it() {
-    let scene = Scene::new("1s,1s,1s,1s,1s,1s").await;
+    let scene = RetryFixture::new("1s,1s,1s,1s,1s,1s").await;
     let webhook = scene.subscribe("/hang").await;
     scene.end_jobs(1, 1).await;
     for _ in 0..4 {
@@ -439,71 +751,142 @@ async fn failures_to_answer_open_the_breaker_and_a_success_from_the_queue_closes
         scene.retry(&scene.timer().message).await;
     }
     assert!(scene.health(webhook).await.is_open());
-    assert_eq!(gathered(&scene.dispatcher).get("BreakersOpened"), Some(&1.0));
+    assert_eq!(
+        collect_metrics(&scene.dispatcher).get("BreakersOpened"),
+        Some(&1.0)
+    );
     let timer = scene.timer();
     scene.clock.advance(Duration::from_secs(2));
     // The endpoint comes back: what answers at its address is another receiver now.
-    let mut healed =
-        scene.world.items_under("ACCOUNT#").await.into_iter().find(|item| item.contains_key("url")).unwrap();
-    healed.insert("url".into(), aws_sdk_dynamodb::types::AttributeValue::S(scene.receiver.url("/ok")));
-    scene.world.client.put_item().table_name(&scene.world.tables.webhooks).set_item(Some(healed)).send().await.unwrap();
+    let mut healed = scene
+        .world
+        .items_under("ACCOUNT#")
+        .await
+        .into_iter()
+        .find(|item| item.contains_key("url"))
+        .unwrap();
+    healed.insert(
+        "url".into(),
+        aws_sdk_dynamodb::types::AttributeValue::S(scene.receiver.url("/ok")),
+    );
+    scene
+        .world
+        .client
+        .put_item()
+        .table_name(&scene.world.tables.webhooks)
+        .set_item(Some(healed))
+        .send()
+        .await
+        .unwrap();
     scene.retry(&timer.message).await;
     let health = scene.health(webhook).await;
     assert!(!health.is_open() && !health.slow && health.proven);
-    let counted = gathered(&scene.dispatcher);
-    assert_eq!((counted.get("BreakersClosed"), counted.get("BreakersOpened")), (Some(&1.0), None));
-    assert_eq!(scene.only(webhook).await.state, State::Delivered);
+    let counted = collect_metrics(&scene.dispatcher);
+    assert_eq!(
+        (counted.get("BreakersClosed"), counted.get("BreakersOpened")),
+        (Some(&1.0), None)
+    );
+    assert_eq!(scene.only(webhook).await.state, DeliveryState::Delivered);
 }
 
 #[tokio::test]
 async fn failures_side_by_side_open_the_breaker_when_they_are_enough_and_once() {
     for (failures, opened) in [(4, None), (5, Some(&1.0)), (9, Some(&1.0))] {
-        let scene = Scene::new("1s,1s").await;
+        let scene = RetryFixture::new("1s,1s").await;
         let webhook = scene.subscribe("/hang").await;
         // The first is tried at once, the others wait for the queue.
         scene.end_jobs(1, failures - 1).await;
         scene.clock.advance(Duration::from_secs(2));
         let timers = scene.world.timers();
-        futures_util::future::join_all(timers.iter().map(|timer| scene.retry(&timer.message))).await;
+        futures_util::future::join_all(timers.iter().map(|timer| scene.retry(&timer.message)))
+            .await;
         assert_eq!(scene.requests(), failures);
-        assert_eq!(scene.health(webhook).await.is_open(), opened.is_some(), "{failures}");
-        assert_eq!(gathered(&scene.dispatcher).get("BreakersOpened"), opened, "{failures}");
+        assert_eq!(
+            scene.health(webhook).await.is_open(),
+            opened.is_some(),
+            "{failures}"
+        );
+        assert_eq!(
+            collect_metrics(&scene.dispatcher).get("BreakersOpened"),
+            opened,
+            "{failures}"
+        );
     }
 }
 
 #[tokio::test]
-async fn a_success_that_began_while_the_endpoint_was_well_closes_the_breaker_that_opened_meanwhile() {
-    let scene = Scene::new("1h").await;
+async fn a_success_that_began_while_the_endpoint_was_well_closes_the_breaker_that_opened_meanwhile()
+{
+    let scene = RetryFixture::new("1h").await;
     let webhook = scene.subscribe("/held").await;
-    let well = Health { proven: true, ..Health::default() };
-    scene.world.store.keep_health(&account("acme"), webhook, &well).await.unwrap();
-    let patient = Timeouts { connect: Duration::from_secs(10), total: Duration::from_secs(10) };
-    let direct = WebhookClient::new(Guard::new(Policy::Any, vec![]), patient, None).unwrap();
-    let patient = Dispatcher { direct, ..scene.dispatcher.clone() };
-    let held = tokio::spawn(async move { run(&patient, &[insert(1, job("held", "completed"))]).await });
+    let well = EndpointHealth {
+        proven: true,
+        ..EndpointHealth::default()
+    };
+    scene
+        .world
+        .store
+        .keep_health(&account("acme"), webhook, &well)
+        .await
+        .unwrap();
+    let patient = Timeouts {
+        connect: Duration::from_secs(10),
+        total: Duration::from_secs(10),
+    };
+    let direct =
+        WebhookClient::new(TargetGuard::new(TargetPolicy::Any, vec![]), patient, None).unwrap();
+    let patient = Dispatcher {
+        direct,
+        ..scene.dispatcher.clone()
+    };
+    let held = tokio::spawn(async move {
+        dispatch_batch(
+            &patient,
+            &[insert_record(1, job_image("held", "completed"))],
+        )
+        .await
+    });
     scene.receiver.wait_for(1).await;
     scene.end_jobs(2, 5).await;
     assert!(scene.health(webhook).await.is_open());
     scene.receiver.release();
     assert_eq!(held.await.unwrap(), []);
     assert!(!scene.health(webhook).await.is_open());
-    assert_eq!(gathered(&scene.dispatcher).get("BreakersClosed"), Some(&1.0));
+    assert_eq!(
+        collect_metrics(&scene.dispatcher).get("BreakersClosed"),
+        Some(&1.0)
+    );
 }
 
 #[tokio::test]
 async fn what_finds_no_place_is_put_off_without_using_an_attempt() {
-    let scene = Scene::new("1s").await;
+    let scene = RetryFixture::new("1s").await;
     let webhook = scene.subscribe("/hang").await;
-    let open = Health { proven: true, slow: true, failures: 5, ..Health::default() };
-    scene.world.store.keep_health(&account("acme"), webhook, &open).await.unwrap();
+    let open = EndpointHealth {
+        proven: true,
+        slow: true,
+        failures: 5,
+        ..EndpointHealth::default()
+    };
+    scene
+        .world
+        .store
+        .keep_health(&account("acme"), webhook, &open)
+        .await
+        .unwrap();
     scene.end_jobs(1, 12).await;
     let timers = scene.world.timers();
     futures_util::future::join_all(timers.iter().map(|timer| scene.retry(&timer.message))).await;
-    let (tried, put_off): (Vec<_>, Vec<_>) =
-        scene.deliveries(webhook).await.into_iter().partition(|delivery| delivery.attempt_count == 1);
+    let (tried, put_off): (Vec<_>, Vec<_>) = scene
+        .deliveries(webhook)
+        .await
+        .into_iter()
+        .partition(|delivery| delivery.attempt_count == 1);
     assert_eq!((tried.len(), put_off.len(), scene.requests()), (8, 4, 8));
     for delivery in put_off {
-        let State::Pending(due) = delivery.state else { panic!() };
+        let DeliveryState::Pending(due) = delivery.state else {
+            panic!()
+        };
         assert!((5..=10).contains(&due.since(START).as_secs()), "{due:?}");
     }
     assert_eq!(scene.world.timers().len(), 12);
@@ -511,86 +894,161 @@ async fn what_finds_no_place_is_put_off_without_using_an_attempt() {
 
 #[tokio::test]
 async fn an_attempt_out_of_turn_counts_on_and_neither_restarts_the_schedule_nor_uses_it_up() {
-    let scene = Scene::new("1h,1h").await;
+    let scene = RetryFixture::new("1h,1h").await;
     let webhook = scene.subscribe("/status/500").await;
     scene.end_jobs(1, 1).await;
     let by_hand = async || {
         let before = scene.only(webhook).await;
-        let hastened = scene.world.store.hasten(&before, scene.clock.now(), Duration::from_hours(1)).await.unwrap();
+        let hastened = scene
+            .world
+            .store
+            .hasten(&before, scene.clock.now(), Duration::from_hours(1))
+            .await
+            .unwrap();
         assert!(hastened.is_some());
-        let again = scene.world.store.hasten(&before, scene.clock.now(), Duration::from_hours(1)).await.unwrap();
+        let again = scene
+            .world
+            .store
+            .hasten(&before, scene.clock.now(), Duration::from_hours(1))
+            .await
+            .unwrap();
         assert!(again.is_none(), "it is not as it was read any more");
-        scene.retry(&Message { key: before.key.clone(), attempt_count: before.attempt_count }).await;
+        scene
+            .retry(&RetryMessage {
+                key: before.key.clone(),
+                attempt_count: before.attempt_count,
+            })
+            .await;
         let after = scene.only(webhook).await;
-        assert_eq!((after.state, after.attempt_count, after.resume), (before.state, before.attempt_count + 1, None));
+        assert_eq!(
+            (after.state, after.attempt_count, after.resume),
+            (before.state, before.attempt_count + 1, None)
+        );
     };
     let by_schedule = async || {
         scene.clock.advance(Duration::from_hours(2));
         let before = scene.only(webhook).await;
-        scene.retry(&Message { key: before.key.clone(), attempt_count: before.attempt_count }).await;
+        scene
+            .retry(&RetryMessage {
+                key: before.key.clone(),
+                attempt_count: before.attempt_count,
+            })
+            .await;
         scene.only(webhook).await.state
     };
     by_hand().await;
     by_hand().await;
-    assert!(matches!(by_schedule().await, State::Pending(_)));
+    assert!(matches!(by_schedule().await, DeliveryState::Pending(_)));
     by_hand().await;
-    assert_eq!(by_schedule().await, State::Failed);
+    assert_eq!(by_schedule().await, DeliveryState::Failed);
     by_hand().await;
-    assert_eq!((scene.only(webhook).await.state, scene.requests()), (State::Failed, 7));
+    assert_eq!(
+        (scene.only(webhook).await.state, scene.requests()),
+        (DeliveryState::Failed, 7)
+    );
 }
 
 #[tokio::test]
-async fn an_attempt_out_of_turn_that_was_not_made_leaves_the_delivery_as_it_was_when_its_webhook_goes() {
-    let scene = Scene::new("1h").await;
+async fn an_attempt_out_of_turn_that_was_not_made_leaves_the_delivery_as_it_was_when_its_webhook_goes()
+ {
+    let scene = RetryFixture::new("1h").await;
     let webhook = scene.subscribe("/ok").await;
     scene.end_jobs(1, 1).await;
     let delivered = scene.only(webhook).await;
-    let hastened = scene.world.store.hasten(&delivered, START, Duration::from_hours(1)).await.unwrap().unwrap();
-    scene.world.store.delete_webhook(&account("acme"), webhook).await.unwrap();
-    scene.retry(&Message { key: hastened.key.clone(), attempt_count: 1 }).await;
-    assert_eq!((scene.only(webhook).await.state, scene.requests()), (State::Delivered, 1));
+    let hastened = scene
+        .world
+        .store
+        .hasten(&delivered, START, Duration::from_hours(1))
+        .await
+        .unwrap()
+        .unwrap();
+    scene
+        .world
+        .store
+        .delete_webhook(&account("acme"), webhook)
+        .await
+        .unwrap();
+    scene
+        .retry(&RetryMessage {
+            key: hastened.key.clone(),
+            attempt_count: 1,
+        })
+        .await;
+    assert_eq!(
+        (scene.only(webhook).await.state, scene.requests()),
+        (DeliveryState::Delivered, 1)
+    );
 }
 
 #[tokio::test]
 async fn what_cannot_be_read_of_one_endpoint_holds_up_no_other() {
-    let scene = Scene::new("2h").await;
+    let scene = RetryFixture::new("2h").await;
     let broken = scene.subscribe("/ok").await;
     let failing = scene.subscribe("/status/500").await;
     let text = |text: &str| aws_sdk_dynamodb::types::AttributeValue::S(text.to_owned());
     let tables = &scene.world.tables;
     let put = |table: &str| scene.world.client.put_item().table_name(table);
-    let health = put(&tables.webhooks).item("PK", text("ACCOUNT#acme")).item("SK", text("WEBHOOK#0000000001#HEALTH"));
-    health.item("last_failure", text("unheard of")).send().await.unwrap();
-    let due =
-        put(&tables.deliveries).item("PK", text("acme#1")).item("SK", text("evt_broken")).item("due_shard", text("00"));
-    due.item("sweep_at", aws_sdk_dynamodb::types::AttributeValue::N("1".to_owned())).send().await.unwrap();
+    let health = put(&tables.webhooks)
+        .item("PK", text("ACCOUNT#acme"))
+        .item("SK", text("WEBHOOK#0000000001#HEALTH"));
+    health
+        .item("last_failure", text("unheard of"))
+        .send()
+        .await
+        .unwrap();
+    let due = put(&tables.deliveries)
+        .item("PK", text("acme#1"))
+        .item("SK", text("evt_broken"))
+        .item("due_shard", text("00"));
+    due.item(
+        "sweep_at",
+        aws_sdk_dynamodb::types::AttributeValue::N("1".to_owned()),
+    )
+    .send()
+    .await
+    .unwrap();
     scene.end_jobs(1, 1).await;
     assert_eq!(scene.only(failing).await.attempt_count, 1);
     scene.clock.advance(Duration::from_hours(3));
     assert_eq!(scene.sweep().await, 1);
     let listed = scene.world.items(&tables.deliveries).await;
-    assert!(listed.iter().any(|item| item["PK"] == text("acme#1") && item["status"] == text("delivered")), "{broken}");
+    assert!(
+        listed
+            .iter()
+            .any(|item| item["PK"] == text("acme#1") && item["status"] == text("delivered")),
+        "{broken}"
+    );
 }
 
 #[tokio::test]
 async fn the_log_is_listed_newest_first_by_page_status_and_event() {
-    let scene = Scene::new("1h").await;
+    let scene = RetryFixture::new("1h").await;
     let webhook = scene.subscribe("/status/500").await;
     let healthy = scene.subscribe("/ok").await;
     for second in 0..30 {
         scene.end_jobs(second, 1).await;
     }
     let list = async |webhook, status, after, limit| {
-        let filter = Filter { status, event: None, after, limit };
-        scene.world.store.deliveries_of(&account("acme"), webhook, &filter).await.unwrap()
+        let filter = DeliveryFilter {
+            status,
+            event: None,
+            after,
+            limit,
+        };
+        scene
+            .world
+            .store
+            .deliveries_of(&account("acme"), webhook, &filter)
+            .await
+            .unwrap()
     };
     for (webhook, status, found) in [
         (webhook, None, 30),
-        (webhook, Some(Status::Pending), 30),
-        (webhook, Some(Status::Failed), 0),
-        (webhook, Some(Status::Delivered), 0),
-        (healthy, Some(Status::Delivered), 30),
-        (healthy, Some(Status::Pending), 0),
+        (webhook, Some(DeliveryStatus::Pending), 30),
+        (webhook, Some(DeliveryStatus::Failed), 0),
+        (webhook, Some(DeliveryStatus::Delivered), 0),
+        (healthy, Some(DeliveryStatus::Delivered), 30),
+        (healthy, Some(DeliveryStatus::Pending), 0),
     ] {
         let (mut ids, mut after) = (Vec::new(), None);
         loop {
@@ -603,13 +1061,16 @@ async fn the_log_is_listed_newest_first_by_page_status_and_event() {
             }
         }
         assert_eq!(ids.len(), found, "{status:?}");
-        assert!(ids.windows(2).all(|pair| pair[0] > pair[1]), "newest first, each once");
+        assert!(
+            ids.windows(2).all(|pair| pair[0] > pair[1]),
+            "newest first, each once"
+        );
     }
 }
 
 #[tokio::test]
 async fn a_queue_batch_names_the_messages_that_must_come_again_and_drops_what_is_none_of_ours() {
-    let scene = Scene::new("1s,1s").await;
+    let scene = RetryFixture::new("1s,1s").await;
     scene.subscribe("/status/500").await;
     scene.end_jobs(1, 1).await;
     let ours = scene.timer().message.to_json();
@@ -618,14 +1079,28 @@ async fn a_queue_batch_names_the_messages_that_must_come_again_and_drops_what_is
     let event = json!({"Records": [record("m1", &ours), record("m2", "nonsense")]}).to_string();
     let invoke = async |dispatcher: &Dispatcher| {
         dispatcher
-            .invoke(Invocation::from_json(&event).unwrap(), Deadline::after(Duration::from_secs(20)))
+            .invoke(
+                Invocation::from_json(&event).unwrap(),
+                Deadline::after(Duration::from_secs(20)),
+            )
             .await
             .unwrap()
     };
-    let unreachable = scene.world.store_through(nano_webhooks_cli::dynamodb("http://127.0.0.1:9"));
-    let without_tables = Dispatcher { store: unreachable, ..scene.dispatcher.clone() };
-    assert_eq!(invoke(&without_tables).await, json!({"batchItemFailures": [{"itemIdentifier": "m1"}]}));
-    assert_eq!(invoke(&scene.dispatcher).await, json!({"batchItemFailures": []}));
+    let unreachable = scene
+        .world
+        .store_through(nano_webhooks_cli::dynamodb("http://127.0.0.1:9"));
+    let without_tables = Dispatcher {
+        store: unreachable,
+        ..scene.dispatcher.clone()
+    };
+    assert_eq!(
+        invoke(&without_tables).await,
+        json!({"batchItemFailures": [{"itemIdentifier": "m1"}]})
+    );
+    assert_eq!(
+        invoke(&scene.dispatcher).await,
+        json!({"batchItemFailures": []})
+    );
     assert_eq!(scene.requests(), 2);
     assert!(Invocation::from_json(r#"{"detail-type":"Scheduled Event"}"#).is_ok());
     for other in ["{}", "[]", "1", r#"{"detail-type":"Something else"}"#] {
@@ -635,26 +1110,41 @@ async fn a_queue_batch_names_the_messages_that_must_come_again_and_drops_what_is
 
 #[tokio::test]
 async fn the_happy_path_costs_one_write_unit_a_delivery_and_reads_are_amortised() {
-    let scene = Scene::new("1s").await;
+    let scene = RetryFixture::new("1s").await;
     let webhook = scene.subscribe("/ok").await;
     // The first success is written down; from then on nothing is.
     scene.end_jobs(1000, 1).await;
     let proxy = Proxy::start(scene.world.endpoint.clone()).await;
-    let counted = scene.world.store_through(nano_webhooks_cli::dynamodb(&proxy.url));
-    let dispatcher = Dispatcher { store: counted, ..scene.dispatcher.clone() };
-    let records: Vec<_> = (0..100).map(|n| insert(n, job(&format!("t{n}"), "completed"))).collect();
-    assert_eq!(run(&dispatcher, &records).await, []);
-    let expected = [("BatchGetItem", 1), ("BatchWriteItem", 4), ("Query", 1)].map(|(name, n)| (name.to_owned(), n));
+    let counted = scene
+        .world
+        .store_through(nano_webhooks_cli::dynamodb(&proxy.url));
+    let dispatcher = Dispatcher {
+        store: counted,
+        ..scene.dispatcher.clone()
+    };
+    let records: Vec<_> = (0..100)
+        .map(|n| insert_record(n, job_image(&format!("t{n}"), "completed")))
+        .collect();
+    assert_eq!(dispatch_batch(&dispatcher, &records).await, []);
+    let expected = [("BatchGetItem", 1), ("BatchWriteItem", 4), ("Query", 1)]
+        .map(|(name, n)| (name.to_owned(), n));
     assert_eq!(proxy.counts(), expected);
     assert_eq!(scene.deliveries(webhook).await.len(), 100);
     for item in scene.world.items(&scene.world.tables.deliveries).await {
-        assert!(!["due_shard", "sweep_at", "state_key"].iter().any(|key| item.contains_key(*key)), "no index write");
+        assert!(
+            !["due_shard", "sweep_at", "state_key"]
+                .iter()
+                .any(|key| item.contains_key(*key)),
+            "no index write"
+        );
         assert!(size(&item) <= 1024, "{} bytes: {item:?}", size(&item));
     }
 }
 
 /// An item's size as DynamoDB counts it ("Item sizes and formats" of its developer guide), rounded up.
-fn size(item: &std::collections::HashMap<String, aws_sdk_dynamodb::types::AttributeValue>) -> usize {
+fn size(
+    item: &std::collections::HashMap<String, aws_sdk_dynamodb::types::AttributeValue>,
+) -> usize {
     use aws_sdk_dynamodb::types::AttributeValue;
     fn value(of: &AttributeValue) -> usize {
         match of {
@@ -662,11 +1152,16 @@ fn size(item: &std::collections::HashMap<String, aws_sdk_dynamodb::types::Attrib
             AttributeValue::N(digits) => digits.len() / 2 + 2,
             AttributeValue::L(items) => 3 + items.iter().map(|item| 1 + value(item)).sum::<usize>(),
             AttributeValue::M(entries) => {
-                3 + entries.iter().map(|(key, item)| 1 + key.len() + value(item)).sum::<usize>()
+                3 + entries
+                    .iter()
+                    .map(|(key, item)| 1 + key.len() + value(item))
+                    .sum::<usize>()
             }
             AttributeValue::Bool(_) | AttributeValue::Null(_) => 1,
             other => panic!("{other:?}"),
         }
     }
-    item.iter().map(|(key, attribute)| key.len() + value(attribute)).sum()
+    item.iter()
+        .map(|(key, attribute)| key.len() + value(attribute))
+        .sum()
 }

@@ -3,13 +3,13 @@
 use std::time::Duration;
 
 use axum::http::StatusCode;
-use nano_webhooks::{dispatch::Dispatcher, store::rotation::Rotated};
+use nano_webhooks::{dispatch::Dispatcher, store::rotation::RotateOutcome};
 use nano_webhooks_core::webhook::{Secret, WebhookId};
 use serde_json::{Value, json};
 
 use crate::{
-    api::{Answer, App},
-    dispatch::{insert, job, run},
+    api::{TestApp, TestResponse},
+    dispatch::{dispatch_batch, insert_record, job_image},
     proxy::{Fault, Proxy},
     support::{Received, Receiver, account},
 };
@@ -17,27 +17,50 @@ use crate::{
 const OLD: &str = "the-old-secret";
 const HOUR: Duration = Duration::from_hours(1);
 
-async fn rotate(app: &App, body: Value) -> Answer {
-    app.send_json("POST", "/api/v1/webhooks/1/rotate-secret", &body).await
+async fn rotate(app: &TestApp, body: Value) -> TestResponse {
+    app.send_json("POST", "/api/v1/webhooks/1/rotate-secret", &body)
+        .await
 }
 
 /// Ends a job, and gives what the receiver heard of it.
-async fn deliver(app: &App, receiver: &Receiver, nth: usize) -> Received {
-    let dispatcher = Dispatcher { clock: app.clock.clone(), ..app.world.dispatcher() };
-    assert_eq!(run(&dispatcher, &[insert(nth, job(&format!("t{nth}"), "completed"))]).await, []);
+async fn deliver(app: &TestApp, receiver: &Receiver, nth: usize) -> Received {
+    let dispatcher = Dispatcher {
+        clock: app.clock.clone(),
+        ..app.world.dispatcher()
+    };
+    assert_eq!(
+        dispatch_batch(
+            &dispatcher,
+            &[insert_record(
+                nth,
+                job_image(&format!("t{nth}"), "completed")
+            )]
+        )
+        .await,
+        []
+    );
     receiver.wait_for(nth).await.pop().unwrap()
 }
 
 #[tokio::test]
 async fn the_old_secret_signs_beside_the_new_for_the_grace_time_and_no_longer() {
-    let (app, receiver) = (App::new().await, Receiver::start().await);
-    let created = json!({"url": receiver.url("/hook"), "events": ["job.completed"], "secret_key": OLD});
+    let (app, receiver) = (TestApp::new().await, Receiver::start().await);
+    let created =
+        json!({"url": receiver.url("/hook"), "events": ["job.completed"], "secret_key": OLD});
     assert_eq!(app.create(created).await.status, StatusCode::CREATED);
     assert!(deliver(&app, &receiver, 1).await.is_signed_by(OLD));
 
     let answer = rotate(&app, json!({"grace_hours": 2})).await;
-    assert_eq!((answer.status, answer.header("cache-control")), (StatusCode::OK, "no-store"), "{}", answer.text);
-    let new = answer.json["data"]["secret_key"].as_str().unwrap().to_owned();
+    assert_eq!(
+        (answer.status, answer.header("cache-control")),
+        (StatusCode::OK, "no-store"),
+        "{}",
+        answer.text
+    );
+    let new = answer.json["data"]["secret_key"]
+        .as_str()
+        .unwrap()
+        .to_owned();
     assert_eq!(
         answer.json["data"],
         json!({"id": 1, "secret_key": new, "previous_valid_until": "2024-12-23T12:00:00Z", "live_secrets": 2})
@@ -45,7 +68,10 @@ async fn the_old_secret_signs_beside_the_new_for_the_grace_time_and_no_longer() 
     let received = deliver(&app, &receiver, 2).await;
     assert!(received.is_signed_by(OLD) && received.is_signed_by(&new));
     assert_eq!(received.header("webhook-signature").split(' ').count(), 2);
-    assert!(!received.header("x-nano-signature").contains([' ', ',']), "always exactly one, that of the newest");
+    assert!(
+        !received.header("x-nano-signature").contains([' ', ',']),
+        "always exactly one, that of the newest"
+    );
 
     app.clock.advance(2 * HOUR);
     let received = deliver(&app, &receiver, 3).await;
@@ -57,18 +83,29 @@ async fn the_old_secret_signs_beside_the_new_for_the_grace_time_and_no_longer() 
 
 #[tokio::test]
 async fn a_secret_can_be_given_and_without_grace_the_old_one_ends_at_once() {
-    let (app, receiver) = (App::new().await, Receiver::start().await);
-    app.create(json!({"url": receiver.url("/hook"), "events": ["job.completed"], "secret_key": OLD})).await;
-    let answer = rotate(&app, json!({"secret_key": "the-new-secret", "grace_hours": 0})).await;
-    assert_eq!(answer.json["data"], json!({"id": 1, "previous_valid_until": null, "live_secrets": 1}));
+    let (app, receiver) = (TestApp::new().await, Receiver::start().await);
+    app.create(
+        json!({"url": receiver.url("/hook"), "events": ["job.completed"], "secret_key": OLD}),
+    )
+    .await;
+    let answer = rotate(
+        &app,
+        json!({"secret_key": "the-new-secret", "grace_hours": 0}),
+    )
+    .await;
+    assert_eq!(
+        answer.json["data"],
+        json!({"id": 1, "previous_valid_until": null, "live_secrets": 1})
+    );
     let received = deliver(&app, &receiver, 1).await;
     assert!(!received.is_signed_by(OLD) && received.is_signed_by("the-new-secret"));
 }
 
 #[tokio::test]
 async fn a_webhook_without_a_secret_gets_its_first() {
-    let (app, receiver) = (App::new().await, Receiver::start().await);
-    app.create(json!({"url": receiver.url("/hook"), "events": ["job.completed"]})).await;
+    let (app, receiver) = (TestApp::new().await, Receiver::start().await);
+    app.create(json!({"url": receiver.url("/hook"), "events": ["job.completed"]}))
+        .await;
     let answer = app.post_to("/api/v1/webhooks/1/rotate-secret").await;
     assert_eq!(answer.json["data"]["live_secrets"], 1, "{}", answer.text);
     let secret = answer.json["data"]["secret_key"].as_str().unwrap();
@@ -77,16 +114,29 @@ async fn a_webhook_without_a_secret_gets_its_first() {
 
 #[tokio::test]
 async fn three_secrets_sign_at_most_and_a_fourth_waits_until_one_has_ended() {
-    let (app, receiver) = (App::new().await, Receiver::start().await);
-    app.create(json!({"url": receiver.url("/hook"), "events": ["job.completed"], "secret_key": OLD})).await;
+    let (app, receiver) = (TestApp::new().await, Receiver::start().await);
+    app.create(
+        json!({"url": receiver.url("/hook"), "events": ["job.completed"], "secret_key": OLD}),
+    )
+    .await;
     for (hours, live) in [(json!(1), 2), (json!(5.0), 3)] {
-        assert_eq!(rotate(&app, json!({"grace_hours": hours})).await.json["data"]["live_secrets"], live);
+        assert_eq!(
+            rotate(&app, json!({"grace_hours": hours})).await.json["data"]["live_secrets"],
+            live
+        );
     }
     let refused = rotate(&app, json!({})).await;
     let (status, code, message) = refused.error();
     assert_eq!((status, code), (409, "conflict"));
     assert!(message.contains("2024-12-23T11:00:00Z"), "{message}");
-    assert_eq!(deliver(&app, &receiver, 1).await.header("webhook-signature").split(' ').count(), 3);
+    assert_eq!(
+        deliver(&app, &receiver, 1)
+            .await
+            .header("webhook-signature")
+            .split(' ')
+            .count(),
+        3
+    );
 
     app.clock.advance(HOUR);
     let answer = rotate(&app, json!({})).await;
@@ -97,35 +147,68 @@ async fn three_secrets_sign_at_most_and_a_fourth_waits_until_one_has_ended() {
 
 #[tokio::test]
 async fn a_rotation_whose_answer_was_lost_on_its_way_is_not_made_twice() {
-    let app = App::new().await;
-    app.create(json!({"url": "https://example.com/", "events": ["job.completed"], "secret_key": OLD})).await;
+    let app = TestApp::new().await;
+    app.create(
+        json!({"url": "https://example.com/", "events": ["job.completed"], "secret_key": OLD}),
+    )
+    .await;
     let proxy = Proxy::start(app.world.endpoint.clone()).await;
     proxy.arm("UpdateItem", 0, Fault::AnswerLost);
-    let store = app.world.store_through(nano_webhooks_cli::dynamodb(&proxy.url));
+    let store = app
+        .world
+        .store_through(nano_webhooks_cli::dynamodb(&proxy.url));
     let new = Secret::parse("the-new-secret".to_owned()).unwrap();
     let (acme, webhook) = (account("acme"), WebhookId::new(1).unwrap());
-    let rotated = store.rotate_secret(&acme, webhook, &new, HOUR, app.clock.now()).await.unwrap();
-    assert_eq!(rotated, Rotated::Done { live: 2, previous_until: Some(app.clock.now() + HOUR) });
+    let rotated = store
+        .rotate_secret(&acme, webhook, &new, HOUR, app.clock.now())
+        .await
+        .unwrap();
+    assert_eq!(
+        rotated,
+        RotateOutcome::Done {
+            live: 2,
+            previous_until: Some(app.clock.now() + HOUR)
+        }
+    );
     let subscriber = store.subscriber(&acme, webhook).await.unwrap().unwrap();
     assert_eq!(subscriber.secrets.len(), 2);
-    assert_eq!(store.secrets_of(&acme, &subscriber, app.clock.now()).await.unwrap()[0], new);
+    assert_eq!(
+        store
+            .secrets_of(&acme, &subscriber, app.clock.now())
+            .await
+            .unwrap()[0],
+        new
+    );
 }
 
 #[tokio::test]
 async fn rotations_at_the_same_time_lose_no_secret() {
-    let app = App::new().await;
-    app.create(json!({"url": "https://example.com/", "events": ["job.completed"], "secret_key": OLD})).await;
+    let app = TestApp::new().await;
+    app.create(
+        json!({"url": "https://example.com/", "events": ["job.completed"], "secret_key": OLD}),
+    )
+    .await;
     let answers = futures_util::future::join_all((0..4).map(|_| rotate(&app, json!({})))).await;
-    let mut live: Vec<_> = answers.iter().filter_map(|answer| answer.json["data"]["live_secrets"].as_u64()).collect();
+    let mut live: Vec<_> = answers
+        .iter()
+        .filter_map(|answer| answer.json["data"]["live_secrets"].as_u64())
+        .collect();
     live.sort_unstable();
     assert_eq!(live, [2, 3]);
-    assert_eq!(answers.iter().filter(|answer| answer.status == StatusCode::CONFLICT).count(), 2);
+    assert_eq!(
+        answers
+            .iter()
+            .filter(|answer| answer.status == StatusCode::CONFLICT)
+            .count(),
+        2
+    );
 }
 
 #[tokio::test]
 async fn what_is_asked_for_is_checked() {
-    let app = App::new().await;
-    app.create(json!({"url": "https://example.com/", "events": ["job.completed"]})).await;
+    let app = TestApp::new().await;
+    app.create(json!({"url": "https://example.com/", "events": ["job.completed"]}))
+        .await;
     for (body, field) in [
         (json!({"secret_key": "short"}), "secret_key"),
         (json!({"secret_key": 7}), "secret_key"),

@@ -9,9 +9,11 @@ use std::{
     },
 };
 
-use nano_webhooks::client::{Guard, Resolver, WebhookClient, attempt::Timeouts, guard::Policy};
+use nano_webhooks::client::{
+    Resolver, TargetGuard, WebhookClient, attempt::Timeouts, guard::TargetPolicy,
+};
 use nano_webhooks_core::{
-    delivery::attempt::{Failure, Outcome},
+    delivery::attempt::{AttemptOutcome, Failure},
     webhook::EndpointUrl,
 };
 use tokio::net::TcpListener;
@@ -19,12 +21,12 @@ use tokio::net::TcpListener;
 use crate::support::post;
 
 /// A port of this machine's loopback addresses that counts who connects, and closes at once.
-struct Canary {
+struct ConnectionCounter {
     port: u16,
     connected: Arc<AtomicUsize>,
 }
 
-impl Canary {
+impl ConnectionCounter {
     async fn start() -> Self {
         let listener = TcpListener::bind("0.0.0.0:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
@@ -51,29 +53,46 @@ impl Canary {
 /// A resolver that gives these answers one after the other, and what it has not given yet.
 fn answers(answers: &[&[&str]]) -> (Resolver, Arc<Mutex<VecDeque<Vec<SocketAddr>>>>) {
     let address = |ip: &&str| SocketAddr::from((ip.parse::<IpAddr>().unwrap(), 0));
-    let left: VecDeque<_> = answers.iter().map(|answer| answer.iter().map(address).collect()).collect();
+    let left: VecDeque<_> = answers
+        .iter()
+        .map(|answer| answer.iter().map(address).collect())
+        .collect();
     let left = Arc::new(Mutex::new(left));
     let given = left.clone();
     let lookup = move |_| {
-        let answer = given.lock().unwrap().pop_front().expect("a look-up more than was expected");
+        let answer = given
+            .lock()
+            .unwrap()
+            .pop_front()
+            .expect("a look-up more than was expected");
         Box::pin(async { Ok(answer) }) as _
     };
     (Resolver::new(Arc::new(lookup)), left)
 }
 
-async fn attempt(guard: &Guard, url: &EndpointUrl) -> Outcome {
+async fn attempt(guard: &TargetGuard, url: &EndpointUrl) -> AttemptOutcome {
     let client = WebhookClient::new(guard.clone(), Timeouts::QUEUED, None).unwrap();
     post(&client, url.as_str()).await
 }
 
 #[tokio::test]
-async fn a_name_that_is_public_when_it_is_registered_and_private_when_it_is_called_reaches_nothing() {
-    let canary = Canary::start().await;
-    let (resolver, left) = answers(&[&["93.184.215.14"], &["127.0.0.1"], &["93.184.215.14", "127.0.0.1"], &["::1"]]);
-    let guard = Guard::new(Policy::Public, vec![]).with_resolver(resolver);
+async fn a_name_that_is_public_when_it_is_registered_and_private_when_it_is_called_reaches_nothing()
+{
+    let canary = ConnectionCounter::start().await;
+    let (resolver, left) = answers(&[
+        &["93.184.215.14"],
+        &["127.0.0.1"],
+        &["93.184.215.14", "127.0.0.1"],
+        &["::1"],
+    ]);
+    let guard = TargetGuard::new(TargetPolicy::Public, vec![]).with_resolver(resolver);
     let url = canary.url("rebinding.example");
     assert_eq!(guard.check(&url).await, Ok(()));
-    for rule in ["loopback address", "loopback address", "not a global unicast address"] {
+    for rule in [
+        "loopback address",
+        "loopback address",
+        "not a global unicast address",
+    ] {
         let outcome = attempt(&guard, &url).await;
         assert_eq!(outcome.failure, Some(Failure::Blocked(rule)));
     }
@@ -82,24 +101,45 @@ async fn a_name_that_is_public_when_it_is_registered_and_private_when_it_is_call
 
 #[tokio::test]
 async fn the_address_that_was_checked_is_the_one_that_is_connected_to() {
-    let canary = Canary::start().await;
+    let canary = ConnectionCounter::start().await;
     // A second look-up in the same attempt would get the other answer, and reach what is not allowed.
     let (resolver, left) = answers(&[&["127.0.0.2"], &["127.0.0.1"]]);
-    let guard = Guard::new(Policy::Public, vec!["127.0.0.2/32".parse().unwrap()]).with_resolver(resolver);
+    let guard = TargetGuard::new(TargetPolicy::Public, vec!["127.0.0.2/32".parse().unwrap()])
+        .with_resolver(resolver);
     let url = canary.url("changing.example");
-    assert_eq!(attempt(&guard, &url).await.failure, Some(Failure::Tls), "the canary was reached, and spoke no TLS");
+    assert_eq!(
+        attempt(&guard, &url).await.failure,
+        Some(Failure::Tls),
+        "the canary was reached, and spoke no TLS"
+    );
     assert_eq!((canary.connected(), left.lock().unwrap().len()), (1, 1));
-    assert_eq!(attempt(&guard, &url).await.failure, Some(Failure::Blocked("loopback address")));
+    assert_eq!(
+        attempt(&guard, &url).await.failure,
+        Some(Failure::Blocked("loopback address"))
+    );
     assert_eq!(canary.connected(), 1);
 }
 
 #[tokio::test]
 async fn literals_go_through_the_guard_although_they_need_no_resolver() {
-    let canary = Canary::start().await;
-    let guard = Guard::new(Policy::Public, vec![]).with_resolver(answers(&[]).0);
-    for host in ["127.0.0.1", "127.1", "2130706433", "0x7f.1", "[::1]", "[::ffff:127.0.0.1]", "0", "0.0.0.0", "[::]"] {
+    let canary = ConnectionCounter::start().await;
+    let guard = TargetGuard::new(TargetPolicy::Public, vec![]).with_resolver(answers(&[]).0);
+    for host in [
+        "127.0.0.1",
+        "127.1",
+        "2130706433",
+        "0x7f.1",
+        "[::1]",
+        "[::ffff:127.0.0.1]",
+        "0",
+        "0.0.0.0",
+        "[::]",
+    ] {
         let outcome = attempt(&guard, &canary.url(host)).await;
-        assert!(matches!(outcome.failure, Some(Failure::Blocked(_))), "{host}: {outcome:?}");
+        assert!(
+            matches!(outcome.failure, Some(Failure::Blocked(_))),
+            "{host}: {outcome:?}"
+        );
     }
     assert_eq!(canary.connected(), 0);
 }

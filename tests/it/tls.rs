@@ -2,8 +2,8 @@
 
 use std::{io::Write, sync::Arc};
 
-use nano_webhooks::client::{Guard, WebhookClient, attempt::Timeouts, guard::Policy};
-use nano_webhooks_core::delivery::attempt::{Failure, Outcome};
+use nano_webhooks::client::{TargetGuard, WebhookClient, attempt::Timeouts, guard::TargetPolicy};
+use nano_webhooks_core::delivery::attempt::{AttemptOutcome, Failure};
 use rustls::{
     ServerConfig,
     pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer},
@@ -20,20 +20,29 @@ use crate::support::post;
 /// certificate as PEM.
 async fn serve() -> (u16, String) {
     let certified = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
-    let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(certified.signing_key.serialize_der()));
-    let config = ServerConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_no_client_auth()
-        .with_single_cert(vec![certified.cert.der().clone()], key)
-        .unwrap();
-    let (listener, acceptor) = (TcpListener::bind("127.0.0.1:0").await.unwrap(), TlsAcceptor::from(Arc::new(config)));
+    let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(
+        certified.signing_key.serialize_der(),
+    ));
+    let config = ServerConfig::builder_with_provider(Arc::new(
+        rustls::crypto::aws_lc_rs::default_provider(),
+    ))
+    .with_safe_default_protocol_versions()
+    .unwrap()
+    .with_no_client_auth()
+    .with_single_cert(vec![certified.cert.der().clone()], key)
+    .unwrap();
+    let (listener, acceptor) = (
+        TcpListener::bind("127.0.0.1:0").await.unwrap(),
+        TlsAcceptor::from(Arc::new(config)),
+    );
     let port = listener.local_addr().unwrap().port();
     tokio::spawn(async move {
         while let Ok((tcp, _)) = listener.accept().await {
             let acceptor = acceptor.clone();
             tokio::spawn(async move {
-                let Ok(mut tls) = acceptor.accept(tcp).await else { return };
+                let Ok(mut tls) = acceptor.accept(tcp).await else {
+                    return;
+                };
                 loop {
                     let mut request = Vec::new();
                     while !request.ends_with(b"{}") {
@@ -41,7 +50,9 @@ async fn serve() -> (u16, String) {
                             return;
                         }
                     }
-                    let _ = tls.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await;
+                    let _ = tls
+                        .write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")
+                        .await;
                 }
             });
         }
@@ -54,33 +65,77 @@ async fn a_certificate_is_trusted_if_the_operator_says_so_and_for_its_own_name_a
     let (port, pem) = serve().await;
     let mut file = tempfile::NamedTempFile::new().unwrap();
     file.write_all(pem.as_bytes()).unwrap();
-    let client = |ca| WebhookClient::new(Guard::new(Policy::Any, vec![]), Timeouts::QUEUED, ca).unwrap();
+    let client = |ca| {
+        WebhookClient::new(
+            TargetGuard::new(TargetPolicy::Any, vec![]),
+            Timeouts::QUEUED,
+            ca,
+        )
+        .unwrap()
+    };
     let (trusting, other) = (client(Some(file.path())), client(None));
     let named = format!("https://localhost:{port}/hook");
     let accepted = post(&trusting, &named).await;
-    assert_eq!((accepted.failure, accepted.status_code, accepted.excerpt.as_deref()), (None, Some(200), Some("ok")));
-    assert_eq!(post(&other, &named).await.failure, Some(Failure::Tls), "nobody else vouches for it");
+    assert_eq!(
+        (
+            accepted.failure,
+            accepted.status_code,
+            accepted.excerpt.as_deref()
+        ),
+        (None, Some(200), Some("ok"))
+    );
+    assert_eq!(
+        post(&other, &named).await.failure,
+        Some(Failure::Tls),
+        "nobody else vouches for it"
+    );
     let by_address = post(&trusting, &format!("https://127.0.0.1:{port}/hook")).await;
-    assert_eq!(by_address.failure, Some(Failure::Tls), "it is not for this name");
+    assert_eq!(
+        by_address.failure,
+        Some(Failure::Tls),
+        "it is not for this name"
+    );
 }
 
 #[tokio::test]
-async fn an_attempt_says_where_its_time_went_and_one_over_a_kept_connection_does_not_connect_again() {
+async fn an_attempt_says_where_its_time_went_and_one_over_a_kept_connection_does_not_connect_again()
+{
     let (port, pem) = serve().await;
     let mut file = tempfile::NamedTempFile::new().unwrap();
     file.write_all(pem.as_bytes()).unwrap();
-    let client = WebhookClient::new(Guard::new(Policy::Any, vec![]), Timeouts::QUEUED, Some(file.path())).unwrap();
-    let happened = |outcome: &Outcome| {
+    let client = WebhookClient::new(
+        TargetGuard::new(TargetPolicy::Any, vec![]),
+        Timeouts::QUEUED,
+        Some(file.path()),
+    )
+    .unwrap();
+    let happened = |outcome: &AttemptOutcome| {
         let phases = outcome.phases;
-        let all = [phases.dns, phases.connect, phases.tls, phases.answer, phases.body];
-        assert!(all.iter().flatten().sum::<u64>() <= u64::try_from(outcome.took.as_micros()).unwrap(), "{outcome:?}");
+        let all = [
+            phases.dns,
+            phases.connect,
+            phases.tls,
+            phases.answer,
+            phases.body,
+        ];
+        assert!(
+            all.iter().flatten().sum::<u64>() <= u64::try_from(outcome.took.as_micros()).unwrap(),
+            "{outcome:?}"
+        );
         all.map(|phase| phase.is_some())
     };
     let named = format!("https://localhost:{port}/hook");
     assert_eq!(happened(&post(&client, &named).await), [true; 5]);
-    assert_eq!(happened(&post(&client, &named).await), [true, false, false, true, true]);
+    assert_eq!(
+        happened(&post(&client, &named).await),
+        [true, false, false, true, true]
+    );
     let by_address = post(&client, &format!("https://127.0.0.1:{port}/hook")).await;
-    assert_eq!(happened(&by_address), [false, true, true, false, false], "its handshake failed");
+    assert_eq!(
+        happened(&by_address),
+        [false, true, true, false, false],
+        "its handshake failed"
+    );
     let unresolved = post(&client, "https://no-such-host.invalid/").await;
     assert_eq!(happened(&unresolved), [true, false, false, false, false]);
 }
@@ -89,5 +144,12 @@ async fn an_attempt_says_where_its_time_went_and_one_over_a_kept_connection_does
 fn a_file_without_certificates_is_refused() {
     let mut file = tempfile::NamedTempFile::new().unwrap();
     file.write_all(b"no certificate").unwrap();
-    assert!(WebhookClient::new(Guard::new(Policy::Any, vec![]), Timeouts::QUEUED, Some(file.path())).is_err());
+    assert!(
+        WebhookClient::new(
+            TargetGuard::new(TargetPolicy::Any, vec![]),
+            Timeouts::QUEUED,
+            Some(file.path())
+        )
+        .is_err()
+    );
 }

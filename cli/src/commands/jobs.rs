@@ -5,27 +5,31 @@ use std::{collections::HashMap, io::Write};
 use aws_sdk_dynamodb::types::AttributeValue;
 use serde_json::value::RawValue;
 
-use super::{client, explain, parse_account};
-use crate::args::{Failed, JobArgs};
+use super::{dynamodb_client, explain, parse_account};
+use crate::args::{CliError, JobArgs};
 use nano_webhooks::{
     clock::Clock,
-    config::{Defaults, variable},
+    config::{ConfigDefaults, env_var},
     random,
 };
-use nano_webhooks_core::event::Outcome;
+use nano_webhooks_core::event::JobOutcome;
 
 /// Writes a job that ended, as a worker would: one PutItem, and nothing else.
-pub(crate) async fn run(args: JobArgs, outcome: Outcome) -> Result<(), Failed> {
+pub(crate) async fn run(args: JobArgs, outcome: JobOutcome) -> Result<(), CliError> {
     let account = parse_account(&args.account)?;
-    let data: Box<RawValue> = serde_json::from_str(&args.data).map_err(|error| Failed(format!("--data: {error}")))?;
-    let data = attribute(&data).map_err(|error| Failed(format!("--data: {error}")))?;
+    let data: Box<RawValue> =
+        serde_json::from_str(&args.data).map_err(|error| CliError(format!("--data: {error}")))?;
+    let data = attribute(&data).map_err(|error| CliError(format!("--data: {error}")))?;
     if !data.is_m() {
-        return Err(Failed("--data: expected a JSON object".to_owned()));
+        return Err(CliError("--data: expected a JSON object".to_owned()));
     }
-    let table = variable("JOBS_TABLE")?.unwrap_or_else(|| Defaults::LOCAL_JOBS_TABLE.to_owned());
-    let task_id = args.task_id.unwrap_or_else(|| format!("task_{}", hex::encode(random::bytes::<8>())));
+    let table =
+        env_var("JOBS_TABLE")?.unwrap_or_else(|| ConfigDefaults::LOCAL_JOBS_TABLE.to_owned());
+    let task_id = args
+        .task_id
+        .unwrap_or_else(|| format!("task_{}", hex::encode(random::bytes::<8>())));
     let text = |text: &str| AttributeValue::S(text.to_owned());
-    let written = client(&args.tables)
+    let written = dynamodb_client(&args.tables)
         .await
         .put_item()
         .table_name(&table)
@@ -38,7 +42,11 @@ pub(crate) async fn run(args: JobArgs, outcome: Outcome) -> Result<(), Failed> {
         .send()
         .await;
     written.map_err(|error| explain(&error.into(), &args.tables))?;
-    Ok(writeln!(std::io::stdout(), "Job {task_id} of account {account} {}.", outcome.status())?)
+    Ok(writeln!(
+        std::io::stdout(),
+        "Job {task_id} of account {account} {}.",
+        outcome.status()
+    )?)
 }
 
 /// JSON as DynamoDB stores it. Numbers keep their text: it may have more digits than a double.
@@ -47,7 +55,9 @@ fn attribute(json: &RawValue) -> Result<AttributeValue, serde_json::Error> {
     Ok(match text.as_bytes().first() {
         Some(b'{') => {
             let entries: HashMap<String, &RawValue> = serde_json::from_str(text)?;
-            let entries = entries.into_iter().map(|(key, value)| Ok((key, attribute(value)?)));
+            let entries = entries
+                .into_iter()
+                .map(|(key, value)| Ok((key, attribute(value)?)));
             AttributeValue::M(entries.collect::<Result<_, serde_json::Error>>()?)
         }
         Some(b'[') => {
@@ -70,7 +80,10 @@ mod tests {
         let json = r#"{"n":12345678901234567890.10,"l":[null,true,"x\n"],"m":{}}"#;
         let value = attribute(&serde_json::from_str::<Box<RawValue>>(json).unwrap()).unwrap();
         let map = value.as_m().unwrap();
-        assert_eq!(map["n"], AttributeValue::N("12345678901234567890.10".into()));
+        assert_eq!(
+            map["n"],
+            AttributeValue::N("12345678901234567890.10".into())
+        );
         assert_eq!(
             map["l"],
             AttributeValue::L(vec![

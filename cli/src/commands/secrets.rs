@@ -2,10 +2,10 @@
 
 use std::{io::Write, path::Path};
 
-use super::{client, explain, progress::progress, settings};
+use super::{dynamodb_client, explain, load_config, progress::progress};
 use crate::{
-    args::{Failed, TablesArgs},
-    serve::kept_secrets_key,
+    args::{CliError, TablesArgs},
+    serve::load_secrets_key,
 };
 use nano_webhooks::{
     aws,
@@ -13,21 +13,32 @@ use nano_webhooks::{
     config::ConfigError,
     store::{
         self, Store,
-        secrets::{Resealed, Vault, Wrapping},
+        secrets::{DataKeyCache, KeyProvider, ReencryptStats},
     },
 };
 
 /// Seals every stored secret under the newest data key, or under a new one.
-pub(crate) async fn reseal(new_key: bool, data_dir: &Path, tables: &TablesArgs) -> Result<(), Failed> {
-    let config = settings()?;
+pub(crate) async fn reseal(
+    new_key: bool,
+    data_dir: &Path,
+    tables: &TablesArgs,
+) -> Result<(), CliError> {
+    let config = load_config()?;
     let vault = if tables.aws {
-        let missing =
-            || ConfigError::new("SECRETS_KMS_KEY_ID", "missing, expected the KMS key that the functions have");
-        aws::vault(&aws::config().await, Some(config.secrets_kms_key_id.ok_or_else(missing)?))
+        let missing = || {
+            ConfigError::new(
+                "SECRETS_KMS_KEY_ID",
+                "missing, expected the KMS key that the functions have",
+            )
+        };
+        aws::vault(
+            &aws::load_sdk_config().await,
+            Some(config.secrets_kms_key_id.ok_or_else(missing)?),
+        )
     } else {
-        Vault::new(Wrapping::Local(kept_secrets_key(data_dir)?))
+        DataKeyCache::new(KeyProvider::Local(load_secrets_key(data_dir)?))
     };
-    let store = Store::new(client(tables).await, config.tables, vault);
+    let store = Store::new(dynamodb_client(tables).await, config.tables, vault);
     let clock = Clock::system();
     let explain = |error: store::Error| explain(&error, tables);
     if new_key {
@@ -35,7 +46,7 @@ pub(crate) async fn reseal(new_key: bool, data_dir: &Path, tables: &TablesArgs) 
         writeln!(std::io::stderr(), "Started data key {version}.")?;
     }
     let bar = progress("Sealing secrets of webhooks:", None);
-    let (mut all, mut from) = (Resealed::default(), None);
+    let (mut all, mut from) = (ReencryptStats::default(), None);
     loop {
         let (part, next) = store.reseal(from, clock.now()).await.map_err(explain)?;
         all.sealed += part.sealed;
@@ -49,10 +60,15 @@ pub(crate) async fn reseal(new_key: bool, data_dir: &Path, tables: &TablesArgs) 
     }
     drop(bar);
     if all.changed > 0 {
-        return Err(Failed(format!(
+        return Err(CliError(format!(
             "{} webhooks were changed by others at the same time ({} sealed anew): run it again",
             all.changed, all.sealed
         )));
     }
-    Ok(writeln!(std::io::stdout(), "Secrets of {} webhooks sealed anew, {} were so already.", all.sealed, all.kept)?)
+    Ok(writeln!(
+        std::io::stdout(),
+        "Secrets of {} webhooks sealed anew, {} were so already.",
+        all.sealed,
+        all.kept
+    )?)
 }

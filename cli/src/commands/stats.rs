@@ -4,69 +4,88 @@ use std::{cmp::Reverse, collections::BTreeMap, io::Write};
 
 use serde_json::{Value, json};
 
-use super::{counted, explain, open, poison::days, printable, progress::progress, time};
-use crate::args::{Failed, StatsArgs, TablesArgs};
+use super::{
+    escape_for_terminal, explain, format_relative, open_store, pluralize, poison::days_to_list,
+    progress::progress,
+};
+use crate::args::{CliError, StatsArgs, TablesArgs};
 use nano_webhooks::{
     clock::Clock,
     concurrency,
     store::{
         self, Store,
-        delivery_log::{Filter, Status},
+        delivery_log::{DeliveryFilter, DeliveryStatus},
         key_schema::{self, DUE_SHARDS},
-        replays::Replaying,
-        resume::Unparking,
-        webhooks::Subscriber,
+        replays::ReplayKey,
+        resume::ResumeJob,
+        webhooks::WebhookRecord,
     },
 };
 use nano_webhooks_core::{
-    delivery::Key,
+    delivery::DeliveryKey,
     timestamp::Timestamp,
-    webhook::{Account, WebhookId},
+    webhook::{AccountId, WebhookId},
 };
 
 /// How many entries of the index `due` are read, beyond which the counts are "at least".
-const COUNTED: usize = 100_000;
+const MAX_COUNTED: usize = 100_000;
 /// How many poison records of a day are counted.
-const COUNTED_POISON: usize = 10_000;
+const MAX_COUNTED_POISON: usize = 10_000;
 /// How many deliveries of a webhook in a state are counted.
-const COUNTED_OF_WEBHOOK: usize = 10_000;
+const MAX_COUNTED_PER_WEBHOOK: usize = 10_000;
 /// How many of them are read at a time.
 const PAGE: usize = 500;
 /// How many webhooks are named that most is pending to.
-const MOST: usize = 5;
+const TOP_WEBHOOKS: usize = 5;
 /// How many webhooks are named whose deliveries are being replayed, or made due again.
-const GOING_ON: usize = 2_000;
+const MAX_ACTIVE_JOBS: usize = 2_000;
 /// How many days, and how many webhooks, are read at the same time.
 const CONCURRENT: usize = 8;
 
 /// Counts.
-pub(crate) async fn run(args: StatsArgs) -> Result<(), Failed> {
-    let StatsArgs { account, json, tables } = args;
+pub(crate) async fn run(args: StatsArgs) -> Result<(), CliError> {
+    let StatsArgs {
+        account,
+        json,
+        tables,
+    } = args;
     match account {
-        None => all(json, &tables).await,
-        Some(account) => of_account(&account, json, &tables).await,
+        None => print_global(json, &tables).await,
+        Some(account) => print_account(&account, json, &tables).await,
     }
 }
 
-async fn all(json: bool, tables: &TablesArgs) -> Result<(), Failed> {
-    let (store, now) = (open(tables).await?, Clock::system().now());
+async fn print_global(json: bool, tables: &TablesArgs) -> Result<(), CliError> {
+    let (store, now) = (open_store(tables).await?, Clock::system().now());
     let explain = |error: store::Error| explain(&error, tables);
-    let days = days(None, now)?;
-    let bar = progress("Counting what is pending, then poison by day:", Some(days.len()));
-    let due = store.due(Timestamp::from_millis(i64::MAX), of_each_shard()).await.map_err(explain)?;
-    let due: Vec<_> = due.into_iter().map(|due| (due.key, due.next_attempt_at)).collect();
-    let pending = Pending::of(&due, now);
+    let days = days_to_list(None, now)?;
+    let bar = progress(
+        "Counting what is pending, then poison by day:",
+        Some(days.len()),
+    );
+    let due = store
+        .due(Timestamp::from_millis(i64::MAX), of_each_shard())
+        .await
+        .map_err(explain)?;
+    let due: Vec<_> = due
+        .into_iter()
+        .map(|due| (due.key, due.next_attempt_at))
+        .collect();
+    let pending = PendingStats::of(&due, now);
     let counts = days.into_iter().map(async |day| {
-        let counted = store.count_poison(&day, COUNTED_POISON).await;
+        let counted = store.count_poison(&day, MAX_COUNTED_POISON).await;
         bar.inc(1);
         counted.map(|(count, complete)| (day, count, complete))
     });
-    let counts = concurrency::join(counts.collect(), CONCURRENT).await;
-    let mut poison = counts.into_iter().collect::<store::Result<Vec<_>>>().map_err(explain)?;
+    let counts = concurrency::join_bounded(counts.collect(), CONCURRENT).await;
+    let mut poison = counts
+        .into_iter()
+        .collect::<store::Result<Vec<_>>>()
+        .map_err(explain)?;
     poison.retain(|(_, count, _)| *count > 0);
     poison.sort_by(|(one, ..), (other, ..)| other.cmp(one));
-    let replaying = store.replaying(GOING_ON).await.map_err(explain)?;
-    let unparking = store.unparking(GOING_ON).await.map_err(explain)?;
+    let replaying = store.replaying(MAX_ACTIVE_JOBS).await.map_err(explain)?;
+    let unparking = store.unparking(MAX_ACTIVE_JOBS).await.map_err(explain)?;
     drop(bar);
 
     let mut out = std::io::stdout();
@@ -75,15 +94,16 @@ async fn all(json: bool, tables: &TablesArgs) -> Result<(), Failed> {
             .iter()
             .map(|(day, count, complete)| json!({ "day": day, "records": count, "complete": complete }))
             .collect();
-        let replaying = replaying.iter().map(|Replaying { account, webhook, id }| {
+        let replaying = replaying.iter().map(|ReplayKey { account, webhook, id }| {
             json!({ "account": account.as_str(), "webhook_id": webhook.get(), "replay": id.as_str() })
         });
         let unparking = unparking.iter().map(
-            |Unparking { account, webhook, .. }| json!({ "account": account.as_str(), "webhook_id": webhook.get() }),
+            |ResumeJob {
+                 account, webhook, ..
+             }| json!({ "account": account.as_str(), "webhook_id": webhook.get() }),
         );
         let (replaying, unparking): (Vec<_>, Vec<_>) = (replaying.collect(), unparking.collect());
-        let stats =
-            json!({ "pending": pending.json(), "poison": poison, "replaying": replaying, "unparking": unparking });
+        let stats = json!({ "pending": pending.json(), "poison": poison, "replaying": replaying, "unparking": unparking });
         return Ok(writeln!(out, "{stats}")?);
     }
     pending.print(&mut out, now)?;
@@ -91,19 +111,40 @@ async fn all(json: bool, tables: &TablesArgs) -> Result<(), Failed> {
         writeln!(out, "Poison     no records")?;
     }
     for (day, count, complete) in poison {
-        writeln!(out, "Poison     {day}: {}{}", at_least(complete), counted(count, "record", "records"))?;
+        writeln!(
+            out,
+            "Poison     {day}: {}{}",
+            at_least(complete),
+            pluralize(count, "record", "records")
+        )?;
     }
-    for Replaying { account, webhook, id } in replaying {
-        writeln!(out, "Replayed   account {}, webhook {webhook}: {id}", printable(account.as_str()))?;
+    for ReplayKey {
+        account,
+        webhook,
+        id,
+    } in replaying
+    {
+        writeln!(
+            out,
+            "Replayed   account {}, webhook {webhook}: {id}",
+            escape_for_terminal(account.as_str())
+        )?;
     }
-    for Unparking { account, webhook, .. } in unparking {
-        writeln!(out, "Unparked   account {}, webhook {webhook}", printable(account.as_str()))?;
+    for ResumeJob {
+        account, webhook, ..
+    } in unparking
+    {
+        writeln!(
+            out,
+            "Unparked   account {}, webhook {webhook}",
+            escape_for_terminal(account.as_str())
+        )?;
     }
     Ok(())
 }
 
 /// What the index `due` holds: what is pending and not parked.
-struct Pending {
+struct PendingStats {
     overdue: usize,
     oldest: Option<Timestamp>,
     waiting: usize,
@@ -111,27 +152,34 @@ struct Pending {
     /// Every entry was read.
     complete: bool,
     /// The webhooks that most is pending to.
-    most: Vec<(Account, WebhookId, usize)>,
+    most: Vec<(AccountId, WebhookId, usize)>,
 }
 
 const fn of_each_shard() -> usize {
-    COUNTED / DUE_SHARDS as usize
+    MAX_COUNTED / DUE_SHARDS as usize
 }
 
-impl Pending {
+impl PendingStats {
     /// From what names each entry, and when its next attempt is due.
-    fn of(entries: &[(Key, Timestamp)], now: Timestamp) -> Self {
-        let (overdue, waiting): (Vec<_>, Vec<_>) =
-            entries.iter().map(|(_, due_at)| *due_at).partition(|due_at| *due_at <= now);
+    fn of(entries: &[(DeliveryKey, Timestamp)], now: Timestamp) -> Self {
+        let (overdue, waiting): (Vec<_>, Vec<_>) = entries
+            .iter()
+            .map(|(_, due_at)| *due_at)
+            .partition(|due_at| *due_at <= now);
         let (mut shards, mut webhooks) = (BTreeMap::new(), BTreeMap::new());
         for (key, _) in entries {
             *shards.entry(key_schema::due_shard(&key.event)).or_insert(0) += 1;
-            webhooks.entry((key.account.as_str(), key.webhook.get())).or_insert((key, 0)).1 += 1;
+            webhooks
+                .entry((key.account.as_str(), key.webhook.get()))
+                .or_insert((key, 0))
+                .1 += 1;
         }
-        let mut most: Vec<_> =
-            webhooks.into_values().map(|(key, count)| (key.account.clone(), key.webhook, count)).collect();
+        let mut most: Vec<_> = webhooks
+            .into_values()
+            .map(|(key, count)| (key.account.clone(), key.webhook, count))
+            .collect();
         most.sort_by_key(|(.., count)| Reverse(*count));
-        most.truncate(MOST);
+        most.truncate(TOP_WEBHOOKS);
         Self {
             overdue: overdue.len(),
             oldest: overdue.into_iter().min(),
@@ -158,12 +206,28 @@ impl Pending {
 
     fn print(&self, out: &mut impl Write, now: Timestamp) -> std::io::Result<()> {
         let at_least = at_least(self.complete);
-        let since = self.oldest.map_or_else(String::new, |at| format!(", the oldest since {}", time(at, now)));
-        writeln!(out, "Overdue    {at_least}{}{since}", counted(self.overdue, "delivery", "deliveries"))?;
-        let next = self.next.map_or_else(String::new, |at| format!(", the next due at {}", time(at, now)));
-        writeln!(out, "Waiting    {at_least}{}{next}", counted(self.waiting, "delivery", "deliveries"))?;
+        let since = self.oldest.map_or_else(String::new, |at| {
+            format!(", the oldest since {}", format_relative(at, now))
+        });
+        writeln!(
+            out,
+            "Overdue    {at_least}{}{since}",
+            pluralize(self.overdue, "delivery", "deliveries")
+        )?;
+        let next = self.next.map_or_else(String::new, |at| {
+            format!(", the next due at {}", format_relative(at, now))
+        });
+        writeln!(
+            out,
+            "Waiting    {at_least}{}{next}",
+            pluralize(self.waiting, "delivery", "deliveries")
+        )?;
         for (account, webhook, count) in &self.most {
-            writeln!(out, "Most to    account {}, webhook {webhook}: {count}", printable(account.as_str()))?;
+            writeln!(
+                out,
+                "Most to    account {}, webhook {webhook}: {count}",
+                escape_for_terminal(account.as_str())
+            )?;
         }
         Ok(())
     }
@@ -173,23 +237,31 @@ const fn at_least(complete: bool) -> &'static str {
     if complete { "" } else { "at least " }
 }
 
-async fn of_account(account: &Account, json: bool, tables: &TablesArgs) -> Result<(), Failed> {
-    let (store, now) = (open(tables).await?, Clock::system().now());
+async fn print_account(
+    account: &AccountId,
+    json: bool,
+    tables: &TablesArgs,
+) -> Result<(), CliError> {
+    let (store, now) = (open_store(tables).await?, Clock::system().now());
     let explain = |error: store::Error| explain(&error, tables);
     let subscribers = store.subscribers(account).await.map_err(explain)?;
-    let (subscribers, unreadable): (Vec<_>, Vec<_>) = subscribers.into_iter().partition(Result::is_ok);
-    let subscribers: Vec<Subscriber> = subscribers.into_iter().flatten().collect();
+    let (subscribers, unreadable): (Vec<_>, Vec<_>) =
+        subscribers.into_iter().partition(Result::is_ok);
+    let subscribers: Vec<WebhookRecord> = subscribers.into_iter().flatten().collect();
     if subscribers.is_empty() && unreadable.is_empty() {
         writeln!(std::io::stderr(), "Account {account} has no webhooks.")?;
     }
     let bar = progress("Counting deliveries of webhooks:", Some(subscribers.len()));
     let counts = subscribers.into_iter().map(async |subscriber| {
-        let counts = Counts::of(&store, account, subscriber, now).await;
+        let counts = WebhookStats::of(&store, account, subscriber, now).await;
         bar.inc(1);
         counts
     });
-    let counts = concurrency::join(counts.collect(), CONCURRENT).await;
-    let mut counts = counts.into_iter().collect::<store::Result<Vec<_>>>().map_err(explain)?;
+    let counts = concurrency::join_bounded(counts.collect(), CONCURRENT).await;
+    let mut counts = counts
+        .into_iter()
+        .collect::<store::Result<Vec<_>>>()
+        .map_err(explain)?;
     counts.sort_by_key(|counts| counts.of.webhook.id.get());
     drop(bar);
     let mut out = std::io::stdout();
@@ -203,13 +275,15 @@ async fn of_account(account: &Account, json: bool, tables: &TablesArgs) -> Resul
     if unreadable.is_empty() {
         return Ok(());
     }
-    let unreadable = counted(unreadable.len(), "webhook", "webhooks");
-    Err(Failed(format!("{unreadable} of account {account} cannot be read and left out")))
+    let unreadable = pluralize(unreadable.len(), "webhook", "webhooks");
+    Err(CliError(format!(
+        "{unreadable} of account {account} cannot be read and left out"
+    )))
 }
 
 /// A webhook, and how many of its deliveries are in a state.
-struct Counts {
-    of: Subscriber,
+struct WebhookStats {
+    of: WebhookRecord,
     pending: usize,
     overdue: usize,
     parked: usize,
@@ -218,15 +292,26 @@ struct Counts {
     failed_complete: bool,
 }
 
-impl Counts {
-    async fn of(store: &Store, account: &Account, of: Subscriber, now: Timestamp) -> store::Result<Self> {
+impl WebhookStats {
+    async fn of(
+        store: &Store,
+        account: &AccountId,
+        of: WebhookRecord,
+        now: Timestamp,
+    ) -> store::Result<Self> {
         let id = of.webhook.id;
-        let (pending, pending_complete) = next_attempts(store, account, id, Status::Pending).await?;
-        let (failed, failed_complete) = next_attempts(store, account, id, Status::Failed).await?;
+        let (pending, pending_complete) =
+            next_attempts(store, account, id, DeliveryStatus::Pending).await?;
+        let (failed, failed_complete) =
+            next_attempts(store, account, id, DeliveryStatus::Failed).await?;
         Ok(Self {
             of,
             pending: pending.len(),
-            overdue: pending.iter().flatten().filter(|due_at| **due_at <= now).count(),
+            overdue: pending
+                .iter()
+                .flatten()
+                .filter(|due_at| **due_at <= now)
+                .count(),
             parked: pending.iter().filter(|due_at| due_at.is_none()).count(),
             pending_complete,
             failed: failed.len(),
@@ -235,7 +320,12 @@ impl Counts {
     }
 
     fn json(&self) -> Value {
-        let Subscriber { webhook, health, detail, .. } = &self.of;
+        let WebhookRecord {
+            webhook,
+            health,
+            detail,
+            ..
+        } = &self.of;
         json!({
             "webhook_id": webhook.id.get(),
             "url": webhook.url.as_str(),
@@ -254,22 +344,47 @@ impl Counts {
     }
 
     fn print(&self, out: &mut impl Write, now: Timestamp) -> std::io::Result<()> {
-        let Subscriber { webhook, health, detail, .. } = &self.of;
-        let reason = detail.disabled_reason.as_ref().map_or_else(String::new, |why| format!(": {}", printable(why)));
+        let WebhookRecord {
+            webhook,
+            health,
+            detail,
+            ..
+        } = &self.of;
+        let reason = detail
+            .disabled_reason
+            .as_ref()
+            .map_or_else(String::new, |why| format!(": {}", escape_for_terminal(why)));
         writeln!(
             out,
             "Webhook {}  {}  {}{reason}",
             webhook.id,
-            printable(webhook.url.as_str()),
+            escape_for_terminal(webhook.url.as_str()),
             webhook.status.name()
         )?;
-        let since = health.failing_since.map_or_else(String::new, |at| format!(" since {}", time(at, now)));
-        let last = health.last_failure.map_or_else(String::new, |kind| format!(", last failure {}", kind.name()));
-        let open = if health.is_open() { ", breaker open" } else { "" };
+        let since = health.failing_since.map_or_else(String::new, |at| {
+            format!(" since {}", format_relative(at, now))
+        });
+        let last = health.last_failure.map_or_else(String::new, |kind| {
+            format!(", last failure {}", kind.name())
+        });
+        let open = if health.is_open() {
+            ", breaker open"
+        } else {
+            ""
+        };
         writeln!(out, "  health   {}{since}{last}{open}", health.state())?;
-        let Self { pending, overdue, parked, failed, .. } = self;
+        let Self {
+            pending,
+            overdue,
+            parked,
+            failed,
+            ..
+        } = self;
         let pending_at_least = at_least(self.pending_complete);
-        writeln!(out, "  pending  {pending_at_least}{pending}, of which {overdue} overdue, {parked} parked")?;
+        writeln!(
+            out,
+            "  pending  {pending_at_least}{pending}, of which {overdue} overdue, {parked} parked"
+        )?;
         writeln!(out, "  failed   {}{failed}", at_least(self.failed_complete))
     }
 }
@@ -277,17 +392,26 @@ impl Counts {
 /// When the next attempts of a webhook's deliveries in a state are due, and whether these are all deliveries in it.
 async fn next_attempts(
     store: &Store,
-    account: &Account,
+    account: &AccountId,
     id: WebhookId,
-    status: Status,
+    status: DeliveryStatus,
 ) -> store::Result<(Vec<Option<Timestamp>>, bool)> {
-    let mut filter = Filter { status: Some(status), event: None, after: None, limit: PAGE };
+    let mut filter = DeliveryFilter {
+        status: Some(status),
+        event: None,
+        after: None,
+        limit: PAGE,
+    };
     let mut found = Vec::new();
     loop {
         let page = store.deliveries_of(account, id, &filter).await?;
-        found.extend(page.deliveries.iter().map(|listed| listed.row.next_attempt_at));
+        found.extend(
+            page.deliveries
+                .iter()
+                .map(|listed| listed.row.next_attempt_at),
+        );
         filter.after = page.next;
-        if filter.after.is_none() || found.len() >= COUNTED_OF_WEBHOOK {
+        if filter.after.is_none() || found.len() >= MAX_COUNTED_PER_WEBHOOK {
             return Ok((found, filter.after.is_none()));
         }
     }
@@ -298,9 +422,9 @@ mod tests {
     use super::*;
     use nano_webhooks_core::event::EventId;
 
-    fn entry(webhook: u64, due_at: i64) -> (Key, Timestamp) {
-        let key = Key {
-            account: Account::parse("acme").unwrap(),
+    fn entry(webhook: u64, due_at: i64) -> (DeliveryKey, Timestamp) {
+        let key = DeliveryKey {
+            account: AccountId::parse("acme").unwrap(),
             webhook: WebhookId::new(webhook).unwrap(),
             event: EventId::parse("evt_01JFSFB4807P0XDV4PAY2Y4PMB").unwrap(),
         };
@@ -309,11 +433,27 @@ mod tests {
 
     #[test]
     fn what_is_pending_is_told_by_when_it_is_due_and_by_webhook() {
-        let entries = [entry(1, 10), entry(2, 7), entry(2, 8), entry(2, 30), entry(3, 20)];
-        let pending = Pending::of(&entries, Timestamp::from_millis(10));
-        assert_eq!((pending.overdue, pending.oldest), (3, Some(Timestamp::from_millis(7))));
-        assert_eq!((pending.waiting, pending.next), (2, Some(Timestamp::from_millis(20))));
-        let most: Vec<_> = pending.most.iter().map(|(_, webhook, count)| (webhook.get(), *count)).collect();
+        let entries = [
+            entry(1, 10),
+            entry(2, 7),
+            entry(2, 8),
+            entry(2, 30),
+            entry(3, 20),
+        ];
+        let pending = PendingStats::of(&entries, Timestamp::from_millis(10));
+        assert_eq!(
+            (pending.overdue, pending.oldest),
+            (3, Some(Timestamp::from_millis(7)))
+        );
+        assert_eq!(
+            (pending.waiting, pending.next),
+            (2, Some(Timestamp::from_millis(20)))
+        );
+        let most: Vec<_> = pending
+            .most
+            .iter()
+            .map(|(_, webhook, count)| (webhook.get(), *count))
+            .collect();
         assert_eq!(most, [(2, 3), (1, 1), (3, 1)]);
         assert!(pending.complete);
     }
@@ -323,10 +463,15 @@ mod tests {
         let mut entries = vec![entry(1, 10); of_each_shard()];
         let printed = |entries: &[_]| {
             let mut out = Vec::new();
-            Pending::of(entries, Timestamp::from_millis(10)).print(&mut out, Timestamp::from_millis(10)).unwrap();
+            PendingStats::of(entries, Timestamp::from_millis(10))
+                .print(&mut out, Timestamp::from_millis(10))
+                .unwrap();
             String::from_utf8(out).unwrap()
         };
-        assert!(printed(&entries).starts_with("Overdue    at least 6250 deliveries, the oldest since 1970-"));
+        assert!(
+            printed(&entries)
+                .starts_with("Overdue    at least 6250 deliveries, the oldest since 1970-")
+        );
         entries.pop();
         assert!(printed(&entries).starts_with("Overdue    6249 deliveries, "));
     }

@@ -4,7 +4,7 @@ use std::{fmt, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-use super::{endpoint_health::Seen, timings::Phases};
+use super::{endpoint_health::Observation, timings::PhaseTimings};
 use crate::{
     event::{EventId, traceparent::Traceparent},
     signing::Signatures,
@@ -14,7 +14,7 @@ use crate::{
 
 /// How far an attempt had come when its time was over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Stage {
+pub enum TimeoutStage {
     /// Resolving the name, connecting, the TLS handshake.
     Connect,
     /// The request was on its way or sent, and no answer had begun.
@@ -33,7 +33,7 @@ pub enum Failure {
     /// The TLS handshake failed.
     Tls,
     /// The deadline passed, at this stage.
-    Timeout(Stage),
+    Timeout(TimeoutStage),
     /// The target policy refuses the address; the rule that does.
     Blocked(&'static str),
     /// The answer was a redirect, which is not followed.
@@ -68,8 +68,16 @@ pub enum FailureKind {
 
 impl FailureKind {
     /// Every kind.
-    pub const ALL: [Self; 8] =
-        [Self::Dns, Self::Connect, Self::Tls, Self::Timeout, Self::Blocked, Self::Redirect, Self::Status, Self::Body];
+    pub const ALL: [Self; 8] = [
+        Self::Dns,
+        Self::Connect,
+        Self::Tls,
+        Self::Timeout,
+        Self::Blocked,
+        Self::Redirect,
+        Self::Status,
+        Self::Body,
+    ];
 
     /// The name, as it is stored and shown.
     pub const fn name(self) -> &'static str {
@@ -113,13 +121,13 @@ impl fmt::Display for Failure {
             Self::Tls => f.write_str(
                 "The TLS handshake failed: check that the certificate is valid, matches the host name and comes with its chain.",
             ),
-            Self::Timeout(Stage::Connect) => f.write_str(
+            Self::Timeout(TimeoutStage::Connect) => f.write_str(
                 "No connection in time: check that the server is up and reachable, and that its DNS and TLS answer quickly.",
             ),
-            Self::Timeout(Stage::Answer) => {
+            Self::Timeout(TimeoutStage::Answer) => {
                 f.write_str("Connected, but no answer in time: answer 2xx at once and do the work afterwards.")
             }
-            Self::Timeout(Stage::Body) => {
+            Self::Timeout(TimeoutStage::Body) => {
                 f.write_str("The answer began but did not end in time: send a short body, or none, at once.")
             }
             Self::Blocked(rule) => write!(f, "The target is refused ({rule}): use a public https address."),
@@ -136,11 +144,11 @@ impl fmt::Display for Failure {
 
 /// How an exchange with an endpoint went.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Outcome {
+pub struct AttemptOutcome {
     /// How long it took.
     pub took: Duration,
     /// Where that time went.
-    pub phases: Phases,
+    pub phases: PhaseTimings,
     /// The status of the answer, if one came.
     pub status_code: Option<u16>,
     /// Why it counts as failed; `None`: a 2xx was read.
@@ -151,10 +159,13 @@ pub struct Outcome {
     pub excerpt: Option<String>,
 }
 
-impl Outcome {
+impl AttemptOutcome {
     /// What it says of the endpoint's health.
-    pub fn seen(&self) -> Seen {
-        Seen { failure: self.failure.as_ref().map(Failure::kind), took: self.took }
+    pub fn seen(&self) -> Observation {
+        Observation {
+            failure: self.failure.as_ref().map(Failure::kind),
+            took: self.took,
+        }
     }
 }
 
@@ -169,7 +180,7 @@ pub struct Attempt {
     pub duration_ms: u64,
     /// Where that time went.
     #[serde(default)]
-    pub phases: Phases,
+    pub phases: PhaseTimings,
     /// The status of the answer, if one came.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub status_code: Option<u16>,
@@ -191,7 +202,7 @@ pub struct Attempt {
 
 impl Attempt {
     /// Joins what was sent with how it went.
-    pub fn new(request: &Request<'_>, outcome: &Outcome) -> Self {
+    pub fn new(request: &WebhookRequest<'_>, outcome: &AttemptOutcome) -> Self {
         Self {
             number: request.number,
             at: request.at,
@@ -212,15 +223,23 @@ impl Attempt {
         id: &'a EventId,
         event: EventType,
         traceparent: Option<&'a Traceparent>,
-    ) -> Request<'a> {
+    ) -> WebhookRequest<'a> {
         let signatures = self.signatures.as_ref();
-        Request { id, event, number: self.number, at: self.at, signatures, traceparent, version: &self.version }
+        WebhookRequest {
+            id,
+            event,
+            number: self.number,
+            at: self.at,
+            signatures,
+            traceparent,
+            version: &self.version,
+        }
     }
 }
 
 /// What identifies one attempt's request; its headers follow from this.
 #[derive(Clone, Copy, Debug)]
-pub struct Request<'a> {
+pub struct WebhookRequest<'a> {
     /// The event: `webhook-id`, the same in every attempt.
     pub id: &'a EventId,
     /// The event's type.
@@ -237,7 +256,7 @@ pub struct Request<'a> {
     pub version: &'a str,
 }
 
-impl Request<'_> {
+impl WebhookRequest<'_> {
     /// The request's headers, names in lower case as HTTP libraries have them.
     pub fn headers(&self) -> Vec<(&'static str, String)> {
         let timestamp = self.at.seconds().to_string();
@@ -275,7 +294,7 @@ mod tests {
     #[test]
     fn without_a_secret_both_signatures_are_absent_and_timestamps_and_id_remain() {
         let id = EventId::parse("evt_01JFS8TX800000000000000000").unwrap();
-        let mut request = Request {
+        let mut request = WebhookRequest {
             id: &id,
             event: EventType::JobFailed,
             number: 3,
@@ -296,15 +315,25 @@ mod tests {
         .map(|(name, value)| (name, value.to_owned()));
         assert_eq!(request.headers(), unsigned);
 
-        let signatures = Signatures { nano: "v1=00".into(), standard: "v1,AA==".into() };
+        let signatures = Signatures {
+            nano: "v1=00".into(),
+            standard: "v1,AA==".into(),
+        };
         request.signatures = Some(&signatures);
         assert_eq!(
             request.headers()[7..],
-            [("x-nano-signature", "v1=00".into()), ("webhook-signature", "v1,AA==".into())]
+            [
+                ("x-nano-signature", "v1=00".into()),
+                ("webhook-signature", "v1,AA==".into())
+            ]
         );
 
-        let traceparent = Traceparent::parse("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01").unwrap();
+        let traceparent =
+            Traceparent::parse("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01").unwrap();
         request.traceparent = Some(&traceparent);
-        assert_eq!(request.headers()[9..], [("traceparent", traceparent.as_str().to_owned())]);
+        assert_eq!(
+            request.headers()[9..],
+            [("traceparent", traceparent.as_str().to_owned())]
+        );
     }
 }

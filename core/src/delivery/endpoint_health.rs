@@ -13,29 +13,29 @@ use super::attempt::FailureKind;
 use crate::timestamp::Timestamp;
 
 /// How many failures to answer in a row open the breaker.
-const OPENS_AFTER: u32 = 5;
+const FAILURE_THRESHOLD: u32 = 5;
 /// An endpoint that takes longer is slow: while a batch of the stream waits for it, so do the batches behind.
-const SLOW: Duration = Duration::from_millis(500);
+const SLOW_THRESHOLD: Duration = Duration::from_millis(500);
 /// One that answers within this time is fast again: less than what makes it slow, so that it does not change sides with each
 /// answer.
-const FAST: Duration = Duration::from_millis(250);
+const RECOVERY_THRESHOLD: Duration = Duration::from_millis(250);
 /// How long an endpoint that was slow again soon after it was well stays on the queue at least: this, doubled with each such
 /// relapse, so that one that hangs now and then does not hold up a batch each time.
-const RELAPSE: Duration = Duration::from_secs(10);
+const RELAPSE_PENALTY: Duration = Duration::from_secs(10);
 /// The most doublings.
 const MAX_RELAPSES: u32 = 6;
 /// How soon is soon: an endpoint that was well for longer begins anew.
-const WELL: Duration = Duration::from_mins(10);
+const RELAPSE_WINDOW: Duration = Duration::from_mins(10);
 /// How many attempts from the queue may be in flight to one endpoint, in one process.
-const QUEUED_IN_FLIGHT: usize = 64;
+const MAX_IN_FLIGHT_QUEUED: usize = 64;
 /// The same while the endpoint is slow: each of them takes its time.
-const SLOW_IN_FLIGHT: usize = 32;
+const MAX_IN_FLIGHT_SLOW: usize = 32;
 /// The same while the breaker is open.
-const OPEN_IN_FLIGHT: usize = 8;
+const MAX_IN_FLIGHT_OPEN: usize = 8;
 
 /// What is known of an endpoint. An endpoint of which nothing is known has never answered.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Health {
+pub struct EndpointHealth {
     /// It has accepted an event at least once since it was created or enabled again.
     #[serde(default)]
     pub proven: bool,
@@ -64,7 +64,7 @@ pub struct Health {
 
 /// How the first attempts for an endpoint are made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Path {
+pub enum DispatchMode {
     /// Straight from the stream.
     Direct,
     /// One straight from the stream; the rest too if that one succeeds, else from the queue.
@@ -75,22 +75,22 @@ pub enum Path {
 
 /// How an attempt ended, as far as health is concerned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Seen {
+pub struct Observation {
     /// Why it failed; `None`: it succeeded.
     pub failure: Option<FailureKind>,
     /// How long it took.
     pub took: Duration,
 }
 
-impl Health {
+impl EndpointHealth {
     /// How the first attempts are to be made.
-    pub fn path(&self) -> Path {
+    pub fn path(&self) -> DispatchMode {
         if self.slow || self.is_open() {
-            Path::Queue
+            DispatchMode::Queue
         } else if self.proven {
-            Path::Direct
+            DispatchMode::Direct
         } else {
-            Path::Trial
+            DispatchMode::Trial
         }
     }
 
@@ -108,39 +108,65 @@ impl Health {
     /// How many attempts from the queue may be in flight in one process.
     pub fn queued_in_flight(&self) -> usize {
         match (self.is_open(), self.slow) {
-            (true, _) => OPEN_IN_FLIGHT,
-            (false, true) => SLOW_IN_FLIGHT,
-            (false, false) => QUEUED_IN_FLIGHT,
+            (true, _) => MAX_IN_FLIGHT_OPEN,
+            (false, true) => MAX_IN_FLIGHT_SLOW,
+            (false, false) => MAX_IN_FLIGHT_QUEUED,
         }
     }
 
     /// Whether the breaker is open.
     pub fn is_open(&self) -> bool {
-        self.failures >= OPENS_AFTER
+        self.failures >= FAILURE_THRESHOLD
     }
 
     /// What is known after an attempt that ended `now`. Unchanged after a success of an endpoint that has nothing wrong
     /// with it, so that there is nothing to write.
     #[must_use]
-    pub fn after(self, seen: Seen, now: Timestamp) -> Self {
+    pub fn after(self, seen: Observation, now: Timestamp) -> Self {
         match seen.failure {
             None => {
                 let well = if self.slow {
-                    seen.took <= FAST && self.slow_until.is_none_or(|until| until <= now)
+                    seen.took <= RECOVERY_THRESHOLD
+                        && self.slow_until.is_none_or(|until| until <= now)
                 } else {
-                    seen.took <= SLOW
+                    seen.took <= SLOW_THRESHOLD
                 };
-                if self.proven && self.slow != well && self.failures == 0 && self.failing_since.is_none() {
+                if self.proven
+                    && self.slow != well
+                    && self.failures == 0
+                    && self.failing_since.is_none()
+                {
                     return self;
                 }
-                let after = if well { Self { slow: false, ..self } } else { self.slowed(now) };
-                Self { proven: true, failures: 0, failing_since: None, last_success_at: Some(now), ..after }
+                let after = if well {
+                    Self {
+                        slow: false,
+                        ..self
+                    }
+                } else {
+                    self.slowed(now)
+                };
+                Self {
+                    proven: true,
+                    failures: 0,
+                    failing_since: None,
+                    last_success_at: Some(now),
+                    ..after
+                }
             }
             Some(kind) => {
-                let after = if kind == FailureKind::Timeout { self.slowed(now) } else { self };
+                let after = if kind == FailureKind::Timeout {
+                    self.slowed(now)
+                } else {
+                    self
+                };
                 Self {
                     // Only what keeps others waiting counts: a fast 500 holds nobody back.
-                    failures: if fails_to_answer(kind) { self.failures.saturating_add(1) } else { 0 },
+                    failures: if is_unresponsive(kind) {
+                        self.failures.saturating_add(1)
+                    } else {
+                        0
+                    },
                     failing_since: self.failing_since.or(Some(now)),
                     last_failure: Some(kind),
                     ..after
@@ -155,17 +181,29 @@ impl Health {
             return self;
         }
         let relapses = match self.slow_until {
-            Some(until) if now < until + WELL => (self.relapses + 1).min(MAX_RELAPSES),
+            Some(until) if now < until + RELAPSE_WINDOW => (self.relapses + 1).min(MAX_RELAPSES),
             _ => 0,
         };
-        let at_least = if relapses == 0 { Duration::ZERO } else { RELAPSE * 2_u32.pow(relapses - 1) };
-        Self { slow: true, slow_until: Some(now + at_least), relapses, ..self }
+        let at_least = if relapses == 0 {
+            Duration::ZERO
+        } else {
+            RELAPSE_PENALTY * 2_u32.pow(relapses - 1)
+        };
+        Self {
+            slow: true,
+            slow_until: Some(now + at_least),
+            relapses,
+            ..self
+        }
     }
 
     /// Whether what changed from `before` is worth a write: another path, the begin or the end of a failing time, another
     /// count on the way to open. Beyond that, repeated failures say nothing new.
     pub fn differs_from(&self, before: &Self) -> bool {
-        let capped = |health: &Self| Self { failures: health.failures.min(OPENS_AFTER), ..*health };
+        let capped = |health: &Self| Self {
+            failures: health.failures.min(FAILURE_THRESHOLD),
+            ..*health
+        };
         capped(self) != capped(before)
     }
 
@@ -176,59 +214,138 @@ impl Health {
 }
 
 /// Whether a failure means that no answer came, rather than one that refuses.
-pub const fn fails_to_answer(kind: FailureKind) -> bool {
-    matches!(kind, FailureKind::Timeout | FailureKind::Connect | FailureKind::Dns | FailureKind::Tls)
+pub const fn is_unresponsive(kind: FailureKind) -> bool {
+    matches!(
+        kind,
+        FailureKind::Timeout | FailureKind::Connect | FailureKind::Dns | FailureKind::Tls
+    )
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const FAST_OK: Seen = Seen { failure: None, took: Duration::from_millis(20) };
-    const FAIR_OK: Seen = Seen { failure: None, took: Duration::from_millis(400) };
-    const SLOW_OK: Seen = Seen { failure: None, took: Duration::from_secs(3) };
+    const FAST_OK: Observation = Observation {
+        failure: None,
+        took: Duration::from_millis(20),
+    };
+    const FAIR_OK: Observation = Observation {
+        failure: None,
+        took: Duration::from_millis(400),
+    };
+    const SLOW_OK: Observation = Observation {
+        failure: None,
+        took: Duration::from_secs(3),
+    };
 
-    fn failed(kind: FailureKind) -> Seen {
-        Seen { failure: Some(kind), took: Duration::from_secs(1) }
+    fn failed(kind: FailureKind) -> Observation {
+        Observation {
+            failure: Some(kind),
+            took: Duration::from_secs(1),
+        }
     }
 
     fn at(seconds: i64) -> Timestamp {
         Timestamp::from_millis(seconds * 1000)
     }
 
-    fn after(seen: &[Seen]) -> Health {
-        (0..).zip(seen).fold(Health::default(), |health, (second, seen)| health.after(*seen, at(second)))
+    fn after(seen: &[Observation]) -> EndpointHealth {
+        (0..)
+            .zip(seen)
+            .fold(EndpointHealth::default(), |health, (second, seen)| {
+                health.after(*seen, at(second))
+            })
     }
 
     #[test]
     fn the_path_follows_from_what_was_seen() {
         use FailureKind::{Connect, Dns, Status, Timeout, Tls};
-        let (one, many) = (Path::Trial, Path::Direct);
+        let (one, many) = (DispatchMode::Trial, DispatchMode::Direct);
         for (seen, path, open) in [
             (&[][..], one, false),
             (&[FAST_OK], many, false),
             (&[failed(Status)], one, false),
-            (&[FAST_OK, failed(Status), failed(Status), failed(Status), failed(Status), failed(Status)], many, false),
-            (&[FAST_OK, failed(Timeout)], Path::Queue, false),
-            (&[FAST_OK, FAIR_OK], many, false),
-            (&[FAST_OK, SLOW_OK], Path::Queue, false),
-            (&[FAST_OK, failed(Timeout), FAIR_OK], Path::Queue, false),
-            (&[FAST_OK, failed(Timeout), SLOW_OK], Path::Queue, false),
-            (&[FAST_OK, failed(Timeout), SLOW_OK, FAST_OK], many, false),
-            (&[FAST_OK, failed(Connect), failed(Connect), failed(Connect), failed(Connect)], many, false),
             (
-                &[FAST_OK, failed(Connect), failed(Dns), failed(Tls), failed(Connect), failed(Connect)],
-                Path::Queue,
-                true,
-            ),
-            (
-                &[FAST_OK, failed(Connect), failed(Connect), failed(Status), failed(Connect), failed(Connect)],
+                &[
+                    FAST_OK,
+                    failed(Status),
+                    failed(Status),
+                    failed(Status),
+                    failed(Status),
+                    failed(Status),
+                ],
                 many,
                 false,
             ),
-            (&[failed(Timeout), failed(Timeout), failed(Timeout), failed(Timeout), failed(Timeout)], Path::Queue, true),
+            (&[FAST_OK, failed(Timeout)], DispatchMode::Queue, false),
+            (&[FAST_OK, FAIR_OK], many, false),
+            (&[FAST_OK, SLOW_OK], DispatchMode::Queue, false),
             (
-                &[failed(Connect), failed(Connect), failed(Connect), failed(Connect), failed(Connect), FAST_OK],
+                &[FAST_OK, failed(Timeout), FAIR_OK],
+                DispatchMode::Queue,
+                false,
+            ),
+            (
+                &[FAST_OK, failed(Timeout), SLOW_OK],
+                DispatchMode::Queue,
+                false,
+            ),
+            (&[FAST_OK, failed(Timeout), SLOW_OK, FAST_OK], many, false),
+            (
+                &[
+                    FAST_OK,
+                    failed(Connect),
+                    failed(Connect),
+                    failed(Connect),
+                    failed(Connect),
+                ],
+                many,
+                false,
+            ),
+            (
+                &[
+                    FAST_OK,
+                    failed(Connect),
+                    failed(Dns),
+                    failed(Tls),
+                    failed(Connect),
+                    failed(Connect),
+                ],
+                DispatchMode::Queue,
+                true,
+            ),
+            (
+                &[
+                    FAST_OK,
+                    failed(Connect),
+                    failed(Connect),
+                    failed(Status),
+                    failed(Connect),
+                    failed(Connect),
+                ],
+                many,
+                false,
+            ),
+            (
+                &[
+                    failed(Timeout),
+                    failed(Timeout),
+                    failed(Timeout),
+                    failed(Timeout),
+                    failed(Timeout),
+                ],
+                DispatchMode::Queue,
+                true,
+            ),
+            (
+                &[
+                    failed(Connect),
+                    failed(Connect),
+                    failed(Connect),
+                    failed(Connect),
+                    failed(Connect),
+                    FAST_OK,
+                ],
                 many,
                 false,
             ),
@@ -236,11 +353,11 @@ mod tests {
             let health = after(seen);
             assert_eq!((health.path(), health.is_open()), (path, open), "{seen:?}");
             let in_flight = if open {
-                OPEN_IN_FLIGHT
+                MAX_IN_FLIGHT_OPEN
             } else if health.slow {
-                SLOW_IN_FLIGHT
+                MAX_IN_FLIGHT_SLOW
             } else {
-                QUEUED_IN_FLIGHT
+                MAX_IN_FLIGHT_QUEUED
             };
             assert_eq!(health.queued_in_flight(), in_flight);
         }
@@ -256,34 +373,55 @@ mod tests {
     #[test]
     fn failing_time_begins_with_the_first_failure_of_any_kind_and_ends_with_a_success() {
         let limit = Duration::from_mins(1);
-        let failing = after(&[FAST_OK, failed(FailureKind::Status), failed(FailureKind::Body)]);
+        let failing = after(&[
+            FAST_OK,
+            failed(FailureKind::Status),
+            failed(FailureKind::Body),
+        ]);
         assert_eq!(failing.failing_since, Some(at(1)));
         assert!(!failing.failing_for(limit, at(60)) && failing.failing_for(limit, at(61)));
         assert!(!failing.after(SLOW_OK, at(62)).failing_for(limit, at(1000)));
     }
 
     #[test]
-    fn an_endpoint_that_relapses_stays_on_the_queue_for_longer_each_time_until_it_was_well_for_a_while() {
-        let mut health = Health::default().after(FAST_OK, at(0));
+    fn an_endpoint_that_relapses_stays_on_the_queue_for_longer_each_time_until_it_was_well_for_a_while()
+     {
+        let mut health = EndpointHealth::default().after(FAST_OK, at(0));
         let mut now = 0;
         for at_least in [0, 10, 20, 40, 80, 160, 320, 320] {
             health = health.after(failed(FailureKind::Timeout), at(now));
             if at_least > 0 {
-                assert_eq!(health.after(FAST_OK, at(now + at_least - 1)).path(), Path::Queue, "{at_least}");
+                assert_eq!(
+                    health.after(FAST_OK, at(now + at_least - 1)).path(),
+                    DispatchMode::Queue,
+                    "{at_least}"
+                );
             }
             now += at_least;
             health = health.after(FAST_OK, at(now));
-            assert_eq!(health.path(), Path::Direct, "{at_least}");
+            assert_eq!(health.path(), DispatchMode::Direct, "{at_least}");
         }
         let later = health.after(failed(FailureKind::Timeout), at(now + 600));
-        assert_eq!(later.after(FAST_OK, at(now + 600)).path(), Path::Direct, "it begins anew");
+        assert_eq!(
+            later.after(FAST_OK, at(now + 600)).path(),
+            DispatchMode::Direct,
+            "it begins anew"
+        );
     }
 
     #[test]
     fn repeated_failures_of_an_open_endpoint_are_not_worth_a_write() {
         let open = after(&[failed(FailureKind::Timeout); 5]);
-        assert!(!open.after(failed(FailureKind::Timeout), at(9)).differs_from(&open));
-        assert!(open.after(failed(FailureKind::Connect), at(9)).differs_from(&open), "another kind is");
+        assert!(
+            !open
+                .after(failed(FailureKind::Timeout), at(9))
+                .differs_from(&open)
+        );
+        assert!(
+            open.after(failed(FailureKind::Connect), at(9))
+                .differs_from(&open),
+            "another kind is"
+        );
         assert!(open.after(FAST_OK, at(9)).differs_from(&open));
     }
 }

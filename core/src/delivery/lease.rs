@@ -5,26 +5,30 @@ use std::time::Duration;
 use crate::timestamp::Timestamp;
 
 /// The longest delay that a queue message can have (Amazon SQS, `DelaySeconds`).
-pub const QUEUE_REACH: Duration = Duration::from_mins(15);
+pub const MAX_QUEUE_DELAY: Duration = Duration::from_mins(15);
 /// How long before it is due the sweep moves a delivery to the queue. More than the minute between two sweeps, so that
 /// none comes late when one is missed.
-pub const LOOK_AHEAD: Duration = Duration::from_mins(5);
+pub const SWEEP_LOOKAHEAD: Duration = Duration::from_mins(5);
 /// How long after a delivery's message should have been taken the sweep sends another.
-pub const GRACE: Duration = Duration::from_mins(5);
+pub const SWEEP_GRACE: Duration = Duration::from_mins(5);
 /// The time between two deliveries to an endpoint that are made due because somebody asks for many: five a second, and as many as
 /// a sweep's step in a minute.
-pub const SPACING: Duration = Duration::from_millis(200);
+pub const PACING_INTERVAL: Duration = Duration::from_millis(200);
 /// How long a worker has for an attempt that it has claimed: the queued attempt's 15 s, and time for the table, thrice.
-pub const LEASE: Duration = Duration::from_secs(45);
+pub const LEASE_DURATION: Duration = Duration::from_secs(45);
 
 /// Whether a message is to be sent for a delivery that is due at `due`; if not, the sweep will send it.
-pub fn is_within_reach(due: Timestamp, now: Timestamp) -> bool {
-    due <= now + QUEUE_REACH
+pub fn fits_in_queue(due: Timestamp, now: Timestamp) -> bool {
+    due <= now + MAX_QUEUE_DELAY
 }
 
 /// When the sweep looks at a delivery that is due at `due`, whose message, if it is within reach, is sent now.
 pub fn sweep_at(due: Timestamp, now: Timestamp) -> Timestamp {
-    if is_within_reach(due, now) { due.max(now) + GRACE } else { due - LOOK_AHEAD }
+    if fits_in_queue(due, now) {
+        due.max(now) + SWEEP_GRACE
+    } else {
+        due - SWEEP_LOOKAHEAD
+    }
 }
 
 #[cfg(test)]
@@ -39,6 +43,10 @@ mod tests {
             let due = now + Duration::from_secs(wait);
             assert_eq!(seconds(sweep_at(due, now)), swept, "{wait}");
         }
-        assert_eq!(seconds(sweep_at(Timestamp::from_millis(0), now)), 300, "what is overdue is sent now");
+        assert_eq!(
+            seconds(sweep_at(Timestamp::from_millis(0), now)),
+            300,
+            "what is overdue is sent now"
+        );
     }
 }

@@ -11,7 +11,10 @@ pub fn parse(value: &str, now: Timestamp) -> Option<Duration> {
         // More digits than a u64 holds still mean "very long"; the schedule caps it.
         return Some(Duration::from_secs(value.parse().unwrap_or(u64::MAX)));
     }
-    let date = httpdate::parse_http_date(value).ok()?.duration_since(UNIX_EPOCH).ok()?;
+    let date = httpdate::parse_http_date(value)
+        .ok()?
+        .duration_since(UNIX_EPOCH)
+        .ok()?;
     let now = Duration::from_millis(u64::try_from(now.millis()).ok()?);
     Some(date.saturating_sub(now))
 }
@@ -37,7 +40,11 @@ mod tests {
             ("1.5", None),
             ("soon", None),
         ] {
-            assert_eq!(parse(value, now), seconds.map(Duration::from_secs), "{value}");
+            assert_eq!(
+                parse(value, now),
+                seconds.map(Duration::from_secs),
+                "{value}"
+            );
         }
     }
 }

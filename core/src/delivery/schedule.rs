@@ -4,9 +4,9 @@ use std::{fmt, str::FromStr, time::Duration};
 
 /// The waits between attempts: the first follows the first attempt, and when they are used up the delivery has failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Schedule(Vec<Duration>);
+pub struct RetrySchedule(Vec<Duration>);
 
-impl Schedule {
+impl RetrySchedule {
     /// The most attempts that a schedule can ask for: as many as a delivery keeps.
     pub const MAX_ATTEMPTS: usize = 20;
     /// The longest wait, and the most that a `Retry-After` can ask for.
@@ -17,51 +17,79 @@ impl Schedule {
     /// How long to wait after attempt `number` (1 for the first) has failed; `None` if it was the last.
     ///
     /// `jitter` is from 0 to 1. `retry_after` is what the receiver asked for: it can only make the wait longer,
-    /// to at most [`Schedule::MAX_WAIT`].
-    pub fn wait(&self, number: u32, jitter: f64, retry_after: Option<Duration>) -> Option<Duration> {
+    /// to at most [`RetrySchedule::MAX_WAIT`].
+    pub fn wait(
+        &self,
+        number: u32,
+        jitter: f64,
+        retry_after: Option<Duration>,
+    ) -> Option<Duration> {
         let place = usize::try_from(number.saturating_sub(1)).ok()?;
-        let wait = self.0.get(place)?.mul_f64(1.0 + Self::JITTER * (2.0 * jitter - 1.0));
+        let wait = self
+            .0
+            .get(place)?
+            .mul_f64(1.0 + Self::JITTER * (2.0 * jitter - 1.0));
         Some(wait.max(retry_after.unwrap_or_default().min(Self::MAX_WAIT)))
     }
 }
 
-impl Default for Schedule {
+impl Default for RetrySchedule {
     /// The example of Standard Webhooks 1.0.0, "Deliverability and reliability": 5 s, 5 min, 30 min, 2 h, 5 h, 10 h, 14 h, 20 h, 24 h.
     fn default() -> Self {
         let hour = 60 * 60;
-        let seconds = [5, 5 * 60, 30 * 60, 2 * hour, 5 * hour, 10 * hour, 14 * hour, 20 * hour, 24 * hour];
+        let seconds = [
+            5,
+            5 * 60,
+            30 * 60,
+            2 * hour,
+            5 * hour,
+            10 * hour,
+            14 * hour,
+            20 * hour,
+            24 * hour,
+        ];
         Self(seconds.map(Duration::from_secs).to_vec())
     }
 }
 
 /// Why a schedule could not be read.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("expected 1 to 19 waits of 1ms to 24h separated by commas, such as `5s,5m,30m,2h`; `{0}` is not one")]
-pub struct ScheduleError(String);
+#[error(
+    "expected 1 to 19 waits of 1ms to 24h separated by commas, such as `5s,5m,30m,2h`; `{0}` is not one"
+)]
+pub struct RetryScheduleError(String);
 
-impl FromStr for Schedule {
-    type Err = ScheduleError;
+impl FromStr for RetrySchedule {
+    type Err = RetryScheduleError;
 
-    fn from_str(text: &str) -> Result<Self, ScheduleError> {
+    fn from_str(text: &str) -> Result<Self, RetryScheduleError> {
         let waits = text
             .split(',')
             .map(|part| {
                 let wait = humantime::parse_duration(part.trim()).ok();
-                let known = wait.filter(|wait| (Duration::from_millis(1)..=Self::MAX_WAIT).contains(wait));
-                known.ok_or_else(|| ScheduleError(part.trim().to_owned()))
+                let known =
+                    wait.filter(|wait| (Duration::from_millis(1)..=Self::MAX_WAIT).contains(wait));
+                known.ok_or_else(|| RetryScheduleError(part.trim().to_owned()))
             })
             .collect::<Result<Vec<_>, _>>()?;
         if waits.len() >= Self::MAX_ATTEMPTS {
-            return Err(ScheduleError(text.to_owned()));
+            return Err(RetryScheduleError(text.to_owned()));
         }
         Ok(Self(waits))
     }
 }
 
-impl fmt::Display for Schedule {
+impl fmt::Display for RetrySchedule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let waits: Vec<_> =
-            self.0.iter().map(|wait| humantime::format_duration(*wait).to_string().replace(' ', "")).collect();
+        let waits: Vec<_> = self
+            .0
+            .iter()
+            .map(|wait| {
+                humantime::format_duration(*wait)
+                    .to_string()
+                    .replace(' ', "")
+            })
+            .collect();
         f.write_str(&waits.join(","))
     }
 }
@@ -72,12 +100,15 @@ mod tests {
 
     #[test]
     fn the_default_is_the_example_of_standard_webhooks() {
-        assert_eq!(Schedule::default().to_string(), "5s,5m,30m,2h,5h,10h,14h,20h,1day");
+        assert_eq!(
+            RetrySchedule::default().to_string(),
+            "5s,5m,30m,2h,5h,10h,14h,20h,1day"
+        );
     }
 
     #[test]
     fn each_wait_has_20_percent_jitter_and_after_the_last_there_is_none() {
-        let schedule: Schedule = "250ms, 10s,2h".parse().unwrap();
+        let schedule: RetrySchedule = "250ms, 10s,2h".parse().unwrap();
         for (number, jitter, millis) in [
             (1, 0.5, Some(250)),
             (1, 0.0, Some(200)),
@@ -87,14 +118,23 @@ mod tests {
             (4, 0.5, None),
             (100, 0.5, None),
         ] {
-            assert_eq!(schedule.wait(number, jitter, None), millis.map(Duration::from_millis), "{number} {jitter}");
+            assert_eq!(
+                schedule.wait(number, jitter, None),
+                millis.map(Duration::from_millis),
+                "{number} {jitter}"
+            );
         }
     }
 
     #[test]
     fn retry_after_only_ever_lengthens_a_wait_and_is_capped() {
-        let schedule: Schedule = "10s".parse().unwrap();
-        let wait = |asked| schedule.wait(1, 0.5, Some(Duration::from_secs(asked))).unwrap().as_secs();
+        let schedule: RetrySchedule = "10s".parse().unwrap();
+        let wait = |asked| {
+            schedule
+                .wait(1, 0.5, Some(Duration::from_secs(asked)))
+                .unwrap()
+                .as_secs()
+        };
         assert_eq!(wait(1), 10);
         assert_eq!(wait(60), 60);
         assert_eq!(wait(1_000_000), 24 * 60 * 60);
@@ -103,9 +143,19 @@ mod tests {
 
     #[test]
     fn a_schedule_that_makes_no_sense_is_refused() {
-        for wrong in ["", ",", "5s,", "5", "0s", "-5s", "25h", "5 parsecs", &["1s"; 20].join(",")] {
-            assert!(wrong.parse::<Schedule>().is_err(), "{wrong}");
+        for wrong in [
+            "",
+            ",",
+            "5s,",
+            "5",
+            "0s",
+            "-5s",
+            "25h",
+            "5 parsecs",
+            &["1s"; 20].join(","),
+        ] {
+            assert!(wrong.parse::<RetrySchedule>().is_err(), "{wrong}");
         }
-        assert!(["1s"; 19].join(",").parse::<Schedule>().is_ok());
+        assert!(["1s"; 19].join(",").parse::<RetrySchedule>().is_ok());
     }
 }

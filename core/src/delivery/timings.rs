@@ -24,7 +24,7 @@ pub enum Phase {
 /// delivery has it: `dns,connect,tls,answer,body`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(from = "String", into = "String")]
-pub struct Phases {
+pub struct PhaseTimings {
     /// See [`Phase::Dns`].
     pub dns: Option<u64>,
     /// See [`Phase::Connect`].
@@ -37,22 +37,38 @@ pub struct Phases {
     pub body: Option<u64>,
 }
 
-impl From<Phases> for String {
-    fn from(Phases { dns, connect, tls, answer, body }: Phases) -> Self {
-        [dns, connect, tls, answer, body].map(|lasted| lasted.map_or_else(String::new, |n| n.to_string())).join(",")
+impl From<PhaseTimings> for String {
+    fn from(
+        PhaseTimings {
+            dns,
+            connect,
+            tls,
+            answer,
+            body,
+        }: PhaseTimings,
+    ) -> Self {
+        [dns, connect, tls, answer, body]
+            .map(|lasted| lasted.map_or_else(String::new, |n| n.to_string()))
+            .join(",")
     }
 }
 
-impl From<String> for Phases {
+impl From<String> for PhaseTimings {
     /// What cannot be read is as good as not known.
     fn from(text: String) -> Self {
         let mut lasted = text.split(',').map(|part| part.parse().ok());
         let mut next = || lasted.next().flatten();
-        Self { dns: next(), connect: next(), tls: next(), answer: next(), body: next() }
+        Self {
+            dns: next(),
+            connect: next(),
+            tls: next(),
+            answer: next(),
+            body: next(),
+        }
     }
 }
 
-impl Phases {
+impl PhaseTimings {
     /// From when each phase began and when the last one ended, as times since the attempt began. A phase lasts until the next
     /// one begins; what is marked out of order is left out.
     pub fn new(began: &[(Phase, Duration)], ended: Duration) -> Self {
@@ -85,9 +101,17 @@ mod tests {
 
     #[test]
     fn phases_are_stored_as_a_short_text() {
-        let phases = Phases { connect: Some(310), answer: Some(1_900), body: Some(0), ..Phases::default() };
+        let phases = PhaseTimings {
+            connect: Some(310),
+            answer: Some(1_900),
+            body: Some(0),
+            ..PhaseTimings::default()
+        };
         assert_eq!(String::from(phases), ",310,,1900,0");
-        assert_eq!(Phases::from("nonsense".to_owned()), Phases::default());
+        assert_eq!(
+            PhaseTimings::from("nonsense".to_owned()),
+            PhaseTimings::default()
+        );
     }
 
     const fn at(micros: u64) -> Duration {
@@ -99,27 +123,73 @@ mod tests {
         use Phase::{Answer, Body, Connect, Dns, Tls};
         for (began, ended, phases) in [
             (
-                &[(Dns, at(10)), (Connect, at(30)), (Tls, at(60)), (Answer, at(100)), (Body, at(150))][..],
+                &[
+                    (Dns, at(10)),
+                    (Connect, at(30)),
+                    (Tls, at(60)),
+                    (Answer, at(100)),
+                    (Body, at(150)),
+                ][..],
                 210,
-                Phases { dns: Some(20), connect: Some(30), tls: Some(40), answer: Some(50), body: Some(60) },
+                PhaseTimings {
+                    dns: Some(20),
+                    connect: Some(30),
+                    tls: Some(40),
+                    answer: Some(50),
+                    body: Some(60),
+                },
             ),
-            (&[(Answer, at(5)), (Body, at(15))], 15, Phases { answer: Some(10), body: Some(0), ..Phases::default() }),
-            (&[(Dns, at(0))], 500, Phases { dns: Some(500), ..Phases::default() }),
+            (
+                &[(Answer, at(5)), (Body, at(15))],
+                15,
+                PhaseTimings {
+                    answer: Some(10),
+                    body: Some(0),
+                    ..PhaseTimings::default()
+                },
+            ),
+            (
+                &[(Dns, at(0))],
+                500,
+                PhaseTimings {
+                    dns: Some(500),
+                    ..PhaseTimings::default()
+                },
+            ),
             (
                 &[(Dns, at(0)), (Connect, at(10)), (Answer, at(20))],
                 30,
-                Phases { dns: Some(10), connect: Some(10), answer: Some(10), ..Phases::default() },
+                PhaseTimings {
+                    dns: Some(10),
+                    connect: Some(10),
+                    answer: Some(10),
+                    ..PhaseTimings::default()
+                },
             ),
-            (&[], 10, Phases::default()),
+            (&[], 10, PhaseTimings::default()),
             // A connection that was begun for this attempt may go on beside the one that became free first.
             (
-                &[(Dns, at(0)), (Answer, at(5)), (Connect, at(7)), (Body, at(9))],
+                &[
+                    (Dns, at(0)),
+                    (Answer, at(5)),
+                    (Connect, at(7)),
+                    (Body, at(9)),
+                ],
                 10,
-                Phases { dns: Some(5), answer: Some(4), body: Some(1), ..Phases::default() },
+                PhaseTimings {
+                    dns: Some(5),
+                    answer: Some(4),
+                    body: Some(1),
+                    ..PhaseTimings::default()
+                },
             ),
         ] {
-            assert_eq!(Phases::new(began, at(ended)), phases, "{began:?}");
-            assert_eq!(Phases::from(String::from(phases)), phases, "as it is stored");
+            assert_eq!(PhaseTimings::new(began, at(ended)), phases, "{began:?}");
+            assert_eq!(
+                PhaseTimings::from(String::from(phases)),
+                phases,
+                "as it is stored"
+            );
         }
     }
 }

@@ -6,34 +6,34 @@
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 
-use super::decimal::Number;
+use super::decimal::Decimal;
 
 /// A value that DynamoDB can store.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Value {
+pub enum AttributeData {
     /// `null`.
     Null,
     /// `true` or `false`.
     Bool(bool),
     /// A decimal number.
-    Number(Number),
+    Number(Decimal),
     /// Text.
     String(String),
     /// Bytes; base64 in JSON.
     Binary(Vec<u8>),
     /// A list, in its order.
-    List(Vec<Value>),
+    List(Vec<AttributeData>),
     /// A map; its keys may come in any order.
-    Map(Vec<(String, Value)>),
+    Map(Vec<(String, AttributeData)>),
     /// A set of texts; an array sorted by UTF-8 bytes in JSON.
     StringSet(Vec<String>),
     /// A set of numbers; an array sorted by value in JSON.
-    NumberSet(Vec<Number>),
+    NumberSet(Vec<Decimal>),
     /// A set of bytes; an array sorted by bytes, then base64, in JSON.
     BinarySet(Vec<Vec<u8>>),
 }
 
-impl Value {
+impl AttributeData {
     /// Appends the canonical JSON of the value.
     pub fn write_json(&self, out: &mut Vec<u8>) {
         match self {
@@ -45,9 +45,15 @@ impl Value {
             Self::Binary(bytes) => write_base64(bytes, out),
             Self::List(items) => write_array(items, out, Self::write_json),
             Self::Map(entries) => write_map(entries, out),
-            Self::StringSet(texts) => write_array(sorted(texts), out, |text, out| write_string(text, out)),
-            Self::NumberSet(numbers) => write_array(sorted(numbers), out, super::decimal::Number::write_json),
-            Self::BinarySet(blobs) => write_array(sorted(blobs), out, |bytes, out| write_base64(bytes, out)),
+            Self::StringSet(texts) => {
+                write_array(sorted(texts), out, |text, out| write_string(text, out))
+            }
+            Self::NumberSet(numbers) => {
+                write_array(sorted(numbers), out, super::decimal::Decimal::write_json)
+            }
+            Self::BinarySet(blobs) => {
+                write_array(sorted(blobs), out, |bytes, out| write_base64(bytes, out))
+            }
         }
     }
 }
@@ -62,7 +68,11 @@ fn write_base64(bytes: &[u8], out: &mut Vec<u8>) {
     write_string(&STANDARD.encode(bytes), out);
 }
 
-fn write_array<'a, T: 'a>(items: impl IntoIterator<Item = &'a T>, out: &mut Vec<u8>, write: impl Fn(&T, &mut Vec<u8>)) {
+fn write_array<'a, T: 'a>(
+    items: impl IntoIterator<Item = &'a T>,
+    out: &mut Vec<u8>,
+    write: impl Fn(&T, &mut Vec<u8>),
+) {
     out.push(b'[');
     for (n, item) in items.into_iter().enumerate() {
         if n > 0 {
@@ -73,10 +83,15 @@ fn write_array<'a, T: 'a>(items: impl IntoIterator<Item = &'a T>, out: &mut Vec<
     out.push(b']');
 }
 
-fn write_map(entries: &[(String, Value)], out: &mut Vec<u8>) {
-    let mut ordered: Vec<_> = entries.iter().map(|entry| (array_index(&entry.0), entry)).collect();
+fn write_map(entries: &[(String, AttributeData)], out: &mut Vec<u8>) {
+    let mut ordered: Vec<_> = entries
+        .iter()
+        .map(|entry| (array_index(&entry.0), entry))
+        .collect();
     // `None` sorts before `Some`, so "has no index" comes first as `false` and puts the indices in front.
-    ordered.sort_unstable_by(|(a, (a_key, _)), (b, (b_key, _))| (a.is_none(), a, a_key).cmp(&(b.is_none(), b, b_key)));
+    ordered.sort_unstable_by(|(a, (a_key, _)), (b, (b_key, _))| {
+        (a.is_none(), a, a_key).cmp(&(b.is_none(), b, b_key))
+    });
     out.push(b'{');
     for (n, (_, (key, value))) in ordered.into_iter().enumerate() {
         if n > 0 {
@@ -105,20 +120,38 @@ fn array_index(key: &str) -> Option<u32> {
 mod tests {
     use super::*;
 
-    fn json(value: &Value) -> String {
+    fn json(value: &AttributeData) -> String {
         let mut out = Vec::new();
         value.write_json(&mut out);
         String::from_utf8(out).unwrap()
     }
 
-    fn map(keys: &[&str]) -> Value {
-        Value::Map(keys.iter().map(|key| ((*key).to_owned(), Value::Null)).collect())
+    fn map(keys: &[&str]) -> AttributeData {
+        AttributeData::Map(
+            keys.iter()
+                .map(|key| ((*key).to_owned(), AttributeData::Null))
+                .collect(),
+        )
     }
 
     #[test]
     fn array_indices_come_first_in_ascending_order_and_other_keys_by_their_bytes() {
-        let keys =
-            ["b", "10", "2", "01", "4294967295", "4294967294", "-1", "+1", "1.0", "", "é", "z", "0", "__proto__"];
+        let keys = [
+            "b",
+            "10",
+            "2",
+            "01",
+            "4294967295",
+            "4294967294",
+            "-1",
+            "+1",
+            "1.0",
+            "",
+            "é",
+            "z",
+            "0",
+            "__proto__",
+        ];
         assert_eq!(
             json(&map(&keys)),
             r#"{"0":null,"2":null,"10":null,"4294967294":null,"":null,"+1":null,"-1":null,"01":null,"1.0":null,"4294967295":null,"__proto__":null,"b":null,"z":null,"é":null}"#
@@ -128,28 +161,52 @@ mod tests {
     #[test]
     fn keys_are_ordered_at_every_depth() {
         let inner = map(&["9", "1"]);
-        let value = Value::Map(vec![("b".into(), Value::List(vec![inner.clone()])), ("a".into(), inner)]);
-        assert_eq!(json(&value), r#"{"a":{"1":null,"9":null},"b":[{"1":null,"9":null}]}"#);
+        let value = AttributeData::Map(vec![
+            ("b".into(), AttributeData::List(vec![inner.clone()])),
+            ("a".into(), inner),
+        ]);
+        assert_eq!(
+            json(&value),
+            r#"{"a":{"1":null,"9":null},"b":[{"1":null,"9":null}]}"#
+        );
     }
 
     #[test]
     fn only_the_escapes_of_json_stringify_are_written() {
         let text = "\"\\/\u{8}\u{c}\n\r\t\u{0}\u{1f}\u{7f}\u{2028}\u{2029}é😀<>&";
         assert_eq!(
-            json(&Value::String(text.into())),
+            json(&AttributeData::String(text.into())),
             "\"\\\"\\\\/\\b\\f\\n\\r\\t\\u0000\\u001f\u{7f}\u{2028}\u{2029}é😀<>&\""
         );
     }
 
     #[test]
     fn sets_are_sorted_and_binary_is_base64() {
-        let number = |text| Number::parse(text).unwrap();
-        assert_eq!(json(&Value::StringSet(vec!["b".into(), "a".into(), "B".into()])), r#"["B","a","b"]"#);
+        let number = |text| Decimal::parse(text).unwrap();
         assert_eq!(
-            json(&Value::NumberSet(vec![number("10"), number("9"), number("-1"), number("9007199254740993")])),
+            json(&AttributeData::StringSet(vec![
+                "b".into(),
+                "a".into(),
+                "B".into()
+            ])),
+            r#"["B","a","b"]"#
+        );
+        assert_eq!(
+            json(&AttributeData::NumberSet(vec![
+                number("10"),
+                number("9"),
+                number("-1"),
+                number("9007199254740993")
+            ])),
             r#"[-1,9,10,"9007199254740993"]"#
         );
-        assert_eq!(json(&Value::BinarySet(vec![vec![255], vec![0, 1]])), r#"["AAE=","/w=="]"#);
-        assert_eq!(json(&Value::Binary(b"nano".to_vec())), r#""bmFubw==""#);
+        assert_eq!(
+            json(&AttributeData::BinarySet(vec![vec![255], vec![0, 1]])),
+            r#"["AAE=","/w=="]"#
+        );
+        assert_eq!(
+            json(&AttributeData::Binary(b"nano".to_vec())),
+            r#""bmFubw==""#
+        );
     }
 }

@@ -7,13 +7,13 @@ use std::cmp::Ordering;
 
 /// A decimal number: `±0.d₁d₂d₃… × 10^point`, with neither leading nor trailing zeros; zero has no digits.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Number {
+pub struct Decimal {
     negative: bool,
     digits: Vec<u8>,
     point: i32,
 }
 
-impl Number {
+impl Decimal {
     /// The most digits and the widest exponent that are read: far more than DynamoDB's 38 digits and ±130,
     /// and a bound on the string that a number can become.
     const MAX_SCALE: usize = 1_000;
@@ -42,22 +42,35 @@ impl Number {
         let leading = written.iter().take_while(|d| **d == b'0').count();
         let trailing = written.iter().rev().take_while(|d| **d == b'0').count();
         if leading == written.len() {
-            return Some(Self { negative: false, digits: Vec::new(), point: 0 });
+            return Some(Self {
+                negative: false,
+                digits: Vec::new(),
+                point: 0,
+            });
         }
         let point = i32::try_from(whole.len()).ok()? - i32::try_from(leading).ok()? + exponent;
-        Some(Self { negative, digits: written[leading..written.len() - trailing].to_vec(), point })
+        Some(Self {
+            negative,
+            digits: written[leading..written.len() - trailing].to_vec(),
+            point,
+        })
     }
 
     /// Appends the number as JSON: ECMAScript's shortest form if the nearest double is exactly this decimal,
     /// else a string of plain digits.
     pub fn write_json(&self, out: &mut Vec<u8>) {
         // A double holds every whole number of up to 15 digits, and ECMAScript writes them as they are.
-        if (0..=15).contains(&self.point) && self.digits.len() <= usize::try_from(self.point).unwrap_or(0) {
+        if (0..=15).contains(&self.point)
+            && self.digits.len() <= usize::try_from(self.point).unwrap_or(0)
+        {
             self.write_plain(out);
             return;
         }
         let mut buffer = ryu_js::Buffer::new();
-        let double: f64 = self.scientific().parse().expect("a decimal is a number to Rust too");
+        let double: f64 = self
+            .scientific()
+            .parse()
+            .expect("a decimal is a number to Rust too");
         if double.is_finite() {
             let shortest = buffer.format_finite(double);
             if Self::parse(shortest).as_ref() == Some(self) {
@@ -71,9 +84,17 @@ impl Number {
     }
 
     fn scientific(&self) -> String {
-        let digits = if self.digits.is_empty() { &b"0"[..] } else { &self.digits };
+        let digits = if self.digits.is_empty() {
+            &b"0"[..]
+        } else {
+            &self.digits
+        };
         let digits = std::str::from_utf8(digits).expect("digits are ASCII");
-        format!("{}0.{digits}e{}", if self.negative { "-" } else { "" }, self.point)
+        format!(
+            "{}0.{digits}e{}",
+            if self.negative { "-" } else { "" },
+            self.point
+        )
     }
 
     fn write_plain(&self, out: &mut Vec<u8>) {
@@ -81,7 +102,9 @@ impl Number {
         if self.negative {
             out.push(b'-');
         }
-        let whole = usize::try_from(self.point).unwrap_or(0).min(self.digits.len());
+        let whole = usize::try_from(self.point)
+            .unwrap_or(0)
+            .min(self.digits.len());
         if whole == 0 {
             out.push(b'0');
         } else {
@@ -100,12 +123,15 @@ impl Number {
             (true, true) => Ordering::Equal,
             (true, false) => Ordering::Less,
             (false, true) => Ordering::Greater,
-            (false, false) => self.point.cmp(&other.point).then_with(|| self.digits.cmp(&other.digits)),
+            (false, false) => self
+                .point
+                .cmp(&other.point)
+                .then_with(|| self.digits.cmp(&other.digits)),
         }
     }
 }
 
-impl Ord for Number {
+impl Ord for Decimal {
     fn cmp(&self, other: &Self) -> Ordering {
         match (self.negative, other.negative) {
             (false, true) => Ordering::Greater,
@@ -116,7 +142,7 @@ impl Ord for Number {
     }
 }
 
-impl PartialOrd for Number {
+impl PartialOrd for Decimal {
     fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
         Some(self.cmp(other))
     }
@@ -128,7 +154,7 @@ mod tests {
 
     fn json(text: &str) -> String {
         let mut out = Vec::new();
-        Number::parse(text).expect(text).write_json(&mut out);
+        Decimal::parse(text).expect(text).write_json(&mut out);
         String::from_utf8(out).unwrap()
     }
 
@@ -165,10 +191,19 @@ mod tests {
             ("9007199254740993", "\"9007199254740993\""),
             ("12345678901234567890", "\"12345678901234567890\""),
             ("0.1234567890123456789", "\"0.1234567890123456789\""),
-            ("-0.00012345678901234567890", "\"-0.0001234567890123456789\""),
-            ("1.2345678901234567890123E+25", "\"12345678901234567890123000\""),
+            (
+                "-0.00012345678901234567890",
+                "\"-0.0001234567890123456789\"",
+            ),
+            (
+                "1.2345678901234567890123E+25",
+                "\"12345678901234567890123000\"",
+            ),
             ("12345678901234567.5", "\"12345678901234567.5\""),
-            ("99999999999999999999999999999999999999", "\"99999999999999999999999999999999999999\""),
+            (
+                "99999999999999999999999999999999999999",
+                "\"99999999999999999999999999999999999999\"",
+            ),
             ("1E+400", &format!("\"1{}\"", "0".repeat(400))),
         ] {
             assert_eq!(json(text), written, "{text}");
@@ -177,18 +212,25 @@ mod tests {
 
     #[test]
     fn what_is_no_decimal_is_refused() {
-        for text in ["", "-", ".", "e5", "1e", "1e+", "0x10", "NaN", "Infinity", "1 ", "1_000", "١", "1e99999", "--1"]
-        {
-            assert_eq!(Number::parse(text), None, "{text}");
+        for text in [
+            "", "-", ".", "e5", "1e", "1e+", "0x10", "NaN", "Infinity", "1 ", "1_000", "١",
+            "1e99999", "--1",
+        ] {
+            assert_eq!(Decimal::parse(text), None, "{text}");
         }
     }
 
     #[test]
     fn numbers_are_ordered_by_value() {
-        let ordered = ["-10", "-9.5", "-1E-5", "0", "1E-5", "0.5", "9", "10", "1E+20"];
+        let ordered = [
+            "-10", "-9.5", "-1E-5", "0", "1E-5", "0.5", "9", "10", "1E+20",
+        ];
         for pair in ordered.windows(2) {
-            assert!(Number::parse(pair[0]) < Number::parse(pair[1]), "{pair:?}");
+            assert!(
+                Decimal::parse(pair[0]) < Decimal::parse(pair[1]),
+                "{pair:?}"
+            );
         }
-        assert_eq!(Number::parse("1.50"), Number::parse("15e-1"));
+        assert_eq!(Decimal::parse("1.50"), Decimal::parse("15e-1"));
     }
 }

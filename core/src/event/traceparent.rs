@@ -16,11 +16,16 @@ impl Traceparent {
     /// begins as today's does, and may go on.
     pub fn parse(text: &str) -> Option<Self> {
         let hex = |part: &str, length| {
-            part.len() == length && part.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+            part.len() == length
+                && part
+                    .bytes()
+                    .all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
         };
         let id = |part: &str, length| hex(part, length) && part.bytes().any(|b| b != b'0');
         let mut parts = text.split('-');
-        let version = parts.next().filter(|version| hex(version, 2) && *version != "ff");
+        let version = parts
+            .next()
+            .filter(|version| hex(version, 2) && *version != "ff");
         let known = version.is_some()
             && parts.next().is_some_and(|trace| id(trace, 32))
             && parts.next().is_some_and(|parent| id(parent, 16))
@@ -44,7 +49,11 @@ mod tests {
     #[test]
     fn only_what_the_standard_allows_is_passed_on() {
         let good = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
-        for good in [good, &good.replacen("00", "01", 1), &(good.replacen("00", "cc", 1) + "-what-comes")] {
+        for good in [
+            good,
+            &good.replacen("00", "01", 1),
+            &(good.replacen("00", "cc", 1) + "-what-comes"),
+        ] {
             assert_eq!(Traceparent::parse(good).unwrap().as_str(), good);
         }
         for bad in [

@@ -7,69 +7,86 @@ use std::{sync::Mutex, time::Duration};
 
 use aws_sdk_dynamodb::types::{AttributeValue, TimeToLiveSpecification};
 use nano_webhooks::{
-    client::{Guard, WebhookClient, attempt::Timeouts, guard::Policy},
+    client::{TargetGuard, WebhookClient, attempt::Timeouts, guard::TargetPolicy},
     clock::Clock,
-    dispatch::{Dispatcher, Gates},
+    dispatch::{Dispatcher, InFlightLimiter},
     metrics::Metrics,
-    queue::{Queue, Timer},
+    queue::{RetryQueue, ScheduledRetry},
     random,
     store::{
-        Store, Tables,
-        secrets::{Vault, Wrapping},
+        Store, TableNames,
+        secrets::{DataKeyCache, KeyProvider},
         tables,
     },
 };
-use nano_webhooks_cli::{dynamodb, embedded_dynamodb::Engine};
+use nano_webhooks_cli::{dynamodb, embedded_dynamodb::EmbeddedDynamoDb};
 use nano_webhooks_core::{
-    data_key::KeyBytes,
+    data_key::KeyMaterial,
     delivery::{
-        attempt::{Outcome, Request},
-        schedule::Schedule,
+        attempt::{AttemptOutcome, WebhookRequest},
+        schedule::RetrySchedule,
     },
     event::EventId,
-    webhook::{Account, EndpointUrl, EventType},
+    webhook::{AccountId, EndpointUrl, EventType},
 };
 use tokio::{net::TcpListener, sync::mpsc};
 
 pub use engine::other_engine;
-pub use receiver::{PATIENCE, Received, Receiver};
+pub use receiver::{Received, Receiver, TEST_TIMEOUT};
 
 /// Tables of one's own in a real engine: the embedded one, or the one that `TEST_DYNAMODB_ENDPOINT` names.
-pub struct World {
+pub struct TestTables {
     pub client: aws_sdk_dynamodb::Client,
     pub endpoint: String,
-    pub tables: Tables,
+    pub tables: TableNames,
     /// The platform's table.
     pub jobs: String,
     pub store: Store,
-    pub vault: Vault,
-    pub queue: Queue,
-    timers: Mutex<mpsc::Receiver<Timer>>,
-    _engine: Option<Engine>,
+    pub vault: DataKeyCache,
+    pub queue: RetryQueue,
+    timers: Mutex<mpsc::Receiver<ScheduledRetry>>,
+    _engine: Option<EmbeddedDynamoDb>,
 }
 
-impl World {
+impl TestTables {
     pub async fn new() -> Self {
         let (engine, endpoint) = if let Some(endpoint) = other_engine() {
             (None, endpoint)
         } else {
             let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
             let endpoint = format!("http://{}", listener.local_addr().unwrap());
-            let engine = Engine::start(listener, None).unwrap_or_else(|failed| panic!("{failed:?}"));
+            let engine = EmbeddedDynamoDb::start(listener, None)
+                .unwrap_or_else(|failed| panic!("{failed:?}"));
             (Some(engine), endpoint)
         };
         let unique = random::request_id();
-        let tables = Tables { webhooks: format!("webhooks-{unique}"), deliveries: format!("deliveries-{unique}") };
+        let tables = TableNames {
+            webhooks: format!("webhooks-{unique}"),
+            deliveries: format!("deliveries-{unique}"),
+        };
         let jobs = format!("jobs-{unique}");
         let client = dynamodb(&endpoint);
-        tables::create_missing(&client, &tables, &jobs).await.unwrap();
+        tables::create_if_missing(&client, &tables, &jobs)
+            .await
+            .unwrap();
         // By the engine's clock, all that tests write by theirs has expired long ago.
         for table in [&tables.webhooks, &tables.deliveries] {
-            let never =
-                TimeToLiveSpecification::builder().attribute_name(tables::EXPIRES_AT).enabled(false).build().unwrap();
-            client.update_time_to_live().table_name(table).time_to_live_specification(never).send().await.unwrap();
+            let never = TimeToLiveSpecification::builder()
+                .attribute_name(tables::EXPIRES_AT)
+                .enabled(false)
+                .build()
+                .unwrap();
+            client
+                .update_time_to_live()
+                .table_name(table)
+                .time_to_live_specification(never)
+                .send()
+                .await
+                .unwrap();
         }
-        let vault = Vault::new(Wrapping::Local(KeyBytes::from_random(random::bytes())));
+        let vault = DataKeyCache::new(KeyProvider::Local(
+            KeyMaterial::from_random(random::bytes()),
+        ));
         let store = Store::new(client.clone(), tables.clone(), vault.clone());
         let (sender, timers) = mpsc::channel(10_000);
         Self {
@@ -79,7 +96,7 @@ impl World {
             jobs,
             store,
             vault,
-            queue: Queue::Local(sender),
+            queue: RetryQueue::Local(sender),
             timers: Mutex::new(timers),
             _engine: engine,
         }
@@ -89,12 +106,17 @@ impl World {
     pub fn dispatcher(&self) -> Dispatcher {
         Dispatcher {
             store: self.store.clone(),
-            direct: WebhookClient::new(Guard::new(Policy::Any, vec![]), Timeouts::DIRECT, None).unwrap(),
+            direct: WebhookClient::new(
+                TargetGuard::new(TargetPolicy::Any, vec![]),
+                Timeouts::DIRECT,
+                None,
+            )
+            .unwrap(),
             queued: client(),
             queue: self.queue.clone(),
-            gates: Gates::default(),
+            gates: InFlightLimiter::default(),
             clock: Clock::system(),
-            schedule: Schedule::default(),
+            schedule: RetrySchedule::default(),
             retention: Duration::from_hours(24),
             disable_after: Duration::from_hours(120),
             metrics: Metrics::embedded(),
@@ -107,19 +129,30 @@ impl World {
     }
 
     /// The timers that were set since the last look.
-    pub fn timers(&self) -> Vec<Timer> {
+    pub fn timers(&self) -> Vec<ScheduledRetry> {
         let mut timers = self.timers.lock().unwrap();
         std::iter::from_fn(|| timers.try_recv().ok()).collect()
     }
 
     /// Every item of a table.
-    pub async fn items(&self, table: &str) -> Vec<std::collections::HashMap<String, AttributeValue>> {
+    pub async fn items(
+        &self,
+        table: &str,
+    ) -> Vec<std::collections::HashMap<String, AttributeValue>> {
         let scan = self.client.scan().table_name(table).consistent_read(true);
-        scan.into_paginator().items().send().collect::<Result<Vec<_>, _>>().await.unwrap()
+        scan.into_paginator()
+            .items()
+            .send()
+            .collect::<Result<Vec<_>, _>>()
+            .await
+            .unwrap()
     }
 
     /// The webhooks table's items whose partition key begins with `prefix`.
-    pub async fn items_under(&self, prefix: &str) -> Vec<std::collections::HashMap<String, AttributeValue>> {
+    pub async fn items_under(
+        &self,
+        prefix: &str,
+    ) -> Vec<std::collections::HashMap<String, AttributeValue>> {
         let mut items = self.items(&self.tables.webhooks).await;
         items.retain(|item| item["PK"].as_s().unwrap().starts_with(prefix));
         items
@@ -128,12 +161,17 @@ impl World {
 
 /// A client that may call anything.
 pub fn client() -> WebhookClient {
-    WebhookClient::new(Guard::new(Policy::Any, vec![]), Timeouts::QUEUED, None).unwrap()
+    WebhookClient::new(
+        TargetGuard::new(TargetPolicy::Any, vec![]),
+        Timeouts::QUEUED,
+        None,
+    )
+    .unwrap()
 }
 
 /// Makes one attempt of an unsigned event.
-pub async fn post(client: &WebhookClient, url: &str) -> Outcome {
-    let request = Request {
+pub async fn post(client: &WebhookClient, url: &str) -> AttemptOutcome {
+    let request = WebhookRequest {
         id: &EventId::parse("evt_01JFS8TX800000000000000000").unwrap(),
         event: EventType::JobCompleted,
         number: 1,
@@ -142,9 +180,17 @@ pub async fn post(client: &WebhookClient, url: &str) -> Outcome {
         traceparent: None,
         version: "0",
     };
-    client.attempt(&EndpointUrl::parse(url).unwrap(), request, "{}", Duration::from_secs(10)).await.1
+    client
+        .attempt(
+            &EndpointUrl::parse(url).unwrap(),
+            request,
+            "{}",
+            Duration::from_secs(10),
+        )
+        .await
+        .1
 }
 
-pub fn account(name: &str) -> Account {
-    Account::parse(name).unwrap()
+pub fn account(name: &str) -> AccountId {
+    AccountId::parse(name).unwrap()
 }

@@ -16,7 +16,7 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use tokio::{net::TcpListener, sync::watch, time::timeout};
 
 /// How long a condition may take to come true before the test has failed.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub const TEST_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// A request that the receiver got.
 #[derive(Clone, Debug)]
@@ -28,7 +28,9 @@ pub struct Received {
 
 impl Received {
     pub fn header(&self, name: &str) -> &str {
-        self.headers.get(name).map_or("", |value| value.to_str().unwrap())
+        self.headers
+            .get(name)
+            .map_or("", |value| value.to_str().unwrap())
     }
 
     /// Whether one of its Standard Webhooks signatures is that of `secret` (Standard Webhooks 1.0.0, "Verifying signatures").
@@ -38,9 +40,19 @@ impl Received {
             None => secret.as_bytes().to_vec(),
         };
         let key = aws_lc_rs::hmac::Key::new(aws_lc_rs::hmac::HMAC_SHA256, &key);
-        let signed = format!("{}.{}.{}", self.header("webhook-id"), self.header("webhook-timestamp"), self.body);
-        let expected = format!("v1,{}", STANDARD.encode(aws_lc_rs::hmac::sign(&key, signed.as_bytes())));
-        self.header("webhook-signature").split(' ').any(|signature| signature == expected)
+        let signed = format!(
+            "{}.{}.{}",
+            self.header("webhook-id"),
+            self.header("webhook-timestamp"),
+            self.body
+        );
+        let expected = format!(
+            "v1,{}",
+            STANDARD.encode(aws_lc_rs::hmac::sign(&key, signed.as_bytes()))
+        );
+        self.header("webhook-signature")
+            .split(' ')
+            .any(|signature| signature == expected)
     }
 
     pub fn json(&self) -> serde_json::Value {
@@ -63,8 +75,12 @@ impl Receiver {
     pub async fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
-        let receiver =
-            Self { url, received: Arc::default(), count: watch::Sender::new(0), released: watch::Sender::new(false) };
+        let receiver = Self {
+            url,
+            received: Arc::default(),
+            count: watch::Sender::new(0),
+            released: watch::Sender::new(false),
+        };
         let router = Router::new().fallback(receive).with_state(receiver.clone());
         tokio::spawn(axum::serve(listener, router).into_future());
         receiver
@@ -92,16 +108,31 @@ impl Receiver {
     /// Waits until at least `n` requests came.
     pub async fn wait_for(&self, n: usize) -> Vec<Received> {
         let mut count = self.count.subscribe();
-        let came = timeout(PATIENCE, count.wait_for(|count| *count >= n)).await.is_ok();
-        assert!(came, "{n} requests were expected, {} came", self.received().len());
+        let came = timeout(TEST_TIMEOUT, count.wait_for(|count| *count >= n))
+            .await
+            .is_ok();
+        assert!(
+            came,
+            "{n} requests were expected, {} came",
+            self.received().len()
+        );
         self.received()
     }
 }
 
-async fn receive(State(receiver): State<Receiver>, uri: Uri, headers: HeaderMap, body: Bytes) -> Response {
+async fn receive(
+    State(receiver): State<Receiver>,
+    uri: Uri,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Response {
     let path = uri.path().to_owned();
     let body = String::from_utf8(body.to_vec()).unwrap();
-    receiver.received.lock().unwrap().push(Received { path: path.clone(), headers, body });
+    receiver.received.lock().unwrap().push(Received {
+        path: path.clone(),
+        headers,
+        body,
+    });
     receiver.count.send_modify(|count| *count += 1);
     let is_first = *receiver.count.borrow() == 1;
     let mut parts = path.split('/').skip(1);
@@ -110,9 +141,16 @@ async fn receive(State(receiver): State<Receiver>, uri: Uri, headers: HeaderMap,
             let status = StatusCode::from_u16(parts.next().unwrap().parse().unwrap()).unwrap();
             (status, "as you asked").into_response()
         }
-        Some("redirect") => (StatusCode::FOUND, [(LOCATION, receiver.url("/redirected"))]).into_response(),
+        Some("redirect") => {
+            (StatusCode::FOUND, [(LOCATION, receiver.url("/redirected"))]).into_response()
+        }
         Some("held") if is_first => {
-            receiver.released.subscribe().wait_for(|released| *released).await.unwrap();
+            receiver
+                .released
+                .subscribe()
+                .wait_for(|released| *released)
+                .await
+                .unwrap();
             "ok".into_response()
         }
         Some("hang" | "held") => std::future::pending().await,

@@ -15,25 +15,25 @@ use axum::{
 };
 use futures_util::{StreamExt, stream};
 use nano_webhooks::{
-    client::{Guard, WebhookClient, attempt::Timeouts, guard::Policy},
+    client::{TargetGuard, WebhookClient, attempt::Timeouts, guard::TargetPolicy},
     clock::{Clock, Deadline},
-    dispatch::{Dispatcher, Gates, lambda_event::Invocation, stream_record::Record},
-    queue::Timer,
+    dispatch::{Dispatcher, InFlightLimiter, lambda_event::Invocation, stream_record::Record},
+    queue::ScheduledRetry,
     store::Store,
 };
-use nano_webhooks_core::{delivery::endpoint_health::Health, timestamp::Timestamp};
+use nano_webhooks_core::{delivery::endpoint_health::EndpointHealth, timestamp::Timestamp};
 use serde_json::json;
 use tokio::net::TcpListener;
 
 use crate::{
-    dispatch::{insert, job, subscribe},
+    dispatch::{insert_record, job_image, subscribe},
     proxy::{Fault, Proxy},
-    support::{World, account},
+    support::{TestTables, account},
 };
 
 /// Where something goes wrong: what the dispatcher is doing, and the request that it makes for it.
-struct Step {
-    doing: Doing,
+struct FaultPoint {
+    doing: Phase,
     name: &'static str,
     operation: &'static str,
     /// How many such requests are made before.
@@ -41,22 +41,67 @@ struct Step {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Doing {
+enum Phase {
     Stream,
     Retry,
     Sweep,
 }
 
-const STEPS: [Step; 9] = [
-    Step { doing: Doing::Stream, name: "stream: load webhooks", operation: "Query", skip: 0 },
-    Step { doing: Doing::Stream, name: "stream: look for what exists", operation: "BatchGetItem", skip: 0 },
-    Step { doing: Doing::Stream, name: "stream: record (after sending)", operation: "BatchWriteItem", skip: 0 },
-    Step { doing: Doing::Stream, name: "stream: health (after enqueueing)", operation: "PutItem", skip: 0 },
-    Step { doing: Doing::Retry, name: "retry: load webhook", operation: "Query", skip: 0 },
-    Step { doing: Doing::Retry, name: "retry: claim", operation: "UpdateItem", skip: 0 },
-    Step { doing: Doing::Retry, name: "retry: settle (after sending)", operation: "PutItem", skip: 0 },
-    Step { doing: Doing::Sweep, name: "sweep: find what is due", operation: "Query", skip: 3 },
-    Step { doing: Doing::Sweep, name: "sweep: take (before enqueueing)", operation: "UpdateItem", skip: 0 },
+const STEPS: [FaultPoint; 9] = [
+    FaultPoint {
+        doing: Phase::Stream,
+        name: "stream: load webhooks",
+        operation: "Query",
+        skip: 0,
+    },
+    FaultPoint {
+        doing: Phase::Stream,
+        name: "stream: look for what exists",
+        operation: "BatchGetItem",
+        skip: 0,
+    },
+    FaultPoint {
+        doing: Phase::Stream,
+        name: "stream: record (after sending)",
+        operation: "BatchWriteItem",
+        skip: 0,
+    },
+    FaultPoint {
+        doing: Phase::Stream,
+        name: "stream: health (after enqueueing)",
+        operation: "PutItem",
+        skip: 0,
+    },
+    FaultPoint {
+        doing: Phase::Retry,
+        name: "retry: load webhook",
+        operation: "Query",
+        skip: 0,
+    },
+    FaultPoint {
+        doing: Phase::Retry,
+        name: "retry: claim",
+        operation: "UpdateItem",
+        skip: 0,
+    },
+    FaultPoint {
+        doing: Phase::Retry,
+        name: "retry: settle (after sending)",
+        operation: "PutItem",
+        skip: 0,
+    },
+    FaultPoint {
+        doing: Phase::Sweep,
+        name: "sweep: find what is due",
+        operation: "Query",
+        skip: 3,
+    },
+    FaultPoint {
+        doing: Phase::Sweep,
+        name: "sweep: take (before enqueueing)",
+        operation: "UpdateItem",
+        skip: 0,
+    },
 ];
 
 const FAULTS: [(Fault, &str); 6] = [
@@ -70,7 +115,7 @@ const FAULTS: [(Fault, &str); 6] = [
 
 /// What goes wrong on the way to and from the queue, and with the stream's batches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Disturbance {
+enum Interference {
     None,
     MessagesLost,
     MessagesTwice,
@@ -80,14 +125,17 @@ enum Disturbance {
     BatchReversed,
 }
 
-const DISTURBANCES: [(Disturbance, &str); 7] = [
-    (Disturbance::None, "nothing"),
-    (Disturbance::MessagesLost, "messages of half an hour are lost"),
-    (Disturbance::MessagesTwice, "every message comes twice"),
-    (Disturbance::MessagesReversed, "messages come in reverse"),
-    (Disturbance::MessagesLate, "messages come ten minutes late"),
-    (Disturbance::BatchTwice, "the batch is read twice"),
-    (Disturbance::BatchReversed, "the batch is read in reverse"),
+const DISTURBANCES: [(Interference, &str); 7] = [
+    (Interference::None, "nothing"),
+    (
+        Interference::MessagesLost,
+        "messages of half an hour are lost",
+    ),
+    (Interference::MessagesTwice, "every message comes twice"),
+    (Interference::MessagesReversed, "messages come in reverse"),
+    (Interference::MessagesLate, "messages come ten minutes late"),
+    (Interference::BatchTwice, "the batch is read twice"),
+    (Interference::BatchReversed, "the batch is read in reverse"),
 ];
 
 /// By path and event.
@@ -101,7 +149,14 @@ struct Endpoints {
 }
 
 /// The first is known to be slow, so that its first attempts are made from the queue.
-const PATHS: [&str; 6] = ["/slow-ok", "/ok", "/once-500", "/always-500", "/once-hang", "/always-503-later"];
+const PATHS: [&str; 6] = [
+    "/slow-ok",
+    "/ok",
+    "/once-500",
+    "/always-500",
+    "/once-hang",
+    "/always-503-later",
+];
 
 async fn answer(
     State(endpoints): State<Endpoints>,
@@ -127,39 +182,63 @@ async fn answer(
     if hangs {
         std::future::pending::<()>().await;
     }
-    (StatusCode::from_u16(status).unwrap(), [("retry-after", "3")])
+    (
+        StatusCode::from_u16(status).unwrap(),
+        [("retry-after", "3")],
+    )
 }
 
 /// One cell of the matrix: a service whose process can die and whose clock is moved by hand.
-struct Cell {
-    world: World,
+struct FaultCase {
+    world: TestTables,
     proxy: Proxy,
     store: Store,
     endpoints: Endpoints,
     clock: Clock,
-    gates: Gates,
-    disturbance: Disturbance,
+    gates: InFlightLimiter,
+    disturbance: Interference,
 }
 
-impl Cell {
-    async fn new(disturbance: Disturbance) -> Self {
-        let world = World::new().await;
+impl FaultCase {
+    async fn new(disturbance: Interference) -> Self {
+        let world = TestTables::new().await;
         let endpoints = Endpoints::default();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
-        tokio::spawn(axum::serve(listener, Router::new().fallback(answer).with_state(endpoints.clone())).into_future());
+        tokio::spawn(
+            axum::serve(
+                listener,
+                Router::new().fallback(answer).with_state(endpoints.clone()),
+            )
+            .into_future(),
+        );
         for path in PATHS {
-            let webhook = subscribe(&world, "acme", &format!("{url}{path}"), Some("my-secret-key")).await;
+            let webhook = subscribe(
+                &world,
+                "acme",
+                &format!("{url}{path}"),
+                Some("my-secret-key"),
+            )
+            .await;
             if path == "/slow-ok" {
-                let slow = Health { proven: true, slow: true, ..Health::default() };
-                world.store.keep_health(&account("acme"), webhook, &slow).await.unwrap();
+                let slow = EndpointHealth {
+                    proven: true,
+                    slow: true,
+                    ..EndpointHealth::default()
+                };
+                world
+                    .store
+                    .keep_health(&account("acme"), webhook, &slow)
+                    .await
+                    .unwrap();
             }
         }
         let proxy = Proxy::start(world.endpoint.clone()).await;
         let impatient = world.client.config().to_builder().endpoint_url(&proxy.url);
         let impatient = impatient
             .retry_config(
-                aws_sdk_dynamodb::config::retry::RetryConfig::standard().with_initial_backoff(Duration::from_millis(2)),
+                aws_sdk_dynamodb::config::retry::RetryConfig::standard()
+                    .with_initial_backoff(Duration::from_millis(2)),
             )
             .timeout_config(
                 aws_sdk_dynamodb::config::timeout::TimeoutConfig::builder()
@@ -168,13 +247,24 @@ impl Cell {
             );
         let store = world.store_through(aws_sdk_dynamodb::Client::from_conf(impatient.build()));
         let clock = Clock::manual(START);
-        Self { world, proxy, store, endpoints, clock, gates: Gates::default(), disturbance }
+        Self {
+            world,
+            proxy,
+            store,
+            endpoints,
+            clock,
+            gates: InFlightLimiter::default(),
+            disturbance,
+        }
     }
 
     fn dispatcher(&self) -> Dispatcher {
         let client = || {
-            let limits = Timeouts { connect: Duration::from_millis(400), total: Duration::from_millis(400) };
-            WebhookClient::new(Guard::new(Policy::Any, vec![]), limits, None).unwrap()
+            let limits = Timeouts {
+                connect: Duration::from_millis(400),
+                total: Duration::from_millis(400),
+            };
+            WebhookClient::new(TargetGuard::new(TargetPolicy::Any, vec![]), limits, None).unwrap()
         };
         Dispatcher {
             store: self.store.clone(),
@@ -191,8 +281,8 @@ impl Cell {
     /// Does something until it ends or the process dies, with the fault armed if it belongs to that.
     async fn run<T>(
         &mut self,
-        doing: Doing,
-        armed: &mut Option<(&Step, Fault)>,
+        doing: Phase,
+        armed: &mut Option<(&FaultPoint, Fault)>,
         work: impl AsyncFnOnce(Dispatcher) -> T,
     ) -> Option<T> {
         let dispatcher = self.dispatcher();
@@ -206,18 +296,24 @@ impl Cell {
         }
         if result.is_none() {
             // What a process knows dies with it.
-            self.gates = Gates::default();
+            self.gates = InFlightLimiter::default();
         }
         result
     }
 
     /// Lets the batch be read until it is acknowledged, then time pass until nothing is pending.
-    async fn play(&mut self, records: Vec<Record>, mut armed: Option<(&Step, Fault)>) {
+    async fn play(&mut self, records: Vec<Record>, mut armed: Option<(&FaultPoint, Fault)>) {
         let deadline = || Deadline::after(Duration::from_secs(10));
-        let mut readings = if self.disturbance == Disturbance::BatchTwice { 2 } else { 1 };
+        let mut readings = if self.disturbance == Interference::BatchTwice {
+            2
+        } else {
+            1
+        };
         for _ in 0..10 {
             let response = self
-                .run(Doing::Stream, &mut armed, async |dispatcher| dispatcher.stream(&records, deadline()).await)
+                .run(Phase::Stream, &mut armed, async |dispatcher| {
+                    dispatcher.stream(&records, deadline()).await
+                })
                 .await;
             if response.is_some_and(|response| response.batch_item_failures.is_empty()) {
                 readings -= 1;
@@ -227,32 +323,42 @@ impl Cell {
             }
         }
         assert_eq!(readings, 0, "the batch was never acknowledged");
-        let mut messages: Vec<Timer> = Vec::new();
+        let mut messages: Vec<ScheduledRetry> = Vec::new();
         // Two days are more than the schedule and every safety net need. The sweep comes every four minutes, as if most of
         // its runs were missed.
         for _ in 0..720 {
             for _ in 0..4 {
                 self.receive(&mut messages);
                 let now = self.clock.now();
-                let (mut ready, later): (Vec<_>, Vec<_>) = messages.drain(..).partition(|timer| timer.due <= now);
+                let (mut ready, later): (Vec<_>, Vec<_>) =
+                    messages.drain(..).partition(|timer| timer.due <= now);
                 messages = later;
                 // The endpoint that accepts comes first, so that a fault hits it in every run.
                 ready.sort_by_key(|timer| timer.message.key.webhook);
-                if self.disturbance == Disturbance::MessagesReversed {
+                if self.disturbance == Interference::MessagesReversed {
                     ready.reverse();
                 }
                 for timer in ready {
                     let done = self
-                        .run(Doing::Retry, &mut armed, async |dispatcher| dispatcher.retry(&timer.message).await)
+                        .run(Phase::Retry, &mut armed, async |dispatcher| {
+                            dispatcher.retry(&timer.message).await
+                        })
                         .await;
                     if !matches!(done, Some(Ok(()))) {
                         // It is visible again after a while, as in SQS.
-                        messages.push(Timer { due: now + Duration::from_secs(90), ..timer });
+                        messages.push(ScheduledRetry {
+                            due: now + Duration::from_secs(90),
+                            ..timer
+                        });
                     }
                 }
                 self.clock.advance(Duration::from_mins(1));
             }
-            let _ = self.run(Doing::Sweep, &mut armed, async |dispatcher| dispatcher.sweep(deadline()).await).await;
+            let _ = self
+                .run(Phase::Sweep, &mut armed, async |dispatcher| {
+                    dispatcher.sweep(deadline()).await
+                })
+                .await;
             if self.pending().await == 0 {
                 break;
             }
@@ -260,13 +366,17 @@ impl Cell {
         assert!(armed.is_none(), "the fault did not come to pass");
     }
 
-    fn receive(&self, messages: &mut Vec<Timer>) {
+    fn receive(&self, messages: &mut Vec<ScheduledRetry>) {
         let mut came = self.world.timers();
         match self.disturbance {
             // SQS is out of reach for half an hour.
-            Disturbance::MessagesLost if self.clock.now().since(START) < Duration::from_mins(30) => came.clear(),
-            Disturbance::MessagesTwice => came.extend(came.clone()),
-            Disturbance::MessagesLate => {
+            Interference::MessagesLost
+                if self.clock.now().since(START) < Duration::from_mins(30) =>
+            {
+                came.clear()
+            }
+            Interference::MessagesTwice => came.extend(came.clone()),
+            Interference::MessagesLate => {
                 for timer in &mut came {
                     timer.due = timer.due + Duration::from_mins(10);
                 }
@@ -278,7 +388,10 @@ impl Cell {
 
     async fn pending(&self) -> usize {
         let items = self.world.items(&self.world.tables.deliveries).await;
-        items.iter().filter(|item| item["status"].as_s().unwrap() == "pending").count()
+        items
+            .iter()
+            .filter(|item| item["status"].as_s().unwrap() == "pending")
+            .count()
     }
 
     /// Checks what became of each delivery, and counts what was accepted more than once.
@@ -288,13 +401,30 @@ impl Cell {
         let mut repeats = 0;
         for item in items {
             let text = |name: &str| item[name].as_s().unwrap().clone();
-            let path = text("url").rsplit_once('/').map(|(_, path)| format!("/{path}")).unwrap();
-            let sent =
-                self.endpoints.sent.lock().unwrap().get(&(path.clone(), text("SK"))).cloned().unwrap_or_default();
+            let path = text("url")
+                .rsplit_once('/')
+                .map(|(_, path)| format!("/{path}"))
+                .unwrap();
+            let sent = self
+                .endpoints
+                .sent
+                .lock()
+                .unwrap()
+                .get(&(path.clone(), text("SK")))
+                .cloned()
+                .unwrap_or_default();
             let accepted = sent.iter().filter(|status| **status == 200).count();
-            let expected = if path.starts_with("/always") { "failed" } else { "delivered" };
+            let expected = if path.starts_with("/always") {
+                "failed"
+            } else {
+                "delivered"
+            };
             assert_eq!(text("status"), expected, "{name}: {path} {sent:?}");
-            assert_eq!(accepted > 0, expected == "delivered", "{name}: {path} {sent:?}");
+            assert_eq!(
+                accepted > 0,
+                expected == "delivered",
+                "{name}: {path} {sent:?}"
+            );
             // Without faults: one attempt, or two, or all three of the schedule.
             let due = match path.as_str() {
                 "/slow-ok" | "/ok" => 1,
@@ -309,7 +439,9 @@ impl Cell {
 }
 
 fn records(events: usize, reversed: bool) -> Vec<Record> {
-    let mut records: Vec<_> = (0..events).map(|n| insert(n, job(&format!("t{n}"), "completed"))).collect();
+    let mut records: Vec<_> = (0..events)
+        .map(|n| insert_record(n, job_image(&format!("t{n}"), "completed")))
+        .collect();
     if reversed {
         records.reverse();
     }
@@ -327,10 +459,14 @@ const CONCURRENT_CELLS: usize = 8;
 
 #[tokio::test]
 async fn whatever_goes_wrong_nothing_is_lost() {
-    let cells = STEPS.iter().flat_map(|step| FAULTS.iter().map(move |(fault, column)| (step, *fault, *column)));
+    let cells = STEPS.iter().flat_map(|step| {
+        FAULTS
+            .iter()
+            .map(move |(fault, column)| (step, *fault, *column))
+    });
     let played: Vec<_> = stream::iter(cells.map(|(step, fault, column)| async move {
         let name = format!("{}, {column}", step.name);
-        let mut cell = Cell::new(Disturbance::None).await;
+        let mut cell = FaultCase::new(Interference::None).await;
         Box::pin(cell.play(records(EVENTS, false), Some((step, fault)))).await;
         cell.judge(EVENTS, 1, &name).await
     }))
@@ -339,7 +475,8 @@ async fn whatever_goes_wrong_nothing_is_lost() {
     .await;
 
     let deliveries = EVENTS * PATHS.len();
-    let mut table = format!("Each cell: {deliveries} deliveries, none lost, so many accepted twice.\n\n| |");
+    let mut table =
+        format!("Each cell: {deliveries} deliveries, none lost, so many accepted twice.\n\n| |");
     for (_, column) in FAULTS {
         write!(table, " {column} |").unwrap();
     }
@@ -352,14 +489,21 @@ async fn whatever_goes_wrong_nothing_is_lost() {
         }
     }
     let documented = include_str!("../../docs/FAULTS.md");
-    assert!(documented.contains(&table), "docs/FAULTS.md says otherwise than\n\n{table}");
+    assert!(
+        documented.contains(&table),
+        "docs/FAULTS.md says otherwise than\n\n{table}"
+    );
 }
 
 #[tokio::test]
 async fn whatever_the_queue_and_the_stream_do_nothing_is_lost_and_nothing_repeats() {
     let cells = DISTURBANCES.map(async |(disturbance, name)| {
-        let mut cell = Cell::new(disturbance).await;
-        Box::pin(cell.play(records(EVENTS, disturbance == Disturbance::BatchReversed), None)).await;
+        let mut cell = FaultCase::new(disturbance).await;
+        Box::pin(cell.play(
+            records(EVENTS, disturbance == Interference::BatchReversed),
+            None,
+        ))
+        .await;
         assert_eq!(cell.judge(EVENTS, 0, name).await, 0, "{name}");
     });
     futures_util::future::join_all(cells).await;

@@ -1,23 +1,27 @@
 //! `POST …/test`: a sample event, sent now, and how that went.
 
 use axum::http::StatusCode;
-use nano_webhooks::{client::guard::Policy, store::rate_limit::Limits};
+use nano_webhooks::{client::guard::TargetPolicy, store::rate_limit::RateLimits};
 use serde_json::{Value, json};
 
 use crate::{
-    api::{Answer, App},
+    api::{TestApp, TestResponse},
     support::Receiver,
 };
 
-async fn send(app: &App, body: Value) -> Answer {
-    app.send_json("POST", "/api/v1/webhooks/1/test", &body).await
+async fn send(app: &TestApp, body: Value) -> TestResponse {
+    app.send_json("POST", "/api/v1/webhooks/1/test", &body)
+        .await
 }
 
 #[tokio::test]
 async fn a_sample_of_the_chosen_event_is_sent_signed_and_the_answer_is_the_attempt() {
-    let (app, receiver) = (App::new().await, Receiver::start().await);
+    let (app, receiver) = (TestApp::new().await, Receiver::start().await);
     let events = ["job.failed", "webhook.disabled"];
-    app.create(json!({"url": receiver.url("/hook"), "events": events, "secret_key": "my-secret-key"})).await;
+    app.create(
+        json!({"url": receiver.url("/hook"), "events": events, "secret_key": "my-secret-key"}),
+    )
+    .await;
     for (nth, (asked, event)) in [
         (json!({}), "job.failed"),
         (json!({"event": "job.completed"}), "job.completed"),
@@ -30,49 +34,83 @@ async fn a_sample_of_the_chosen_event_is_sent_signed_and_the_answer_is_the_attem
         assert_eq!(answer.status, StatusCode::OK, "{}", answer.text);
         let data = &answer.json["data"];
         let received = receiver.wait_for(nth + 1).await.pop().unwrap();
-        assert_eq!((data["event"].as_str(), received.header("x-nano-event")), (Some(event), event));
+        assert_eq!(
+            (data["event"].as_str(), received.header("x-nano-event")),
+            (Some(event), event)
+        );
         assert_eq!(received.json()["event"], event);
         assert_eq!(data["payload"], received.body.as_str());
         for (name, value) in data["request_headers"].as_object().unwrap() {
             assert_eq!(received.header(name), value.as_str().unwrap(), "{name}");
         }
         assert_eq!(
-            (&data["status_code"], &data["failure"], &data["signed_content"]),
+            (
+                &data["status_code"],
+                &data["failure"],
+                &data["signed_content"]
+            ),
             (&json!(200), &Value::Null, &Value::Null)
         );
         assert!(data["phases"]["answer_ms"].is_number(), "{data}");
         assert!(received.is_signed_by("my-secret-key"));
     }
-    assert_eq!(app.get("/api/v1/webhooks/1/deliveries").await.json["data"], json!([]), "the log is of real events");
+    assert_eq!(
+        app.get("/api/v1/webhooks/1/deliveries").await.json["data"],
+        json!([]),
+        "the log is of real events"
+    );
 }
 
 #[tokio::test]
 async fn when_the_receiver_refuses_it_the_answer_says_what_was_signed_and_never_the_secret() {
-    let (app, receiver) = (App::new().await, Receiver::start().await);
+    let (app, receiver) = (TestApp::new().await, Receiver::start().await);
     app.create(json!({"url": receiver.url("/status/401"), "events": ["job.completed"], "secret_key": "my-secret-key"}))
         .await;
     let answer = send(&app, json!({})).await;
     let data = &answer.json["data"];
-    assert_eq!((&data["status_code"], &data["failure"]), (&json!(401), &json!("status")));
+    assert_eq!(
+        (&data["status_code"], &data["failure"]),
+        (&json!(401), &json!("status"))
+    );
     let received = receiver.wait_for(1).await.pop().unwrap();
     let signed = format!("{}.{}", received.header("x-nano-timestamp"), received.body);
     assert_eq!(data["signed_content"], signed.as_str());
     assert!(!answer.text.contains("my-secret-key"));
 
     let unsigned = json!({"secret_key": null});
-    app.send_json("PATCH", "/api/v1/webhooks/1", &unsigned).await;
-    assert_eq!(send(&app, json!({})).await.json["data"]["signed_content"], Value::Null, "nothing was signed");
+    app.send_json("PATCH", "/api/v1/webhooks/1", &unsigned)
+        .await;
+    assert_eq!(
+        send(&app, json!({})).await.json["data"]["signed_content"],
+        Value::Null,
+        "nothing was signed"
+    );
 }
 
 #[tokio::test]
-async fn an_endpoint_that_is_not_reached_is_told_of_as_in_the_log_and_a_refused_target_is_not_called() {
-    let app = App::new().await;
-    app.create(json!({"url": "http://127.0.0.1:9/", "events": ["job.completed"]})).await;
+async fn an_endpoint_that_is_not_reached_is_told_of_as_in_the_log_and_a_refused_target_is_not_called()
+ {
+    let app = TestApp::new().await;
+    app.create(json!({"url": "http://127.0.0.1:9/", "events": ["job.completed"]}))
+        .await;
     let answer = send(&app, json!({})).await;
     assert_eq!(answer.json["data"]["failure"], "connect");
-    assert!(answer.json["data"]["detail"].as_str().unwrap().starts_with("No connection"));
+    assert!(
+        answer.json["data"]["detail"]
+            .as_str()
+            .unwrap()
+            .starts_with("No connection")
+    );
 
-    let public = App::with(Policy::Public, Limits { per_minute: None, per_day: None }, 50).await;
+    let public = TestApp::with(
+        TargetPolicy::Public,
+        RateLimits {
+            per_minute: None,
+            per_day: None,
+        },
+        50,
+    )
+    .await;
     let receiver = Receiver::start().await;
     crate::dispatch::subscribe(&public.world, "acme", &receiver.url("/hook"), None).await;
     let answer = send(&public, json!({})).await;
@@ -82,11 +120,14 @@ async fn an_endpoint_that_is_not_reached_is_told_of_as_in_the_log_and_a_refused_
 
 #[tokio::test]
 async fn what_is_asked_for_is_checked() {
-    let app = App::new().await;
-    app.create(json!({"url": "http://127.0.0.1:9/", "events": ["job.completed"]})).await;
-    for (body, field) in
-        [(json!({"event": "job.done"}), "event"), (json!({"event": 1}), "event"), (json!({"x": 1}), "x")]
-    {
+    let app = TestApp::new().await;
+    app.create(json!({"url": "http://127.0.0.1:9/", "events": ["job.completed"]}))
+        .await;
+    for (body, field) in [
+        (json!({"event": "job.done"}), "event"),
+        (json!({"event": 1}), "event"),
+        (json!({"x": 1}), "x"),
+    ] {
         let refused = send(&app, body.clone()).await;
         let (status, code, message) = refused.error();
         assert_eq!((status, code), (400, "invalid_request"), "{body}");

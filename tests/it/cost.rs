@@ -4,13 +4,13 @@
 use std::{fs, path::Path, time::Duration};
 
 use axum::http::StatusCode;
-use nano_webhooks::{clock::Deadline, dispatch::Dispatcher, store::rate_limit::Limits};
+use nano_webhooks::{clock::Deadline, dispatch::Dispatcher, store::rate_limit::RateLimits};
 use serde_json::{Value, json};
 
 use crate::{
-    api::App,
-    dispatch::{insert, job, run},
-    proxy::{Proxy, Used},
+    api::TestApp,
+    dispatch::{dispatch_batch, insert_record, job_image},
+    proxy::{ConsumedCapacity, Proxy},
     support::{Receiver, other_engine},
 };
 
@@ -19,36 +19,48 @@ const BEGIN: &str = "<!-- counted -->\n";
 const END: &str = "<!-- /counted -->\n";
 
 /// An account with webhooks, and what counts.
-struct Scene {
-    app: App,
+struct CostFixture {
+    app: TestApp,
     receiver: Receiver,
     proxy: Proxy,
     dispatcher: Dispatcher,
 }
 
-impl Scene {
+impl CostFixture {
     /// With webhooks at these paths of the receiver, each of which has answered before.
     async fn new(paths: &[&str]) -> Self {
-        let (app, receiver) = (App::new().await, Receiver::start().await);
+        let (app, receiver) = (TestApp::new().await, Receiver::start().await);
         let proxy = Proxy::start(app.world.endpoint.clone()).await;
-        let store = app.world.store_through(nano_webhooks_cli::dynamodb(&proxy.url));
-        let limits = Limits { per_minute: Some(1_000), per_day: Some(10_000) };
+        let store = app
+            .world
+            .store_through(nano_webhooks_cli::dynamodb(&proxy.url));
+        let limits = RateLimits {
+            per_minute: Some(1_000),
+            per_day: Some(10_000),
+        };
         let dispatcher = Dispatcher {
             store: store.clone(),
             clock: app.clock.clone(),
             schedule: "1s,1s".parse().unwrap(),
             ..app.world.dispatcher()
         };
-        let scene = Self { app: app.over(store, limits), receiver, proxy, dispatcher };
+        let scene = Self {
+            app: app.over(store, limits),
+            receiver,
+            proxy,
+            dispatcher,
+        };
         for path in paths {
-            let body =
-                json!({"url": scene.receiver.url("/ok"), "events": ["job.completed"], "secret_key": "my-secret-key"});
+            let body = json!({"url": scene.receiver.url("/ok"), "events": ["job.completed"], "secret_key": "my-secret-key"});
             let created = scene.app.create(body).await;
             assert_eq!(created.status, StatusCode::CREATED);
             scene.end_jobs(1_000_000, 1, 0).await;
             let patched = json!({"url": scene.receiver.url(path)});
             if *path != "/ok" {
-                scene.app.send_json("PATCH", created.header("location"), &patched).await;
+                scene
+                    .app
+                    .send_json("PATCH", created.header("location"), &patched)
+                    .await;
             }
         }
         scene.proxy.take_used();
@@ -58,15 +70,15 @@ impl Scene {
     /// Jobs that end, with so much data each.
     async fn end_jobs(&self, first: usize, count: usize, padding: usize) {
         let record = |n| {
-            let mut job = job(&format!("task_{n:07}"), "completed");
+            let mut job = job_image(&format!("task_{n:07}"), "completed");
             job["data"] = json!({"M": {
                 "url": {"S": "https://cdn.example.com/outputs/2024/12/23/image-0123456789abcdef.png"},
                 "credits_charged": {"N": "6"}, "padding": {"S": "x".repeat(padding)},
             }});
-            insert(n, job)
+            insert_record(n, job)
         };
         let records: Vec<_> = (first..first + count).map(record).collect();
-        assert_eq!(run(&self.dispatcher, &records).await, []);
+        assert_eq!(dispatch_batch(&self.dispatcher, &records).await, []);
     }
 
     async fn retry_all(&self) {
@@ -77,10 +89,14 @@ impl Scene {
     }
 }
 
-fn row(what: &str, per: f64, used: Used) -> String {
+fn row(what: &str, per: f64, used: ConsumedCapacity) -> String {
     let number = |n: f64| {
         let n = (n * 10.0).round() / 10.0;
-        if n.fract() == 0.0 { format!("{n:.0}") } else { format!("{n:.1}") }
+        if n.fract() == 0.0 {
+            format!("{n:.0}")
+        } else {
+            format!("{n:.1}")
+        }
     };
     let requests = f64::from(u32::try_from(used.requests).unwrap());
     format!(
@@ -92,8 +108,10 @@ fn row(what: &str, per: f64, used: Used) -> String {
 }
 
 async fn deliveries() -> String {
-    let mut table = "| 1,000 deliveries | requests | read units | write units |\n|---|---|---|---|\n".to_owned();
-    let scene = Scene::new(&["/ok"]).await;
+    let mut table =
+        "| 1,000 deliveries | requests | read units | write units |\n|---|---|---|---|\n"
+            .to_owned();
+    let scene = CostFixture::new(&["/ok"]).await;
     for (what, padding) in [
         ("one subscriber, a body of 250 bytes", 0),
         ("one subscriber, a body of 4 KB", 3_850),
@@ -104,14 +122,30 @@ async fn deliveries() -> String {
         table += &row(what, 10.0, scene.proxy.take_used());
     }
     scene.end_jobs(500, 10, 0).await;
-    table += &row("one subscriber, batches of 10 instead of 100", 100.0, scene.proxy.take_used());
+    table += &row(
+        "one subscriber, batches of 10 instead of 100",
+        100.0,
+        scene.proxy.take_used(),
+    );
 
-    let scene = Scene::new(&["/ok"; 10]).await;
+    let scene = CostFixture::new(&["/ok"; 10]).await;
     scene.end_jobs(0, 100, 0).await;
     table += &row("ten subscribers", 1.0, scene.proxy.take_used());
 
     // Of ten subscribers one answers 500, at first.
-    let scene = Scene::new(&["/status/500", "/ok", "/ok", "/ok", "/ok", "/ok", "/ok", "/ok", "/ok", "/ok"]).await;
+    let scene = CostFixture::new(&[
+        "/status/500",
+        "/ok",
+        "/ok",
+        "/ok",
+        "/ok",
+        "/ok",
+        "/ok",
+        "/ok",
+        "/ok",
+        "/ok",
+    ])
+    .await;
     // The first failure is written down, and the endpoint's health with it.
     scene.end_jobs(500, 1, 0).await;
     scene.app.world.timers();
@@ -119,51 +153,136 @@ async fn deliveries() -> String {
     scene.end_jobs(0, 100, 0).await;
     let mended = json!({"url": scene.receiver.url("/ok")});
     let first = scene.proxy.take_used();
-    scene.app.send_json("PATCH", "/api/v1/webhooks/1", &mended).await;
+    scene
+        .app
+        .send_json("PATCH", "/api/v1/webhooks/1", &mended)
+        .await;
     scene.proxy.take_used();
     scene.retry_all().await;
     let second = scene.proxy.take_used();
-    let both = Used {
+    let both = ConsumedCapacity {
         requests: first.requests + second.requests,
         read_units: first.read_units + second.read_units,
         write_units: first.write_units + second.write_units,
     };
     table += &row("ten subscribers, one of which fails once", 1.0, both);
 
-    scene.dispatcher.sweep(Deadline::after(Duration::from_mins(1))).await.unwrap();
+    scene
+        .dispatcher
+        .sweep(Deadline::after(Duration::from_mins(1)))
+        .await
+        .unwrap();
     table += "\n| one sweep | requests | read units | write units |\n|---|---|---|---|\n";
     table += &row("with nothing due", 1.0, scene.proxy.take_used());
     table
 }
 
 async fn routes() -> String {
-    let mut table = "| one API request | requests | read units | write units |\n|---|---|---|---|\n".to_owned();
-    let scene = Scene::new(&["/ok"; 10]).await;
+    let mut table =
+        "| one API request | requests | read units | write units |\n|---|---|---|---|\n".to_owned();
+    let scene = CostFixture::new(&["/ok"; 10]).await;
     scene.end_jobs(0, 100, 0).await;
     let app = &scene.app;
     let list = app.get("/api/v1/webhooks/1/deliveries?limit=50").await;
-    let delivery = list.json["data"][0]["event_id"].as_str().unwrap().to_owned();
+    let delivery = list.json["data"][0]["event_id"]
+        .as_str()
+        .unwrap()
+        .to_owned();
     let delivery = format!("/api/v1/webhooks/1/deliveries/{delivery}");
     let create = json!({"url": scene.receiver.url("/ok"), "events": ["job.completed"], "secret_key": "my-secret-key"});
     let since = json!({"since": "2024-12-23T00:00:00Z"});
-    let replay = app.send_json("POST", "/api/v1/webhooks/3/replay", &since).await.header("location").to_owned();
+    let replay = app
+        .send_json("POST", "/api/v1/webhooks/3/replay", &since)
+        .await
+        .header("location")
+        .to_owned();
     scene.proxy.take_used();
     let routes: [(&str, &str, &str, Value); 15] = [
-        ("GET /webhooks, with ten", "GET", "/api/v1/webhooks", Value::Null),
+        (
+            "GET /webhooks, with ten",
+            "GET",
+            "/api/v1/webhooks",
+            Value::Null,
+        ),
         ("POST /webhooks", "POST", "/api/v1/webhooks", create),
-        ("GET /webhooks/{id}", "GET", "/api/v1/webhooks/1", Value::Null),
-        ("PATCH /webhooks/{id}", "PATCH", "/api/v1/webhooks/1", json!({"description": "changed"})),
-        ("POST /webhooks/{id}/rotate-secret", "POST", "/api/v1/webhooks/1/rotate-secret", json!({})),
-        ("POST /webhooks/{id}/test", "POST", "/api/v1/webhooks/1/test", json!({})),
-        ("GET /webhooks/{id}/deliveries, 50 of 101", "GET", "/api/v1/webhooks/1/deliveries?limit=50", Value::Null),
-        ("GET /webhooks/{id}/deliveries/{event_id}", "GET", &delivery, Value::Null),
-        ("POST /webhooks/{id}/deliveries/{event_id}/retry", "POST", &format!("{delivery}/retry"), json!({})),
-        ("POST /webhooks/{id}/replay, nothing failed", "POST", "/api/v1/webhooks/2/replay", since),
-        ("GET /webhooks/{id}/replays/{replay}", "GET", &replay, Value::Null),
-        ("DELETE /webhooks/{id}/replays/{replay}", "DELETE", &replay, Value::Null),
-        ("DELETE /webhooks/{id}, nothing pending", "DELETE", "/api/v1/webhooks/11", Value::Null),
-        ("a request with a wrong key", "GET", "/api/v1/webhooks", json!("wrong")),
-        ("a request for another's webhook: 404", "GET", "/api/v1/webhooks/99", Value::Null),
+        (
+            "GET /webhooks/{id}",
+            "GET",
+            "/api/v1/webhooks/1",
+            Value::Null,
+        ),
+        (
+            "PATCH /webhooks/{id}",
+            "PATCH",
+            "/api/v1/webhooks/1",
+            json!({"description": "changed"}),
+        ),
+        (
+            "POST /webhooks/{id}/rotate-secret",
+            "POST",
+            "/api/v1/webhooks/1/rotate-secret",
+            json!({}),
+        ),
+        (
+            "POST /webhooks/{id}/test",
+            "POST",
+            "/api/v1/webhooks/1/test",
+            json!({}),
+        ),
+        (
+            "GET /webhooks/{id}/deliveries, 50 of 101",
+            "GET",
+            "/api/v1/webhooks/1/deliveries?limit=50",
+            Value::Null,
+        ),
+        (
+            "GET /webhooks/{id}/deliveries/{event_id}",
+            "GET",
+            &delivery,
+            Value::Null,
+        ),
+        (
+            "POST /webhooks/{id}/deliveries/{event_id}/retry",
+            "POST",
+            &format!("{delivery}/retry"),
+            json!({}),
+        ),
+        (
+            "POST /webhooks/{id}/replay, nothing failed",
+            "POST",
+            "/api/v1/webhooks/2/replay",
+            since,
+        ),
+        (
+            "GET /webhooks/{id}/replays/{replay}",
+            "GET",
+            &replay,
+            Value::Null,
+        ),
+        (
+            "DELETE /webhooks/{id}/replays/{replay}",
+            "DELETE",
+            &replay,
+            Value::Null,
+        ),
+        (
+            "DELETE /webhooks/{id}, nothing pending",
+            "DELETE",
+            "/api/v1/webhooks/11",
+            Value::Null,
+        ),
+        (
+            "a request with a wrong key",
+            "GET",
+            "/api/v1/webhooks",
+            json!("wrong"),
+        ),
+        (
+            "a request for another's webhook: 404",
+            "GET",
+            "/api/v1/webhooks/99",
+            Value::Null,
+        ),
     ];
     for (what, method, path, body) in routes {
         let answer = match &body {
@@ -173,7 +292,12 @@ async fn routes() -> String {
             body => app.send_json(method, path, body).await,
         };
         let refused = what.contains("wrong key") || what.contains("404");
-        assert_eq!(answer.status.is_success(), !refused, "{what}: {}", answer.text);
+        assert_eq!(
+            answer.status.is_success(),
+            !refused,
+            "{what}: {}",
+            answer.text
+        );
         table += &row(&format!("`{what}`"), 1.0, scene.proxy.take_used());
     }
     table
@@ -181,12 +305,19 @@ async fn routes() -> String {
 
 /// A table without its units.
 fn requests(table: &str) -> Vec<String> {
-    table.lines().map(|line| line.split(" | ").take(2).collect::<Vec<_>>().join(" | ")).collect()
+    table
+        .lines()
+        .map(|line| line.split(" | ").take(2).collect::<Vec<_>>().join(" | "))
+        .collect()
 }
 
 #[tokio::test]
 async fn the_page_of_costs_has_the_units_that_the_engine_counts() {
-    let counted = format!("{}\n{}", Box::pin(deliveries()).await, Box::pin(routes()).await);
+    let counted = format!(
+        "{}\n{}",
+        Box::pin(deliveries()).await,
+        Box::pin(routes()).await
+    );
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(PAGE);
     let page = fs::read_to_string(&path).unwrap();
     let (before, rest) = page.split_once(BEGIN).unwrap();
@@ -195,9 +326,15 @@ async fn the_page_of_costs_has_the_units_that_the_engine_counts() {
         // DynamoDB Local does not count reads of what is not there, which DynamoDB bills.
         return assert_eq!(requests(written), requests(&counted));
     }
-    #[expect(clippy::disallowed_methods, reason = "whoever changes a cost says here that the page is to be renewed")]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "whoever changes a cost says here that the page is to be renewed"
+    )]
     if std::env::var("UPDATE_COST").is_ok() {
         return fs::write(&path, format!("{before}{BEGIN}{counted}{END}{after}")).unwrap();
     }
-    assert_eq!(written, counted, "renew {PAGE} with UPDATE_COST=1 cargo test --test it units");
+    assert_eq!(
+        written, counted,
+        "renew {PAGE} with UPDATE_COST=1 cargo test --test it units"
+    );
 }

@@ -1,7 +1,7 @@
 //! The fixed point, in a real JavaScript engine: for every body B that is sent, `JSON.stringify(JSON.parse(B)) === B`.
 
 use nano_webhooks_core::{
-    event::{EventId, JobEvent, Outcome, attribute_data::Value, decimal::Number},
+    event::{EventId, JobEvent, JobOutcome, attribute_data::AttributeData, decimal::Decimal},
     signing,
     timestamp::Timestamp,
     webhook::Secret,
@@ -25,10 +25,12 @@ fn in_javascript<T>(with: impl FnOnce(&dyn Fn(&str, &str) -> String) -> T) -> T 
 }
 
 /// Numbers as DynamoDB gives them: up to 38 digits, exponents from -130 to 125, and those around the edges of a double.
-fn number() -> impl Strategy<Value = Number> {
+fn number() -> impl Strategy<Value = Decimal> {
     let text = prop_oneof![
         any::<i64>().prop_map(|n| n.to_string()),
-        any::<f64>().prop_filter("finite", |n| n.is_finite()).prop_map(|n| n.to_string()),
+        any::<f64>()
+            .prop_filter("finite", |n| n.is_finite())
+            .prop_map(|n| n.to_string()),
         (-1e21..1e21_f64).prop_map(|n| n.to_string()),
         "-?[0-9]{1,38}",
         r"-?[0-9]{1,19}\.[0-9]{1,19}",
@@ -45,7 +47,7 @@ fn number() -> impl Strategy<Value = Number> {
         ])
         .prop_map(str::to_owned),
     ];
-    text.prop_map(|text| Number::parse(&text).unwrap_or_else(|| panic!("{text}")))
+    text.prop_map(|text| Decimal::parse(&text).unwrap_or_else(|| panic!("{text}")))
 }
 
 fn key() -> impl Strategy<Value = String> {
@@ -81,32 +83,38 @@ fn key() -> impl Strategy<Value = String> {
     ]
 }
 
-fn value() -> impl Strategy<Value = Value> {
+fn value() -> impl Strategy<Value = AttributeData> {
     let leaf = prop_oneof![
-        Just(Value::Null),
-        any::<bool>().prop_map(Value::Bool),
-        number().prop_map(Value::Number),
-        any::<String>().prop_map(Value::String),
-        "[\u{0}-\u{9f}\u{2028}\u{2029}\u{feff}\"\\\\/<>&']{0,8}".prop_map(Value::String),
-        vec(any::<u8>(), 0..16).prop_map(Value::Binary),
-        vec(any::<String>(), 1..4).prop_map(Value::StringSet),
-        vec(number(), 1..4).prop_map(Value::NumberSet),
-        vec(vec(any::<u8>(), 0..4), 1..4).prop_map(Value::BinarySet),
+        Just(AttributeData::Null),
+        any::<bool>().prop_map(AttributeData::Bool),
+        number().prop_map(AttributeData::Number),
+        any::<String>().prop_map(AttributeData::String),
+        "[\u{0}-\u{9f}\u{2028}\u{2029}\u{feff}\"\\\\/<>&']{0,8}".prop_map(AttributeData::String),
+        vec(any::<u8>(), 0..16).prop_map(AttributeData::Binary),
+        vec(any::<String>(), 1..4).prop_map(AttributeData::StringSet),
+        vec(number(), 1..4).prop_map(AttributeData::NumberSet),
+        vec(vec(any::<u8>(), 0..4), 1..4).prop_map(AttributeData::BinarySet),
     ];
-    leaf.prop_recursive(8, 64, 8, |inner| prop_oneof![vec(inner.clone(), 0..8).prop_map(Value::List), map(inner)])
+    leaf.prop_recursive(8, 64, 8, |inner| {
+        prop_oneof![
+            vec(inner.clone(), 0..8).prop_map(AttributeData::List),
+            map(inner)
+        ]
+    })
 }
 
-fn map(of: impl Strategy<Value = Value>) -> impl Strategy<Value = Value> {
-    prop::collection::hash_map(key(), of, 0..8).prop_map(|entries| Value::Map(entries.into_iter().collect()))
+fn map(of: impl Strategy<Value = AttributeData>) -> impl Strategy<Value = AttributeData> {
+    prop::collection::hash_map(key(), of, 0..8)
+        .prop_map(|entries| AttributeData::Map(entries.into_iter().collect()))
 }
 
-fn event(data: Value, text: String) -> JobEvent {
+fn event(data: AttributeData, text: String) -> JobEvent {
     JobEvent {
         id: EventId::parse("evt_01JFS8TX800000000000000000").unwrap(),
         account: account("acme"),
         task_id: text.clone(),
         task_type: text,
-        outcome: Outcome::Completed,
+        outcome: JobOutcome::Completed,
         timestamp: "2024-12-23T10:00:00Z".into(),
         data,
         traceparent: None,
@@ -137,9 +145,13 @@ proptest! {
 
 #[test]
 fn a_document_as_deep_as_dynamodb_allows_is_a_fixed_point() {
-    let deep = (0..31).fold(Value::Null, |inner, n| {
-        if n % 2 == 0 { Value::List(vec![inner]) } else { Value::Map(vec![("k".into(), inner)]) }
+    let deep = (0..31).fold(AttributeData::Null, |inner, n| {
+        if n % 2 == 0 {
+            AttributeData::List(vec![inner])
+        } else {
+            AttributeData::Map(vec![("k".into(), inner)])
+        }
     });
-    let body = event(Value::Map(vec![("deep".into(), deep)]), "t".into()).body();
+    let body = event(AttributeData::Map(vec![("deep".into(), deep)]), "t".into()).body();
     in_javascript(|signed| assert_eq!(signed(&body, "0"), format!("0.{body}")));
 }
