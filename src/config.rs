@@ -110,26 +110,24 @@ impl From<CaFileError> for ConfigError {
     }
 }
 
-/// `RETRY_QUEUE_URL`: the SQS queue of a deployed function.
-///
-/// # Errors
-/// If it is missing.
-pub fn retry_queue_url() -> Result<String, ConfigError> {
-    let missing = || {
-        ConfigError::new(
+/// Reads the URL of the SQS retry queue from `RETRY_QUEUE_URL`.
+pub fn retry_queue_url(
+    get: impl Fn(&str) -> Result<Option<String>, ConfigError>,
+) -> Result<String, ConfigError> {
+    match get("RETRY_QUEUE_URL")? {
+        Some(url) => Ok(url),
+        None => Err(ConfigError::new(
             "RETRY_QUEUE_URL",
             "missing, expected the URL of an SQS queue",
-        )
-    };
-    env_var("RETRY_QUEUE_URL")?.ok_or_else(missing)
+        )),
+    }
 }
 
-/// `STACK_NAME`: the name of the deployment, by which its metrics are told from another's.
-///
-/// # Errors
-/// If it is not text.
-pub fn stack_name() -> Result<String, ConfigError> {
-    Ok(env_var("STACK_NAME")?.unwrap_or_else(|| "nano-webhooks".to_owned()))
+/// Reads the name of the stack from `STACK_NAME`. The default is `nano-webhooks`.
+pub fn stack_name(
+    get: impl Fn(&str) -> Result<Option<String>, ConfigError>,
+) -> Result<String, ConfigError> {
+    Ok(get("STACK_NAME")?.unwrap_or_else(|| "nano-webhooks".to_owned()))
 }
 
 /// A variable of the environment, if it is set and not empty.

@@ -11,6 +11,9 @@ mod serve;
 mod stream_poller;
 mod verify;
 
+pub use retry_timer::SWEEP_INTERVAL;
+pub use stream_poller::{BATCH_SIZE, BATCH_TIME};
+
 use aws_sdk_dynamodb::config::{BehaviorVersion, Credentials, Region, SharedHttpClient};
 
 /// The region and the credentials that an engine on this machine is called with; it looks at neither.

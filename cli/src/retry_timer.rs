@@ -26,7 +26,7 @@ const MAX_TIMERS: usize = 200_000;
 /// How many of them are worked on at the same time; how many attempts that may be, the gates say.
 const CONCURRENT_RETRIES: usize = 4_096;
 /// The time between two sweeps, as in the template.
-const SWEEP_INTERVAL: Duration = Duration::from_mins(1);
+pub const SWEEP_INTERVAL: Duration = Duration::from_mins(1);
 
 /// Makes attempts when their timers say so, until `stop` turns true; attempts that were begun are ended.
 pub async fn run(

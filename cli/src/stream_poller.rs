@@ -25,9 +25,9 @@ use nano_webhooks::{
 };
 
 /// How many records a batch has at most: as the template sets it.
-const BATCH_SIZE: i32 = 100;
+pub const BATCH_SIZE: i32 = 100;
 /// How long the dispatcher may take for a batch: as the template sets the function's timeout, less its reserve.
-const BATCH_TIME: Duration = Duration::from_secs(25);
+pub const BATCH_TIME: Duration = Duration::from_secs(25);
 /// How often the embedded engine is looked at for changes.
 const BUSY_POLL: Duration = Duration::from_millis(2);
 /// After so many looks without a change, a second or so, it is looked at more rarely.

@@ -29,7 +29,7 @@ async fn run() -> Result<(), lambda_http::Error> {
         clock: Clock::system(),
         queue: RetryQueue::Sqs {
             client: aws_sdk_sqs::Client::new(&aws),
-            url: retry_queue_url()?,
+            url: retry_queue_url(env_var)?,
         },
         retention: config.retention,
         webhooks_per_account: config.webhooks_per_account,

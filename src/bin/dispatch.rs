@@ -31,14 +31,14 @@ async fn main() -> ExitCode {
 
 async fn run() -> Result<(), lambda_runtime::Error> {
     let config = Config::read(env_var, ConfigDefaults::DEPLOYED)?;
-    let stack = stack_name()?;
+    let stack = stack_name(env_var)?;
     let aws = aws::load_sdk_config().await;
     let dispatcher = Dispatcher {
         direct: config.client(Timeouts::DIRECT)?,
         queued: config.client(Timeouts::QUEUED)?,
         queue: RetryQueue::Sqs {
             client: aws_sdk_sqs::Client::new(&aws),
-            url: retry_queue_url()?,
+            url: retry_queue_url(env_var)?,
         },
         gates: InFlightLimiter::default(),
         clock: Clock::system(),

@@ -10,7 +10,7 @@ use super::{Dispatcher, stream_record::Record};
 use crate::{clock::Deadline, concurrency, queue::RetryMessage};
 
 /// How many messages of a batch are worked on at the same time; more than a batch has.
-const CONCURRENT_MESSAGES: usize = 100;
+pub const CONCURRENT_MESSAGES: usize = 100;
 /// The `detail-type` of an event of EventBridge's schedules.
 const SCHEDULED: &str = "Scheduled Event";
 

@@ -28,7 +28,7 @@ use nano_webhooks_core::{
 
 /// What KMS is told of a data key beside the key itself, so that it unwraps it for this purpose and version alone, and its
 /// log says what for.
-const ENCRYPTION_CONTEXT_KEY: &str = "nano-webhooks-data-key";
+pub const ENCRYPTION_CONTEXT_KEY: &str = "nano-webhooks-data-key";
 /// How often a data key is looked for again when others start one at the same time.
 const MAX_TRIES: usize = 5;
 

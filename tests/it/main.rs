@@ -18,5 +18,6 @@ mod rotation;
 mod secrets;
 mod support;
 mod targets;
+mod template_values;
 mod test_event;
 mod tls;
