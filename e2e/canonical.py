@@ -65,7 +65,9 @@ def key_order(key):
 
 
 def number(text):
-    """A JSON number if the shortest decimal of the nearest double is exact, otherwise a string of plain digits."""
+    """A JSON number if the shortest decimal of the nearest double is exact, otherwise a string of
+    plain digits.
+    """
     exact = Decimal(text)
     double = float(exact)
     if Decimal(repr(double)) == exact:
@@ -74,7 +76,10 @@ def number(text):
 
 
 def ecmascript(double):
-    """Number::toString of ECMA-262. Python's `repr` has the same shortest digits in another layout."""
+    """Number::toString of ECMA-262.
+
+    Python's `repr` has the same shortest digits in another layout.
+    """
     if double == 0:
         return "0"
     _, digits, exponent = Decimal(repr(abs(double))).normalize().as_tuple()

@@ -12,7 +12,10 @@ from support import Receiver, Service
 
 @pytest.fixture(scope="session")
 def start(tmp_path_factory):
-    """Starts a service, `start(*options, env={…})`. Kills the services that still run at the end."""
+    """Starts a service, `start(*options, env={…})`.
+
+    Kills the services that still run at the end.
+    """
     services = []
 
     def start(*args, env=None):
@@ -28,7 +31,10 @@ def start(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def service(start):
-    """One service in memory for all tests without special settings. Each test uses accounts of its own."""
+    """One service in memory for all tests without special settings.
+
+    Each test uses accounts of its own.
+    """
     return start("--in-memory", "--retry-schedule", "1h")
 
 

@@ -1,8 +1,9 @@
 """The deployed functions, and substitutes for the AWS services around them.
 
-The binaries `api` and `dispatch` from the folder of the tested binary run as Lambda runs them, over the Runtime API of
-this file. Their events are built from the files in `events/`. An engine that speaks the protocols of SQS and KMS
-replaces both. Each deployment has tables of its own in the DynamoDB engine of a running `serve`.
+The binaries `api` and `dispatch` from the folder of the tested binary run as Lambda runs them, over
+the Runtime API of this file. Their events are built from the files in `events/`. An engine that
+speaks the protocols of SQS and KMS replaces both. Each deployment has tables of its own in the
+DynamoDB engine of a running `serve`.
 """
 
 import concurrent.futures
@@ -88,7 +89,9 @@ class _Server(http.server.ThreadingHTTPServer):
 
 
 class _RuntimeApi(_Handler):
-    """The part of Lambda's Runtime API 2018-06-01 that hands out invocations and takes their results."""
+    """The part of Lambda's Runtime API 2018-06-01 that hands out invocations and takes their
+    results.
+    """
 
     def do_GET(self):
         assert self.path == "/2018-06-01/runtime/invocation/next", self.path
@@ -188,7 +191,8 @@ class _ProxyHandler(_Handler):
 class RecordingProxy:
     """A proxy in front of an AWS engine. It records the requests.
 
-    While `override` is set, `override(request)` returns the status and the response, and the engine gets no request.
+    While `override` is set, `override(request)` returns the status and the response, and the engine
+    gets no request.
     """
 
     def __init__(self, engine):
@@ -321,7 +325,10 @@ class Deployment:
         ).get("Messages", [])
 
     def poll(self, function=None):
-        """Hands a batch from the queue to `dispatch`, as Lambda does. Returns its message ids and the failed ones."""
+        """Hands a batch from the queue to `dispatch`, as Lambda does.
+
+        Returns its message ids and the failed ones.
+        """
         messages = self.receive_messages()
         if not messages:
             return [], []
@@ -363,7 +370,9 @@ class Deployment:
         return {item["task_id"]["S"]: item for item in self.scan_deliveries()}
 
     def reschedule(self, item, due_in, sweep_in):
-        """Sets the times of the next attempt and of the sweep of a pending delivery, in seconds from now."""
+        """Sets the times of the next attempt and of the sweep of a pending delivery, in seconds
+        from now.
+        """
         times = {":due": due_in, ":sweep": sweep_in}
         self.db.update_item(
             TableName=self.tables["deliveries"],

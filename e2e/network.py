@@ -1,4 +1,4 @@
-"""The network that a service sees: DNS names, certificates, and listeners that count connections."""
+"""The network of a service: DNS names, certificates, and listeners that count connections."""
 
 import contextlib
 import datetime
@@ -50,12 +50,16 @@ class Dns:
         )
         if completed.stdout.strip() != "192.0.2.77":
             pytest.fail(
-                f"{RESOLVER} is missing, which these tests need for DNS names: run `apt-get install libnss-wrapper`",
+                f"{RESOLVER} is missing, which these tests need for DNS names: "
+                "run `apt-get install libnss-wrapper`",
                 pytrace=False,
             )
 
     def set(self, names):
-        """Sets the records of some names. A value is an address, a list of addresses in this order, or None."""
+        """Sets the records of some names.
+
+        A value is an address, a list of addresses in this order, or None.
+        """
         with self.lock:
             for name, addresses in names.items():
                 self.names[name] = [addresses] if isinstance(addresses, str) else addresses or []
@@ -85,7 +89,9 @@ class CertificateAuthority:
         self.file.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
 
     def issue(self, *names):
-        """Issues a certificate for these names and addresses, and returns the TLS context of a server."""
+        """Issues a certificate for these names and addresses, and returns the TLS context of a
+        server.
+        """
         key = ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "example server")])
         certificate = self._certificate(
@@ -120,7 +126,10 @@ def _general(name):
 
 
 class ConnectionCounter:
-    """A server on this machine that counts its connections. It responds with 204 to an HTTP request."""
+    """A server on this machine that counts its connections.
+
+    It responds with 204 to an HTTP request.
+    """
 
     def __init__(self, address="127.0.0.1", port=0, tls=None):
         family = socket.AF_INET6 if ":" in address else socket.AF_INET

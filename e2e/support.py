@@ -1,4 +1,4 @@
-"""Shared helpers: the service as a process, a client of its API, receivers, and signature verifiers."""
+"""Shared helpers: processes, a client of the API, receivers, and signature verifiers."""
 
 import contextlib
 import dataclasses
@@ -28,7 +28,9 @@ STANDARD_SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 
 
 def wait_until(condition, description, timeout=TEST_TIMEOUT):
-    """Polls `condition()` and returns its first true value. Fails with `description` after `timeout` seconds.
+    """Polls `condition()` and returns its first true value.
+
+    Fails with `description` after `timeout` seconds.
 
     `description` is a text, or a function that returns one.
     """
@@ -44,7 +46,10 @@ def wait_until(condition, description, timeout=TEST_TIMEOUT):
 
 
 def build_environment(extra=None):
-    """A minimal environment plus `extra`. The service reads settings from its environment, so nothing else is inherited."""
+    """A minimal environment plus `extra`.
+
+    The service reads settings from its environment, so nothing else is inherited.
+    """
     inherited = {
         name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR") if name in os.environ
     }
@@ -52,7 +57,10 @@ def build_environment(extra=None):
 
 
 def run_command(*args, check=True, env=None):
-    """Runs a command of the binary and returns the completed process. `check` requires exit code 0."""
+    """Runs a command of the binary and returns the completed process.
+
+    `check` requires exit code 0.
+    """
     completed = subprocess.run(
         [BINARY, *args], env=build_environment(env), capture_output=True, text=True, timeout=60
     )
@@ -62,7 +70,10 @@ def run_command(*args, check=True, env=None):
 
 
 class Process:
-    """A running command of the binary. Its stderr goes to the file `log`; its stdout is read without blocking."""
+    """A running command of the binary.
+
+    Its stderr goes to the file `log`; its stdout is read without blocking.
+    """
 
     def __init__(self, args, log, env=None):
         self.log = Path(log)
@@ -160,7 +171,8 @@ class Service(Process):
     def put_job(self, task_id, account, status="completed", **attributes):
         """Writes a job to the jobs table, as a worker does.
 
-        `attributes` are typed DynamoDB values; `status` is a text or such a value. None leaves an attribute out.
+        `attributes` are typed DynamoDB values; `status` is a text or such a value. None leaves an
+        attribute out.
         """
         item = {
             "task_id": {"S": task_id},
@@ -219,7 +231,10 @@ class Response:
         return self.json["error"]["message"]
 
     def assert_error(self, status, code):
-        """Asserts the status and the error code, and returns the response. A failure shows the body."""
+        """Asserts the status and the error code, and returns the response.
+
+        A failure shows the body.
+        """
         actual = (self.status, self.json.get("error", {}).get("code"))
         assert actual == (status, code), self.text
         return self
@@ -232,7 +247,10 @@ class Api:
         self.url, self.key, self.account = url, key, account
 
     def call(self, method, path, body=None, headers=None, key=None):
-        """Sends a request. Every response must have the envelope, the content type and a request id."""
+        """Sends a request.
+
+        Every response must have the envelope, the content type and a request id.
+        """
         all_headers = {"Authorization": f"Bearer {key or self.key}"}
         if body is not None and not isinstance(body, bytes):
             body = json.dumps(body).encode()
@@ -301,7 +319,10 @@ class Api:
         return self.call("POST", f"/api/v1/webhooks/{webhook}/deliveries/{event}/retry")
 
     def wait_for_delivery(self, webhook, condition=lambda row: True, timeout=TEST_TIMEOUT):
-        """Waits until the log lists the webhook's only delivery and `condition(row)` is true. Returns the row."""
+        """Waits until the log lists the webhook's only delivery and `condition(row)` is true.
+
+        Returns the row.
+        """
         rows = []
 
         def find_row():
@@ -314,7 +335,7 @@ class Api:
 
 
 def assert_envelope(response):
-    """Asserts the content type, the request id and the envelope that every response of the API has."""
+    """Asserts the content type, the request id and the envelope of every response."""
     headers = response.headers
     assert headers.get_all("Content-Type") == ["application/json"], (
         response.status,
@@ -395,7 +416,7 @@ class Receiver:
         return sorted((body["task_id"], body["event"]) for body in body_by_id.values())
 
     def wait_for(self, path, count=1):
-        """Waits until a path received `count` different event ids, and returns all requests to it."""
+        """Waits until a path received `count` different events. Returns all requests to it."""
         wait_until(
             lambda: len({request.id for request in self.requests_to(path)}) >= count,
             lambda: f"{count} events at {path}; received {len(self.requests_to(path))} requests",
@@ -457,7 +478,7 @@ def respond_with(status, headers=(), body=b"", delay=0):
 
 
 def respond_in_turn(*actions):
-    """An action that calls each of `actions` once, in this order, and the last one for every later request."""
+    """An action that calls `actions` in this order, and repeats the last one."""
     remaining = itertools.chain(actions, itertools.repeat(actions[-1]))
     return lambda handler: next(remaining)(handler)
 
@@ -513,7 +534,10 @@ def _receive(connection):
 
 
 def verify_signatures(requests, secret):
-    """Asserts that each request passes the documented verifier, both official packages and the JSON round trip."""
+    """Asserts that each request passes the documented verifier and both official packages.
+
+    The body must also survive a round trip through JSON in JavaScript.
+    """
     lines = [
         json.dumps({"headers": r.headers, "body": r.body.decode(), "secret": secret})
         for r in requests

@@ -1,7 +1,7 @@
 """The API over a real HTTP server: chunked bodies, and an outage of DynamoDB.
 
-The integration tests cover routes and errors. `support.Api.call` asserts the envelope, the content type and the
-request id of every response.
+The integration tests cover routes and errors. `support.Api.call` asserts the envelope, the content
+type and the request id of every response.
 """
 
 import http.client

@@ -38,7 +38,10 @@ def list_keys(keys, account):
 
 
 def test_key_is_created_listed_and_revoked(service, keys):
-    """The list shows the prefix of a key, never the key. Revoking takes the key or its prefix, at once."""
+    """The list shows the prefix of a key, never the key.
+
+    Revoking takes the key or its prefix, at once.
+    """
     created = json.loads(keys("create", "--account", "operated", "--json").stdout)
     assert set(created) == {"account", "api_key"} and created["account"] == "operated"
     first = created["api_key"]

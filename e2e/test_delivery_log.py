@@ -44,7 +44,9 @@ def test_cursor_walk_lists_each_delivery_once(api, receiver, write_jobs):
 
 
 def test_delivery_shows_request_and_response(api, receiver, write_jobs):
-    """A delivery shows the payload and the headers that the receiver got, and the response that it sent."""
+    """A delivery shows the payload and the headers that the receiver got, and the response that it
+    sent.
+    """
     receiver.respond("/hook", respond_with(500, body="sorry: ü ".encode() * 400))
     webhook = api.subscribe(f"{receiver.url}/hook", PLAIN_SECRET)
     write_jobs(webhook, "job")

@@ -7,10 +7,12 @@ from support import wait_until
 
 @pytest.fixture
 def wait_for_events(service, api, receiver):
-    """`wait_for_events(path, events)` asserts that exactly these events of all earlier writes reach a path.
+    """`wait_for_events(path, events)` asserts that exactly these events of all earlier writes reach
+    a path.
 
-    The stream is read in order. The fixture writes two more jobs, one after the other, and waits for their events:
-    by then all earlier records are handled, and an event that has not arrived never will.
+    The stream is read in order. The fixture writes two more jobs, one after the other, and waits
+    for their events: by then all earlier records are handled, and an event that has not arrived
+    never will.
     """
     marker_tasks = []
 
@@ -35,7 +37,9 @@ def wait_for_events(service, api, receiver):
 
 
 def test_writes_to_jobs_table_become_events(service, api, receiver, wait_for_events):
-    """A write is an event if it changes the status to a terminal one, whatever operation of DynamoDB made it."""
+    """A write is an event if it changes the status to a terminal one, whatever operation of
+    DynamoDB made it.
+    """
     api.subscribe(f"{receiver.url}/hook")
     deleted_webhook = api.subscribe(f"{receiver.url}/deleted")
     assert api.delete(deleted_webhook).status == 200

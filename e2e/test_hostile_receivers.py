@@ -1,4 +1,7 @@
-"""Twelve kinds of hostile receivers at the same time. All deliveries to them end, and other receivers are unaffected."""
+"""Twelve kinds of hostile receivers at the same time.
+
+All deliveries to them end, and other receivers are unaffected.
+"""
 
 import contextlib
 import gzip
@@ -18,7 +21,8 @@ WEBHOOKS_PER_KIND = 3
 PAYLOAD_SIZE = 200_000  # bytes of data in the event for the hostile receivers
 HEALTHY_EVENTS = 40  # events for the healthy receiver alone
 MAX_MEMORY_MB = 200
-# Seconds: one direct attempt of 1 s, two queued ones of 15 s, and the same again for a busy machine.
+# Seconds: one direct attempt of 1 s, two queued ones of 15 s, and the same again for a busy
+# machine.
 COMPLETION_TIMEOUT = 70
 
 OK = b"HTTP/1.1 200 OK\r\n"
@@ -100,7 +104,8 @@ def never_reads(connection):
         time.sleep(60)
 
 
-# The state of a delivery to each kind, and its failure. A 2xx response is accepted after 16 KiB of its body.
+# The state of a delivery to each kind, and its failure. A 2xx response is accepted after 16 KiB of
+# its body.
 KINDS = {
     endless_body: ("delivered", None),
     gzip_bomb: ("delivered", None),
@@ -134,7 +139,9 @@ def read_peak_memory(service):
 
 
 def test_hostile_receivers_exhaust_nothing(start, receiver, servers, capsys):
-    """Every delivery ends in the expected state, memory stays small, and a healthy receiver is served in time."""
+    """Every delivery ends in the expected state, memory stays small, and a healthy receiver is
+    served in time.
+    """
     service = start("--in-memory", "--retry-schedule", "100ms,100ms")
     api = service.api
     idle_memory = read_peak_memory(service)
@@ -171,8 +178,9 @@ def test_hostile_receivers_exhaust_nothing(start, receiver, servers, capsys):
     median_latency = statistics.median(latencies)
     with capsys.disabled():
         print(
-            f"\n{len(KINDS)} kinds of hostile receivers, {WEBHOOKS_PER_KIND} of each: completed in {elapsed:.0f} s, "
-            f"peak memory {peak_memory:.0f} MB ({idle_memory:.0f} MB before), healthy receiver's latency "
+            f"\n{len(KINDS)} kinds of hostile receivers, {WEBHOOKS_PER_KIND} of each: "
+            f"completed in {elapsed:.0f} s, peak memory {peak_memory:.0f} MB "
+            f"({idle_memory:.0f} MB before), healthy receiver's latency "
             f"p50 {median_latency * 1000:.0f} ms, max {max(latencies) * 1000:.0f} ms"
         )
     assert peak_memory < MAX_MEMORY_MB

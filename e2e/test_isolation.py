@@ -48,7 +48,10 @@ def format_percentiles(latencies):
 
 @pytest.mark.parametrize("neighbor", ["in the same account", "in another account"])
 def test_hanging_endpoint_delays_no_other(start, receiver, capsys, neighbor):
-    """A healthy endpoint receives every event in time. Later events of the hanging one skip the direct attempt."""
+    """A healthy endpoint receives every event in time.
+
+    Later events of the hanging one skip the direct attempt.
+    """
     service = start("--in-memory", "--retry-schedule", "1m,1h")
     healthy = service.create_account()
     hanging = healthy if neighbor == "in the same account" else service.create_account()
@@ -93,11 +96,12 @@ def test_hanging_endpoint_delays_no_other(start, receiver, capsys, neighbor):
 
     with capsys.disabled():
         print(
-            f"\nhanging endpoint {neighbor}, {RATE} events/s, p50/p95/p99 of the healthy one in ms: alone "
-            f"{format_percentiles(baseline.values())}, first {DETECTION_SECONDS} s {format_percentiles(early)}, "
-            f"then {format_percentiles(late)}"
+            f"\nhanging endpoint {neighbor}, {RATE} events/s, p50/p95/p99 of the healthy one in ms: "
+            f"alone {format_percentiles(baseline.values())}, "
+            f"first {DETECTION_SECONDS} s {format_percentiles(early)}, then {format_percentiles(late)}"
         )
-    # No tight bounds, since the machine may be busy. At first a batch may wait for one direct attempt.
+    # No tight bounds, since the machine may be busy. At first a batch may wait for one direct
+    # attempt.
     assert statistics.median(early) < 1 and statistics.median(late) < 1
     list_pending = lambda: healthy.list_deliveries(healthy_webhook, status="pending", limit=100)
     wait_until(lambda: not list_pending(), "the healthy endpoint's deliveries are recorded")

@@ -1,4 +1,6 @@
-"""Repeated SIGKILL under load, with a receiver that fails a third of the requests: no event is lost."""
+"""Repeated SIGKILL under load, with a receiver that fails a third of the requests: no event is
+lost.
+"""
 
 import collections
 import hashlib
@@ -18,7 +20,10 @@ READ_DELAY = 0.2  # seconds within which the receiver reads a request after its 
 
 
 class FlakyReceiver:
-    """Fails a third of the attempts and delays some. The attempt decides, so that a repetition behaves the same."""
+    """Fails a third of the attempts and delays some.
+
+    The attempt decides, so that a repetition behaves the same.
+    """
 
     def __init__(self):
         self.accepted_at = collections.defaultdict(
@@ -73,7 +78,10 @@ class JobWriter(threading.Thread):
 
 
 def test_kills_under_load_lose_no_event(start, receiver, tmp_path, capsys):
-    """Every acknowledged job ends as one delivered or failed delivery. Only events in flight at a kill repeat."""
+    """Every acknowledged job ends as one delivered or failed delivery.
+
+    Only events in flight at a kill repeat.
+    """
     options = ("--data-dir", str(tmp_path / "data"), "--retry-schedule", SCHEDULE)
     flaky = FlakyReceiver()
     receiver.respond("/hook", flaky)
@@ -119,7 +127,8 @@ def test_kills_under_load_lose_no_event(start, receiver, tmp_path, capsys):
     assert not lost
     assert delivered <= {*flaky.accepted_at}, "delivered without a 2xx response"
 
-    # An event is in flight at a kill if the receiver accepted it by then and no delivery was recorded just before.
+    # An event is in flight at a kill if the receiver accepted it by then and no delivery was
+    # recorded just before.
     in_flight_by_kill = []
     for killed_at, recorded in kills:
         accepted = {
@@ -133,10 +142,12 @@ def test_kills_under_load_lose_no_event(start, receiver, tmp_path, capsys):
     )
     with capsys.disabled():
         print(
-            f"\n{JOBS} jobs, {KILLS} kills: {len(receiver.requests_to('/hook'))} requests, {flaky.failed} with a 500 "
-            f"response, delivered {len(delivered)}, failed {len(failed)}, lost {len(lost)}, repeats {repeats.total()} "
-            f"of {sum(map(len, in_flight_by_kill))} in flight at the kills, repeated writes {writer.repeated_writes}, "
-            f"restarted in {min(start_seconds):.2f} to {max(start_seconds):.2f} s"
+            f"\n{JOBS} jobs, {KILLS} kills: {len(receiver.requests_to('/hook'))} requests, "
+            f"{flaky.failed} with a 500 response, delivered {len(delivered)}, "
+            f"failed {len(failed)}, lost {len(lost)}, repeats {repeats.total()} of "
+            f"{sum(map(len, in_flight_by_kill))} in flight at the kills, repeated writes "
+            f"{writer.repeated_writes}, restarted in {min(start_seconds):.2f} to "
+            f"{max(start_seconds):.2f} s"
         )
     for event, count in repeats.items():
         allowed = sum(event in in_flight for in_flight in in_flight_by_kill)

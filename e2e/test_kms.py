@@ -55,7 +55,10 @@ def list_data_keys(deployment):
 
 
 def test_tables_hold_only_encrypted_secrets(encrypted, kms, receiver):
-    """The functions sign with secrets that are in no table. Each process calls KMS once in its lifetime."""
+    """The functions sign with secrets that are in no table.
+
+    Each process calls KMS once in its lifetime.
+    """
     plain = encrypted.api.subscribe(receiver.url + "/plain", PLAIN_SECRET)
     encrypted.api.subscribe(receiver.url + "/standard", STANDARD_SECRET)
     encrypted.complete_jobs("one", "two")
@@ -96,7 +99,9 @@ def test_data_key_requires_encryption_context(encrypted, kms, receiver):
 
 
 def test_kms_outage_delays_only_signed_deliveries(encrypted, kms, receiver):
-    """While KMS refuses, signed deliveries wait without an attempt, and creating a signed webhook returns 503."""
+    """While KMS refuses, signed deliveries wait without an attempt, and creating a signed webhook
+    returns 503.
+    """
     encrypted.api.subscribe(receiver.url + "/signed", PLAIN_SECRET)
     encrypted.api.subscribe(receiver.url + "/unsigned", None)
     find_pending = lambda: [
@@ -125,7 +130,9 @@ def test_kms_outage_delays_only_signed_deliveries(encrypted, kms, receiver):
 
 
 def test_command_encrypts_existing_secrets_again(deploy, kms, receiver):
-    """The command encrypts plain secrets, and with `--new-key` encrypts all secrets under a new data key."""
+    """The command encrypts plain secrets, and with `--new-key` encrypts all secrets under a new
+    data key.
+    """
     deployment = deploy("1h")
     deployment.api.subscribe(receiver.url + "/hook", PLAIN_SECRET)
     assert PLAIN_SECRET in dump_tables(deployment)

@@ -15,8 +15,8 @@ from support import wait_until
 SEED = 20_260_107
 EXAMPLES = 250  # per operation and kind of data
 DOCUMENT = Path(__file__).parent.parent / "docs" / "openapi.json"
-# URLs where nothing listens, so that attempts of the service end at once. Apart from that the pattern is wide, since a
-# text that violates it must not be a URL.
+# URLs where nothing listens, so that attempts of the service end at once. Apart from that the
+# pattern is wide, since a text that violates it must not be a URL.
 UNREACHABLE_URL = r'^http://127\.0\.0\.1:9/[!"$-\[\]-~]*$'
 # A well-formed id that no event has.
 UNKNOWN_EVENT = "evt_01JFSFB4807P0XDV4PAY2Y4PMB"
@@ -72,7 +72,9 @@ def test_examples_match_their_schemas(document):
 
 
 def make_strict(document, schema):
-    """Resolves the references of a response schema, and forbids all properties that it does not describe."""
+    """Resolves the references of a response schema, and forbids all properties that it does not
+    describe.
+    """
     if "$ref" in schema:
         _, kind, name = schema["$ref"].removeprefix("#/").split("/")
         return make_strict(document, document["components"][kind][name])
@@ -97,7 +99,9 @@ def make_strict(document, schema):
 
 
 def adapt_document(document, cursor):
-    """Restricts the document where a schema cannot express what is valid, and makes its response schemas strict."""
+    """Restricts the document where a schema cannot express what is valid, and makes its response
+    schemas strict.
+    """
     del document["webhooks"]
     operations = [operation for item in document["paths"].values() for operation in item.values()]
     for operation in operations:
@@ -154,7 +158,8 @@ values = {json.dumps(events)}
 expected-statuses = ["2xx", 401, 403, 404, 409]
 
 [checks.ensure_resource_availability]
-# A request with the same `Idempotency-Key` gets the same response for 24 hours, also after the webhook was deleted.
+# A request with the same `Idempotency-Key` gets the same response for 24 hours, also after the
+# webhook was deleted.
 enabled = false
 
 [[operations]]

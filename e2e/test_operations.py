@@ -78,7 +78,10 @@ def operate(own_service):
 
 
 def test_sweep_sends_redriven_event_and_retry(own_service, operate, receiver):
-    """A poison record whose job was corrected becomes one event, which the next sweep sends. So is a manual retry."""
+    """A poison record whose job was corrected becomes one event, which the next sweep sends.
+
+    So is a manual retry.
+    """
     api = own_service.create_account()
     healthy, failing = (
         api.subscribe(f"{receiver.url}/healthy", PLAIN_SECRET),
@@ -100,7 +103,8 @@ def test_sweep_sends_redriven_event_and_retry(own_service, operate, receiver):
     assert f"{corrected['id']}: stays: `account_id`: missing" in completed.stdout
     assert "1 record still not understood" in completed.stderr
 
-    # The status stays the same, so the correction itself is no event. The next job's event shows that none came.
+    # The status stays the same, so the correction itself is no event. The next job's event shows
+    # that none came.
     own_service.put_job("corrected", api.account, data={"M": {"by": {"S": "hand"}}})
     own_service.put_job("next", api.account)
     receiver.wait_for("/healthy", 2)
@@ -148,7 +152,9 @@ def test_sweep_sends_redriven_event_and_retry(own_service, operate, receiver):
 
 
 def test_poison_list_shows_records(own_service, operate):
-    """The list shows reason, job and stream of each record, escapes control characters, and takes a day."""
+    """The list shows reason, job and stream of each record, escapes control characters, and takes a
+    day.
+    """
     odd_task = "odd\x1b[2J"
     own_service.put_job(odd_task, "a", data={"S": "{}"})
     own_service.put_job("large", "a", account_id=None, data={"M": {"text": {"S": "x" * 270_000}}})
@@ -163,7 +169,10 @@ def test_poison_list_shows_records(own_service, operate):
 
 
 def test_redrive_updates_reason_of_record(own_service, operate):
-    """A record that stays poison gets the current reason. If the job is gone, the stored image counts."""
+    """A record that stays poison gets the current reason.
+
+    If the job is gone, the stored image counts.
+    """
     own_service.put_job("small", "a", data={"S": "{}"})
     own_service.put_job("large", "a", account_id=None, data={"M": {"text": {"S": "x" * 270_000}}})
     small, large = operate.wait_for_poison("small", "large")
@@ -191,7 +200,9 @@ def test_redrive_updates_reason_of_record(own_service, operate):
 
 
 def test_deliveries_list_covers_all_webhooks(service, api, receiver):
-    """The list has the newest deliveries first, with filters by webhook, status and event, and a limit."""
+    """The list has the newest deliveries first, with filters by webhook, status and event, and a
+    limit.
+    """
     operate = Operator(service)
     one, two = (
         api.subscribe(f"{receiver.url}/one", STANDARD_SECRET),
@@ -310,7 +321,9 @@ def test_rejected_retry_states_reason(service, api, receiver):
 
 
 def test_stats_count_items(own_service, operate, receiver):
-    """The statistics count pending deliveries, poison records, resumes and replays, over all accounts and for one."""
+    """The statistics count pending deliveries, poison records, resumes and replays, over all
+    accounts and for one.
+    """
     no_pending = {
         "overdue": 0,
         "oldest_due_at": None,
@@ -398,7 +411,10 @@ def test_stats_count_items(own_service, operate, receiver):
 
 
 def test_commands_need_only_table_access(service, api, receiver):
-    """With `--aws` the commands work with credentials and the tables. They call neither KMS nor SQS."""
+    """With `--aws` the commands work with credentials and the tables.
+
+    They call neither KMS nor SQS.
+    """
     webhook = api.subscribe(f"{receiver.url}/hook", PLAIN_SECRET)
     task = f"{api.account} poison"
     service.put_job(task, api.account, account_id=None)
@@ -528,7 +544,10 @@ def test_malformed_argument_is_named(args, expected):
 
 
 def run_on_terminal(*args):
-    """Runs a command with its stderr on a terminal. Returns its stdout and what the terminal got."""
+    """Runs a command with its stderr on a terminal.
+
+    Returns its stdout and what the terminal got.
+    """
     master, slave = pty.openpty()
     with subprocess.Popen(
         [BINARY, *args],

@@ -54,7 +54,9 @@ def chromium():
 
 @pytest.fixture
 def visit(chromium):
-    """`visit(api)` opens the portal for an account, and checks the general rules when the test is done."""
+    """`visit(api)` opens the portal for an account, and checks the general rules when the test is
+    done.
+    """
     return lambda api, **options: Visit.open(chromium, api, **options)
 
 
@@ -81,7 +83,10 @@ class Visit:
     @classmethod
     @contextlib.contextmanager
     def open(cls, chromium, api, key=None, expected=(), **options):
-        """Opens the page and enters the key, unless `key` is "". Only `expected` errors may appear in the console."""
+        """Opens the page and enters the key, unless `key` is "".
+
+        Only `expected` errors may appear in the console.
+        """
         options = {
             "viewport": DESKTOP,
             "color_scheme": "light",
@@ -91,7 +96,8 @@ class Visit:
         options["permissions"] = ["clipboard-read"]
         with contextlib.closing(chromium.new_context(**options)) as context:
             context.add_init_script(
-                "addEventListener('securitypolicyviolation', (e) => console.error('CSP', e.violatedDirective))"
+                "addEventListener('securitypolicyviolation', "
+                "(event) => console.error('CSP', event.violatedDirective))"
             )
             visit = cls(context.new_page(), api)
             visit.page.goto(f"{api.url}/portal")
@@ -135,7 +141,9 @@ class Visit:
         )
 
     def check(self, context, expected):
-        """Checks the rules for every visit: no script from data, no other origin, and no key in a URL or in storage."""
+        """Checks the rules for every visit: no script from data, no other origin, and no key in a
+        URL or in storage.
+        """
         assert not self.dialogs, "a script from data ran"
         unexpected = [text for text in self.messages if not text.startswith(tuple(expected))]
         assert not unexpected and (self.messages or not expected), self.messages
@@ -252,7 +260,10 @@ class Journey:
         self.tab.save_screenshot("journey-failed-delivery")
 
     def send_test_events(self):
-        """A refused test event shows the response and the signed content. After a repair it is accepted."""
+        """A refused test event shows the response and the signed content.
+
+        After a repair it is accepted.
+        """
         before = len(self.receiver.requests_to("/hook"))
         self.tab.go(f"webhooks/{self.webhook}/test")
         self.page.get_by_label("Event").select_option("job.failed")
@@ -378,7 +389,10 @@ def test_customer_registers_diagnoses_and_leaves(quick_service, visit, receiver)
 
 
 def test_invalid_key_shows_api_error(service, visit, api):
-    """The alert has the message, the code and the request id. A reload of the tab keeps a valid key."""
+    """The alert has the message, the code and the request id.
+
+    A reload of the tab keeps a valid key.
+    """
     with visit(api, key="", expected=[CONSOLE_ERROR.format(401)]) as tab:
         tab.enter_key("sk-wrong")
         alert = tab.page.get_by_role("alert")
@@ -674,7 +688,9 @@ def populated_portal(quick_service):
     "scheme, viewport", [("light", DESKTOP), ("dark", DESKTOP), ("light", PHONE), ("dark", PHONE)]
 )
 def test_every_view_is_accessible(populated_portal, visit, scheme, viewport):
-    """Each view fits the width of the screen, and axe finds no serious violation in either color scheme."""
+    """Each view fits the width of the screen, and axe finds no serious violation in either color
+    scheme.
+    """
     api, views = populated_portal
     axe = (Path(os.environ["NANO_NODE"]) / "node_modules/axe-core/axe.min.js").read_text()
     violations = []
@@ -689,7 +705,8 @@ def test_every_view_is_accessible(populated_portal, visit, scheme, viewport):
                 violations.append(f"{name}: {violation['id']}: {violation['help']}: {nodes}")
 
     with visit(api, key="", color_scheme=scheme, viewport=viewport) as tab:
-        # The Content Security Policy forbids script elements. It does not apply to code from the debugger.
+        # The Content Security Policy forbids script elements. It does not apply to code from the
+        # debugger.
         tab.page.evaluate(f"() => {{ {axe} }}")
         check_view("key")
         tab.enter_key(api.key)

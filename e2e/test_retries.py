@@ -7,7 +7,9 @@ SHORTEST = 0.8  # the jitter shortens a wait to 80 % at most
 
 
 def fail_first(count, failure):
-    """An action that calls `failure` for the first `count` attempts of an event, and accepts the later ones."""
+    """An action that calls `failure` for the first `count` attempts of an event, and accepts the
+    later ones.
+    """
 
     def action(handler):
         attempt = int(handler.headers["X-Nano-Attempt"])

@@ -1,7 +1,9 @@
-"""A long scenario at the most verbose log level, and a search for secrets and API keys in everything it leaves behind.
+"""A long scenario at the most verbose log level, and a search for secrets and API keys in
+everything it leaves behind.
 
-The tables hold secrets encrypted under the key in the data directory's file `secrets-key`, and API keys as their
-SHA-256. So no encoding of a secret or a key may appear in tables, files, logs, responses or printed text.
+The tables hold secrets encrypted under the key in the data directory's file `secrets-key`, and API
+keys as their SHA-256. So no encoding of a secret or a key may appear in tables, files, logs,
+responses or printed text.
 """
 
 import base64
@@ -52,8 +54,8 @@ def encode_variants(secret):
             f"{name}, percent-encoded": urllib.parse.quote_from_bytes(part).encode(),
             f"{name}, reversed": part[::-1],
         }
-        # Base64 of a longer text that contains the secret. At each of three offsets, the part that does not
-        # depend on the surrounding text.
+        # Base64 of a longer text that contains the secret. At each of three offsets, the part that
+        # does not depend on the surrounding text.
         for offset in range(3):
             for encode in (base64.b64encode, base64.urlsafe_b64encode):
                 encoded = encode(bytes(offset) + part).rstrip(b"=")
@@ -122,7 +124,9 @@ class RecordingApi:
         return json.loads(text)
 
     def wait_for_completion(self, webhook, count):
-        """Waits until the log lists `count` deliveries, none of them pending, and returns their rows."""
+        """Waits until the log lists `count` deliveries, none of them pending, and returns their
+        rows.
+        """
 
         def list_completed():
             rows = self.call("GET", f"{HOOKS}/{webhook}/deliveries?limit=100", status=200)["data"]
@@ -144,7 +148,8 @@ class Scenario:
         self.tables = self.dump_tables(first)
         assert first.signal(signal.SIGTERM) == 0
         self.stopped = self.read_files()
-        # A second process reads the keys and the secrets again. It is killed, so its files are as after a crash.
+        # A second process reads the keys and the secrets again. It is killed, so its files are as
+        # after a crash.
         second = start(*self.options, env=self.env)
         self.run_second_process(second, receiver)
         self.tables |= {

@@ -22,7 +22,8 @@ ERROR_THEN_SUCCESS = respond_with(500), respond_with(204)
 
 
 def test_failed_attempt_is_retried_through_queue(deploy, receiver):
-    """A failed attempt sends one message with its wait as the delay, and the message triggers the next attempt.
+    """A failed attempt sends one message with its wait as the delay, and the message triggers the
+    next attempt.
 
     The queued attempt may take longer than the one second that a direct attempt has.
     """
@@ -62,7 +63,9 @@ def test_failed_attempt_is_retried_through_queue(deploy, receiver):
 
 
 def test_deferred_deliveries_are_queued_in_tens(deploy, receiver):
-    """After a failed direct attempt the other events of the batch go to the queue, in batches of ten messages."""
+    """After a failed direct attempt the other events of the batch go to the queue, in batches of
+    ten messages.
+    """
     deployment = deploy("2h")
     receiver.respond("/hook", respond_in_turn(*ERROR_THEN_SUCCESS))
     webhook = deployment.api.subscribe(receiver.url + "/hook")
@@ -107,7 +110,10 @@ def test_messages_are_grouped_by_webhook(deploy, receiver):
 
 
 def test_manual_retry_sends_message_without_delay(deploy, receiver):
-    """A wait of two hours sends no message; the sweep handles it. A manual retry sends one without a delay."""
+    """A wait of two hours sends no message; the sweep handles it.
+
+    A manual retry sends one without a delay.
+    """
     deployment = deploy("2h")
     receiver.respond("/hook", respond_in_turn(*ERROR_THEN_SUCCESS))
     webhook = deployment.api.subscribe(receiver.url + "/hook")
@@ -144,7 +150,10 @@ def refuse_each_message(request):
     ],
 )
 def test_sweep_sends_message_that_sqs_refused(deploy, receiver, override):
-    """The stream batch succeeds without the message, since the delivery is in the table. The sweep sends it later."""
+    """The stream batch succeeds without the message, since the delivery is in the table.
+
+    The sweep sends it later.
+    """
     deployment = deploy("1s")
     receiver.respond("/hook", respond_in_turn(*ERROR_THEN_SUCCESS))
     webhook = deployment.api.subscribe(receiver.url + "/hook")
@@ -163,7 +172,10 @@ def test_sweep_sends_message_that_sqs_refused(deploy, receiver, override):
 
 
 def test_dynamodb_outage_returns_messages_to_queue(deploy, receiver):
-    """A message that needs the tables is reported as failed and is received again. Other messages are deleted."""
+    """A message that needs the tables is reported as failed and is received again.
+
+    Other messages are deleted.
+    """
     deployment = deploy("1s,1h")
     receiver.respond("/hook", respond_in_turn(*ERROR_THEN_SUCCESS))
     webhook = deployment.api.subscribe(receiver.url + "/hook")

@@ -27,7 +27,8 @@ def test_ready_line_names_addresses_and_key(start, capsys):
     )
     with capsys.disabled():
         print(
-            f"\nserve --in-memory: ready in {min(seconds):.3f} to {max(seconds):.3f} s, idle memory {memory:.1f} MiB"
+            f"\nserve --in-memory: ready in {min(seconds):.3f} to {max(seconds):.3f} s, "
+            f"idle memory {memory:.1f} MiB"
         )
 
 

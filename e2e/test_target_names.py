@@ -1,7 +1,8 @@
-"""DNS and the target policy: a name is checked at registration and again at every attempt, and nothing bypasses the check.
+"""DNS and the target policy: a name is checked at registration and again at every attempt, and
+nothing bypasses the check.
 
-The operator allows 127.0.0.2, where a receiver listens. On the same port of 127.0.0.1 and ::1, connection counters show
-whether a name that changed its address reached them.
+The operator allows 127.0.0.2, where a receiver listens. On the same port of 127.0.0.1 and ::1,
+connection counters show whether a name that changed its address reached them.
 """
 
 import contextlib
@@ -15,7 +16,8 @@ from test_targets import assert_rejected
 
 ALLOWED = "127.0.0.2"
 EVENTS = ["job.completed"]
-# Addresses, and the reason for which an attempt is blocked. The unit tests of the guard have all ranges.
+# Addresses, and the reason for which an attempt is blocked. The unit tests of the guard have all
+# ranges.
 BLOCKED = [
     (["127.0.0.1"], "loopback address"),
     (["169.254.169.254"], "link-local address"),
@@ -107,7 +109,9 @@ def deliver_job(service, api, webhook):
 
 
 def assert_blocked(delivery, reason):
-    """Asserts that all three attempts were blocked before a connection, and that no detail names an address."""
+    """Asserts that all three attempts were blocked before a connection, and that no detail names an
+    address.
+    """
     assert (delivery["status"], delivery["last_failure"], delivery["attempt_count"]) == (
         "failed",
         "blocked",
@@ -194,7 +198,10 @@ def test_rebound_name_is_blocked(service, api, dns, url, name, counters, address
 
 
 def test_unresolved_name_is_accepted_then_checked(service, api, dns, url, name, counters):
-    """A name without records is accepted and fails with `dns`. Once it has a private address it is blocked."""
+    """A name without records is accepted and fails with `dns`.
+
+    Once it has a private address it is blocked.
+    """
     webhook = api.subscribe(url)
     delivery = deliver_job(service, api, webhook)
     assert [attempt["failure"] for attempt in delivery["attempts"]] == ["dns"] * 3
@@ -211,7 +218,9 @@ def test_unresolved_name_is_accepted_then_checked(service, api, dns, url, name, 
 
 @pytest.mark.parametrize("connection", ["close", "keep-alive"])
 def test_retry_checks_name_again(service, api, dns, receiver, url, name, counters, connection):
-    """A name that changes during the first attempt is blocked at the second, also with a pooled connection."""
+    """A name that changes during the first attempt is blocked at the second, also with a pooled
+    connection.
+    """
     dns.set({name: ALLOWED})
     webhook = api.subscribe(url)
 

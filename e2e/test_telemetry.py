@@ -22,7 +22,9 @@ def scrape(service):
 
 
 def test_local_mode_exposes_prometheus_metrics(start, receiver):
-    """Every metric exists from the start, and counts attempts, deliveries, failures and poison records."""
+    """Every metric exists from the start, and counts attempts, deliveries, failures and poison
+    records.
+    """
     service = start("--in-memory", "--retry-schedule", "1h")
     api = service.create_account()
     assert scrape(service)["events_total",] == 0
@@ -58,7 +60,9 @@ def test_local_mode_exposes_prometheus_metrics(start, receiver):
 
 
 def test_function_log_lines_are_structured_json(deploy, receiver):
-    """Each line has a time and a level. Ids are fields. Metric lines follow the Embedded Metric Format.
+    """Each line has a time and a level.
+
+    Ids are fields. Metric lines follow the Embedded Metric Format.
 
     No line has a secret, a signature or data of a job, and no metric names an account.
     """

@@ -1,5 +1,6 @@
-// Verifies webhooks as a receiver in Node does. Reads lines of JSON, {headers, body, secret}, with header names in
-// lower case. Prints one line for each: {documented, round_trip, standard}, each `true` or the error.
+// Verifies webhooks as a receiver in Node does. Reads lines of JSON, {headers, body, secret}, with
+// header names in lower case. Prints one line for each: {documented, round_trip, standard}, each
+// `true` or the error.
 import { createHmac } from "node:crypto";
 import { createRequire } from "node:module";
 import { join } from "node:path";
@@ -8,11 +9,13 @@ import { createInterface } from "node:readline";
 const require = createRequire(join(process.env.NANO_NODE, "package.json"));
 const { Webhook } = require("standardwebhooks");
 
-// The verifier of the public documentation, word for word: it parses the body and signs JSON.stringify of the result.
+// The verifier of the public documentation, word for word. It parses the body and signs
+// JSON.stringify of the result.
 function documented({ headers, body, secret }) {
   const parsed = JSON.parse(body);
   const message = `${headers["x-nano-timestamp"]}.${JSON.stringify(parsed)}`;
-  const expected = "v1=" + createHmac("sha256", Buffer.from(secret, "utf8")).update(message).digest("hex");
+  const key = Buffer.from(secret, "utf8");
+  const expected = "v1=" + createHmac("sha256", key).update(message).digest("hex");
   return expected === headers["x-nano-signature"] || `expected ${expected}`;
 }
 
