@@ -41,6 +41,7 @@ AWS_ENVIRONMENT = {
     "AWS_ACCESS_KEY_ID": "any",
     "AWS_SECRET_ACCESS_KEY": "any",
 }
+FUNCTION_ARN = "arn:aws:lambda:us-east-1:123456789012:function:tested"
 UNREACHABLE = "http://127.0.0.1:9"  # the discard port, where nothing listens
 
 
@@ -102,7 +103,7 @@ class _RuntimeApi(_Handler):
             "Content-Type": "application/json",
             "Lambda-Runtime-Aws-Request-Id": request_id,
             "Lambda-Runtime-Deadline-Ms": str(int((time.time() + INVOCATION_TIMEOUT) * 1000)),
-            "Lambda-Runtime-Invoked-Function-Arn": "arn:aws:lambda:us-east-1:123456789012:function:tested",
+            "Lambda-Runtime-Invoked-Function-Arn": FUNCTION_ARN,
         }
         self.respond(200, headers, json.dumps(event).encode())
 

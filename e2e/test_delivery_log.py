@@ -1,4 +1,4 @@
-"""The delivery log: pages while events arrive, and the exact bytes of a request and its response."""
+"""The delivery log: pages while events arrive, and the exact request and response."""
 
 import pytest
 
@@ -10,7 +10,7 @@ HTTP_HEADERS = {"host", "content-length", "connection", "accept"}
 
 @pytest.fixture
 def write_jobs(service, api):
-    """`write_jobs(webhook, *names)` writes jobs one at a time and waits until the log lists each."""
+    """`write_jobs(webhook, *names)` writes jobs one at a time and waits for each in the log."""
 
     def write_jobs(webhook, *names):
         for name in names:
@@ -26,7 +26,7 @@ def task_names(rows):
 
 
 def test_cursor_walk_lists_each_delivery_once(api, receiver, write_jobs):
-    """Events that arrive during a walk through the pages neither repeat nor hide an older delivery."""
+    """Events that arrive between two pages neither repeat nor hide an older delivery."""
     webhook = api.subscribe(f"{receiver.url}/hook")
     write_jobs(webhook, *"abcdefghijklm")
     rows, query = [], {"limit": 3}

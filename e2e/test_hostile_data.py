@@ -230,7 +230,7 @@ def random_documents(count):
 
 
 def test_hostile_data_arrives_verifiable(service, api, receiver):
-    """Each job becomes one event with the expected bytes, which both documented verifiers accept."""
+    """Each job becomes one event with the expected bytes, which all verifiers accept."""
     secrets = {"/plain": PLAIN_SECRET, "/standard": STANDARD_SECRET}
     for path, secret in secrets.items():
         api.subscribe(receiver.url + path, secret)
@@ -272,7 +272,7 @@ def test_hostile_data_arrives_verifiable(service, api, receiver):
 
 
 def test_missing_attributes_have_defaults(service, api, receiver):
-    """Without `data` the event has an empty object, and without `updated_at` the time of the write."""
+    """The default of `data` is an empty object, and of `updated_at` the time of the write."""
     api.subscribe(f"{receiver.url}/hook", PLAIN_SECRET)
     service.put_job(f"{api.account}-bare", api.account, data=None)
     (request,) = receiver.wait_for("/hook")

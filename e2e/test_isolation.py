@@ -1,4 +1,4 @@
-"""An endpoint that hangs delays only its own deliveries, not those of other endpoints and accounts."""
+"""An endpoint that hangs delays only its own deliveries, whatever account it belongs to."""
 
 import statistics
 import threading
@@ -14,6 +14,9 @@ SHARED_SECONDS = 12  # with the hanging endpoint too
 DETECTION_SECONDS = (
     3  # the part of SHARED_SECONDS in which the service detects the hanging endpoint
 )
+# Seconds. A delivery that waited for a queued attempt would wait for 15 s. A busy machine needs the
+# rest.
+MAX_MEDIAN_LATENCY = 10
 # The time-outs of a queued and of a direct attempt, in milliseconds.
 QUEUED_TIMEOUT, DIRECT_TIMEOUT = 15_000, 1_000
 
@@ -61,7 +64,7 @@ def test_hanging_endpoint_delays_no_other(start, receiver, capsys, neighbor):
     receiver.wait_for("/healthy")
 
     def measure_latencies(name, seconds):
-        """Writes jobs, and returns the latencies of the healthy endpoint by the time of the write."""
+        """Writes jobs. Returns the latencies of the healthy endpoint by the time of the write."""
         writer = JobWriter(
             service, list(dict.fromkeys((healthy.account, hanging.account))), name, seconds
         )
@@ -96,13 +99,13 @@ def test_hanging_endpoint_delays_no_other(start, receiver, capsys, neighbor):
 
     with capsys.disabled():
         print(
-            f"\nhanging endpoint {neighbor}, {RATE} events/s, p50/p95/p99 of the healthy one in ms: "
+            f"\nhanging endpoint {neighbor}, {RATE} events/s, "
+            f"p50/p95/p99 of the healthy one in ms: "
             f"alone {format_percentiles(baseline.values())}, "
-            f"first {DETECTION_SECONDS} s {format_percentiles(early)}, then {format_percentiles(late)}"
+            f"first {DETECTION_SECONDS} s {format_percentiles(early)}, "
+            f"then {format_percentiles(late)}"
         )
-    # No tight bounds, since the machine may be busy. At first a batch may wait for one direct
-    # attempt.
-    assert statistics.median(early) < 1 and statistics.median(late) < 1
+    assert max(statistics.median(early), statistics.median(late)) < MAX_MEDIAN_LATENCY
     list_pending = lambda: healthy.list_deliveries(healthy_webhook, status="pending", limit=100)
     wait_until(lambda: not list_pending(), "the healthy endpoint's deliveries are recorded")
     rows = healthy.list_deliveries(healthy_webhook, limit=100)

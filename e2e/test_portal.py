@@ -449,7 +449,7 @@ def test_api_error_appears_at_its_field(service, visit, api, receiver):
 
 
 def test_rate_limit_and_outage_are_shown(start, visit):
-    """The alert says when to try again after a 429 response, and that the service is unreachable."""
+    """The alert says when to try again, or that the service is unreachable."""
     service = start("--in-memory", env={"RATE_LIMIT_PER_DAY": "1"})
     expected = [CONSOLE_ERROR.format(429), "Failed to load resource: net::ERR_CONNECTION"]
     with visit(service.api, key="", expected=expected) as tab:

@@ -201,7 +201,7 @@ class Generator:
         return pairs + self.random.sample(UNUSUAL_HEADERS, self.random.choice([0, 0, 0, 1, 2, 5]))
 
     def request(self):
-        """A method, a path, the bytes of the request, and the secrets that no response may repeat."""
+        """A method, a path, the bytes of the request, and secrets that no response may repeat."""
         self.sent += 1
         if self.chance(0.02):
             return None, None, Malformed(self.random.choice(MALFORMED)), [self.key]
