@@ -396,6 +396,8 @@ mod tests {
         }
         assert!(EndpointUrl::parse(&format!("https://example.com/{}", "a".repeat(2028))).is_ok());
         assert!(EndpointUrl::parse(&format!("https://example.com/{}", "a".repeat(2029))).is_err());
+        // The limit counts characters, not bytes.
+        assert!(EndpointUrl::parse(&format!("https://example.com/{}", "é".repeat(2028))).is_ok());
     }
 
     #[test]

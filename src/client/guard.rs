@@ -318,6 +318,11 @@ mod tests {
             guard.resolve(&url("https://10.2.2.3/")).await,
             Err(Failure::Blocked("private address"))
         );
+        assert_eq!(
+            guard.resolve(&url("http://10.1.2.3/")).await,
+            Err(Failure::Blocked("not https")),
+            "an allowed range does not allow plain HTTP"
+        );
     }
 
     #[tokio::test]

@@ -1115,6 +1115,52 @@ async fn a_question_to_the_log_that_is_not_as_expected_is_refused_with_its_name(
     );
 }
 
+/// The authentication scheme is compared without regard to case (RFC 9110, section 11.1).
+#[tokio::test]
+async fn lower_case_bearer_scheme_is_accepted() {
+    let app = TestApp::new().await;
+    let authorization = format!("bearer {}", app.key.expose());
+    let request = Request::get(WEBHOOKS).header("authorization", authorization);
+    let response = app.send(request.body(Body::empty()).unwrap()).await;
+    assert_eq!(response.status, StatusCode::OK);
+}
+
+/// A request that is rejected can be corrected and sent again with the same key.
+#[tokio::test]
+async fn rejected_request_uses_no_idempotency_key() {
+    let app = TestApp::new().await;
+    let mut body = valid();
+    body["events"] = json!([]);
+    for (body, status) in [
+        (body, StatusCode::BAD_REQUEST),
+        (valid(), StatusCode::CREATED),
+    ] {
+        let request = app
+            .request("POST", WEBHOOKS)
+            .header("content-type", "application/json")
+            .header("idempotency-key", "order-1");
+        let request = request.body(Body::from(body.to_string())).unwrap();
+        assert_eq!(app.send(request).await.status, status);
+    }
+}
+
+/// One of the deletes succeeds, and the account has room for one more webhook, not for eight.
+#[tokio::test]
+async fn concurrent_deletes_count_once() {
+    let app = TestApp::with(TargetPolicy::Any, NO_LIMITS, 2).await;
+    for _ in 0..2 {
+        assert_eq!(app.create(valid()).await.status, StatusCode::CREATED);
+    }
+    let deletes = (0..8).map(|_| app.delete("/api/v1/webhooks/1"));
+    let responses = futures_util::future::join_all(deletes).await;
+    let mut statuses: Vec<_> = responses.iter().map(|response| response.status).collect();
+    statuses.sort_unstable();
+    assert_eq!(statuses[0], StatusCode::OK);
+    assert_eq!(statuses[1..], [StatusCode::NOT_FOUND; 7]);
+    assert_eq!(app.create(valid()).await.status, StatusCode::CREATED);
+    assert_eq!(app.create(valid()).await.status, StatusCode::CONFLICT);
+}
+
 #[tokio::test]
 async fn creates_at_the_same_time_share_no_id_and_do_not_pass_the_limit() {
     let app = TestApp::with(TargetPolicy::Any, NO_LIMITS, 10).await;
