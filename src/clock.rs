@@ -30,7 +30,7 @@ impl Clock {
     /// A clock that stands still at `start` until it is moved with [`Clock::advance`]; clones move together.
     pub fn manual(start: Timestamp) -> Self {
         Self(ClockSource::Manual(Arc::new(AtomicI64::new(
-            start.millis(),
+            start.as_unix_millis(),
         ))))
     }
 

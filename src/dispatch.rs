@@ -134,7 +134,7 @@ impl Dispatcher {
             id: &delivery.key.event,
             event: delivery.event_type,
             number: delivery.attempt_count + 1,
-            at,
+            started_at: at,
             signatures: signatures.as_ref(),
             traceparent: delivery.traceparent.as_ref(),
             version: crate::VERSION,
@@ -144,24 +144,24 @@ impl Dispatcher {
             .await;
         tracing::info!(
             account = delivery.key.account.as_str(), webhook = %webhook.id, event = delivery.key.event.as_str(), attempt = attempt.number,
-            status = outcome.status_code, failure = attempt.failure.map(FailureKind::name), duration_ms = attempt.duration_ms, "attempt"
+            status = outcome.status_code, failure = attempt.failure.map(FailureKind::as_str), duration_ms = attempt.duration_ms, "attempt"
         );
         self.metrics.count(Counter::Attempts);
         self.metrics
-            .measure(Histogram::AttemptDuration, outcome.took);
+            .measure(Histogram::AttemptDuration, outcome.duration);
         if let Some(kind) = attempt.failure {
             self.metrics.count(Counter::FailedAttempts(kind));
         }
-        let (as_scheduled, now) = (delivery.resume.is_none(), self.clock.now());
+        let (as_scheduled, now) = (delivery.state_before_retry.is_none(), self.clock.now());
         webhook.url.as_str().clone_into(&mut delivery.url);
-        delivery.take(attempt, &outcome, &self.schedule, now, random::unit_f64);
+        delivery.record_attempt(attempt, &outcome, &self.schedule, now, random::unit_f64);
         match delivery.state {
             DeliveryState::Delivered => {
                 self.metrics.count(Counter::Delivered);
                 if as_scheduled {
                     self.metrics.measure(
                         Histogram::DeliveryLatency,
-                        now.since(delivery.key.event.created_at()),
+                        now.saturating_duration_since(delivery.key.event.created_at()),
                     );
                 }
             }
@@ -169,7 +169,7 @@ impl Dispatcher {
             DeliveryState::Failed if as_scheduled => self.metrics.count(Counter::Failed),
             DeliveryState::Failed
             | DeliveryState::Pending(_)
-            | DeliveryState::Parked
+            | DeliveryState::Paused
             | DeliveryState::Cancelled => {}
         }
         outcome
@@ -217,9 +217,9 @@ impl Dispatcher {
         } = subscriber;
         let endpoint = (account.clone(), webhook.id);
         let learned = |known: EndpointHealth| {
-            outcomes
-                .iter()
-                .fold(known, |health, outcome| health.after(outcome.seen(), now))
+            outcomes.iter().fold(known, |health, outcome| {
+                health.observe(outcome.observation(), now)
+            })
         };
         let gone = outcomes
             .iter()
@@ -227,11 +227,11 @@ impl Dispatcher {
         let succeeded = outcomes.iter().any(|outcome| outcome.failure.is_none());
         let answered = outcomes
             .iter()
-            .any(|outcome| !outcome.seen().failure.is_some_and(is_unresponsive));
+            .any(|outcome| !outcome.observation().failure.is_some_and(is_unresponsive));
         let is_counting = self.gates.hear(&endpoint, succeeded);
         let supposed = learned(*before);
-        let is_news = supposed.differs_from(before) || (answered && is_counting);
-        if !gone && !supposed.failing_for(self.disable_after, now) && !is_news {
+        let is_news = supposed.needs_write(before) || (answered && is_counting);
+        if !gone && !supposed.has_failed_for(self.disable_after, now) && !is_news {
             return;
         }
         let written = async {
@@ -252,16 +252,16 @@ impl Dispatcher {
             let before = current.health;
             let failures = self.gates.count(
                 &endpoint,
-                before.failures,
-                outcomes.iter().map(AttemptOutcome::seen),
+                before.consecutive_failures,
+                outcomes.iter().map(AttemptOutcome::observation),
             );
             let health = EndpointHealth {
-                failures,
+                consecutive_failures: failures,
                 ..learned(before)
             };
             let reason = if gone {
                 Some("The endpoint answered 410 Gone.".to_owned())
-            } else if health.failing_for(self.disable_after, now) {
+            } else if health.has_failed_for(self.disable_after, now) {
                 let time = humantime::format_duration(self.disable_after);
                 Some(format!("Every attempt of the last {time} failed."))
             } else {
@@ -271,11 +271,11 @@ impl Dispatcher {
                 self.disable(account, webhook, &reason, now).await?;
             }
             let turned = health.is_open() != before.is_open();
-            if health.differs_from(&before)
+            if health.needs_write(&before)
                 && (self.gates.may_write_health(&endpoint, now) || turned)
             {
                 self.store.keep_health(account, webhook.id, &health).await?;
-                self.gates.wrote(&endpoint, health.failures);
+                self.gates.wrote(&endpoint, health.consecutive_failures);
                 match (before.is_open(), health.is_open()) {
                     (false, true) => {
                         tracing::warn!(account = account.as_str(), webhook = %webhook.id, "circuit breaker opened");
@@ -305,12 +305,12 @@ impl Dispatcher {
         now: Timestamp,
     ) -> crate::store::Result<()> {
         let event_type = EventType::WebhookDisabled;
-        let event = EventId::at(now, account, &webhook.id.to_string(), event_type);
+        let event = EventId::synthetic(now, account, &webhook.id.to_string(), event_type);
         let body: Arc<str> = nano_webhooks_core::event::webhook_disabled_payload(
             webhook.id,
             webhook.url.as_str(),
             reason,
-            &now.rfc3339(),
+            &now.to_rfc3339(),
         )
         .into();
         let others = self
@@ -320,7 +320,7 @@ impl Dispatcher {
             .into_iter()
             .flatten()
             .map(|other| other.webhook);
-        let others = others.filter(|other| other.id != webhook.id && other.wants(event_type));
+        let others = others.filter(|other| other.id != webhook.id && other.accepts(event_type));
         let tell: Vec<_> = others
             .take(MAX_DISABLED_NOTIFICATIONS)
             .map(|other| {
@@ -384,7 +384,7 @@ fn parse_event(place: usize, record: &Record) -> Result<Option<FanOutEvent>, Box
         let Some(event) = record.event()? else {
             return Ok(None);
         };
-        let body = event.body();
+        let body = event.to_canonical_json();
         if body.len() > MAX_PAYLOAD_LEN {
             return Err(format!(
                 "the body would have {} bytes, expected at most {MAX_PAYLOAD_LEN}",

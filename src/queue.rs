@@ -135,7 +135,7 @@ async fn send(client: &Client, url: &str, batch: &[ScheduledRetry], now: Timesta
             .id(place.to_string())
             .message_body(timer.message.to_json())
             .message_group_id(timer.message.group())
-            .delay_seconds(delay_seconds(timer.due.since(now)))
+            .delay_seconds(delay_seconds(timer.due.saturating_duration_since(now)))
             .build()
             .expect("every required part is set")
     });

@@ -41,12 +41,12 @@ fn outcome(status: Option<u16>) -> AttemptOutcome {
     };
     let took = Duration::from_millis(12);
     AttemptOutcome {
-        took,
-        phases: PhaseTimings::default(),
+        duration: took,
+        timings: PhaseTimings::default(),
         status_code: status,
         failure,
         retry_after: None,
-        excerpt: None,
+        body_excerpt: None,
     }
 }
 
@@ -57,7 +57,7 @@ pub fn cases() -> Vec<Case> {
 
     let records = read(COMPLETED);
     let job = records[0].event().expect("a record").expect("an event");
-    let body: Arc<str> = job.body().into();
+    let body: Arc<str> = job.to_canonical_json().into();
     let id = EventId::parse("evt_01JFSFB4807P0XDV4PAY2Y4PMB").expect("an id");
     for (name, secrets) in [
         ("sign, one secret", &["my-secret-key"][..]),
@@ -96,7 +96,7 @@ pub fn cases() -> Vec<Case> {
     );
     add(
         "write the canonical body",
-        Box::new(move || drop(black_box(black_box(&job).body()))),
+        Box::new(move || drop(black_box(black_box(&job).to_canonical_json()))),
     );
 
     let key = DeliveryKey {
@@ -125,23 +125,23 @@ pub fn cases() -> Vec<Case> {
                 id: &delivery.key.event,
                 event: delivery.event_type,
                 number: 1,
-                at: NOW,
+                started_at: NOW,
                 signatures: None,
                 traceparent: None,
                 version: "0",
             };
             let attempt = Attempt::new(&request, &outcome);
-            delivery.take(attempt, &outcome, &schedule, NOW, black_box(|| 0.5));
+            delivery.record_attempt(attempt, &outcome, &schedule, NOW, black_box(|| 0.5));
             black_box(delivery.state);
         };
         add(name, Box::new(decide));
     }
     let seen = Observation {
         failure: outcome(None).failure.map(|failure| failure.kind()),
-        took: Duration::from_millis(500),
+        duration: Duration::from_millis(500),
     };
     let after = move || {
-        black_box(black_box(EndpointHealth::default()).after(seen, NOW));
+        black_box(black_box(EndpointHealth::default()).observe(seen, NOW));
     };
     add("learn from a failure", Box::new(after));
     cases

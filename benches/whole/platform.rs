@@ -209,7 +209,7 @@ pub fn body(padding: usize) -> String {
         .event()
         .expect("it is a record")
         .expect("it is an event")
-        .body()
+        .to_canonical_json()
 }
 
 /// A record of the stream that tells of such a job. `padding` makes it longer by so many bytes.

@@ -365,7 +365,7 @@ fn webhook(text: &str) -> Result<WebhookId, &'static str> {
 fn status(text: &str) -> Result<DeliveryStatus, &'static str> {
     let known = DeliveryStatus::ALL
         .into_iter()
-        .find(|status| status.name() == text);
+        .find(|status| status.as_str() == text);
     known.ok_or("expected pending, delivered, failed or cancelled")
 }
 

@@ -79,19 +79,22 @@ fn jobs_table(args: &TablesArgs) -> Result<Option<String>, CliError> {
 
 /// A time, and how far from now that is.
 fn format_relative(at: Timestamp, now: Timestamp) -> String {
-    let (ahead, behind) = (at.since(now), now.since(at));
+    let (ahead, behind) = (
+        at.saturating_duration_since(now),
+        now.saturating_duration_since(at),
+    );
     let seconds = ahead.max(behind).as_secs();
     let far = match seconds {
-        0 => return format!("{} (now)", at.rfc3339()),
+        0 => return format!("{} (now)", at.to_rfc3339()),
         1..60 => format!("{seconds} s"),
         60..3_600 => format!("{} min", seconds / 60),
         3_600..172_800 => format!("{} h", seconds / 3_600),
         _ => format!("{} days", seconds / 86_400),
     };
     if ahead > behind {
-        format!("{} (in {far})", at.rfc3339())
+        format!("{} (in {far})", at.to_rfc3339())
     } else {
-        format!("{} ({far} ago)", at.rfc3339())
+        format!("{} ({far} ago)", at.to_rfc3339())
     }
 }
 
@@ -116,7 +119,10 @@ mod tests {
             (172_800, "2024-12-25T10:00:00Z (in 2 days)"),
         ] {
             assert_eq!(
-                format_relative(Timestamp::from_millis(now.millis() + seconds * 1000), now),
+                format_relative(
+                    Timestamp::from_millis(now.as_unix_millis() + seconds * 1000),
+                    now
+                ),
                 shown
             );
         }

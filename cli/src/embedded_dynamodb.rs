@@ -87,8 +87,8 @@ impl EmbeddedDynamoDb {
     /// Does what DynamoDB does by itself: deletes expired items, and stream records that are a day old. To be called when
     /// all stream records have been read.
     pub fn housekeep(&self, clock: &Clock) {
-        let before =
-            clock.now().seconds() - i64::try_from(STREAM_RETENTION.as_secs()).unwrap_or(i64::MAX);
+        let before = clock.now().as_unix_seconds()
+            - i64::try_from(STREAM_RETENTION.as_secs()).unwrap_or(i64::MAX);
         let beside = self
             .beside
             .lock()

@@ -43,7 +43,7 @@ pub async fn run(
             () = stopped(stop.clone()) => break,
             Some(timer) = timers.recv() => {
                 if waiting.len() < MAX_TIMERS {
-                    waiting.insert(timer.message, timer.due.since(dispatcher.clock.now()));
+                    waiting.insert(timer.message, timer.due.saturating_duration_since(dispatcher.clock.now()));
                 }
             }
             Some(due) = waiting.next(), if retries.len() < CONCURRENT_RETRIES => {

@@ -82,7 +82,9 @@ pub(super) fn verify(
     let text = |name| headers.get(name).and_then(|value| value.to_str().ok());
     let seconds = |name| text(name).and_then(|seconds| seconds.parse::<i64>().ok());
     let timestamp = seconds("x-nano-timestamp");
-    let age = now.seconds().saturating_sub(timestamp.unwrap_or_default());
+    let age = now
+        .as_unix_seconds()
+        .saturating_sub(timestamp.unwrap_or_default());
     let stale_by = timestamp
         .is_some_and(|_| age.unsigned_abs() > TOLERANCE)
         .then_some(age);
@@ -102,7 +104,7 @@ pub(super) fn verify(
         };
     };
     // The id is not part of what the product's own signature signs.
-    let any = EventId::earliest(now);
+    let any = EventId::min_at(now);
     let id = text("webhook-id").and_then(EventId::parse);
     let sign = |seconds: i64, id: &EventId, body: &[u8]| {
         let at = Timestamp::from_millis(seconds.saturating_mul(1000));
@@ -204,9 +206,9 @@ mod tests {
     /// A request as it is sent, signed with these secrets.
     fn sent(secrets: &[&str]) -> HeaderMap {
         let secrets: Vec<_> = secrets.iter().map(|text| secret(text)).collect();
-        let id = EventId::earliest(NOW);
+        let id = EventId::min_at(NOW);
         let signatures = signing::sign(&secrets, &id, NOW, BODY.as_bytes()).unwrap();
-        let timestamp = NOW.seconds().to_string();
+        let timestamp = NOW.as_unix_seconds().to_string();
         [
             ("x-nano-timestamp", timestamp.as_str()),
             ("x-nano-signature", &signatures.nano),
@@ -249,7 +251,7 @@ mod tests {
     #[test]
     fn a_timestamp_is_stale_after_five_minutes_and_so_is_one_from_the_future() {
         let stale_by = |late: i64| {
-            let now = Timestamp::from_millis(NOW.millis() + late * 1000);
+            let now = Timestamp::from_millis(NOW.as_unix_millis() + late * 1000);
             verify(&sent(&["my-secret-key"]), BODY.as_bytes(), None, now).stale_by
         };
         assert_eq!([stale_by(0), stale_by(300), stale_by(-300)], [None; 3]);
@@ -301,7 +303,7 @@ mod tests {
             }
             headers
         };
-        let other_id = EventId::latest(NOW);
+        let other_id = EventId::max_at(NOW);
         assert_eq!(
             reasons(&with("webhook-id", Some(other_id.as_str())), BODY),
             [None, Some(Reason::HeaderChanged)]

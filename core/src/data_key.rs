@@ -29,7 +29,7 @@ impl KeyMaterial {
     }
 
     /// Takes the bytes of a key, and wipes what they were taken from; `None` unless there are 32.
-    pub fn take(mut bytes: Vec<u8>) -> Option<Self> {
+    pub fn from_vec(mut bytes: Vec<u8>) -> Option<Self> {
         let taken = bytes
             .as_slice()
             .try_into()
@@ -53,16 +53,16 @@ impl KeyMaterial {
     }
 
     /// This key under another one; `place` is what it must be opened for.
-    pub fn sealed_under(&self, other: &Self, place: &str) -> String {
-        other.aead().seal(self.0.as_slice(), place)
+    pub fn wrap_with(&self, other: &Self, place: &str) -> String {
+        other.aead().encrypt(self.0.as_slice(), place)
     }
 
     /// The key that was sealed under `other` for this place.
     ///
     /// # Errors
     /// If it was sealed otherwise.
-    pub fn open_under(other: &Self, sealed: &str, place: &str) -> Result<Self, DecryptError> {
-        Self::take(other.aead().open(sealed, place)?).ok_or(DecryptError)
+    pub fn unwrap_with(other: &Self, sealed: &str, place: &str) -> Result<Self, DecryptError> {
+        Self::from_vec(other.aead().decrypt(sealed, place)?).ok_or(DecryptError)
     }
 
     fn aead(&self) -> Aead {
@@ -99,22 +99,22 @@ impl DataKey {
     }
 
     /// Seals a secret for one webhook of one account: for any other it does not open.
-    pub fn seal(&self, account: &AccountId, webhook: WebhookId, secret: &Secret) -> String {
+    pub fn encrypt(&self, account: &AccountId, webhook: WebhookId, secret: &Secret) -> String {
         self.aead
-            .seal(secret.expose().as_bytes(), &place(account, webhook))
+            .encrypt(secret.expose().as_bytes(), &place(account, webhook))
     }
 
     /// Opens what was sealed for this webhook.
     ///
     /// # Errors
     /// If it was sealed for another or with another key.
-    pub fn open(
+    pub fn decrypt(
         &self,
         account: &AccountId,
         webhook: WebhookId,
         sealed: &str,
     ) -> Result<Secret, DecryptError> {
-        let opened = String::from_utf8(self.aead.open(sealed, &place(account, webhook))?)
+        let opened = String::from_utf8(self.aead.decrypt(sealed, &place(account, webhook))?)
             .map_err(|_| DecryptError)?;
         Secret::parse(opened).map_err(|_| DecryptError)
     }
@@ -147,7 +147,7 @@ fn place(account: &AccountId, webhook: WebhookId) -> String {
 struct Aead(RandomizedNonceKey);
 
 impl Aead {
-    fn seal(&self, open: &[u8], place: &str) -> String {
+    fn encrypt(&self, open: &[u8], place: &str) -> String {
         let mut text = open.to_vec();
         let nonce = self
             .0
@@ -156,7 +156,7 @@ impl Aead {
         STANDARD.encode([nonce.as_ref().as_slice(), &text].concat())
     }
 
-    fn open(&self, sealed: &str, place: &str) -> Result<Vec<u8>, DecryptError> {
+    fn decrypt(&self, sealed: &str, place: &str) -> Result<Vec<u8>, DecryptError> {
         let bytes = STANDARD.decode(sealed).map_err(|_| DecryptError)?;
         let (nonce, text) = bytes.split_at_checked(NONCE_LEN).ok_or(DecryptError)?;
         let nonce = Nonce::try_assume_unique_for_key(nonce).map_err(|_| DecryptError)?;
@@ -195,25 +195,25 @@ mod tests {
     fn a_secret_opens_for_its_own_webhook_alone_and_with_its_own_key_alone() {
         let bytes = KeyMaterial::from_random([1; LEN]);
         let key = DataKey::new(1, &bytes);
-        let sealed = key.seal(&account("acme"), webhook(1), &secret());
+        let sealed = key.encrypt(&account("acme"), webhook(1), &secret());
         assert_eq!(
-            key.open(&account("acme"), webhook(1), &sealed),
+            key.decrypt(&account("acme"), webhook(1), &sealed),
             Ok(secret())
         );
         assert_eq!(
-            DataKey::new(2, &bytes).open(&account("acme"), webhook(1), &sealed),
+            DataKey::new(2, &bytes).decrypt(&account("acme"), webhook(1), &sealed),
             Ok(secret())
         );
         assert_eq!(
-            key.open(&account("acme"), webhook(2), &sealed),
+            key.decrypt(&account("acme"), webhook(2), &sealed),
             Err(DecryptError)
         );
         assert_eq!(
-            key.open(&account("acme2"), webhook(1), &sealed),
+            key.decrypt(&account("acme2"), webhook(1), &sealed),
             Err(DecryptError)
         );
         assert_eq!(
-            DataKey::new(1, &KeyMaterial::from_random([2; LEN])).open(
+            DataKey::new(1, &KeyMaterial::from_random([2; LEN])).decrypt(
                 &account("acme"),
                 webhook(1),
                 &sealed
@@ -226,13 +226,13 @@ mod tests {
     fn what_was_changed_in_any_place_does_not_open() {
         let key = DataKey::new(1, &KeyMaterial::from_random([3; LEN]));
         let sealed = STANDARD
-            .decode(key.seal(&account("acme"), webhook(1), &secret()))
+            .decode(key.encrypt(&account("acme"), webhook(1), &secret()))
             .unwrap();
         for place in 0..sealed.len() {
             let mut changed = sealed.clone();
             changed[place] ^= 1;
             assert_eq!(
-                key.open(&account("acme"), webhook(1), &STANDARD.encode(changed)),
+                key.decrypt(&account("acme"), webhook(1), &STANDARD.encode(changed)),
                 Err(DecryptError),
                 "{place}"
             );
@@ -244,7 +244,7 @@ mod tests {
             &STANDARD.encode(&sealed[..sealed.len() - 1]),
         ] {
             assert_eq!(
-                key.open(&account("acme"), webhook(1), wrong),
+                key.decrypt(&account("acme"), webhook(1), wrong),
                 Err(DecryptError),
                 "{wrong}"
             );
@@ -254,7 +254,7 @@ mod tests {
     #[test]
     fn the_same_secret_is_sealed_differently_each_time() {
         let key = DataKey::new(1, &KeyMaterial::from_random([4; LEN]));
-        let seal = || key.seal(&account("acme"), webhook(1), &secret());
+        let seal = || key.encrypt(&account("acme"), webhook(1), &secret());
         assert_ne!(seal(), seal());
     }
 
@@ -264,15 +264,15 @@ mod tests {
             KeyMaterial::from_random([5; LEN]),
             KeyMaterial::from_random([6; LEN]),
         );
-        let sealed = key.sealed_under(&other, "1");
+        let sealed = key.wrap_with(&other, "1");
         assert_eq!(
-            KeyMaterial::open_under(&other, &sealed, "1")
+            KeyMaterial::unwrap_with(&other, &sealed, "1")
                 .unwrap()
                 .to_hex(),
             key.to_hex()
         );
-        assert!(KeyMaterial::open_under(&other, &sealed, "2").is_err());
-        assert!(KeyMaterial::open_under(&key, &sealed, "1").is_err());
+        assert!(KeyMaterial::unwrap_with(&other, &sealed, "2").is_err());
+        assert!(KeyMaterial::unwrap_with(&key, &sealed, "1").is_err());
     }
 
     #[test]
@@ -298,6 +298,8 @@ mod tests {
             KeyMaterial::from_hex(&key.to_hex()).unwrap().to_hex(),
             key.to_hex()
         );
-        assert!(KeyMaterial::from_hex("00").is_none() && KeyMaterial::take(vec![0; 31]).is_none());
+        assert!(
+            KeyMaterial::from_hex("00").is_none() && KeyMaterial::from_vec(vec![0; 31]).is_none()
+        );
     }
 }

@@ -25,7 +25,7 @@ pub enum DeliveryState {
     /// Another attempt is due then.
     Pending(Timestamp),
     /// It waits until its webhook is enabled again.
-    Parked,
+    Paused,
     /// A 2xx was read.
     Delivered,
     /// The schedule is exhausted.
@@ -36,9 +36,9 @@ pub enum DeliveryState {
 
 impl DeliveryState {
     /// The name on the wire.
-    pub const fn name(self) -> &'static str {
+    pub const fn as_str(self) -> &'static str {
         match self {
-            Self::Pending(_) | Self::Parked => "pending",
+            Self::Pending(_) | Self::Paused => "pending",
             Self::Delivered => "delivered",
             Self::Failed => "failed",
             Self::Cancelled => "cancelled",
@@ -75,13 +75,13 @@ pub struct Delivery {
     /// Where it stands.
     pub state: DeliveryState,
     /// Where it goes back to if the attempt that a person asked for fails; `None`: nobody did.
-    pub resume: Option<DeliveryState>,
+    pub state_before_retry: Option<DeliveryState>,
     /// The replay that asked for it; `None`: no replay did.
     pub replay: Option<ReplayId>,
     /// How many attempts were made.
     pub attempt_count: u32,
     /// How many of them the schedule asked for, rather than a person.
-    pub step: u32,
+    pub schedule_step: u32,
     /// The attempts, the oldest first.
     pub attempts: Vec<Attempt>,
     /// When the event was taken from the stream.
@@ -140,25 +140,25 @@ impl Delivery {
             body,
             traceparent: None,
             state: DeliveryState::Pending(now),
-            resume: None,
+            state_before_retry: None,
             replay: None,
             attempt_count: 0,
-            step: 0,
+            schedule_step: 0,
             attempts: Vec::new(),
             created_at: now,
         }
     }
 
     /// Makes the next attempt due at `at`, because a person asked for it; if it fails, the delivery stands again where it does.
-    pub fn hasten(&mut self, at: Timestamp) {
+    pub fn request_retry(&mut self, at: Timestamp) {
         // Asked for twice, it still goes back to where it stood before the first time.
-        self.resume.get_or_insert(self.state);
+        self.state_before_retry.get_or_insert(self.state);
         self.state = DeliveryState::Pending(at);
     }
 
     /// Takes back an attempt that a person asked for and that was not made; `false` if nobody did.
-    pub fn withdraw(&mut self) -> bool {
-        let Some(before) = self.resume.take() else {
+    pub fn cancel_requested_retry(&mut self) -> bool {
+        let Some(before) = self.state_before_retry.take() else {
             return false;
         };
         self.state = before;
@@ -168,7 +168,7 @@ impl Delivery {
 
     /// Takes an attempt that ended at `now` with `outcome`: it is kept among the latest, and decides where the delivery
     /// stands. `jitter` is from 0 to 1, and asked for after a failure on the schedule.
-    pub fn take(
+    pub fn record_attempt(
         &mut self,
         attempt: Attempt,
         outcome: &AttemptOutcome,
@@ -178,14 +178,14 @@ impl Delivery {
     ) {
         self.attempt_count = attempt.number;
         self.replay = None;
-        self.state = match self.resume.take() {
+        self.state = match self.state_before_retry.take() {
             _ if outcome.failure.is_none() => DeliveryState::Delivered,
             // An attempt out of turn neither restarts the schedule nor uses it up.
-            Some(before) if before != DeliveryState::Parked => before,
+            Some(before) if before != DeliveryState::Paused => before,
             // What was parked goes on as scheduled: its webhook is enabled again, and nobody else looks at it any more.
             _ => {
-                self.step += 1;
-                decide(schedule, self.step, outcome, now, jitter())
+                self.schedule_step += 1;
+                next_state(schedule, self.schedule_step, outcome, now, jitter())
             }
         };
         self.attempts.push(attempt);
@@ -196,7 +196,7 @@ impl Delivery {
 }
 
 /// Where a delivery stands after attempt `number` (1 for the first) ended at `now` with `outcome`. `jitter` is from 0 to 1.
-fn decide(
+fn next_state(
     schedule: &RetrySchedule,
     number: u32,
     outcome: &AttemptOutcome,
@@ -206,14 +206,14 @@ fn decide(
     if outcome.failure.is_none() {
         return DeliveryState::Delivered;
     }
-    match schedule.wait(number, jitter, asked_to_wait(outcome, now)) {
+    match schedule.delay_after(number, jitter, retry_after(outcome, now)) {
         Some(wait) => DeliveryState::Pending(now + wait),
         None => DeliveryState::Failed,
     }
 }
 
 /// What the receiver's `Retry-After` asks for; it is heard on 429 and 5xx alone.
-fn asked_to_wait(outcome: &AttemptOutcome, now: Timestamp) -> Option<Duration> {
+fn retry_after(outcome: &AttemptOutcome, now: Timestamp) -> Option<Duration> {
     let heard = matches!(outcome.status_code, Some(429 | 500..=599));
     let value = outcome.retry_after.as_deref().filter(|_| heard)?;
     retry_after::parse(value, now)
@@ -229,28 +229,28 @@ mod tests {
         let schedule: RetrySchedule = "10s,1h".parse().unwrap();
         let now = Timestamp::from_millis(1_000_000);
         let ok = AttemptOutcome {
-            took: Duration::ZERO,
-            phases: timings::PhaseTimings::default(),
+            duration: Duration::ZERO,
+            timings: timings::PhaseTimings::default(),
             status_code: Some(204),
             failure: None,
             retry_after: Some("600".into()),
-            excerpt: None,
+            body_excerpt: None,
         };
         let failed = |status, retry_after: Option<&str>| AttemptOutcome {
-            took: Duration::ZERO,
-            phases: timings::PhaseTimings::default(),
+            duration: Duration::ZERO,
+            timings: timings::PhaseTimings::default(),
             status_code: Some(status),
             failure: Some(Failure::Status(status)),
             retry_after: retry_after.map(str::to_owned),
-            excerpt: None,
+            body_excerpt: None,
         };
         let broken = AttemptOutcome {
-            took: Duration::ZERO,
-            phases: timings::PhaseTimings::default(),
+            duration: Duration::ZERO,
+            timings: timings::PhaseTimings::default(),
             status_code: None,
-            failure: Some(Failure::Timeout(attempt::TimeoutStage::Answer)),
+            failure: Some(Failure::Timeout(attempt::TimeoutStage::AwaitingResponse)),
             retry_after: None,
-            excerpt: None,
+            body_excerpt: None,
         };
         let due = |seconds: i64| {
             DeliveryState::Pending(Timestamp::from_millis(1_000_000 + seconds * 1000))
@@ -269,7 +269,7 @@ mod tests {
             (3, &failed(503, Some("60")), DeliveryState::Failed),
         ] {
             assert_eq!(
-                decide(&schedule, number, outcome, now, 0.5),
+                next_state(&schedule, number, outcome, now, 0.5),
                 expected,
                 "{number} {outcome:?}"
             );

@@ -40,7 +40,7 @@ impl JobOutcome {
     }
 
     /// The `status` that names this outcome.
-    pub const fn status(self) -> &'static str {
+    pub const fn as_str(self) -> &'static str {
         match self {
             Self::Completed => "completed",
             Self::Failed => "failed",
@@ -97,23 +97,23 @@ impl JobEvent {
             task_id: task_id.to_owned(),
             task_type: "image".to_owned(),
             outcome,
-            timestamp: now.rfc3339(),
+            timestamp: now.to_rfc3339(),
             data: AttributeData::Map(vec![told, ("test".to_owned(), AttributeData::Bool(true))]),
             traceparent: None,
         }
     }
 
     /// The body that every subscriber receives: exactly these bytes are stored, signed and sent.
-    pub fn body(&self) -> String {
+    pub fn to_canonical_json(&self) -> String {
         let mut out = Vec::with_capacity(512);
         let mut field = |name: &str, text: &str| {
             out.extend_from_slice(name.as_bytes());
             write_string(text, &mut out);
         };
-        field("{\"event\":", self.outcome.event_type().name());
+        field("{\"event\":", self.outcome.event_type().as_str());
         field(",\"task_id\":", &self.task_id);
         field(",\"task_type\":", &self.task_type);
-        field(",\"status\":", self.outcome.status());
+        field(",\"status\":", self.outcome.as_str());
         out.extend_from_slice(b",\"data\":");
         self.data.write_json(&mut out);
         out.extend_from_slice(b",\"timestamp\":");
@@ -132,7 +132,7 @@ pub fn webhook_disabled_payload(
 ) -> String {
     let mut out = Vec::with_capacity(256);
     out.extend_from_slice(b"{\"event\":");
-    write_string(EventType::WebhookDisabled.name(), &mut out);
+    write_string(EventType::WebhookDisabled.as_str(), &mut out);
     out.extend_from_slice(b",\"data\":");
     let data = AttributeData::Map(vec![
         (
@@ -176,7 +176,7 @@ impl EventId {
     const TIME_DIGITS: usize = 10;
 
     /// The id of an event: the same stream record always gives the same id, and two changes of one job never share one.
-    pub fn derive(
+    pub fn from_origin(
         origin: EventOrigin<'_>,
         account: &AccountId,
         task_id: &str,
@@ -188,7 +188,7 @@ impl EventId {
             origin.sequence_number,
             account.as_str(),
             task_id,
-            event.name(),
+            event.as_str(),
         ] {
             // With its length in front no part can run over into the next.
             hash.update((part.len() as u64).to_be_bytes());
@@ -200,18 +200,18 @@ impl EventId {
     }
 
     /// The id that comes before all others of this moment.
-    pub fn earliest(at: Timestamp) -> Self {
+    pub fn min_at(at: Timestamp) -> Self {
         Self::from_parts(at, [0; 10])
     }
 
     /// The id that comes after all others of this moment.
-    pub fn latest(at: Timestamp) -> Self {
+    pub fn max_at(at: Timestamp) -> Self {
         Self::from_parts(at, [0xff; 10])
     }
 
     fn from_parts(at: Timestamp, rest: [u8; 10]) -> Self {
         let mut bytes = [0; 16];
-        let millis = u64::try_from(at.millis()).unwrap_or(0);
+        let millis = u64::try_from(at.as_unix_millis()).unwrap_or(0);
         bytes[..6].copy_from_slice(&millis.to_be_bytes()[2..]);
         bytes[6..].copy_from_slice(&rest);
         let bits = u128::from_be_bytes(bytes);
@@ -223,14 +223,19 @@ impl EventId {
     }
 
     /// The id of an event that no stream record told of: this account's and subject's own, at this moment.
-    pub fn at(moment: Timestamp, account: &AccountId, subject: &str, event: EventType) -> Self {
-        let sequence_number = moment.millis().to_string();
+    pub fn synthetic(
+        moment: Timestamp,
+        account: &AccountId,
+        subject: &str,
+        event: EventType,
+    ) -> Self {
+        let sequence_number = moment.as_unix_millis().to_string();
         let origin = EventOrigin {
             stream: "",
             sequence_number: &sequence_number,
             created_at: moment,
         };
-        Self::derive(origin, account, subject, event)
+        Self::from_origin(origin, account, subject, event)
     }
 
     /// Reads an id; `None` if `text` cannot be one.
@@ -301,7 +306,7 @@ mod tests {
         };
         // The documented example lists `url` before `credits_charged`; inside `data` the keys are sorted.
         assert_eq!(
-            event.body(),
+            event.to_canonical_json(),
             r#"{"event":"job.completed","task_id":"task_xxx","task_type":"image","status":"completed","data":{"credits_charged":6,"url":"https://cdn.example.com/image.png"},"timestamp":"2024-12-23T10:00:00Z"}"#
         );
     }
@@ -326,7 +331,8 @@ mod tests {
             sequence_number: "100",
             created_at: Timestamp::from_millis(1_734_948_000_000),
         };
-        let id = |origin, a: &str, task, event| EventId::derive(origin, &account(a), task, event);
+        let id =
+            |origin, a: &str, task, event| EventId::from_origin(origin, &account(a), task, event);
         let base = id(origin, "acme", "t1", EventType::JobCompleted);
         assert_eq!(base, id(origin, "acme", "t1", EventType::JobCompleted));
         let others = [
@@ -374,7 +380,7 @@ mod tests {
                 sequence_number: "1",
                 created_at: Timestamp::from_millis(millis),
             };
-            EventId::derive(origin, &account("a"), "t", EventType::JobFailed)
+            EventId::from_origin(origin, &account("a"), "t", EventType::JobFailed)
         };
         let id = at(1_734_948_000_000);
         assert_eq!(id.as_str().len(), 30);
@@ -386,8 +392,8 @@ mod tests {
         );
         assert!(at(1) < at(2) && at(2) < at(1_000_000) && at(1_000_000) < id);
         let moment = Timestamp::from_millis(2);
-        assert!(at(1) < EventId::earliest(moment) && EventId::earliest(moment) < at(2));
-        assert!(at(2) < EventId::latest(moment) && EventId::latest(moment) < at(3));
+        assert!(at(1) < EventId::min_at(moment) && EventId::min_at(moment) < at(2));
+        assert!(at(2) < EventId::max_at(moment) && EventId::max_at(moment) < at(3));
         assert_eq!(EventId::parse(id.as_str()), Some(id));
         for wrong in [
             "",

@@ -20,7 +20,7 @@ pub struct Signatures {
 /// Signs a body with a webhook's live secrets, the newest first. Without a secret there is nothing to sign with.
 pub fn sign(secrets: &[Secret], id: &EventId, at: Timestamp, body: &[u8]) -> Option<Signatures> {
     let newest = secrets.first()?;
-    let timestamp = at.seconds().to_string();
+    let timestamp = at.as_unix_seconds().to_string();
     let timestamp = timestamp.as_bytes();
     let nano = mac(newest.expose().as_bytes(), &[timestamp, b".", body]);
     let standard: Vec<_> = secrets
@@ -29,7 +29,7 @@ pub fn sign(secrets: &[Secret], id: &EventId, at: Timestamp, body: &[u8]) -> Opt
             let parts = [id.as_str().as_bytes(), b".", timestamp, b".", body];
             format!(
                 "v1,{}",
-                STANDARD.encode(mac(&secret.standard_key(), &parts))
+                STANDARD.encode(mac(&secret.standard_webhooks_key(), &parts))
             )
         })
         .collect();
@@ -103,7 +103,7 @@ mod tests {
         ];
         let expected = libraries.map(|library| {
             library
-                .sign(id().as_str(), timestamp.seconds(), body)
+                .sign(id().as_str(), timestamp.as_unix_seconds(), body)
                 .unwrap()
         });
         assert_eq!(signed.standard, expected.join(" "));

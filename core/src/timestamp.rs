@@ -28,12 +28,12 @@ impl Timestamp {
     }
 
     /// Milliseconds since the Unix epoch.
-    pub const fn millis(self) -> i64 {
+    pub const fn as_unix_millis(self) -> i64 {
         self.0
     }
 
     /// The time from `earlier` until this instant; nothing if it lies before.
-    pub fn since(self, earlier: Self) -> Duration {
+    pub fn saturating_duration_since(self, earlier: Self) -> Duration {
         Duration::from_millis(u64::try_from(self.0.saturating_sub(earlier.0)).unwrap_or(0))
     }
 
@@ -44,7 +44,7 @@ impl Timestamp {
     }
 
     /// Whole seconds since the Unix epoch, rounded down.
-    pub const fn seconds(self) -> i64 {
+    pub const fn as_unix_seconds(self) -> i64 {
         self.0.div_euclid(1000)
     }
 
@@ -59,7 +59,7 @@ impl Timestamp {
     }
 
     /// The instant in RFC 3339, UTC with `Z`; a fraction only if there is one.
-    pub fn rfc3339(self) -> String {
+    pub fn to_rfc3339(self) -> String {
         OffsetDateTime::from_unix_timestamp_nanos(i128::from(self.0) * 1_000_000)
             .ok()
             .and_then(|at| at.format(&Rfc3339).ok())
@@ -121,19 +121,19 @@ mod tests {
     #[test]
     fn fraction_is_written_only_when_present() {
         assert_eq!(
-            Timestamp::from_millis(1_734_948_000_000).rfc3339(),
+            Timestamp::from_millis(1_734_948_000_000).to_rfc3339(),
             "2024-12-23T10:00:00Z"
         );
         assert_eq!(
-            Timestamp::from_millis(1_734_948_000_050).rfc3339(),
+            Timestamp::from_millis(1_734_948_000_050).to_rfc3339(),
             "2024-12-23T10:00:00.05Z"
         );
         assert_eq!(
-            Timestamp::from_millis(i64::MAX).rfc3339(),
+            Timestamp::from_millis(i64::MAX).to_rfc3339(),
             "9999-12-31T23:59:59.999Z"
         );
         assert_eq!(
-            Timestamp::from_millis(i64::MIN).rfc3339(),
+            Timestamp::from_millis(i64::MIN).to_rfc3339(),
             "0000-01-01T00:00:00Z"
         );
     }

@@ -87,7 +87,7 @@ impl EventType {
     pub const ALL: [Self; 3] = [Self::JobCompleted, Self::JobFailed, Self::WebhookDisabled];
 
     /// The name on the wire.
-    pub const fn name(self) -> &'static str {
+    pub const fn as_str(self) -> &'static str {
         match self {
             Self::JobCompleted => "job.completed",
             Self::JobFailed => "job.failed",
@@ -97,7 +97,7 @@ impl EventType {
 
     /// The event type with this name.
     pub fn parse(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|event| event.name() == name)
+        Self::ALL.into_iter().find(|event| event.as_str() == name)
     }
 }
 
@@ -114,7 +114,7 @@ impl EventTypes {
         let mut events = Vec::new();
         for name in names {
             let event = EventType::parse(name).ok_or_else(|| {
-                let known = EventType::ALL.map(EventType::name).join("`, `");
+                let known = EventType::ALL.map(EventType::as_str).join("`, `");
                 let given: String = name.chars().take(64).collect();
                 format!("unknown event `{given}`, expected some of `{known}`")
             })?;
@@ -132,20 +132,20 @@ impl EventTypes {
     }
 
     /// Whether `event` is among them.
-    pub fn contain(&self, event: EventType) -> bool {
+    pub fn contains(&self, event: EventType) -> bool {
         self.0.contains(&event)
     }
 
     /// Their names, in the order they were given.
     pub fn names(&self) -> impl Iterator<Item = &'static str> {
-        self.0.iter().map(|event| event.name())
+        self.0.iter().map(|event| event.as_str())
     }
 }
 
 /// The address that callbacks go to: an `http` or `https` URL, kept as it was given.
 #[derive(Clone, PartialEq, Eq)]
 pub struct EndpointUrl {
-    given: String,
+    original: String,
     url: Url,
     uri: Uri,
 }
@@ -159,11 +159,11 @@ impl EndpointUrl {
     ///
     /// # Errors
     /// A sentence that says what is expected.
-    pub fn parse(given: &str) -> Result<Self, &'static str> {
-        if given.chars().count() > Self::MAX {
+    pub fn parse(original: &str) -> Result<Self, &'static str> {
+        if original.chars().count() > Self::MAX {
             return Err("expected at most 2048 characters");
         }
-        if given
+        if original
             .chars()
             .any(|c| c.is_control() || c.is_whitespace() || c == '\\' || is_invisible(c))
         {
@@ -171,7 +171,7 @@ impl EndpointUrl {
                 "expected a URL without spaces, backslashes, control and invisible characters",
             );
         }
-        let (scheme, rest) = given
+        let (scheme, rest) = original
             .split_once("://")
             .ok_or("expected a URL that begins with `https://`")?;
         if !["http", "https"]
@@ -190,11 +190,12 @@ impl EndpointUrl {
         if authority.contains('@') {
             return Err("expected a URL without user name or password");
         }
-        let url = Url::parse(given).map_err(|_| "expected a valid URL with a valid host name")?;
+        let url =
+            Url::parse(original).map_err(|_| "expected a valid URL with a valid host name")?;
         let sendable = url.has_host() && url.port_or_known_default() != Some(0);
         match Uri::try_from(url.as_str()) {
             Ok(uri) if sendable => Ok(Self {
-                given: given.to_owned(),
+                original: original.to_owned(),
                 url,
                 uri,
             }),
@@ -204,7 +205,7 @@ impl EndpointUrl {
 
     /// The URL as it was given.
     pub fn as_str(&self) -> &str {
-        &self.given
+        &self.original
     }
 
     /// The URL in the normal form that requests are sent to.
@@ -229,7 +230,7 @@ const fn is_invisible(c: char) -> bool {
 
 impl fmt::Debug for EndpointUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "EndpointUrl({})", self.given)
+        write!(f, "EndpointUrl({})", self.original)
     }
 }
 
@@ -241,7 +242,7 @@ impl Secret {
     /// What a Standard Webhooks secret begins with; base64 follows.
     pub const STANDARD_PREFIX: &'static str = "whsec_";
     /// How many characters it has.
-    pub const LENGTH: RangeInclusive<usize> = 8..=256;
+    pub const LENGTH_RANGE: RangeInclusive<usize> = 8..=256;
 
     /// Takes 8 to 256 characters; one that begins with `whsec_` must go on in base64.
     ///
@@ -249,10 +250,10 @@ impl Secret {
     /// A sentence that says what is expected, and nothing of what was given.
     pub fn parse(text: String) -> Result<Self, &'static str> {
         let secret = Self(Zeroizing::new(text));
-        if !Self::LENGTH.contains(&secret.0.chars().count()) {
+        if !Self::LENGTH_RANGE.contains(&secret.0.chars().count()) {
             return Err("expected 8 to 256 characters");
         }
-        if secret.0.starts_with(Self::STANDARD_PREFIX) && secret.standard_bytes().is_none() {
+        if secret.0.starts_with(Self::STANDARD_PREFIX) && secret.decode_whsec().is_none() {
             return Err("expected base64 with padding after `whsec_`");
         }
         Ok(secret)
@@ -275,12 +276,12 @@ impl Secret {
     }
 
     /// The key of the Standard Webhooks signature: the decoded bytes of a `whsec_…` secret, else its UTF-8 bytes.
-    pub fn standard_key(&self) -> Zeroizing<Vec<u8>> {
-        self.standard_bytes()
+    pub fn standard_webhooks_key(&self) -> Zeroizing<Vec<u8>> {
+        self.decode_whsec()
             .unwrap_or_else(|| Zeroizing::new(self.0.as_bytes().to_vec()))
     }
 
-    fn standard_bytes(&self) -> Option<Zeroizing<Vec<u8>>> {
+    fn decode_whsec(&self) -> Option<Zeroizing<Vec<u8>>> {
         let encoded = self.0.strip_prefix(Self::STANDARD_PREFIX)?;
         let bytes = Zeroizing::new(STANDARD.decode(encoded).ok()?);
         (!bytes.is_empty()).then_some(bytes)
@@ -307,7 +308,7 @@ impl WebhookStatus {
     pub const ALL: [Self; 2] = [Self::Active, Self::Disabled];
 
     /// The name on the wire.
-    pub const fn name(self) -> &'static str {
+    pub const fn as_str(self) -> &'static str {
         match self {
             Self::Active => "active",
             Self::Disabled => "disabled",
@@ -316,7 +317,7 @@ impl WebhookStatus {
 
     /// The status with this name.
     pub fn parse(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|status| status.name() == name)
+        Self::ALL.into_iter().find(|status| status.as_str() == name)
     }
 }
 
@@ -335,8 +336,8 @@ pub struct Webhook {
 
 impl Webhook {
     /// Whether an event of this type is to be delivered to it.
-    pub fn wants(&self, event: EventType) -> bool {
-        self.status == WebhookStatus::Active && self.events.contain(event)
+    pub fn accepts(&self, event: EventType) -> bool {
+        self.status == WebhookStatus::Active && self.events.contains(event)
     }
 }
 
@@ -416,15 +417,21 @@ mod tests {
         ] {
             assert!(parse(wrong).is_err(), "{wrong}");
         }
-        assert_eq!(*parse("whsec_bmFubw==").unwrap().standard_key(), *b"nano");
-        assert_eq!(*parse("my secret").unwrap().standard_key(), *b"my secret");
+        assert_eq!(
+            *parse("whsec_bmFubw==").unwrap().standard_webhooks_key(),
+            *b"nano"
+        );
+        assert_eq!(
+            *parse("my secret").unwrap().standard_webhooks_key(),
+            *b"my secret"
+        );
     }
 
     #[test]
     fn a_generated_secret_is_one_of_standard_webhooks_and_no_two_are_alike() {
         let (a, b) = (Secret::from_random([1; 32]), Secret::from_random([2; 32]));
         assert_eq!(Secret::parse(a.expose().to_owned()), Ok(a.clone()));
-        assert_eq!(a.standard_key().len(), 32);
+        assert_eq!(a.standard_webhooks_key().len(), 32);
         assert_ne!(a, b);
     }
 
@@ -449,7 +456,7 @@ mod tests {
             ["job.failed", "job.completed"]
         );
         assert!(
-            events.contain(EventType::JobFailed) && !events.contain(EventType::WebhookDisabled)
+            events.contains(EventType::JobFailed) && !events.contains(EventType::WebhookDisabled)
         );
     }
 

@@ -62,7 +62,7 @@ struct DisabledWebhook {
 }
 
 fn job_event() -> Object {
-    one_of([EventType::JobCompleted, EventType::JobFailed].map(EventType::name))
+    one_of([EventType::JobCompleted, EventType::JobFailed].map(EventType::as_str))
 }
 
 fn job_status() -> Object {
@@ -70,7 +70,7 @@ fn job_status() -> Object {
 }
 
 fn webhook_event() -> Object {
-    one_of([EventType::WebhookDisabled.name()])
+    one_of([EventType::WebhookDisabled.as_str()])
 }
 
 fn one_of<const N: usize>(texts: [&str; N]) -> Object {
@@ -98,11 +98,11 @@ pub(super) fn callback_paths() -> Paths {
             let (schema, summary, example) = match event {
                 EventType::JobCompleted => {
                     let data = json!({ "url": "https://cdn.example.com/image.png", "credits_charged": 6 });
-                    ("JobEvent", "A job was completed", job(event.name(), "image", "completed", &data))
+                    ("JobEvent", "A job was completed", job(event.as_str(), "image", "completed", &data))
                 }
                 EventType::JobFailed => {
                     let data = json!({ "error": "The prompt was refused." });
-                    ("JobEvent", "A job failed", job(event.name(), "video", "failed", &data))
+                    ("JobEvent", "A job failed", job(event.as_str(), "video", "failed", &data))
                 }
                 EventType::WebhookDisabled => {
                     let data = json!({
@@ -110,11 +110,11 @@ pub(super) fn callback_paths() -> Paths {
                         "url": "https://example.com/hooks",
                         "webhook_id": 1,
                     });
-                    let body = json!({ "event": event.name(), "data": data, "timestamp": "2024-12-23T10:00:00Z" });
+                    let body = json!({ "event": event.as_str(), "data": data, "timestamp": "2024-12-23T10:00:00Z" });
                     ("WebhookDisabled", "One of the account's webhooks was disabled", body)
                 }
             };
-            callbacks.path(event.name(), callback(event, schema, summary, example))
+            callbacks.path(event.as_str(), callback(event, schema, summary, example))
         })
         .build()
 }
@@ -131,7 +131,7 @@ fn callback(event: EventType, schema: &str, summary: &str, example: Value) -> Pa
         .content("application/json", content)
         .required(Some(Required::True));
     let operation = OperationBuilder::new()
-        .operation_id(Some(event.name()))
+        .operation_id(Some(event.as_str()))
         .summary(Some(summary))
         .description(Some(
             "Sent to every active webhook that subscribes to it, at least once and in no order. Answer 2xx at once, then do \
@@ -173,7 +173,11 @@ fn headers(event: EventType) -> Vec<Parameter> {
             number(),
         ),
         ("X-Nano-Timestamp", "The same.", number()),
-        ("X-Nano-Event", "The event's type.", one_of([event.name()])),
+        (
+            "X-Nano-Event",
+            "The event's type.",
+            one_of([event.as_str()]),
+        ),
         ("X-Nano-Attempt", "1 for the first attempt.", number()),
         (
             "User-Agent",

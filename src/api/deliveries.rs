@@ -317,7 +317,7 @@ pub(super) fn parse_query(query: &str, webhook: WebhookId) -> Result<DeliveryFil
             "status" => {
                 let status = DeliveryStatus::ALL
                     .into_iter()
-                    .find(|status| status.name() == value);
+                    .find(|status| status.as_str() == value);
                 let expected = || {
                     ApiError::field(
                         "status",
@@ -327,7 +327,7 @@ pub(super) fn parse_query(query: &str, webhook: WebhookId) -> Result<DeliveryFil
                 filter.status = Some(status.ok_or_else(expected)?);
             }
             "event" => {
-                let known = || EventType::ALL.map(EventType::name).join("`, `");
+                let known = || EventType::ALL.map(EventType::as_str).join("`, `");
                 let event = EventType::parse(&value);
                 filter.event = Some(event.ok_or_else(|| {
                     ApiError::field("event", format!("expected one of `{}`", known()))
@@ -369,7 +369,7 @@ impl DeliverySummaryResponse {
     pub fn of_webhook(self, deleted: bool) -> Self {
         if deleted && self.status == "pending" {
             return Self {
-                status: DeliveryStatus::Cancelled.name().to_owned(),
+                status: DeliveryStatus::Cancelled.as_str().to_owned(),
                 next_attempt_at: None,
                 ..self
             };
@@ -396,8 +396,8 @@ impl From<DeliverySummary> for DeliverySummaryResponse {
             task_id: row.task_id,
             status: row.status,
             attempt_count: row.attempt_count,
-            created_at: row.created_at.rfc3339(),
-            next_attempt_at: row.next_attempt_at.map(Timestamp::rfc3339),
+            created_at: row.created_at.to_rfc3339(),
+            next_attempt_at: row.next_attempt_at.map(Timestamp::to_rfc3339),
             last_failure: row.last_failure,
         }
     }
@@ -406,16 +406,16 @@ impl From<DeliverySummary> for DeliverySummaryResponse {
 impl From<&Delivery> for DeliverySummaryResponse {
     fn from(delivery: &Delivery) -> Self {
         let next_attempt_at = match delivery.state {
-            delivery::DeliveryState::Pending(at) => Some(at.rfc3339()),
+            delivery::DeliveryState::Pending(at) => Some(at.to_rfc3339()),
             _ => None,
         };
         Self {
             event_id: delivery.key.event.to_string(),
-            event: delivery.event_type.name().to_owned(),
+            event: delivery.event_type.as_str().to_owned(),
             task_id: delivery.task_id.clone(),
-            status: delivery.state.name().to_owned(),
+            status: delivery.state.as_str().to_owned(),
             attempt_count: delivery.attempt_count,
-            created_at: delivery.created_at.rfc3339(),
+            created_at: delivery.created_at.to_rfc3339(),
             next_attempt_at,
             last_failure: delivery.attempts.last().and_then(|attempt| attempt.failure),
         }
@@ -452,14 +452,14 @@ impl AttemptResponse {
         attempt: &Attempt,
     ) -> Self {
         let headers = attempt
-            .request(event, event_type, traceparent)
+            .to_request(event, event_type, traceparent)
             .headers()
             .into_iter();
         Self {
             number: attempt.number,
-            at: attempt.at.rfc3339(),
+            at: attempt.started_at.to_rfc3339(),
             duration_ms: attempt.duration_ms,
-            phases: TimingsResponse::from(attempt.phases),
+            phases: TimingsResponse::from(attempt.timings),
             status_code: attempt.status_code,
             failure: attempt.failure,
             detail: attempt.detail.clone(),
@@ -477,8 +477,8 @@ impl From<PhaseTimings> for TimingsResponse {
             dns,
             connect,
             tls,
-            answer,
-            body,
+            wait: answer,
+            receive: body,
         }: PhaseTimings,
     ) -> Self {
         // To a tenth of a millisecond.

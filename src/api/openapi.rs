@@ -518,8 +518,8 @@ pub(super) fn secret() -> Object {
         .description(Some(
             "The key of the signatures; `null` is none. One that begins with `whsec_` goes on in base64 with padding.",
         ))
-        .min_length(Some(*Secret::LENGTH.start()))
-        .max_length(Some(*Secret::LENGTH.end()))
+        .min_length(Some(*Secret::LENGTH_RANGE.start()))
+        .max_length(Some(*Secret::LENGTH_RANGE.end()))
         .build()
 }
 
@@ -586,20 +586,20 @@ one_of!(
     EventTypeSchema,
     "EventType",
     "What can be subscribed to.",
-    webhook::EventType::ALL.map(webhook::EventType::name)
+    webhook::EventType::ALL.map(webhook::EventType::as_str)
 );
 one_of!(
     WebhookStatusSchema,
     "WebhookStatus",
     "Whether a webhook receives events.",
-    webhook::WebhookStatus::ALL.map(webhook::WebhookStatus::name)
+    webhook::WebhookStatus::ALL.map(webhook::WebhookStatus::as_str)
 );
 one_of!(
     DeliveryStatusSchema,
     "DeliveryStatus",
     "`pending`: another attempt is to be made. `delivered`: a 2xx was read. `failed`: no attempt is left. `cancelled`: the \
      webhook was deleted.",
-    delivery_log::DeliveryStatus::ALL.map(delivery_log::DeliveryStatus::name)
+    delivery_log::DeliveryStatus::ALL.map(delivery_log::DeliveryStatus::as_str)
 );
 one_of!(
     FailureKindSchema,

@@ -97,9 +97,9 @@ impl ReplayResponse {
     fn new(id: &ReplayId, replay: &Replay) -> Self {
         Self {
             id: id.to_string(),
-            state: replay.state().name(),
-            since: replay.since.rfc3339(),
-            until: replay.until.rfc3339(),
+            state: replay.state().as_str(),
+            since: replay.since.to_rfc3339(),
+            until: replay.until.to_rfc3339(),
             found: replay.found,
             sent: replay.sent,
             delivered: replay.delivered,

@@ -103,14 +103,14 @@ pub(super) async fn rotate(
             let view = RotateSecretResponse {
                 id: id.get(),
                 secret_key: generated.then(|| Zeroizing::new(secret.expose().to_owned())),
-                previous_valid_until: previous_until.map(Timestamp::rfc3339),
+                previous_valid_until: previous_until.map(Timestamp::to_rfc3339),
                 live_secrets: live,
             };
             Ok(([(CACHE_CONTROL, "no-store")], ok(view)))
         }
         RotateOutcome::TooMany { until } => Err(ApiError::Conflict(format!(
             "{MAX_ACTIVE_SECRETS} secrets sign already: wait until {}, or end the old ones now with `grace_hours` 0",
-            until.rfc3339()
+            until.to_rfc3339()
         ))),
         RotateOutcome::NotFound => Err(webhook_not_found(id)),
     }

@@ -73,18 +73,18 @@ pub(super) async fn send(
     let url = &subscriber.webhook.url;
     let subscribed = EventType::ALL
         .into_iter()
-        .find(|event| subscriber.webhook.events.contain(*event));
+        .find(|event| subscriber.webhook.events.contains(*event));
     let event = event.or(subscribed).unwrap_or(EventType::JobCompleted);
     let now = api.clock.now();
     let secrets = api.store.secrets_of(&account, &subscriber, now).await?;
-    let event_id = EventId::at(now, &account, SAMPLE_TASK_ID, event);
+    let event_id = EventId::synthetic(now, &account, SAMPLE_TASK_ID, event);
     let payload = sample_payload(event, &account, id, url.as_str(), now);
     let signatures = signing::sign(&secrets, &event_id, now, payload.as_bytes());
     let request = WebhookRequest {
         id: &event_id,
         event,
         number: 1,
-        at: now,
+        started_at: now,
         signatures: signatures.as_ref(),
         traceparent: None,
         version: crate::VERSION,
@@ -95,10 +95,10 @@ pub(super) async fn send(
         .await;
     let refused = matches!(outcome.failure, Some(Failure::Status(_)));
     let signed_content =
-        (refused && signatures.is_some()).then(|| format!("{}.{payload}", now.seconds()));
+        (refused && signatures.is_some()).then(|| format!("{}.{payload}", now.as_unix_seconds()));
     let attempt = AttemptResponse::new(&event_id, event, None, &attempt);
     Ok(ok(TestEventResponse {
-        event: event.name(),
+        event: event.as_str(),
         payload,
         url: url.as_str().to_owned(),
         attempt,
@@ -122,23 +122,23 @@ fn sample_payload(
                 id,
                 url,
                 "This is a test: nothing was disabled.",
-                &now.rfc3339(),
+                &now.to_rfc3339(),
             );
         }
     };
     JobEvent::sample(
-        EventId::at(now, account, SAMPLE_TASK_ID, event),
+        EventId::synthetic(now, account, SAMPLE_TASK_ID, event),
         account.clone(),
         SAMPLE_TASK_ID,
         outcome,
         now,
     )
-    .body()
+    .to_canonical_json()
 }
 
 fn event_type<'de, D: Deserializer<'de>>(from: D) -> Result<Option<EventType>, D::Error> {
     let event = EventType::parse(&body::deserialize_string(from)?);
-    let known = || EventType::ALL.map(EventType::name).join("`, `");
+    let known = || EventType::ALL.map(EventType::as_str).join("`, `");
     event
         .map(Some)
         .ok_or_else(|| D::Error::custom(format!("expected one of `{}`", known())))

@@ -62,7 +62,7 @@ impl From<&Webhook> for WebhookResponse {
             id: webhook.id.get(),
             url: webhook.url.as_str().to_owned(),
             events: webhook.events.names().collect(),
-            status: webhook.status.name(),
+            status: webhook.status.as_str(),
         }
     }
 }
@@ -125,15 +125,17 @@ impl From<&WebhookRecord> for WebhookDetailResponse {
     ) -> Self {
         Self {
             webhook: WebhookResponse::from(webhook),
-            created_at: detail.created_at.rfc3339(),
-            updated_at: detail.updated_at.rfc3339(),
+            created_at: detail.created_at.to_rfc3339(),
+            updated_at: detail.updated_at.to_rfc3339(),
             description: detail.description.clone(),
             signed: !secrets.is_empty(),
             disabled_reason: detail.disabled_reason.clone(),
             health: HealthResponse {
-                state: health.state(),
-                failing_since: health.failing_since.map(Timestamp::rfc3339),
-                last_success_at: health.last_success_at.map(Timestamp::rfc3339),
+                state: health.label(),
+                failing_since: health.failing_since.map(Timestamp::to_rfc3339),
+                last_success_at: health
+                    .first_success_after_failure_at
+                    .map(Timestamp::to_rfc3339),
                 last_failure: health.last_failure,
             },
         }

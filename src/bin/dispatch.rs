@@ -58,8 +58,9 @@ async fn run() -> Result<(), lambda_runtime::Error> {
             .deadline()
             .duration_since(SystemTime::UNIX_EPOCH)
             .unwrap_or_default();
-        let now =
-            Duration::from_millis(u64::try_from(dispatcher.clock.now().millis()).unwrap_or(0));
+        let now = Duration::from_millis(
+            u64::try_from(dispatcher.clock.now().as_unix_millis()).unwrap_or(0),
+        );
         let deadline = Deadline::after(left.saturating_sub(now + RECORDING_RESERVE));
         let invocation = Invocation::from_json(event.payload.get())?;
         let answer = dispatcher.invoke(invocation, deadline).await;

@@ -198,7 +198,7 @@ impl WebhookClient {
         let mut outcome = self
             .post(url, request.headers(), body, at_most, &marks)
             .await;
-        (outcome.took, outcome.phases) = marks.end();
+        (outcome.duration, outcome.timings) = marks.end();
         (Attempt::new(&request, &outcome), outcome)
     }
 
@@ -211,12 +211,12 @@ impl WebhookClient {
         marks: &PhaseRecorder,
     ) -> AttemptOutcome {
         let mut outcome = AttemptOutcome {
-            took: Duration::ZERO,
-            phases: PhaseTimings::default(),
+            duration: Duration::ZERO,
+            timings: PhaseTimings::default(),
             status_code: None,
             failure: None,
             retry_after: None,
-            excerpt: None,
+            body_excerpt: None,
         };
         let mut request = http::Request::new(Full::new(body));
         *request.method_mut() = Method::POST;
@@ -233,7 +233,7 @@ impl WebhookClient {
         outcome.failure = match ended {
             Ok(result) => result.err(),
             Err(_) if outcome.status_code.is_some() => Some(Failure::Timeout(TimeoutStage::Body)),
-            Err(_) => Some(Failure::Timeout(TimeoutStage::Answer)),
+            Err(_) => Some(Failure::Timeout(TimeoutStage::AwaitingResponse)),
         };
         outcome
     }
@@ -267,11 +267,11 @@ impl WebhookClient {
             .scope(permit, http.request(request))
             .await
             .map_err(|error| classify_error(&error))?;
-        marks.begin(Phase::Body);
+        marks.begin(Phase::Receive);
         let status = response.status().as_u16();
         outcome.status_code = Some(status);
         outcome.retry_after = header_str(response.headers(), &RETRY_AFTER);
-        read_body(response.into_body(), &mut outcome.excerpt).await?;
+        read_body(response.into_body(), &mut outcome.body_excerpt).await?;
         match status {
             200..=299 => Ok(()),
             300..=399 => Err(Failure::Redirect(status)),
@@ -287,7 +287,7 @@ async fn read_body(mut body: Incoming, excerpt: &mut Option<String>) -> Result<(
     while read < MAX_BODY_READ
         && let Some(frame) = body.frame().await
     {
-        let frame = frame.map_err(|_| Failure::Body)?;
+        let frame = frame.map_err(|_| Failure::InvalidResponse)?;
         let data = frame.data_ref().map_or(&[][..], |data| data);
         read += data.len();
         let more = &data[..data.len().min(MAX_BODY_KEPT - kept.len())];
@@ -320,7 +320,7 @@ fn classify_error(error: &legacy::Error) -> Failure {
         if let Some(http) = cause.downcast_ref::<hyper::Error>()
             && http.is_parse()
         {
-            return Failure::Body;
+            return Failure::InvalidResponse;
         }
         source = cause.source();
     }
@@ -380,7 +380,7 @@ impl Connector {
         // Without it small requests wait for acknowledgements (Nagle); a socket that refuses it still works.
         let _ = tcp.set_nodelay(true);
         if uri.scheme() == Some(&Scheme::HTTP) {
-            marks.begin(Phase::Answer);
+            marks.begin(Phase::Wait);
             return Ok(MaybeHttpsStream::Http(TokioIo::new(tcp)));
         }
         marks.begin(Phase::Tls);
@@ -395,7 +395,7 @@ impl Connector {
             .connect(name, TokioIo::new(TokioIo::new(tcp)))
             .await
             .map_err(|_| Failure::Tls)?;
-        marks.begin(Phase::Answer);
+        marks.begin(Phase::Wait);
         Ok(MaybeHttpsStream::Https(TokioIo::new(tls)))
     }
 }
@@ -441,7 +441,7 @@ impl PhaseRecorder {
     /// A phase begins now.
     fn begin(&self, phase: Phase) {
         let mut began = self.began();
-        if phase == Phase::Body {
+        if phase == Phase::Receive {
             began.ask();
         }
         began.phases.push((phase, self.watch.elapsed()));
@@ -467,7 +467,7 @@ impl PhaseStarts {
         if let Some(resolved) = self.resolved
             && self.phases.iter().all(|(phase, _)| *phase == Phase::Dns)
         {
-            self.phases.push((Phase::Answer, resolved));
+            self.phases.push((Phase::Wait, resolved));
         }
     }
 }
@@ -543,7 +543,7 @@ mod tests {
             id: &id,
             event: EventType::JobCompleted,
             number: 1,
-            at: Timestamp::from_millis(0),
+            started_at: Timestamp::from_millis(0),
             signatures: None,
             traceparent: None,
             version: "0",
@@ -559,7 +559,7 @@ mod tests {
                     .attempt(url, request, "{}", Duration::from_secs(5))
                     .await;
                 assert_eq!(
-                    (attempt.failure, attempt.phases.connect.is_some()),
+                    (attempt.failure, attempt.timings.connect.is_some()),
                     (None, again == 0)
                 );
             }

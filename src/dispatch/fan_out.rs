@@ -189,7 +189,7 @@ impl Dispatcher {
             let subscribers = &loaded.subscribers;
             for subscriber in subscribers
                 .iter()
-                .filter(|subscriber| subscriber.webhook.wants(event_type(occurrence)))
+                .filter(|subscriber| subscriber.webhook.accepts(event_type(occurrence)))
             {
                 let new = || EndpointBatch {
                     account,
@@ -390,12 +390,12 @@ impl Dispatcher {
         &'a EndpointBatch<'a>,
         Vec<(StartedDelivery, Option<AttemptOutcome>)>,
     ) {
-        let path = part.subscriber.health.path();
-        let leave_to_queue = AtomicBool::new(path == DispatchMode::Queue);
+        let path = part.subscriber.health.dispatch_mode();
+        let leave_to_queue = AtomicBool::new(path == DispatchMode::Queued);
         let begin = |due| places.hold(self.begin(part, due, &leave_to_queue, deadline));
         let mut due = part.due.iter().copied();
         let mut begun = Vec::with_capacity(due.len());
-        if path == DispatchMode::Trial
+        if path == DispatchMode::Probe
             && let Some(first) = due.next()
         {
             let first = begin(first).await;

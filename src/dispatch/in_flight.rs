@@ -271,11 +271,11 @@ mod tests {
     fn failures_add_up_over_attempts_side_by_side_and_are_void_once_another_process_wrote() {
         let silent = Observation {
             failure: Some(FailureKind::Timeout),
-            took: Duration::ZERO,
+            duration: Duration::ZERO,
         };
         let well = Observation {
             failure: None,
-            took: Duration::ZERO,
+            duration: Duration::ZERO,
         };
         let (gates, endpoint) = (InFlightLimiter::default(), endpoint(1));
         let count =

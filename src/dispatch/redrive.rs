@@ -97,7 +97,7 @@ async fn record_deliveries(
     let (mut writes, mut unreadable) = (Vec::new(), None);
     for subscriber in store.subscribers(account).await? {
         match subscriber {
-            Ok(subscriber) if subscriber.webhook.wants(event_type) => {
+            Ok(subscriber) if subscriber.webhook.accepts(event_type) => {
                 let delivery = Delivery {
                     state: DeliveryState::Pending(due),
                     ..occurrence.delivery(&subscriber.webhook, now)
@@ -156,8 +156,9 @@ fn rebuild_record(
         None => return Err(without("JOBS_TABLE does not say where the job is")),
     };
     let mut change = StreamRecord::default();
-    let since =
-        Duration::from_millis(u64::try_from(kept.record_created_at().millis()).unwrap_or(0));
+    let since = Duration::from_millis(
+        u64::try_from(kept.record_created_at().as_unix_millis()).unwrap_or(0),
+    );
     change.approximate_creation_date_time = (SystemTime::UNIX_EPOCH + since).into();
     change.new_image = new_image;
     change.sequence_number = Some(kept.poison.sequence_number.clone());

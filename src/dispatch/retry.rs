@@ -54,7 +54,7 @@ impl Dispatcher {
         let endpoint = (key.account.clone(), key.webhook);
         let place = self.gates.enter(
             &endpoint,
-            subscriber.health.queued_in_flight(),
+            subscriber.health.max_in_flight(),
             random::unit_f64(),
         );
         let place = match place {
@@ -79,7 +79,7 @@ impl Dispatcher {
         };
         let mut delivery = claim.delivery.clone();
         if self.is_called_off(&delivery).await? {
-            delivery.withdraw();
+            delivery.cancel_requested_retry();
             self.store
                 .settle(&claim, &delivery, now, self.retention)
                 .await?;

@@ -175,9 +175,9 @@ fn parse_job_event(record: &EventRecord) -> Result<Option<JobEvent>, String> {
         created_at,
     };
     Ok(Some(JobEvent {
-        id: EventId::derive(origin, &account, &task_id, outcome.event_type()),
+        id: EventId::from_origin(origin, &account, &task_id, outcome.event_type()),
         task_type: text(new, "task_type")?.to_owned(),
-        timestamp: timestamp.unwrap_or_else(|| created_at.rfc3339()),
+        timestamp: timestamp.unwrap_or_else(|| created_at.to_rfc3339()),
         account,
         task_id,
         outcome,

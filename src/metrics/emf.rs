@@ -41,7 +41,7 @@ impl Metrics {
                         stack,
                         now,
                         &dimensions,
-                        Some(("Failure", json!(kind.name()))),
+                        Some(("Failure", json!(kind.as_str()))),
                         metrics,
                     ));
                     continue;
@@ -110,11 +110,11 @@ fn line(
         json!({ "Namespace": NAMESPACE, "Dimensions": dimensions, "Metrics": definitions });
     let mut line = Map::new();
     // Lambda's JSON format files lines by these two.
-    line.insert("timestamp".to_owned(), json!(now.rfc3339()));
+    line.insert("timestamp".to_owned(), json!(now.to_rfc3339()));
     line.insert("level".to_owned(), json!("INFO"));
     line.insert(
         "_aws".to_owned(),
-        json!({ "Timestamp": now.millis(), "CloudWatchMetrics": [directive] }),
+        json!({ "Timestamp": now.as_unix_millis(), "CloudWatchMetrics": [directive] }),
     );
     line.insert("Stack".to_owned(), json!(stack));
     line.extend(dimension.map(|(name, value)| (name.to_owned(), value)));

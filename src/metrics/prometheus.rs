@@ -60,7 +60,7 @@ impl Metrics {
         );
         let failed = FailureKind::ALL.map(|kind| {
             (
-                format!("{{failure=\"{}\"}}", kind.name()),
+                format!("{{failure=\"{}\"}}", kind.as_str()),
                 count(Counter::FailedAttempts(kind)),
             )
         });

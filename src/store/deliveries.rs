@@ -220,7 +220,7 @@ impl Store {
             } else {
                 lease::sweep_at(due, now)
             };
-            item.insert(SWEEP_AT.to_owned(), attr_n(sweep_at.millis()));
+            item.insert(SWEEP_AT.to_owned(), attr_n(sweep_at.as_unix_millis()));
         }
         let put = self
             .client
@@ -294,17 +294,17 @@ fn write_attributes(delivery: &Delivery, now: Timestamp, retention: Duration) ->
     let mut item = BorrowedItem::with_capacity(20);
     item.text(key_schema::PK, pk);
     item.text(key_schema::SK, sk);
-    item.text("event", delivery.event_type.name());
+    item.text("event", delivery.event_type.as_str());
     item.text("url", &*delivery.url);
     item.text("body", &*delivery.body);
     item.text("status", status);
     item.number("attempt_count", delivery.attempt_count);
-    item.number("step", delivery.step);
+    item.number("step", delivery.schedule_step);
     item.text(
         "attempts",
         serde_json::to_string(&delivery.attempts).expect("attempts are plain data"),
     );
-    item.number("created_at", delivery.created_at.millis());
+    item.number("created_at", delivery.created_at.as_unix_millis());
     if let Some(task_id) = &delivery.task_id {
         item.text("task_id", task_id);
     }
@@ -312,29 +312,29 @@ fn write_attributes(delivery: &Delivery, now: Timestamp, retention: Duration) ->
         item.text("traceparent", traceparent.as_str());
     }
     if let Some(failure) = delivery.attempts.last().and_then(|attempt| attempt.failure) {
-        item.text("last_failure", failure.name());
+        item.text("last_failure", failure.as_str());
     }
     if let Some(replay) = &delivery.replay {
         item.text("replay", replay.as_str());
     }
-    if let Some((status, at)) = delivery.resume.map(state_columns) {
+    if let Some((status, at)) = delivery.state_before_retry.map(state_columns) {
         item.text("resume_status", status);
         if let Some(at) = at {
-            item.number("resume_at", at.millis());
+            item.number("resume_at", at.as_unix_millis());
         }
     }
     // Only what is pending is in the due index, and only what is settled expires.
     if let Some(due) = next_attempt_at {
-        item.number("next_attempt_at", due.millis());
+        item.number("next_attempt_at", due.as_unix_millis());
         item.text(DUE_SHARD, key_schema::due_shard(&delivery.key.event));
-        item.number(SWEEP_AT, lease::sweep_at(due, now).millis());
+        item.number(SWEEP_AT, lease::sweep_at(due, now).as_unix_millis());
     } else {
-        item.number(EXPIRES_AT, (now + retention).seconds());
+        item.number(EXPIRES_AT, (now + retention).as_unix_seconds());
     }
     // Only what is pending or failed is in the state index.
     if matches!(
         delivery.state,
-        DeliveryState::Pending(_) | DeliveryState::Parked | DeliveryState::Failed
+        DeliveryState::Pending(_) | DeliveryState::Paused | DeliveryState::Failed
     ) {
         let of_webhook =
             key_schema::state_index_key(&delivery.key.account, delivery.key.webhook, status);
@@ -362,10 +362,10 @@ impl DeliveryRow {
             body: self.body.into(),
             traceparent: self.traceparent,
             state: parse_state(&self.status, self.next_attempt_at)?,
-            resume,
+            state_before_retry: resume,
             replay: self.replay,
             attempt_count: self.attempt_count,
-            step: self.step,
+            schedule_step: self.step,
             attempts: serde_json::from_str::<Vec<Attempt>>(&self.attempts)
                 .map_err(|_| corrupt_item("attempts"))?,
             created_at: self.created_at,
@@ -376,18 +376,18 @@ impl DeliveryRow {
 /// A state as the table has it.
 const fn state_columns(state: DeliveryState) -> (&'static str, Option<Timestamp>) {
     match state {
-        DeliveryState::Pending(at) => (state.name(), Some(at)),
-        DeliveryState::Parked
+        DeliveryState::Pending(at) => (state.as_str(), Some(at)),
+        DeliveryState::Paused
         | DeliveryState::Delivered
         | DeliveryState::Failed
-        | DeliveryState::Cancelled => (state.name(), None),
+        | DeliveryState::Cancelled => (state.as_str(), None),
     }
 }
 
 fn parse_state(status: &str, at: Option<Timestamp>) -> Result<DeliveryState> {
     match (status, at) {
         ("pending", Some(at)) => Ok(DeliveryState::Pending(at)),
-        ("pending", None) => Ok(DeliveryState::Parked),
+        ("pending", None) => Ok(DeliveryState::Paused),
         ("delivered", _) => Ok(DeliveryState::Delivered),
         ("failed", _) => Ok(DeliveryState::Failed),
         ("cancelled", _) => Ok(DeliveryState::Cancelled),
@@ -418,10 +418,10 @@ mod tests {
         let at = Timestamp::from_millis;
         let attempt = Attempt {
             number: 1,
-            at: at(5),
+            started_at: at(5),
             duration_ms: u64::MAX,
-            phases: PhaseTimings {
-                answer: Some(7),
+            timings: PhaseTimings {
+                wait: Some(7),
                 ..PhaseTimings::default()
             },
             status_code: Some(503),
@@ -464,10 +464,10 @@ mod tests {
             task_id: Some("task".to_owned()),
             traceparent: traceparent.clone(),
             state,
-            resume,
+            state_before_retry: resume,
             replay: Some(ReplayId::from_random([7; 8])),
             attempt_count: 22,
-            step: 2,
+            schedule_step: 2,
             attempts: vec![bare.clone(), attempt.clone()],
             created_at: at(3),
             ..new()
@@ -479,7 +479,7 @@ mod tests {
                 DeliveryState::Pending(at(9)),
                 Some(DeliveryState::Pending(at(10))),
             ),
-            full(DeliveryState::Parked, None),
+            full(DeliveryState::Paused, None),
             full(DeliveryState::Delivered, None),
             full(DeliveryState::Failed, None),
             full(DeliveryState::Cancelled, None),
@@ -506,7 +506,7 @@ mod tests {
         let some = |text: &str| Some(text.to_owned());
         let (shard, sweep) = (
             key_schema::due_shard(&key.event),
-            lease::sweep_at(at(9), at(100)).millis().to_string(),
+            lease::sweep_at(at(9), at(100)).as_unix_millis().to_string(),
         );
         let failed_before = full(DeliveryState::Pending(at(9)), None);
         let expected = [
@@ -543,9 +543,9 @@ mod tests {
         let failure = Failure::Connect;
         let attempt = Attempt {
             number: u32::MAX,
-            at: at(i64::MAX),
+            started_at: at(i64::MAX),
             duration_ms: u64::MAX,
-            phases: PhaseTimings {
+            timings: PhaseTimings {
                 dns: Some(u64::MAX),
                 ..PhaseTimings::default()
             },

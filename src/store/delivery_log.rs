@@ -55,7 +55,7 @@ impl DeliveryStatus {
     ];
 
     /// The name on the wire.
-    pub const fn name(self) -> &'static str {
+    pub const fn as_str(self) -> &'static str {
         match self {
             Self::Pending => "pending",
             Self::Delivered => "delivered",
@@ -196,7 +196,7 @@ impl Store {
             query = query.expression_attribute_names(format!("#{name}"), *name);
         }
         if let Some(status) = indexed {
-            let state_key = key_schema::state_index_key(account, webhook, status.name());
+            let state_key = key_schema::state_index_key(account, webhook, status.as_str());
             if let Some(start) = &mut start {
                 start.insert(STATE_KEY.to_owned(), text(&state_key));
             }
@@ -213,11 +213,11 @@ impl Store {
         let mut conditions = Vec::new();
         if let Some(status) = filter.status.filter(|_| indexed.is_none()) {
             conditions.push("#status = :status");
-            query = query.expression_attribute_values(":status", text(status.name()));
+            query = query.expression_attribute_values(":status", text(status.as_str()));
         }
         if let Some(event) = filter.event {
             conditions.push("#event = :event");
-            query = query.expression_attribute_values(":event", text(event.name()));
+            query = query.expression_attribute_values(":event", text(event.as_str()));
         }
         if !conditions.is_empty() {
             query = query.filter_expression(conditions.join(" AND "));

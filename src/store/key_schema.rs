@@ -215,7 +215,7 @@ pub const DUE_SHARDS: u8 = 16;
 
 /// The day of an instant in UTC, as keys have it: `2024-12-23`.
 pub fn utc_day(at: Timestamp) -> String {
-    at.rfc3339()[..10].to_owned()
+    at.to_rfc3339()[..10].to_owned()
 }
 
 /// A day as keys have it, if `text` is one.

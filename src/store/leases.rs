@@ -105,7 +105,7 @@ impl DueDelivery {
 
     /// How long it has waited for a sweep.
     pub fn waited(&self, now: Timestamp) -> Duration {
-        now.since(self.sweep_at)
+        now.saturating_duration_since(self.sweep_at)
     }
 
     /// A delivery that was made due.
@@ -144,8 +144,8 @@ impl Store {
                 pending_condition()
             ))
             .expression_attribute_values(":count", attr_n(attempt_count.into()))
-            .expression_attribute_values(":now", attr_n(now.millis()))
-            .expression_attribute_values(":until", attr_n(until.millis()))
+            .expression_attribute_values(":now", attr_n(now.as_unix_millis()))
+            .expression_attribute_values(":until", attr_n(until.as_unix_millis()))
             .expression_attribute_values(":pending", attr_s("pending"))
             .return_values(ReturnValue::AllNew)
             .return_values_on_condition_check_failure(ReturnValuesOnConditionCheckFailure::AllOld);
@@ -262,9 +262,12 @@ impl Store {
                 pending_condition()
             ))
             .expression_attribute_values(":count", attr_n(attempt_count.into()))
-            .expression_attribute_values(":now", attr_n(now.millis()))
-            .expression_attribute_values(":due", attr_n(due.millis()))
-            .expression_attribute_values(":sweep", attr_n(lease::sweep_at(due, now).millis()))
+            .expression_attribute_values(":now", attr_n(now.as_unix_millis()))
+            .expression_attribute_values(":due", attr_n(due.as_unix_millis()))
+            .expression_attribute_values(
+                ":sweep",
+                attr_n(lease::sweep_at(due, now).as_unix_millis()),
+            )
             .expression_attribute_values(":pending", attr_s("pending"));
         into_condition_result(update.send().await)
     }
@@ -285,8 +288,8 @@ impl Store {
             .update_expression("SET expires_at = :expires REMOVE next_attempt_at, sweep_at, due_shard, leased_until")
             .condition_expression(pending_condition())
             .expression_attribute_values(":count", attr_n(attempt_count.into()))
-            .expression_attribute_values(":now", attr_n(now.millis()))
-            .expression_attribute_values(":expires", attr_n((now + retention).seconds()))
+            .expression_attribute_values(":now", attr_n(now.as_unix_millis()))
+            .expression_attribute_values(":expires", attr_n((now + retention).as_unix_seconds()))
             .expression_attribute_values(":pending", attr_s("pending"));
         into_condition_result(update.send().await)
     }
@@ -311,8 +314,8 @@ impl Store {
             .condition_expression(format!(
                 "#status = :pending AND {NOT_IN_FLIGHT} AND {NO_MANUAL_RETRY}"
             ))
-            .expression_attribute_values(":now", attr_n(now.millis()))
-            .expression_attribute_values(":expires", attr_n((now + retention).seconds()))
+            .expression_attribute_values(":now", attr_n(now.as_unix_millis()))
+            .expression_attribute_values(":expires", attr_n((now + retention).as_unix_seconds()))
             .expression_attribute_values(":cancelled", attr_s("cancelled"))
             .expression_attribute_values(":pending", attr_s("pending"));
         Ok(into_condition_result(update.send().await)?
@@ -331,7 +334,7 @@ impl Store {
             return Ok(false);
         };
         let mut delivery = found.clone();
-        if !delivery.withdraw() {
+        if !delivery.cancel_requested_retry() {
             return Ok(false);
         }
         if let Some(id) = found.replay.clone() {
@@ -392,7 +395,7 @@ impl Store {
         retention: Duration,
     ) -> Result<Option<Delivery>> {
         let mut delivery = found.clone();
-        delivery.hasten(now);
+        delivery.request_retry(now);
         delivery.replay = None;
         Ok(self
             .restate(found, &delivery, now, retention)
@@ -411,10 +414,10 @@ impl Store {
         retention: Duration,
     ) -> Result<Option<Delivery>> {
         let mut delivery = found.clone();
-        delivery.hasten(now);
+        delivery.request_retry(now);
         delivery.replay = None;
-        let put =
-            replacement_put(found, &delivery, now, retention).item(SWEEP_AT, attr_n(now.millis()));
+        let put = replacement_put(found, &delivery, now, retention)
+            .item(SWEEP_AT, attr_n(now.as_unix_millis()));
         Ok(self.put_restated(found, put).await?.then_some(delivery))
     }
 
@@ -479,7 +482,7 @@ impl Store {
             .index_name(DUE_INDEX)
             .key_condition_expression("due_shard = :shard AND sweep_at <= :until")
             .expression_attribute_values(":shard", attr_s(&key_schema::due_shard_name(shard)))
-            .expression_attribute_values(":until", attr_n(until.millis()))
+            .expression_attribute_values(":until", attr_n(until.as_unix_millis()))
             .limit(i32::try_from(at_most).unwrap_or(PAGE).min(PAGE))
             .into_paginator()
             .items()
@@ -517,10 +520,10 @@ impl Store {
                 "SET sweep_at = :sweep"
             })
             .condition_expression("#status = :pending AND sweep_at = :seen")
-            .expression_attribute_values(":seen", attr_n(due.sweep_at.millis()))
+            .expression_attribute_values(":seen", attr_n(due.sweep_at.as_unix_millis()))
             .expression_attribute_values(
                 ":sweep",
-                attr_n((due.next_attempt_at.max(now) + lease::SWEEP_GRACE).millis()),
+                attr_n((due.next_attempt_at.max(now) + lease::SWEEP_GRACE).as_unix_millis()),
             )
             .expression_attribute_values(":pending", attr_s("pending"));
         into_condition_result(update.send().await)
@@ -545,7 +548,7 @@ fn completion_put(
     Put::builder()
         .set_item(Some(to_delivery_item(delivery, now, retention)))
         .condition_expression("leased_until = :until AND attempt_count = :count")
-        .expression_attribute_values(":until", attr_n(claim.until.millis()))
+        .expression_attribute_values(":until", attr_n(claim.until.as_unix_millis()))
         .expression_attribute_values(":count", attr_n(claim.delivery.attempt_count.into()))
 }
 
@@ -559,12 +562,12 @@ fn replacement_put(
     let put = Put::builder()
         .set_item(Some(to_delivery_item(delivery, now, retention)))
         .expression_attribute_names("#status", "status")
-        .expression_attribute_values(":status", attr_s(found.state.name()))
+        .expression_attribute_values(":status", attr_s(found.state.as_str()))
         .expression_attribute_values(":count", attr_n(found.attempt_count.into()))
-        .expression_attribute_values(":now", attr_n(now.millis()));
+        .expression_attribute_values(":now", attr_n(now.as_unix_millis()));
     let (put, due) = match found.state {
         DeliveryState::Pending(at) => (
-            put.expression_attribute_values(":due", attr_n(at.millis())),
+            put.expression_attribute_values(":due", attr_n(at.as_unix_millis())),
             "next_attempt_at = :due",
         ),
         _ => (put, "attribute_not_exists(next_attempt_at)"),

@@ -143,13 +143,13 @@ impl Store {
                 attr_s(&poison.sequence_number),
             ),
             ("keys".to_owned(), attr_s(&poison.keys)),
-            ("created_at".to_owned(), attr_n(now.millis())),
-            (EXPIRES_AT.to_owned(), attr_n(expires_at.seconds())),
+            ("created_at".to_owned(), attr_n(now.as_unix_millis())),
+            (EXPIRES_AT.to_owned(), attr_n(expires_at.as_unix_seconds())),
         ]);
         item.extend(
             poison
                 .created_at
-                .map(|at| ("record_created_at".to_owned(), attr_n(at.millis()))),
+                .map(|at| ("record_created_at".to_owned(), attr_n(at.as_unix_millis()))),
         );
         if let Some(image) = poison
             .image

@@ -53,7 +53,7 @@ impl Store {
         if limits.per_minute.is_none() && limits.per_day.is_none() {
             return Ok(RateLimitDecision::Allowed);
         }
-        let mut minute = now.seconds().div_euclid(MINUTE);
+        let mut minute = now.as_unix_seconds().div_euclid(MINUTE);
         let per_minute = limits.per_minute.unwrap_or(u32::MAX);
         let per_day = limits.per_day.unwrap_or(u32::MAX);
         let mut same_minute = true;
@@ -90,7 +90,10 @@ impl Store {
             } else {
                 request
                     .expression_attribute_names("#expires", EXPIRES_AT)
-                    .expression_attribute_values(":expires", attr_n(now.seconds() + 2 * DAY))
+                    .expression_attribute_values(
+                        ":expires",
+                        attr_n(now.as_unix_seconds() + 2 * DAY),
+                    )
             };
             let refused = match request.send().await {
                 Ok(_) => return Ok(RateLimitDecision::Allowed),
@@ -110,7 +113,7 @@ impl Store {
             let count: RateCounters = item.map(from_item).transpose()?.unwrap_or_default();
             if count.in_day >= u64::from(per_day) {
                 return Ok(RateLimitDecision::Refused {
-                    retry_after_seconds: DAY - now.seconds().rem_euclid(DAY),
+                    retry_after_seconds: DAY - now.as_unix_seconds().rem_euclid(DAY),
                 });
             }
             // A minute ahead of ours was counted by a machine whose clock is ahead: that count goes on.
@@ -118,7 +121,7 @@ impl Store {
             same_minute = count.minute == minute;
             if same_minute && count.in_minute >= u64::from(per_minute) {
                 return Ok(RateLimitDecision::Refused {
-                    retry_after_seconds: MINUTE - now.seconds().rem_euclid(MINUTE),
+                    retry_after_seconds: MINUTE - now.as_unix_seconds().rem_euclid(MINUTE),
                 });
             }
         }

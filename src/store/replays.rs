@@ -52,7 +52,7 @@ pub enum ReplayState {
 
 impl ReplayState {
     /// The name on the wire.
-    pub const fn name(self) -> &'static str {
+    pub const fn as_str(self) -> &'static str {
         match self {
             Self::Running => "running",
             Self::Done => "done",
@@ -150,7 +150,7 @@ impl Store {
     ) -> Result<std::result::Result<(), ReplayId>> {
         let mut item = replay_key(of).into_item();
         item.extend(to_item(replay)?);
-        item.insert(EXPIRES_AT.to_owned(), attr_n(expires_at.seconds()));
+        item.insert(EXPIRES_AT.to_owned(), attr_n(expires_at.as_unix_seconds()));
         let marker = key_schema::active_replay(&of.account, of.webhook);
         let before = self.item(marker.clone()).await?;
         let before = before
@@ -298,14 +298,14 @@ impl Store {
                     replay.selection == ReplayFilter::All
                 }
                 // It is on its way, or waits for the webhook.
-                DeliveryState::Pending(_) | DeliveryState::Parked => false,
+                DeliveryState::Pending(_) | DeliveryState::Paused => false,
             };
             if !selected {
                 continue;
             }
             due_at = due_at + lease::PACING_INTERVAL;
             let mut delivery = found.clone();
-            delivery.hasten(due_at);
+            delivery.request_retry(due_at);
             delivery.replay = Some(of.id.clone());
             let parts = vec![
                 self.restating(&found, &delivery, now, retention),
@@ -340,21 +340,21 @@ impl Store {
         let from = replay
             .after
             .clone()
-            .unwrap_or_else(|| EventId::earliest(replay.since).as_str().to_owned());
+            .unwrap_or_else(|| EventId::min_at(replay.since).as_str().to_owned());
         let query = self
             .client
             .query()
             .table_name(&self.tables.deliveries)
             .projection_expression("PK, SK")
             .expression_attribute_values(":from", attr_s(&from))
-            .expression_attribute_values(":to", attr_s(EventId::latest(replay.until).as_str()))
+            .expression_attribute_values(":to", attr_s(EventId::max_at(replay.until).as_str()))
             .limit(i32::try_from(at_most).unwrap_or(i32::MAX));
         let query = match replay.selection {
             ReplayFilter::Failed => {
                 let partition = key_schema::state_index_key(
                     &of.account,
                     of.webhook,
-                    DeliveryStatus::Failed.name(),
+                    DeliveryStatus::Failed.as_str(),
                 );
                 query
                     .index_name(STATE_INDEX)

@@ -120,7 +120,7 @@ impl Store {
             let mut item = key;
             item.insert(
                 "created_at".to_owned(),
-                AttributeValue::N(enabled_at.millis().to_string()),
+                AttributeValue::N(enabled_at.as_unix_millis().to_string()),
             );
             item.extend(page.next.map(|event| {
                 (
@@ -155,8 +155,8 @@ impl Store {
             .condition_expression("#status = :pending AND attribute_not_exists(next_attempt_at)")
             .expression_attribute_names("#status", "status")
             .expression_attribute_values(":pending", AttributeValue::S("pending".to_owned()))
-            .expression_attribute_values(":due", number(due_at.millis()))
-            .expression_attribute_values(":sweep", number(lease::sweep_at(due_at, now).millis()))
+            .expression_attribute_values(":due", number(due_at.as_unix_millis()))
+            .expression_attribute_values(":sweep", number(lease::sweep_at(due_at, now).as_unix_millis()))
             .expression_attribute_values(":shard", AttributeValue::S(key_schema::due_shard(&key.event)));
         Ok(into_condition_result(update.send().await)?
             .then(|| DueDelivery::new(key, attempt_count, due_at, lease::sweep_at(due_at, now))))

@@ -87,7 +87,10 @@ impl Store {
                     ":after",
                     serde_dynamo::to_attribute_value(&after).map_err(serialize_error)?,
                 )
-                .expression_attribute_values(":now", AttributeValue::N(now.millis().to_string()));
+                .expression_attribute_values(
+                    ":now",
+                    AttributeValue::N(now.as_unix_millis().to_string()),
+                );
             if into_condition_result(update.send().await)? {
                 return Ok(outcome(&after));
             }

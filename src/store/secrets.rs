@@ -364,7 +364,7 @@ impl Store {
             }
             SecretEncoding::Sealed { data_key, sealed } => {
                 let key = self.data_key(*data_key).await?;
-                key.open(account, id, sealed)
+                key.decrypt(account, id, sealed)
                     .map_err(|_| corrupt_item("secret: it was not sealed for this webhook"))
             }
         }
@@ -464,7 +464,7 @@ impl Store {
             }
             KeyProvider::Local(key) => {
                 let bytes = KeyMaterial::from_random(random::bytes());
-                let wrapped = bytes.sealed_under(key, &version.to_string());
+                let wrapped = bytes.wrap_with(key, &version.to_string());
                 (bytes, wrapped, None)
             }
             KeyProvider::Kms { client, key_id } => {
@@ -480,7 +480,7 @@ impl Store {
                 let bytes = made
                     .plaintext
                     .map(Blob::into_inner)
-                    .and_then(KeyMaterial::take)
+                    .and_then(KeyMaterial::from_vec)
                     .ok_or_else(missing)?;
                 let wrapped = STANDARD.encode(made.ciphertext_blob.ok_or_else(missing)?);
                 (
@@ -530,10 +530,10 @@ impl Store {
                 opened
                     .plaintext
                     .map(Blob::into_inner)
-                    .and_then(KeyMaterial::take)
+                    .and_then(KeyMaterial::from_vec)
                     .ok_or_else(|| wrong("it has no 32 bytes"))?
             }
-            (KeyProvider::Local(key), None) => KeyMaterial::open_under(key, &row.wrapped, &version.to_string())
+            (KeyProvider::Local(key), None) => KeyMaterial::unwrap_with(key, &row.wrapped, &version.to_string())
                 .map_err(|_| wrong("it was wrapped by another key than this data directory's; use the one that the tables were begun with, or other tables"))?,
             (KeyProvider::None, _) => return Err(wrong("SECRETS_KMS_KEY_ID is not set")),
             (KeyProvider::Kms { .. }, None) => return Err(wrong("local mode wrapped it, not KMS")),
@@ -556,7 +556,7 @@ pub(super) fn encrypt_secret(
         },
         Some(key) => SecretEncoding::Sealed {
             data_key: key.version(),
-            sealed: key.seal(account, id, secret),
+            sealed: key.encrypt(account, id, secret),
         },
     };
     StoredSecret { form, until: None }

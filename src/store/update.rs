@@ -70,7 +70,10 @@ impl Store {
             let parked = Put::builder().table_name(&self.tables.webhooks);
             let parked = parked.set_item(Some(key_schema::pending_resume(account, id).into_item()));
             let parked = parked
-                .item("created_at", AttributeValue::N(now.millis().to_string()))
+                .item(
+                    "created_at",
+                    AttributeValue::N(now.as_unix_millis().to_string()),
+                )
                 .build();
             parts.push(
                 TransactWriteItem::builder()
@@ -91,7 +94,10 @@ impl Store {
     ) -> Update {
         let text = |text: &str| AttributeValue::S(text.to_owned());
         let list = |texts: Vec<&str>| AttributeValue::L(texts.into_iter().map(text).collect());
-        let mut set = vec![("updated_at", AttributeValue::N(now.millis().to_string()))];
+        let mut set = vec![(
+            "updated_at",
+            AttributeValue::N(now.as_unix_millis().to_string()),
+        )];
         let mut remove = Vec::new();
         set.extend(change.url.as_ref().map(|url| ("url", text(url.as_str()))));
         set.extend(
@@ -100,7 +106,11 @@ impl Store {
                 .as_ref()
                 .map(|events| ("events", list(events.names().collect()))),
         );
-        set.extend(change.status.map(|status| ("status", text(status.name()))));
+        set.extend(
+            change
+                .status
+                .map(|status| ("status", text(status.as_str()))),
+        );
         match change.status {
             Some(WebhookStatus::Active) => remove.push("disabled_reason"),
             Some(WebhookStatus::Disabled) => set.push(("disabled_reason", text(DISABLED_BY_OWNER))),

@@ -263,10 +263,13 @@ impl Store {
             .expression_attribute_names("#status", "status")
             .expression_attribute_names("#url", "url")
             .expression_attribute_values(":url", attr_s(webhook.url.as_str()))
-            .expression_attribute_values(":disabled", attr_s(WebhookStatus::Disabled.name()))
-            .expression_attribute_values(":active", attr_s(WebhookStatus::Active.name()))
+            .expression_attribute_values(":disabled", attr_s(WebhookStatus::Disabled.as_str()))
+            .expression_attribute_values(":active", attr_s(WebhookStatus::Active.as_str()))
             .expression_attribute_values(":reason", attr_s(reason))
-            .expression_attribute_values(":now", AttributeValue::N(now.millis().to_string()))
+            .expression_attribute_values(
+                ":now",
+                AttributeValue::N(now.as_unix_millis().to_string()),
+            )
             .build()
             .expect("every required part is set");
         let mut parts = vec![TransactWriteItem::builder().update(update).build()];
@@ -388,7 +391,7 @@ impl Store {
         now: Timestamp,
     ) -> Result<Option<CreateOutcome>> {
         let record: IdempotencyKeyRow = from_item(record)?;
-        if record.expires_at <= now.seconds() {
+        if record.expires_at <= now.as_unix_seconds() {
             return Ok(None);
         }
         if !self
@@ -468,14 +471,17 @@ impl Store {
                 fingerprint: fingerprint.clone(),
                 id: webhook.id.get(),
                 fields: WebhookFields::of(webhook),
-                expires_at: given.expires_at.seconds(),
+                expires_at: given.expires_at.as_unix_seconds(),
             };
             let record = Put::builder()
                 .table_name(table)
                 .set_item(Some(to_item(&record)?))
                 // TTL only cleans up, and late: an expired record counts as gone.
                 .condition_expression("attribute_not_exists(PK) OR expires_at <= :now")
-                .expression_attribute_values(":now", AttributeValue::N(now.seconds().to_string()))
+                .expression_attribute_values(
+                    ":now",
+                    AttributeValue::N(now.as_unix_seconds().to_string()),
+                )
                 .return_values_on_condition_check_failure(
                     ReturnValuesOnConditionCheckFailure::AllOld,
                 )
@@ -659,7 +665,7 @@ impl WebhookFields {
         Self {
             url: webhook.url.as_str().to_owned(),
             events: webhook.events.names().map(str::to_owned).collect(),
-            status: webhook.status.name().to_owned(),
+            status: webhook.status.as_str().to_owned(),
         }
     }
 

@@ -473,7 +473,7 @@ async fn a_batch_that_is_read_twice_sends_nothing_twice_and_changes_of_one_job_a
 async fn attempts_that_wait_for_their_endpoints_keep_no_other_from_beginning() {
     let (world, receiver) = (TestTables::new().await, Receiver::start().await);
     let well = EndpointHealth {
-        proven: true,
+        has_succeeded: true,
         ..EndpointHealth::default()
     };
     for _ in 0..3 {
@@ -558,7 +558,7 @@ async fn a_failed_attempt_is_recorded_as_pending_with_its_due_time() {
         let DeliveryState::Pending(due) = delivery.state else {
             panic!("{url}: {delivery:?}")
         };
-        let wait = due.millis() - 1_734_948_001_000;
+        let wait = due.as_unix_millis() - 1_734_948_001_000;
         assert!((4_000..=6_000).contains(&wait), "{url}: due in {wait} ms");
         let attempt = &delivery.attempts[0];
         assert_eq!(

@@ -222,7 +222,7 @@ impl FaultCase {
             .await;
             if path == "/slow-ok" {
                 let slow = EndpointHealth {
-                    proven: true,
+                    has_succeeded: true,
                     slow: true,
                     ..EndpointHealth::default()
                 };
@@ -371,7 +371,7 @@ impl FaultCase {
         match self.disturbance {
             // SQS is out of reach for half an hour.
             Interference::MessagesLost
-                if self.clock.now().since(START) < Duration::from_mins(30) =>
+                if self.clock.now().saturating_duration_since(START) < Duration::from_mins(30) =>
             {
                 came.clear()
             }

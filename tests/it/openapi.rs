@@ -185,12 +185,12 @@ async fn the_headers_of_a_callback_are_those_that_are_sent() {
             id: &id,
             event,
             number: 1,
-            at: Timestamp::from_millis(1_734_948_000_000),
+            started_at: Timestamp::from_millis(1_734_948_000_000),
             signatures: Some(&signatures),
             traceparent: Some(&traceparent),
             version: nano_webhooks::VERSION,
         };
-        let described = document["webhooks"][event.name()]["post"]["parameters"]
+        let described = document["webhooks"][event.as_str()]["post"]["parameters"]
             .as_array()
             .unwrap();
         let described: BTreeSet<String> = described
@@ -203,7 +203,7 @@ async fn the_headers_of_a_callback_are_those_that_are_sent() {
             .into_iter()
             .map(|(name, _)| name.to_owned())
             .filter(|name| name != "content-type");
-        assert_eq!(described, sent.collect(), "{}", event.name());
+        assert_eq!(described, sent.collect(), "{}", event.as_str());
     }
 }
 

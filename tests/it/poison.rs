@@ -367,7 +367,7 @@ async fn a_job_that_has_gone_on_since_does_not_speak_for_the_event_before() {
         );
     }
     scene.put(&job_image("t1", "failed")).await;
-    assert_eq!(scene.event(&kept).await.0.outcome.status(), "failed");
+    assert_eq!(scene.event(&kept).await.0.outcome.as_str(), "failed");
 }
 
 #[tokio::test]
@@ -538,8 +538,8 @@ async fn a_record_from_before_its_time_was_kept_has_that_of_its_keeping() {
         .put(&without("updated_at", job_image("t1", "completed")))
         .await;
     let (event, ..) = scene.event(&older).await;
-    assert!(event.id > EventId::earliest(START) && event.id < EventId::latest(START));
-    assert_eq!(event.timestamp, START.rfc3339());
+    assert!(event.id > EventId::min_at(START) && event.id < EventId::max_at(START));
+    assert_eq!(event.timestamp, START.to_rfc3339());
 }
 
 #[tokio::test]
@@ -686,7 +686,7 @@ async fn a_delivery_that_is_hastened_without_a_queue_is_found_by_the_next_sweep(
         .unwrap()
         .unwrap();
     assert_eq!(
-        (hastened.state, hastened.resume),
+        (hastened.state, hastened.state_before_retry),
         (DeliveryState::Pending(START), Some(found.state))
     );
     // It has changed since `found` was read.

@@ -206,7 +206,10 @@ async fn while_secrets_cannot_be_opened_signed_events_wait_and_hold_up_no_others
         locked.retry(&timer.message).await.unwrap();
         let later = world.timers().pop().unwrap();
         assert_eq!(
-            (later.due.since(clock.now()), later.message.attempt_count),
+            (
+                later.due.saturating_duration_since(clock.now()),
+                later.message.attempt_count
+            ),
             (Duration::from_mins(1), 0)
         );
 

@@ -28,8 +28,8 @@ const REQUIRED: [&str; 3] = ["WEBHOOKS_TABLE", "DELIVERIES_TABLE", "RETRY_QUEUE_
 async fn template_values_are_current() {
     let values = json!({
         "environment": environment(),
-        "failures": FailureKind::ALL.map(FailureKind::name),
-        "job_statuses": [JobOutcome::Completed.status(), JobOutcome::Failed.status()],
+        "failures": FailureKind::ALL.map(FailureKind::as_str),
+        "job_statuses": [JobOutcome::Completed.as_str(), JobOutcome::Failed.as_str()],
         "kms_encryption_context": secrets::ENCRYPTION_CONTEXT_KEY,
         "metrics": metrics(),
         "numbers": numbers(),

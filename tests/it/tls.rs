@@ -80,7 +80,7 @@ async fn a_certificate_is_trusted_if_the_operator_says_so_and_for_its_own_name_a
         (
             accepted.failure,
             accepted.status_code,
-            accepted.excerpt.as_deref()
+            accepted.body_excerpt.as_deref()
         ),
         (None, Some(200), Some("ok"))
     );
@@ -110,16 +110,17 @@ async fn an_attempt_says_where_its_time_went_and_one_over_a_kept_connection_does
     )
     .unwrap();
     let happened = |outcome: &AttemptOutcome| {
-        let phases = outcome.phases;
+        let phases = outcome.timings;
         let all = [
             phases.dns,
             phases.connect,
             phases.tls,
-            phases.answer,
-            phases.body,
+            phases.wait,
+            phases.receive,
         ];
         assert!(
-            all.iter().flatten().sum::<u64>() <= u64::try_from(outcome.took.as_micros()).unwrap(),
+            all.iter().flatten().sum::<u64>()
+                <= u64::try_from(outcome.duration.as_micros()).unwrap(),
             "{outcome:?}"
         );
         all.map(|phase| phase.is_some())

@@ -175,13 +175,13 @@ fn format_line(webhook: WebhookId, deleted: bool, one: &DeliverySummary, now: Ti
         (status, _) => (status, String::new()),
     };
     let failed = row.last_failure.map_or_else(String::new, |kind| {
-        format!(", last failure {}", kind.name())
+        format!(", last failure {}", kind.as_str())
     });
     let job = row.task_id.as_ref().map_or_else(String::new, |task| {
         format!("  {}", escape_for_terminal(task))
     });
     let attempts = pluralize(row.attempt_count as usize, "attempt", "attempts");
-    let created_at = row.created_at.rfc3339();
+    let created_at = row.created_at.to_rfc3339();
     format!(
         "{event_id}  webhook {webhook}  {created_at}  {}{job}  {status}, {attempts}{failed}{next}",
         row.event
@@ -217,12 +217,12 @@ async fn show(args: DeliveryArgs, json: bool, tables: &TablesArgs) -> Result<(),
 
 /// What a delivery's status is, and what happens next.
 fn status(delivery: &Delivery, deleted: bool, now: Timestamp) -> (&'static str, String) {
-    let status = delivery.state.name();
+    let status = delivery.state.as_str();
     let next = match delivery.state {
         // Also where that is not written yet.
-        DeliveryState::Pending(_) | DeliveryState::Parked if deleted => {
+        DeliveryState::Pending(_) | DeliveryState::Paused if deleted => {
             return (
-                DeliveryStatus::Cancelled.name(),
+                DeliveryStatus::Cancelled.as_str(),
                 "nothing: the webhook is deleted".to_owned(),
             );
         }
@@ -231,7 +231,7 @@ fn status(delivery: &Delivery, deleted: bool, now: Timestamp) -> (&'static str, 
             format_relative(at, now)
         ),
         DeliveryState::Pending(at) => format!("an attempt at {}", format_relative(at, now)),
-        DeliveryState::Parked => format!(
+        DeliveryState::Paused => format!(
             "an attempt once webhook {} is enabled again",
             delivery.key.webhook
         ),
@@ -239,12 +239,12 @@ fn status(delivery: &Delivery, deleted: bool, now: Timestamp) -> (&'static str, 
         DeliveryState::Failed => "nothing, unless a retry or a replay is asked for".to_owned(),
         DeliveryState::Cancelled => "nothing: the webhook was deleted".to_owned(),
     };
-    let asked = match (&delivery.resume, &delivery.replay) {
+    let asked = match (&delivery.state_before_retry, &delivery.replay) {
         (None, _) => String::new(),
         (Some(_), Some(replay)) => format!(", asked for by replay {replay}"),
         (Some(before), None) => format!(
             ", asked for by a person (if it fails: {} as before)",
-            before.name()
+            before.as_str()
         ),
     };
     (status, next + &asked)
@@ -260,7 +260,7 @@ fn format_delivery(delivery: &Delivery, deleted: bool, now: Timestamp) -> String
     let mut out = format!(
         "Delivery {event} to webhook {webhook} of account {}\n  event     {}\n",
         escape_for_terminal(account.as_str()),
-        delivery.event_type.name()
+        delivery.event_type.as_str()
     );
     if let Some(task) = &delivery.task_id {
         let _ = writeln!(out, "  job       {}", escape_for_terminal(task));
@@ -287,7 +287,7 @@ fn describe_attempt(out: &mut String, delivery: &Delivery, attempt: &Attempt, no
         || "no answer".to_owned(),
         |status| format!("status {status}"),
     );
-    let at = format_relative(attempt.at, now);
+    let at = format_relative(attempt.started_at, now);
     let _ = writeln!(
         out,
         "\nAttempt {} at {at}: {answer} after {} ms",
@@ -297,9 +297,9 @@ fn describe_attempt(out: &mut String, delivery: &Delivery, attempt: &Attempt, no
         dns,
         connect,
         tls,
-        answer,
-        body,
-    } = attempt.phases;
+        wait: answer,
+        receive: body,
+    } = attempt.timings;
     let phases = [
         ("dns", dns),
         ("connect", connect),
@@ -320,7 +320,7 @@ fn describe_attempt(out: &mut String, delivery: &Delivery, attempt: &Attempt, no
         let _ = writeln!(
             out,
             "  failure   {}: {}",
-            kind.name(),
+            kind.as_str(),
             escape_for_terminal(detail)
         );
     }
@@ -328,7 +328,7 @@ fn describe_attempt(out: &mut String, delivery: &Delivery, attempt: &Attempt, no
         let _ = writeln!(out, "  answered  {}", escape_for_terminal(excerpt));
     }
     for (name, value) in attempt
-        .request(
+        .to_request(
             &delivery.key.event,
             delivery.event_type,
             delivery.traceparent.as_ref(),
@@ -491,7 +491,7 @@ mod tests {
                 "an attempt at 1970-01-01T00:00:01Z (in 1 s), asked for by replay rpl_0123456789abcdef",
             ),
             (
-                DeliveryState::Parked,
+                DeliveryState::Paused,
                 None,
                 None,
                 false,
@@ -499,7 +499,7 @@ mod tests {
                 "an attempt once webhook 3 is enabled again",
             ),
             (
-                DeliveryState::Parked,
+                DeliveryState::Paused,
                 None,
                 None,
                 true,
@@ -541,7 +541,7 @@ mod tests {
         ] {
             let delivery = Delivery {
                 state,
-                resume,
+                state_before_retry: resume,
                 replay,
                 ..new.clone()
             };

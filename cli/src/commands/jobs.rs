@@ -36,8 +36,8 @@ pub(crate) async fn run(args: JobArgs, outcome: JobOutcome) -> Result<(), CliErr
         .item("task_id", text(&task_id))
         .item("account_id", text(account.as_str()))
         .item("task_type", text(&args.task_type))
-        .item("status", text(outcome.status()))
-        .item("updated_at", text(&Clock::system().now().rfc3339()))
+        .item("status", text(outcome.as_str()))
+        .item("updated_at", text(&Clock::system().now().to_rfc3339()))
         .item("data", data)
         .send()
         .await;
@@ -45,7 +45,7 @@ pub(crate) async fn run(args: JobArgs, outcome: JobOutcome) -> Result<(), CliErr
     Ok(writeln!(
         std::io::stdout(),
         "Job {task_id} of account {account} {}.",
-        outcome.status()
+        outcome.as_str()
     )?)
 }
 

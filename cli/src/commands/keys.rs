@@ -52,7 +52,7 @@ pub(crate) async fn run(command: KeysCommand) -> Result<(), CliError> {
                 .keys_of(&parse_account(&account)?)
                 .await;
             for key in listed.map_err(|error| explain(&error, &tables))? {
-                let (created_at, last_used_on) = (key.created_at.rfc3339(), key.last_used_on);
+                let (created_at, last_used_on) = (key.created_at.to_rfc3339(), key.last_used_on);
                 if json {
                     let key = json!({ "prefix": key.prefix, "created_at": created_at, "last_used_on": last_used_on });
                     writeln!(out, "{key}")?;

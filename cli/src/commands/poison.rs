@@ -85,8 +85,8 @@ fn as_json(kept: &PoisonRecord) -> Value {
     let poison = &kept.poison;
     json!({
         "id": kept.id().to_string(),
-        "kept_at": kept.kept_at.rfc3339(),
-        "created_at": poison.created_at.map(Timestamp::rfc3339),
+        "kept_at": kept.kept_at.to_rfc3339(),
+        "created_at": poison.created_at.map(Timestamp::to_rfc3339),
         "reason": poison.reason,
         "keys": (!poison.keys.is_empty()).then(|| json(&poison.keys)),
         "stream": poison.stream,
@@ -241,7 +241,7 @@ impl<'a> RedriveRun<'a> {
                     (0, old) => format!("{} recorded before", delivery_count(*old)),
                     (new, old) => format!("{} due, {old} recorded before", delivery_count(*new)),
                 };
-                let name = event.outcome.event_type().name();
+                let name = event.outcome.event_type().as_str();
                 format!(
                     "{name} of job {}, account {}, {}: {deliveries}",
                     event.task_id, event.account, event.id

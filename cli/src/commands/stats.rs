@@ -196,9 +196,9 @@ impl PendingStats {
         );
         json!({
             "overdue": self.overdue,
-            "oldest_due_at": self.oldest.map(Timestamp::rfc3339),
+            "oldest_due_at": self.oldest.map(Timestamp::to_rfc3339),
             "waiting": self.waiting,
-            "next_due_at": self.next.map(Timestamp::rfc3339),
+            "next_due_at": self.next.map(Timestamp::to_rfc3339),
             "complete": self.complete,
             "most": most.collect::<Vec<_>>(),
         })
@@ -329,13 +329,13 @@ impl WebhookStats {
         json!({
             "webhook_id": webhook.id.get(),
             "url": webhook.url.as_str(),
-            "status": webhook.status.name(),
+            "status": webhook.status.as_str(),
             "disabled_reason": detail.disabled_reason,
             "health": {
-                "state": health.state(),
+                "state": health.label(),
                 "breaker_open": health.is_open(),
-                "failing_since": health.failing_since.map(Timestamp::rfc3339),
-                "last_success_at": health.last_success_at.map(Timestamp::rfc3339),
+                "failing_since": health.failing_since.map(Timestamp::to_rfc3339),
+                "last_success_at": health.first_success_after_failure_at.map(Timestamp::to_rfc3339),
                 "last_failure": health.last_failure,
             },
             "pending": { "count": self.pending, "overdue": self.overdue, "parked": self.parked, "complete": self.pending_complete },
@@ -359,20 +359,20 @@ impl WebhookStats {
             "Webhook {}  {}  {}{reason}",
             webhook.id,
             escape_for_terminal(webhook.url.as_str()),
-            webhook.status.name()
+            webhook.status.as_str()
         )?;
         let since = health.failing_since.map_or_else(String::new, |at| {
             format!(" since {}", format_relative(at, now))
         });
         let last = health.last_failure.map_or_else(String::new, |kind| {
-            format!(", last failure {}", kind.name())
+            format!(", last failure {}", kind.as_str())
         });
         let open = if health.is_open() {
             ", breaker open"
         } else {
             ""
         };
-        writeln!(out, "  health   {}{since}{last}{open}", health.state())?;
+        writeln!(out, "  health   {}{since}{last}{open}", health.label())?;
         let Self {
             pending,
             overdue,

@@ -18,7 +18,7 @@ pub enum TimeoutStage {
     /// Resolving the name, connecting, the TLS handshake.
     Connect,
     /// The request was on its way or sent, and no answer had begun.
-    Answer,
+    AwaitingResponse,
     /// The answer had begun.
     Body,
 }
@@ -41,12 +41,12 @@ pub enum Failure {
     /// The answer was another status than 2xx.
     Status(u16),
     /// The answer could not be read as HTTP, or its body broke off.
-    Body,
+    InvalidResponse,
 }
 
 /// The kind of a [`Failure`], as it is stored and shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "snake_case")]
 pub enum FailureKind {
     /// See [`Failure::Dns`].
     Dns,
@@ -62,8 +62,9 @@ pub enum FailureKind {
     Redirect,
     /// See [`Failure::Status`].
     Status,
-    /// See [`Failure::Body`].
-    Body,
+    /// See [`Failure::InvalidResponse`]. Items of version 0.1 have the name `body`.
+    #[serde(alias = "body")]
+    InvalidResponse,
 }
 
 impl FailureKind {
@@ -76,11 +77,11 @@ impl FailureKind {
         Self::Blocked,
         Self::Redirect,
         Self::Status,
-        Self::Body,
+        Self::InvalidResponse,
     ];
 
     /// The name, as it is stored and shown.
-    pub const fn name(self) -> &'static str {
+    pub const fn as_str(self) -> &'static str {
         match self {
             Self::Dns => "dns",
             Self::Connect => "connect",
@@ -89,7 +90,7 @@ impl FailureKind {
             Self::Blocked => "blocked",
             Self::Redirect => "redirect",
             Self::Status => "status",
-            Self::Body => "body",
+            Self::InvalidResponse => "invalid_response",
         }
     }
 }
@@ -105,7 +106,7 @@ impl Failure {
             Self::Blocked(_) => FailureKind::Blocked,
             Self::Redirect(_) => FailureKind::Redirect,
             Self::Status(_) => FailureKind::Status,
-            Self::Body => FailureKind::Body,
+            Self::InvalidResponse => FailureKind::InvalidResponse,
         }
     }
 }
@@ -124,7 +125,7 @@ impl fmt::Display for Failure {
             Self::Timeout(TimeoutStage::Connect) => f.write_str(
                 "No connection in time: check that the server is up and reachable, and that its DNS and TLS answer quickly.",
             ),
-            Self::Timeout(TimeoutStage::Answer) => {
+            Self::Timeout(TimeoutStage::AwaitingResponse) => {
                 f.write_str("Connected, but no answer in time: answer 2xx at once and do the work afterwards.")
             }
             Self::Timeout(TimeoutStage::Body) => {
@@ -135,7 +136,7 @@ impl fmt::Display for Failure {
                 write!(f, "The answer was a redirect ({status}), which is not followed: register the final URL.")
             }
             Self::Status(status) => write!(f, "The answer was status {status}: answer 2xx to accept an event."),
-            Self::Body => {
+            Self::InvalidResponse => {
                 f.write_str("The answer could not be read as HTTP or broke off: check the server's response.")
             }
         }
@@ -146,9 +147,9 @@ impl fmt::Display for Failure {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AttemptOutcome {
     /// How long it took.
-    pub took: Duration,
+    pub duration: Duration,
     /// Where that time went.
-    pub phases: PhaseTimings,
+    pub timings: PhaseTimings,
     /// The status of the answer, if one came.
     pub status_code: Option<u16>,
     /// Why it counts as failed; `None`: a 2xx was read.
@@ -156,15 +157,15 @@ pub struct AttemptOutcome {
     /// The answer's `Retry-After`, as it came.
     pub retry_after: Option<String>,
     /// The beginning of the answer's body.
-    pub excerpt: Option<String>,
+    pub body_excerpt: Option<String>,
 }
 
 impl AttemptOutcome {
     /// What it says of the endpoint's health.
-    pub fn seen(&self) -> Observation {
+    pub fn observation(&self) -> Observation {
         Observation {
             failure: self.failure.as_ref().map(Failure::kind),
-            took: self.took,
+            duration: self.duration,
         }
     }
 }
@@ -175,12 +176,13 @@ pub struct Attempt {
     /// 1 for the first.
     pub number: u32,
     /// When it began.
-    pub at: Timestamp,
+    #[serde(rename = "at")]
+    pub started_at: Timestamp,
     /// How long it took, in milliseconds.
     pub duration_ms: u64,
     /// Where that time went.
-    #[serde(default)]
-    pub phases: PhaseTimings,
+    #[serde(default, rename = "phases")]
+    pub timings: PhaseTimings,
     /// The status of the answer, if one came.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub status_code: Option<u16>,
@@ -205,20 +207,20 @@ impl Attempt {
     pub fn new(request: &WebhookRequest<'_>, outcome: &AttemptOutcome) -> Self {
         Self {
             number: request.number,
-            at: request.at,
-            duration_ms: u64::try_from(outcome.took.as_millis()).unwrap_or(u64::MAX),
-            phases: outcome.phases,
+            started_at: request.started_at,
+            duration_ms: u64::try_from(outcome.duration.as_millis()).unwrap_or(u64::MAX),
+            timings: outcome.timings,
             status_code: outcome.status_code,
             failure: outcome.failure.as_ref().map(Failure::kind),
             detail: outcome.failure.as_ref().map(ToString::to_string),
-            response_excerpt: outcome.excerpt.clone(),
+            response_excerpt: outcome.body_excerpt.clone(),
             signatures: request.signatures.cloned(),
             version: request.version.to_owned(),
         }
     }
 
     /// What identified its request, as an attempt to deliver this event.
-    pub fn request<'a>(
+    pub fn to_request<'a>(
         &'a self,
         id: &'a EventId,
         event: EventType,
@@ -229,7 +231,7 @@ impl Attempt {
             id,
             event,
             number: self.number,
-            at: self.at,
+            started_at: self.started_at,
             signatures,
             traceparent,
             version: &self.version,
@@ -247,7 +249,7 @@ pub struct WebhookRequest<'a> {
     /// 1 for the first attempt.
     pub number: u32,
     /// When it begins.
-    pub at: Timestamp,
+    pub started_at: Timestamp,
     /// Its signatures, if the webhook has a secret.
     pub signatures: Option<&'a Signatures>,
     /// The trace that the job belongs to.
@@ -259,11 +261,11 @@ pub struct WebhookRequest<'a> {
 impl WebhookRequest<'_> {
     /// The request's headers, names in lower case as HTTP libraries have them.
     pub fn headers(&self) -> Vec<(&'static str, String)> {
-        let timestamp = self.at.seconds().to_string();
+        let timestamp = self.started_at.as_unix_seconds().to_string();
         let mut headers = vec![
             ("content-type", "application/json".to_owned()),
             ("user-agent", format!("nano-webhooks/{}", self.version)),
-            ("x-nano-event", self.event.name().to_owned()),
+            ("x-nano-event", self.event.as_str().to_owned()),
             ("x-nano-attempt", self.number.to_string()),
             ("x-nano-timestamp", timestamp.clone()),
             ("webhook-id", self.id.to_string()),
@@ -287,7 +289,7 @@ mod tests {
     #[test]
     fn a_kind_is_stored_by_its_name() {
         for kind in FailureKind::ALL {
-            assert_eq!(serde_json::to_value(kind).unwrap(), kind.name());
+            assert_eq!(serde_json::to_value(kind).unwrap(), kind.as_str());
         }
     }
 
@@ -298,7 +300,7 @@ mod tests {
             id: &id,
             event: EventType::JobFailed,
             number: 3,
-            at: Timestamp::from_millis(1_734_948_000_999),
+            started_at: Timestamp::from_millis(1_734_948_000_999),
             signatures: None,
             traceparent: None,
             version: "1.2.3",

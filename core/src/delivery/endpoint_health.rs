@@ -37,8 +37,8 @@ const MAX_IN_FLIGHT_OPEN: usize = 8;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EndpointHealth {
     /// It has accepted an event at least once since it was created or enabled again.
-    #[serde(default)]
-    pub proven: bool,
+    #[serde(default, rename = "proven")]
+    pub has_succeeded: bool,
     /// It did not answer in good time, and has not answered fast since.
     #[serde(default)]
     pub slow: bool,
@@ -46,17 +46,21 @@ pub struct EndpointHealth {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub slow_until: Option<Timestamp>,
     /// How often it was slow again soon after it was well.
-    #[serde(default)]
-    pub relapses: u32,
+    #[serde(default, rename = "relapses")]
+    pub relapse_count: u32,
     /// Failures to answer, one after the other.
-    #[serde(default)]
-    pub failures: u32,
+    #[serde(default, rename = "failures")]
+    pub consecutive_failures: u32,
     /// Since when every attempt has failed, in whatever way.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failing_since: Option<Timestamp>,
     /// The first success since something was wrong, or ever; a success among successes is not written down.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub last_success_at: Option<Timestamp>,
+    #[serde(
+        default,
+        rename = "last_success_at",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub first_success_after_failure_at: Option<Timestamp>,
     /// The kind of the latest failure.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_failure: Option<FailureKind>,
@@ -68,9 +72,9 @@ pub enum DispatchMode {
     /// Straight from the stream.
     Direct,
     /// One straight from the stream; the rest too if that one succeeds, else from the queue.
-    Trial,
+    Probe,
     /// From the queue.
-    Queue,
+    Queued,
 }
 
 /// How an attempt ended, as far as health is concerned.
@@ -79,23 +83,23 @@ pub struct Observation {
     /// Why it failed; `None`: it succeeded.
     pub failure: Option<FailureKind>,
     /// How long it took.
-    pub took: Duration,
+    pub duration: Duration,
 }
 
 impl EndpointHealth {
     /// How the first attempts are to be made.
-    pub fn path(&self) -> DispatchMode {
+    pub fn dispatch_mode(&self) -> DispatchMode {
         if self.slow || self.is_open() {
-            DispatchMode::Queue
-        } else if self.proven {
+            DispatchMode::Queued
+        } else if self.has_succeeded {
             DispatchMode::Direct
         } else {
-            DispatchMode::Trial
+            DispatchMode::Probe
         }
     }
 
     /// How the endpoint does, in a word.
-    pub fn state(&self) -> &'static str {
+    pub fn label(&self) -> &'static str {
         if self.is_open() || self.failing_since.is_some() {
             "failing"
         } else if self.slow {
@@ -106,7 +110,7 @@ impl EndpointHealth {
     }
 
     /// How many attempts from the queue may be in flight in one process.
-    pub fn queued_in_flight(&self) -> usize {
+    pub fn max_in_flight(&self) -> usize {
         match (self.is_open(), self.slow) {
             (true, _) => MAX_IN_FLIGHT_OPEN,
             (false, true) => MAX_IN_FLIGHT_SLOW,
@@ -116,54 +120,54 @@ impl EndpointHealth {
 
     /// Whether the breaker is open.
     pub fn is_open(&self) -> bool {
-        self.failures >= FAILURE_THRESHOLD
+        self.consecutive_failures >= FAILURE_THRESHOLD
     }
 
     /// What is known after an attempt that ended `now`. Unchanged after a success of an endpoint that has nothing wrong
     /// with it, so that there is nothing to write.
     #[must_use]
-    pub fn after(self, seen: Observation, now: Timestamp) -> Self {
+    pub fn observe(self, seen: Observation, now: Timestamp) -> Self {
         match seen.failure {
             None => {
-                let well = if self.slow {
-                    seen.took <= RECOVERY_THRESHOLD
+                let is_fast = if self.slow {
+                    seen.duration <= RECOVERY_THRESHOLD
                         && self.slow_until.is_none_or(|until| until <= now)
                 } else {
-                    seen.took <= SLOW_THRESHOLD
+                    seen.duration <= SLOW_THRESHOLD
                 };
-                if self.proven
-                    && self.slow != well
-                    && self.failures == 0
+                if self.has_succeeded
+                    && self.slow != is_fast
+                    && self.consecutive_failures == 0
                     && self.failing_since.is_none()
                 {
                     return self;
                 }
-                let after = if well {
+                let after = if is_fast {
                     Self {
                         slow: false,
                         ..self
                     }
                 } else {
-                    self.slowed(now)
+                    self.mark_slow(now)
                 };
                 Self {
-                    proven: true,
-                    failures: 0,
+                    has_succeeded: true,
+                    consecutive_failures: 0,
                     failing_since: None,
-                    last_success_at: Some(now),
+                    first_success_after_failure_at: Some(now),
                     ..after
                 }
             }
             Some(kind) => {
                 let after = if kind == FailureKind::Timeout {
-                    self.slowed(now)
+                    self.mark_slow(now)
                 } else {
                     self
                 };
                 Self {
                     // Only what keeps others waiting counts: a fast 500 holds nobody back.
-                    failures: if is_unresponsive(kind) {
-                        self.failures.saturating_add(1)
+                    consecutive_failures: if is_unresponsive(kind) {
+                        self.consecutive_failures.saturating_add(1)
                     } else {
                         0
                     },
@@ -176,39 +180,41 @@ impl EndpointHealth {
     }
 
     /// Slow from `now` on: the first time until it answers fast again, after a relapse for longer.
-    fn slowed(self, now: Timestamp) -> Self {
+    fn mark_slow(self, now: Timestamp) -> Self {
         if self.slow {
             return self;
         }
-        let relapses = match self.slow_until {
-            Some(until) if now < until + RELAPSE_WINDOW => (self.relapses + 1).min(MAX_RELAPSES),
+        let relapse_count = match self.slow_until {
+            Some(until) if now < until + RELAPSE_WINDOW => {
+                (self.relapse_count + 1).min(MAX_RELAPSES)
+            }
             _ => 0,
         };
-        let at_least = if relapses == 0 {
+        let penalty = if relapse_count == 0 {
             Duration::ZERO
         } else {
-            RELAPSE_PENALTY * 2_u32.pow(relapses - 1)
+            RELAPSE_PENALTY * 2_u32.pow(relapse_count - 1)
         };
         Self {
             slow: true,
-            slow_until: Some(now + at_least),
-            relapses,
+            slow_until: Some(now + penalty),
+            relapse_count,
             ..self
         }
     }
 
     /// Whether what changed from `before` is worth a write: another path, the begin or the end of a failing time, another
     /// count on the way to open. Beyond that, repeated failures say nothing new.
-    pub fn differs_from(&self, before: &Self) -> bool {
+    pub fn needs_write(&self, before: &Self) -> bool {
         let capped = |health: &Self| Self {
-            failures: health.failures.min(FAILURE_THRESHOLD),
+            consecutive_failures: health.consecutive_failures.min(FAILURE_THRESHOLD),
             ..*health
         };
         capped(self) != capped(before)
     }
 
     /// Whether nothing but failures has been seen for `limit`.
-    pub fn failing_for(&self, limit: Duration, now: Timestamp) -> bool {
+    pub fn has_failed_for(&self, limit: Duration, now: Timestamp) -> bool {
         self.failing_since.is_some_and(|since| since + limit <= now)
     }
 }
@@ -227,21 +233,21 @@ mod tests {
 
     const FAST_OK: Observation = Observation {
         failure: None,
-        took: Duration::from_millis(20),
+        duration: Duration::from_millis(20),
     };
     const FAIR_OK: Observation = Observation {
         failure: None,
-        took: Duration::from_millis(400),
+        duration: Duration::from_millis(400),
     };
     const SLOW_OK: Observation = Observation {
         failure: None,
-        took: Duration::from_secs(3),
+        duration: Duration::from_secs(3),
     };
 
     fn failed(kind: FailureKind) -> Observation {
         Observation {
             failure: Some(kind),
-            took: Duration::from_secs(1),
+            duration: Duration::from_secs(1),
         }
     }
 
@@ -253,14 +259,14 @@ mod tests {
         (0..)
             .zip(seen)
             .fold(EndpointHealth::default(), |health, (second, seen)| {
-                health.after(*seen, at(second))
+                health.observe(*seen, at(second))
             })
     }
 
     #[test]
     fn the_path_follows_from_what_was_seen() {
         use FailureKind::{Connect, Dns, Status, Timeout, Tls};
-        let (one, many) = (DispatchMode::Trial, DispatchMode::Direct);
+        let (one, many) = (DispatchMode::Probe, DispatchMode::Direct);
         for (seen, path, open) in [
             (&[][..], one, false),
             (&[FAST_OK], many, false),
@@ -277,17 +283,17 @@ mod tests {
                 many,
                 false,
             ),
-            (&[FAST_OK, failed(Timeout)], DispatchMode::Queue, false),
+            (&[FAST_OK, failed(Timeout)], DispatchMode::Queued, false),
             (&[FAST_OK, FAIR_OK], many, false),
-            (&[FAST_OK, SLOW_OK], DispatchMode::Queue, false),
+            (&[FAST_OK, SLOW_OK], DispatchMode::Queued, false),
             (
                 &[FAST_OK, failed(Timeout), FAIR_OK],
-                DispatchMode::Queue,
+                DispatchMode::Queued,
                 false,
             ),
             (
                 &[FAST_OK, failed(Timeout), SLOW_OK],
-                DispatchMode::Queue,
+                DispatchMode::Queued,
                 false,
             ),
             (&[FAST_OK, failed(Timeout), SLOW_OK, FAST_OK], many, false),
@@ -311,7 +317,7 @@ mod tests {
                     failed(Connect),
                     failed(Connect),
                 ],
-                DispatchMode::Queue,
+                DispatchMode::Queued,
                 true,
             ),
             (
@@ -334,7 +340,7 @@ mod tests {
                     failed(Timeout),
                     failed(Timeout),
                 ],
-                DispatchMode::Queue,
+                DispatchMode::Queued,
                 true,
             ),
             (
@@ -351,7 +357,11 @@ mod tests {
             ),
         ] {
             let health = after(seen);
-            assert_eq!((health.path(), health.is_open()), (path, open), "{seen:?}");
+            assert_eq!(
+                (health.dispatch_mode(), health.is_open()),
+                (path, open),
+                "{seen:?}"
+            );
             let in_flight = if open {
                 MAX_IN_FLIGHT_OPEN
             } else if health.slow {
@@ -359,15 +369,15 @@ mod tests {
             } else {
                 MAX_IN_FLIGHT_QUEUED
             };
-            assert_eq!(health.queued_in_flight(), in_flight);
+            assert_eq!(health.max_in_flight(), in_flight);
         }
     }
 
     #[test]
     fn a_success_among_successes_changes_nothing() {
         let healthy = after(&[FAST_OK]);
-        assert_eq!(healthy.after(FAST_OK, at(100)), healthy);
-        assert_eq!(healthy.after(FAIR_OK, at(100)), healthy);
+        assert_eq!(healthy.observe(FAST_OK, at(100)), healthy);
+        assert_eq!(healthy.observe(FAIR_OK, at(100)), healthy);
     }
 
     #[test]
@@ -376,34 +386,40 @@ mod tests {
         let failing = after(&[
             FAST_OK,
             failed(FailureKind::Status),
-            failed(FailureKind::Body),
+            failed(FailureKind::InvalidResponse),
         ]);
         assert_eq!(failing.failing_since, Some(at(1)));
-        assert!(!failing.failing_for(limit, at(60)) && failing.failing_for(limit, at(61)));
-        assert!(!failing.after(SLOW_OK, at(62)).failing_for(limit, at(1000)));
+        assert!(!failing.has_failed_for(limit, at(60)) && failing.has_failed_for(limit, at(61)));
+        assert!(
+            !failing
+                .observe(SLOW_OK, at(62))
+                .has_failed_for(limit, at(1000))
+        );
     }
 
     #[test]
     fn an_endpoint_that_relapses_stays_on_the_queue_for_longer_each_time_until_it_was_well_for_a_while()
      {
-        let mut health = EndpointHealth::default().after(FAST_OK, at(0));
+        let mut health = EndpointHealth::default().observe(FAST_OK, at(0));
         let mut now = 0;
         for at_least in [0, 10, 20, 40, 80, 160, 320, 320] {
-            health = health.after(failed(FailureKind::Timeout), at(now));
+            health = health.observe(failed(FailureKind::Timeout), at(now));
             if at_least > 0 {
                 assert_eq!(
-                    health.after(FAST_OK, at(now + at_least - 1)).path(),
-                    DispatchMode::Queue,
+                    health
+                        .observe(FAST_OK, at(now + at_least - 1))
+                        .dispatch_mode(),
+                    DispatchMode::Queued,
                     "{at_least}"
                 );
             }
             now += at_least;
-            health = health.after(FAST_OK, at(now));
-            assert_eq!(health.path(), DispatchMode::Direct, "{at_least}");
+            health = health.observe(FAST_OK, at(now));
+            assert_eq!(health.dispatch_mode(), DispatchMode::Direct, "{at_least}");
         }
-        let later = health.after(failed(FailureKind::Timeout), at(now + 600));
+        let later = health.observe(failed(FailureKind::Timeout), at(now + 600));
         assert_eq!(
-            later.after(FAST_OK, at(now + 600)).path(),
+            later.observe(FAST_OK, at(now + 600)).dispatch_mode(),
             DispatchMode::Direct,
             "it begins anew"
         );
@@ -414,14 +430,14 @@ mod tests {
         let open = after(&[failed(FailureKind::Timeout); 5]);
         assert!(
             !open
-                .after(failed(FailureKind::Timeout), at(9))
-                .differs_from(&open)
+                .observe(failed(FailureKind::Timeout), at(9))
+                .needs_write(&open)
         );
         assert!(
-            open.after(failed(FailureKind::Connect), at(9))
-                .differs_from(&open),
+            open.observe(failed(FailureKind::Connect), at(9))
+                .needs_write(&open),
             "another kind is"
         );
-        assert!(open.after(FAST_OK, at(9)).differs_from(&open));
+        assert!(open.observe(FAST_OK, at(9)).needs_write(&open));
     }
 }

@@ -38,7 +38,7 @@ mod tests {
     #[test]
     fn a_short_wait_is_the_queues_and_a_long_one_the_sweeps() {
         let now = Timestamp::from_millis(1_000_000_000);
-        let seconds = |at: Timestamp| (at.millis() - now.millis()) / 1000;
+        let seconds = |at: Timestamp| (at.as_unix_millis() - now.as_unix_millis()) / 1000;
         for (wait, swept) in [(0, 300), (5, 305), (900, 1200), (901, 601), (7200, 6900)] {
             let due = now + Duration::from_secs(wait);
             assert_eq!(seconds(sweep_at(due, now)), swept, "{wait}");

@@ -15,7 +15,7 @@ pub fn parse(value: &str, now: Timestamp) -> Option<Duration> {
         .ok()?
         .duration_since(UNIX_EPOCH)
         .ok()?;
-    let now = Duration::from_millis(u64::try_from(now.millis()).ok()?);
+    let now = Duration::from_millis(u64::try_from(now.as_unix_millis()).ok()?);
     Some(date.saturating_sub(now))
 }
 

@@ -18,7 +18,7 @@ impl RetrySchedule {
     ///
     /// `jitter` is from 0 to 1. `retry_after` is what the receiver asked for: it can only make the wait longer,
     /// to at most [`RetrySchedule::MAX_WAIT`].
-    pub fn wait(
+    pub fn delay_after(
         &self,
         number: u32,
         jitter: f64,
@@ -119,7 +119,7 @@ mod tests {
             (100, 0.5, None),
         ] {
             assert_eq!(
-                schedule.wait(number, jitter, None),
+                schedule.delay_after(number, jitter, None),
                 millis.map(Duration::from_millis),
                 "{number} {jitter}"
             );
@@ -131,14 +131,17 @@ mod tests {
         let schedule: RetrySchedule = "10s".parse().unwrap();
         let wait = |asked| {
             schedule
-                .wait(1, 0.5, Some(Duration::from_secs(asked)))
+                .delay_after(1, 0.5, Some(Duration::from_secs(asked)))
                 .unwrap()
                 .as_secs()
         };
         assert_eq!(wait(1), 10);
         assert_eq!(wait(60), 60);
         assert_eq!(wait(1_000_000), 24 * 60 * 60);
-        assert_eq!(schedule.wait(2, 0.5, Some(Duration::from_mins(1))), None);
+        assert_eq!(
+            schedule.delay_after(2, 0.5, Some(Duration::from_mins(1))),
+            None
+        );
     }
 
     #[test]

@@ -14,14 +14,14 @@ pub enum Phase {
     /// The TLS handshake.
     Tls,
     /// The request is sent, and the answer waited for.
-    Answer,
+    Wait,
     /// The answer's body is read.
-    Body,
+    Receive,
 }
 
 /// How long each phase lasted, in microseconds; one that did not happen is absent. Over a connection that was kept alive
 /// there is no connecting and no handshake, and to an address there is no look-up. It is stored as one short text, since each
-/// delivery has it: `dns,connect,tls,answer,body`.
+/// delivery has it: `dns,connect,tls,wait,receive`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(from = "String", into = "String")]
 pub struct PhaseTimings {
@@ -31,10 +31,10 @@ pub struct PhaseTimings {
     pub connect: Option<u64>,
     /// See [`Phase::Tls`].
     pub tls: Option<u64>,
-    /// See [`Phase::Answer`].
-    pub answer: Option<u64>,
-    /// See [`Phase::Body`].
-    pub body: Option<u64>,
+    /// See [`Phase::Wait`].
+    pub wait: Option<u64>,
+    /// See [`Phase::Receive`].
+    pub receive: Option<u64>,
 }
 
 impl From<PhaseTimings> for String {
@@ -43,11 +43,11 @@ impl From<PhaseTimings> for String {
             dns,
             connect,
             tls,
-            answer,
-            body,
+            wait,
+            receive,
         }: PhaseTimings,
     ) -> Self {
-        [dns, connect, tls, answer, body]
+        [dns, connect, tls, wait, receive]
             .map(|lasted| lasted.map_or_else(String::new, |n| n.to_string()))
             .join(",")
     }
@@ -62,8 +62,8 @@ impl From<String> for PhaseTimings {
             dns: next(),
             connect: next(),
             tls: next(),
-            answer: next(),
-            body: next(),
+            wait: next(),
+            receive: next(),
         }
     }
 }
@@ -86,8 +86,8 @@ impl PhaseTimings {
                 Phase::Dns => &mut phases.dns,
                 Phase::Connect => &mut phases.connect,
                 Phase::Tls => &mut phases.tls,
-                Phase::Answer => &mut phases.answer,
-                Phase::Body => &mut phases.body,
+                Phase::Wait => &mut phases.wait,
+                Phase::Receive => &mut phases.receive,
             };
             *slot = Some(lasted);
         }
@@ -103,8 +103,8 @@ mod tests {
     fn phases_are_stored_as_a_short_text() {
         let phases = PhaseTimings {
             connect: Some(310),
-            answer: Some(1_900),
-            body: Some(0),
+            wait: Some(1_900),
+            receive: Some(0),
             ..PhaseTimings::default()
         };
         assert_eq!(String::from(phases), ",310,,1900,0");
@@ -120,31 +120,31 @@ mod tests {
 
     #[test]
     fn a_phase_lasts_until_the_next_one_begins_and_the_last_until_the_end() {
-        use Phase::{Answer, Body, Connect, Dns, Tls};
+        use Phase::{Connect, Dns, Receive, Tls, Wait};
         for (began, ended, phases) in [
             (
                 &[
                     (Dns, at(10)),
                     (Connect, at(30)),
                     (Tls, at(60)),
-                    (Answer, at(100)),
-                    (Body, at(150)),
+                    (Wait, at(100)),
+                    (Receive, at(150)),
                 ][..],
                 210,
                 PhaseTimings {
                     dns: Some(20),
                     connect: Some(30),
                     tls: Some(40),
-                    answer: Some(50),
-                    body: Some(60),
+                    wait: Some(50),
+                    receive: Some(60),
                 },
             ),
             (
-                &[(Answer, at(5)), (Body, at(15))],
+                &[(Wait, at(5)), (Receive, at(15))],
                 15,
                 PhaseTimings {
-                    answer: Some(10),
-                    body: Some(0),
+                    wait: Some(10),
+                    receive: Some(0),
                     ..PhaseTimings::default()
                 },
             ),
@@ -157,12 +157,12 @@ mod tests {
                 },
             ),
             (
-                &[(Dns, at(0)), (Connect, at(10)), (Answer, at(20))],
+                &[(Dns, at(0)), (Connect, at(10)), (Wait, at(20))],
                 30,
                 PhaseTimings {
                     dns: Some(10),
                     connect: Some(10),
-                    answer: Some(10),
+                    wait: Some(10),
                     ..PhaseTimings::default()
                 },
             ),
@@ -171,15 +171,15 @@ mod tests {
             (
                 &[
                     (Dns, at(0)),
-                    (Answer, at(5)),
+                    (Wait, at(5)),
                     (Connect, at(7)),
-                    (Body, at(9)),
+                    (Receive, at(9)),
                 ],
                 10,
                 PhaseTimings {
                     dns: Some(5),
-                    answer: Some(4),
-                    body: Some(1),
+                    wait: Some(4),
+                    receive: Some(1),
                     ..PhaseTimings::default()
                 },
             ),

@@ -1,16 +1,16 @@
 //! A DynamoDB number and its one form in JSON.
 //!
 //! DynamoDB numbers have up to 38 decimal digits, a double about 15. A number that the nearest double does not
-//! hold exactly is written as a string of plain digits, so that no receiver silently reads another value.
+//! hold exactly is digits as a string of plain digits, so that no receiver silently reads another value.
 
 use std::cmp::Ordering;
 
-/// A decimal number: `±0.d₁d₂d₃… × 10^point`, with neither leading nor trailing zeros; zero has no digits.
+/// A decimal number: `±0.d₁d₂d₃… × 10^exponent`, with neither leading nor trailing zeros; zero has no digits.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Decimal {
     negative: bool,
     digits: Vec<u8>,
-    point: i32,
+    exponent: i32,
 }
 
 impl Decimal {
@@ -30,29 +30,29 @@ impl Decimal {
             None => (rest, 0),
         };
         let (whole, fraction) = mantissa.split_once('.').unwrap_or((mantissa, ""));
-        let all = whole.len() + fraction.len();
-        if all == 0
-            || all > Self::MAX_SCALE
+        let digit_count = whole.len() + fraction.len();
+        if digit_count == 0
+            || digit_count > Self::MAX_SCALE
             || exponent.unsigned_abs() as usize > Self::MAX_SCALE
             || !(whole.bytes().chain(fraction.bytes())).all(|b| b.is_ascii_digit())
         {
             return None;
         }
-        let written: Vec<u8> = whole.bytes().chain(fraction.bytes()).collect();
-        let leading = written.iter().take_while(|d| **d == b'0').count();
-        let trailing = written.iter().rev().take_while(|d| **d == b'0').count();
-        if leading == written.len() {
+        let digits: Vec<u8> = whole.bytes().chain(fraction.bytes()).collect();
+        let leading = digits.iter().take_while(|d| **d == b'0').count();
+        let trailing = digits.iter().rev().take_while(|d| **d == b'0').count();
+        if leading == digits.len() {
             return Some(Self {
                 negative: false,
                 digits: Vec::new(),
-                point: 0,
+                exponent: 0,
             });
         }
-        let point = i32::try_from(whole.len()).ok()? - i32::try_from(leading).ok()? + exponent;
+        let exponent = i32::try_from(whole.len()).ok()? - i32::try_from(leading).ok()? + exponent;
         Some(Self {
             negative,
-            digits: written[leading..written.len() - trailing].to_vec(),
-            point,
+            digits: digits[leading..digits.len() - trailing].to_vec(),
+            exponent,
         })
     }
 
@@ -60,8 +60,8 @@ impl Decimal {
     /// else a string of plain digits.
     pub fn write_json(&self, out: &mut Vec<u8>) {
         // A double holds every whole number of up to 15 digits, and ECMAScript writes them as they are.
-        if (0..=15).contains(&self.point)
-            && self.digits.len() <= usize::try_from(self.point).unwrap_or(0)
+        if (0..=15).contains(&self.exponent)
+            && self.digits.len() <= usize::try_from(self.exponent).unwrap_or(0)
         {
             self.write_plain(out);
             return;
@@ -93,7 +93,7 @@ impl Decimal {
         format!(
             "{}0.{digits}e{}",
             if self.negative { "-" } else { "" },
-            self.point
+            self.exponent
         )
     }
 
@@ -102,18 +102,20 @@ impl Decimal {
         if self.negative {
             out.push(b'-');
         }
-        let whole = usize::try_from(self.point)
+        let whole = usize::try_from(self.exponent)
             .unwrap_or(0)
             .min(self.digits.len());
         if whole == 0 {
             out.push(b'0');
         } else {
             out.extend_from_slice(&self.digits[..whole]);
-            out.extend(zeros(self.point - i32::try_from(whole).unwrap_or(i32::MAX)));
+            out.extend(zeros(
+                self.exponent - i32::try_from(whole).unwrap_or(i32::MAX),
+            ));
         }
         if whole < self.digits.len() {
             out.push(b'.');
-            out.extend(zeros(-self.point));
+            out.extend(zeros(-self.exponent));
             out.extend_from_slice(&self.digits[whole..]);
         }
     }
@@ -124,8 +126,8 @@ impl Decimal {
             (true, false) => Ordering::Less,
             (false, true) => Ordering::Greater,
             (false, false) => self
-                .point
-                .cmp(&other.point)
+                .exponent
+                .cmp(&other.exponent)
                 .then_with(|| self.digits.cmp(&other.digits)),
         }
     }

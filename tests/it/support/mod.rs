@@ -175,7 +175,7 @@ pub async fn post(client: &WebhookClient, url: &str) -> AttemptOutcome {
         id: &EventId::parse("evt_01JFS8TX800000000000000000").unwrap(),
         event: EventType::JobCompleted,
         number: 1,
-        at: Clock::system().now(),
+        started_at: Clock::system().now(),
         signatures: None,
         traceparent: None,
         version: "0",
