@@ -1,21 +1,29 @@
-//! The bodies that create and change a webhook, rotate its secret and replay its deliveries: what is accepted is an object of known fields, and a message says where the
-//! fault is, is bounded, and never repeats a secret.
+//! Request bodies: create webhook, update webhook, rotate secret, create replay.
 //!
-//! The input is a line with the content type, a line of JSON that goes before a secret, and JSON that goes after it.
+//! An accepted body is an object of known fields. An error message names the faulty field, has a
+//! bounded length, and never contains a secret.
+//!
+//! The first line of the input is the content type. The second line is JSON before a secret, and
+//! the rest is JSON after it.
 #![no_main]
 
 use axum::{body::Body, extract::Request};
 use http::{HeaderValue, header::CONTENT_TYPE};
 use libfuzzer_sys::fuzz_target;
-use nano_webhooks::api::fuzzing::{create, patch, replay, rotate};
+use nano_webhooks::api::fuzzing::{
+    parse_create_body, parse_replay_body, parse_rotate_body, parse_update_body,
+};
 use nano_webhooks_core::webhook::EndpointUrl;
-use nano_webhooks_fuzz::{ready, refusal};
+use nano_webhooks_fuzz::{parse_error_response, poll_ready};
 use serde_json::Value;
 
-/// Twice what a message may quote, and more than what it says beside.
+/// Characters. Twice the longest quotation in a message, plus room for the rest of the message.
 const MAX_MESSAGE: usize = 512;
-/// As much of a planted secret as may be repeated by chance.
-const CHANCE: usize = 6;
+/// Characters. A shorter part of a secret may appear in a message by chance.
+const MIN_LEAK: usize = 6;
+
+/// Starts of messages about the whole body, which name no field.
+const BODY_FAULTS: [&str; 3] = ["The body ", "The request body ", "duplicate field `"];
 
 const LETTERS: &str = "Qz8Xk4Wv2Jm6Yt0P";
 const DIGITS: &str = "7305918264051739";
@@ -25,11 +33,10 @@ fuzz_target!(|input: &[u8]| {
     check(content_type, text.to_vec());
 
     let (before, after) = split(text);
-    let begins = |secret: &str| input.windows(CHANCE).any(|window| window == &secret.as_bytes()[..CHANCE]);
-    if begins(LETTERS) || begins(DIGITS) {
+    if contains_start(input, LETTERS) || contains_start(input, DIGITS) {
         return;
     }
-    // Whatever surrounds it, what follows this name is its value, or the JSON has broken off before.
+    // The planted value is always the value of `secret_key`, unless the JSON is invalid before it.
     for value in [
         format!("\"{LETTERS}\""),
         format!("\"{LETTERS}"),
@@ -44,39 +51,62 @@ fuzz_target!(|input: &[u8]| {
     ] {
         let planted = [b"{", before, b"\"secret_key\":", value.as_bytes(), after].concat();
         for message in check(content_type, planted) {
-            assert!(!message.contains(&LETTERS[..CHANCE]) && !message.contains(&DIGITS[..CHANCE]), "{message}");
+            assert!(!contains_start(message.as_bytes(), LETTERS), "{message}");
+            assert!(!contains_start(message.as_bytes(), DIGITS), "{message}");
         }
     }
 });
 
+fn contains_start(text: &[u8], secret: &str) -> bool {
+    let start = &secret.as_bytes()[..MIN_LEAK];
+    text.windows(MIN_LEAK).any(|window| window == start)
+}
+
 fn split(input: &[u8]) -> (&[u8], &[u8]) {
-    let end = input.iter().position(|b| *b == b'\n').unwrap_or(input.len());
+    let end = input
+        .iter()
+        .position(|byte| *byte == b'\n')
+        .unwrap_or(input.len());
     (&input[..end], input.get(end + 1..).unwrap_or_default())
 }
 
-/// Reads a body in every way; returns what the refusals say.
+fn build_request(content_type: &[u8], body: &[u8]) -> Request {
+    let mut request = Request::new(Body::from(body.to_vec()));
+    if let Ok(value) = HeaderValue::from_bytes(content_type) {
+        request.headers_mut().insert(CONTENT_TYPE, value);
+    }
+    request
+}
+
+/// Parses a body as each kind of request. Returns the messages of the errors.
 fn check(content_type: &[u8], body: Vec<u8>) -> Vec<String> {
-    let request = || {
-        let mut request = Request::new(Body::from(body.clone()));
-        if let Ok(value) = HeaderValue::from_bytes(content_type) {
-            request.headers_mut().insert(CONTENT_TYPE, value);
-        }
-        request
-    };
+    let request = || build_request(content_type, &body);
     let mut messages = Vec::new();
     for (fields, outcome) in [
-        (&["url", "events", "secret_key", "description"][..], ready(create(request()))),
-        (&["url", "events", "status", "secret_key", "description"][..], ready(patch(request()))),
-        (&["secret_key", "grace_hours"][..], ready(rotate(request()))),
-        (&["since", "until", "status"][..], ready(replay(request()))),
+        (
+            &["url", "events", "secret_key", "description"][..],
+            poll_ready(parse_create_body(request())),
+        ),
+        (
+            &["url", "events", "status", "secret_key", "description"][..],
+            poll_ready(parse_update_body(request())),
+        ),
+        (
+            &["secret_key", "grace_hours"][..],
+            poll_ready(parse_rotate_body(request())),
+        ),
+        (
+            &["since", "until", "status"][..],
+            poll_ready(parse_replay_body(request())),
+        ),
     ] {
         match outcome {
             Ok(()) => check_accepted(fields, content_type, &body),
             Err(response) => {
-                let (status, message) = refusal(response);
+                let (status, message) = parse_error_response(response);
                 assert!(message.chars().count() <= MAX_MESSAGE, "{message}");
                 match status {
-                    400 => assert!(says_where(fields, &message), "{message}"),
+                    400 => assert!(names_fault(fields, &message), "{message}"),
                     413 => assert!(body.len() > 64 * 1024),
                     _ => assert_ne!(content_type, b"application/json"),
                 }
@@ -87,15 +117,23 @@ fn check(content_type: &[u8], body: Vec<u8>) -> Vec<String> {
     messages
 }
 
-fn says_where(fields: &[&str], message: &str) -> bool {
+fn names_fault(fields: &[&str], message: &str) -> bool {
     let field = message.split([':', '[']).next().unwrap_or_default();
-    let begins = |start| message.starts_with(start);
-    fields.contains(&field) || begins("The body ") || begins("duplicate field `") || message.contains("unknown field `")
+    fields.contains(&field)
+        || BODY_FAULTS.iter().any(|start| message.starts_with(start))
+        || message.contains("unknown field `")
 }
 
 fn check_accepted(fields: &[&str], content_type: &[u8], body: &[u8]) {
-    assert!(content_type.to_ascii_lowercase().windows(4).any(|window| window == b"json"));
-    let Ok(Value::Object(object)) = serde_json::from_slice(body) else { panic!("accepted although no JSON object") };
+    assert!(
+        content_type
+            .to_ascii_lowercase()
+            .windows(4)
+            .any(|window| window == b"json")
+    );
+    let Ok(Value::Object(object)) = serde_json::from_slice(body) else {
+        panic!("accepted, but not a JSON object")
+    };
     assert!(object.keys().all(|key| fields.contains(&key.as_str())));
     if let Some(url) = object.get("url") {
         assert!(EndpointUrl::parse(url.as_str().expect("a string")).is_ok());

@@ -1,5 +1,7 @@
-//! A webhook's URL, and the address that it names: what is accepted is what is called, and the guard lets no address through
-//! that is not public.
+//! Endpoint URLs and the addresses in them.
+//!
+//! The HTTP client reads an accepted URL as the validation read it, and the target guard blocks
+//! every address that is not public.
 #![no_main]
 
 use std::{
@@ -8,49 +10,55 @@ use std::{
 };
 
 use libfuzzer_sys::fuzz_target;
-use nano_webhooks::client::guard::{blocked_reason, TargetGuard, TargetPolicy};
+use nano_webhooks::client::guard::{TargetGuard, TargetPolicy, blocked_reason};
 use nano_webhooks_core::{delivery::attempt::Failure, webhook::EndpointUrl};
-use nano_webhooks_fuzz::ready;
+use nano_webhooks_fuzz::poll_ready;
 use url::Host;
 
-fuzz_target!(|given: &str| {
-    check(given);
+fuzz_target!(|input: &str| {
+    check(input);
 
-    // Mutated text is seldom the literal of an address, so each input stands for some as well.
+    // Mutated text is rarely an IP address, so some addresses are derived from each input.
     let mut hasher = DefaultHasher::new();
-    given.hash(&mut hasher);
+    input.hash(&mut hasher);
     let hash = hasher.finish();
     let v4 = Ipv4Addr::from_bits((hash & u64::from(u32::MAX)) as u32);
     let v6 = Ipv6Addr::from_bits(u128::from(hash) << 64 | u128::from(hash));
-    for host in
-        [format!("{v4}"), format!("[{v6}]"), format!("[::{v4}]"), format!("[::ffff:{v4}]"), format!("[64:ff9b::{v4}]")]
-    {
+    for host in [
+        format!("{v4}"),
+        format!("[{v6}]"),
+        format!("[::{v4}]"),
+        format!("[::ffff:{v4}]"),
+        format!("[64:ff9b::{v4}]"),
+    ] {
         check(&format!("https://{host}/"));
     }
 });
 
-fn check(given: &str) {
-    let Ok(endpoint) = EndpointUrl::parse(given) else { return };
+fn check(input: &str) {
+    let Ok(endpoint) = EndpointUrl::parse(input) else {
+        return;
+    };
     let url = endpoint.url();
 
-    assert_eq!(endpoint.as_str(), given);
-    assert!(!given.chars().any(|c| c.is_control() || c.is_whitespace() || c == '\\'));
+    assert_eq!(endpoint.as_str(), input);
+    assert!(!input.chars().any(is_forbidden));
     assert!(["http", "https"].contains(&url.scheme()));
-    let (_, rest) = given.split_once("://").expect("a scheme");
+    let (_, rest) = input.split_once("://").expect("a scheme");
     assert!(!rest.starts_with(['/', '?', '#', ':', '@']));
     assert!(url.username().is_empty() && url.password().is_none() && url.fragment().is_none());
 
-    // The connector reads the normal form with another parser.
+    // The HTTP client parses the normalized URL with another library.
     let uri: http::Uri = url.as_str().parse().expect("a URI");
     assert_eq!(uri.host(), url.host_str());
     assert_eq!(uri.port_u16(), url.port());
     assert_eq!(uri.path(), url.path());
     assert_eq!(uri.query(), url.query());
 
-    // Escapes may make it longer than what may be given.
+    // Percent-encoding can make the normalized URL longer than the limit of the input.
     if url.as_str().chars().count() <= EndpointUrl::MAX {
-        let again = EndpointUrl::parse(url.as_str()).expect("the normal form of a URL is one");
-        assert_eq!(again.url(), url);
+        let reparsed = EndpointUrl::parse(url.as_str()).expect("a normalized URL is valid");
+        assert_eq!(reparsed.url(), url);
     }
 
     let ip = match url.host().expect("a host") {
@@ -58,12 +66,12 @@ fn check(given: &str) {
         Host::Ipv6(ip) => IpAddr::V6(ip),
         Host::Domain(_) => return,
     };
-    let guard = |policy| ready(TargetGuard::new(policy, vec![]).resolve(&endpoint));
+    let guard = |policy| poll_ready(TargetGuard::new(policy, vec![]).resolve(&endpoint));
     let address = SocketAddr::new(ip, url.port_or_known_default().expect("a port"));
     assert_eq!(guard(TargetPolicy::Any), Ok(vec![address]));
     let expected = match blocked_reason(ip) {
         _ if url.scheme() == "http" => Err(Failure::Blocked("not https")),
-        Some(rule) => Err(Failure::Blocked(rule)),
+        Some(reason) => Err(Failure::Blocked(reason)),
         None => Ok(vec![address]),
     };
     assert_eq!(guard(TargetPolicy::Public), expected);
@@ -72,7 +80,11 @@ fn check(given: &str) {
     }
 }
 
-/// What the standard library knows of addresses, apart from the guard's table.
+fn is_forbidden(character: char) -> bool {
+    character.is_control() || character.is_whitespace() || character == '\\'
+}
+
+/// Whether an address is public according to the standard library, which has no table in common with the guard.
 fn is_public(ip: IpAddr) -> bool {
     match ip {
         IpAddr::V4(ip) => is_public_v4(ip),
@@ -92,8 +104,8 @@ fn is_public_v4(ip: Ipv4Addr) -> bool {
 }
 
 fn is_public_v6(ip: Ipv6Addr) -> bool {
-    let [.., a, b] = ip.segments();
-    let last = Ipv4Addr::from_bits(u32::from(a) << 16 | u32::from(b));
+    let [.., high, low] = ip.segments();
+    let last = Ipv4Addr::from_bits(u32::from(high) << 16 | u32::from(low));
     let nat64 = ip.segments()[..6] == [0x64, 0xff9b, 0, 0, 0, 0];
     !(ip.is_unspecified()
         || ip.is_loopback()

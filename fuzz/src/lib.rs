@@ -1,4 +1,4 @@
-//! What the targets share.
+//! Helpers that several fuzz targets use.
 
 use std::{
     pin::pin,
@@ -9,32 +9,35 @@ use axum::response::Response;
 use http_body_util::BodyExt;
 use serde::Deserialize;
 
-/// The value of a future that waits for nothing: no name is resolved and no byte awaited here.
-pub fn ready<F: Future>(future: F) -> F::Output {
+/// Polls a future once. The futures here never wait, because they do no I/O.
+pub fn poll_ready<F: Future>(future: F) -> F::Output {
     match pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
         Poll::Ready(value) => value,
-        Poll::Pending => panic!("waits for something"),
+        Poll::Pending => panic!("the future is pending"),
     }
 }
 
-/// The status and message of an answer that is no success, whose envelope is as documented.
-pub fn refusal(response: Response) -> (u16, String) {
+/// Parses an error response. Panics if the envelope is not the documented one.
+pub fn parse_error_response(response: Response) -> (u16, String) {
     #[derive(Deserialize)]
     #[serde(deny_unknown_fields)]
-    struct Envelope {
+    struct ErrorResponse {
         success: bool,
-        error: Description,
+        error: ErrorBody,
     }
     #[derive(Deserialize)]
     #[serde(deny_unknown_fields)]
-    struct Description {
+    struct ErrorBody {
         code: String,
         message: String,
     }
 
     let status = response.status().as_u16();
-    let bytes = ready(response.into_body().collect()).expect("a body in memory").to_bytes();
-    let Envelope { success, error } = serde_json::from_slice(&bytes).expect("the documented envelope");
+    let bytes = poll_ready(response.into_body().collect())
+        .expect("a body in memory")
+        .to_bytes();
+    let ErrorResponse { success, error } =
+        serde_json::from_slice(&bytes).expect("the documented envelope");
     let code = match status {
         400 => "invalid_request",
         413 => "payload_too_large",

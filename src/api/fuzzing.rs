@@ -1,4 +1,6 @@
-//! What the fuzz targets need of what is private to the API. It is there only with `--cfg fuzzing`.
+//! Private parsers of the API for the fuzz targets. Compiled only with `--cfg fuzzing`.
+//!
+//! Each function returns the error response if the input is rejected.
 
 use axum::{
     extract::{FromRequest, Request},
@@ -10,47 +12,32 @@ use super::{body::JsonBody, deliveries, replays, rotate_secret, webhooks};
 use crate::store::delivery_log::DeliveryFilter;
 use nano_webhooks_core::webhook::WebhookId;
 
-/// Reads the body of `POST /api/v1/webhooks`.
-///
-/// # Errors
-/// The answer.
-pub async fn create(request: Request) -> Result<(), Response> {
-    body::<webhooks::CreateWebhookRequest>(request).await
+/// Parses the body of `POST /api/v1/webhooks`.
+pub async fn parse_create_body(request: Request) -> Result<(), Response> {
+    parse_body::<webhooks::CreateWebhookRequest>(request).await
 }
 
-/// Reads the body of `PATCH /api/v1/webhooks/{id}`.
-///
-/// # Errors
-/// The answer.
-pub async fn patch(request: Request) -> Result<(), Response> {
-    body::<webhooks::UpdateWebhookRequest>(request).await
+/// Parses the body of `PATCH /api/v1/webhooks/{id}`.
+pub async fn parse_update_body(request: Request) -> Result<(), Response> {
+    parse_body::<webhooks::UpdateWebhookRequest>(request).await
 }
 
-/// Reads the body of `POST /api/v1/webhooks/{id}/rotate-secret`.
-///
-/// # Errors
-/// The answer.
-pub async fn rotate(request: Request) -> Result<(), Response> {
-    body::<rotate_secret::RotateSecretRequest>(request).await
+/// Parses the body of `POST /api/v1/webhooks/{id}/rotate-secret`.
+pub async fn parse_rotate_body(request: Request) -> Result<(), Response> {
+    parse_body::<rotate_secret::RotateSecretRequest>(request).await
 }
 
-/// Reads the body of `POST /api/v1/webhooks/{id}/replay`.
-///
-/// # Errors
-/// The answer.
-pub async fn replay(request: Request) -> Result<(), Response> {
-    body::<replays::CreateReplayRequest>(request).await
+/// Parses the body of `POST /api/v1/webhooks/{id}/replay`.
+pub async fn parse_replay_body(request: Request) -> Result<(), Response> {
+    parse_body::<replays::CreateReplayRequest>(request).await
 }
 
-/// Reads the query of `GET /api/v1/webhooks/{id}/deliveries`.
-///
-/// # Errors
-/// The answer.
-pub fn filter(query: &str, webhook: WebhookId) -> Result<DeliveryFilter, Response> {
+/// Parses the query of `GET /api/v1/webhooks/{id}/deliveries`.
+pub fn parse_deliveries_query(query: &str, webhook: WebhookId) -> Result<DeliveryFilter, Response> {
     deliveries::parse_query(query, webhook).map_err(IntoResponse::into_response)
 }
 
-async fn body<T: DeserializeOwned>(request: Request) -> Result<(), Response> {
+async fn parse_body<T: DeserializeOwned>(request: Request) -> Result<(), Response> {
     JsonBody::<T>::from_request(request, &())
         .await
         .map(drop)
