@@ -1,4 +1,4 @@
-"""Fixtures: an emulated AWS account, the functions under Lambda's runtime emulator, and a receiver."""
+"""Fixtures: an emulated AWS account, functions under the runtime emulator, and a receiver."""
 
 import contextlib
 import json
@@ -40,7 +40,8 @@ def receiver():
 
 
 class DeployedFunctions:
-    """Tables, a queue and the functions that use them. A function starts with its first invocation."""
+    """Tables, a queue and the functions that use them. A function starts with its first invocation.
+    """
 
     def __init__(self, endpoint, account, folder):
         name = f"deployed-{uuid.uuid4()}"
@@ -75,19 +76,36 @@ class DeployedFunctions:
     def create_api_key(self):
         """Creates an API key for the account of the sample events."""
         env = {name: self.env[name] for name in ("WEBHOOKS_TABLE", "DELIVERIES_TABLE")}
-        arguments = ("keys", "create", "--account", "acme", "--json", "--dynamodb-endpoint", self.endpoint)
+        arguments = (
+            "keys",
+            "create",
+            "--account",
+            "acme",
+            "--json",
+            "--dynamodb-endpoint",
+            self.endpoint,
+        )
         return json.loads(run_command(*arguments, env=env).stdout)["api_key"]
 
     def scan(self, table):
         """Returns the items of a table as strings and integers."""
-        pages = self.db.get_paginator("scan").paginate(TableName=self.tables[table], ConsistentRead=True)
-        return [{name: to_plain(value) for name, value in item.items()} for page in pages for item in page["Items"]]
+        pages = self.db.get_paginator("scan").paginate(
+            TableName=self.tables[table], ConsistentRead=True
+        )
+        return [
+            {name: to_plain(value) for name, value in item.items()}
+            for page in pages
+            for item in page["Items"]
+        ]
 
     def receive_message(self):
         """Waits for the only message of the queue and deletes it."""
         (message,) = wait_until(
             lambda: self.sqs.receive_message(
-                QueueUrl=self.queue, WaitTimeSeconds=1, MaxNumberOfMessages=10, AttributeNames=["All"]
+                QueueUrl=self.queue,
+                WaitTimeSeconds=1,
+                MaxNumberOfMessages=10,
+                AttributeNames=["All"],
             ).get("Messages"),
             "a message",
         )
@@ -97,7 +115,9 @@ class DeployedFunctions:
     def message_count(self):
         """Counts the visible, received and delayed messages of the queue."""
         names = [f"ApproximateNumberOfMessages{kind}" for kind in ("", "NotVisible", "Delayed")]
-        attributes = self.sqs.get_queue_attributes(QueueUrl=self.queue, AttributeNames=names)["Attributes"]
+        attributes = self.sqs.get_queue_attributes(QueueUrl=self.queue, AttributeNames=names)[
+            "Attributes"
+        ]
         return sum(int(attributes[name]) for name in names)
 
 

@@ -38,10 +38,19 @@ class _Server:
         self.port, self.log = port, log
         with log.open("ab") as output:
             self.popen = subprocess.Popen(
-                command, env=env, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+                command,
+                env=env,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
             )
         try:
-            wait_until(self._listens, lambda: f"{command[0]} on port {port}\n{self.log_text()}", 3 * TEST_TIMEOUT)
+            wait_until(
+                self._listens,
+                lambda: f"{command[0]} on port {port}\n{self.log_text()}",
+                3 * TEST_TIMEOUT,
+            )
         except BaseException:
             self.close()
             raise
@@ -61,7 +70,7 @@ class _Server:
 
 
 class Function(_Server):
-    """A built function under the Lambda Runtime Interface Emulator, with the template's time-out and memory.
+    """A built function under Lambda's runtime emulator, with the template's time-out and memory.
 
     Invocations run one at a time, because the emulator supports no more.
     """
@@ -84,9 +93,13 @@ class Function(_Server):
         super().__init__(port, command, build_environment(lambda_ | env), log)
 
     def invoke(self, event):
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=self.timeout + TEST_TIMEOUT)
+        connection = http.client.HTTPConnection(
+            "127.0.0.1", self.port, timeout=self.timeout + TEST_TIMEOUT
+        )
         with self.invoking, contextlib.closing(connection):
-            connection.request("POST", "/2015-03-31/functions/function/invocations", json.dumps(event))
+            connection.request(
+                "POST", "/2015-03-31/functions/function/invocations", json.dumps(event)
+            )
             response = connection.getresponse()
             text = response.read().decode()
         # The status is 502 if the process ended. An error result has status 200.
@@ -105,13 +118,18 @@ class Function(_Server):
         return wait_until(found, lambda: f"{message!r} in\n{self.log_text()}")
 
     def wait_for_metric(self, metric, expected):
-        """Waits until the sum of a metric in the log has this value. The function logs it after its response."""
+        """Waits until the sum of a metric in the log has this value. The function logs it after its
+        response.
+        """
 
         def total():
             lines = [json.loads(line) for line in self.log_text().splitlines() if '"_aws"' in line]
             return sum(line.get(metric, 0) for line in lines)
 
-        wait_until(lambda: total() == expected, lambda: f"{metric}: {total()} instead of {expected} in\n{self.log_text()}")
+        wait_until(
+            lambda: total() == expected,
+            lambda: f"{metric}: {total()} instead of {expected} in\n{self.log_text()}",
+        )
 
 
 class Account(_Server):
@@ -129,7 +147,12 @@ class Account(_Server):
             "TMPDIR": str(folder),
             "HOME": str(folder),
         }
-        super().__init__(port, [sys.executable, "-m", "ministack"], build_environment(ROOT | env), folder / "account.log")
+        super().__init__(
+            port,
+            [sys.executable, "-m", "ministack"],
+            build_environment(ROOT | env),
+            folder / "account.log",
+        )
 
     @functools.cache
     def client(self, service):
@@ -145,7 +168,10 @@ class Account(_Server):
 
 def free_ports(count):
     with contextlib.ExitStack() as sockets:
-        return [sockets.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()[1] for _ in range(count)]
+        return [
+            sockets.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()[1]
+            for _ in range(count)
+        ]
 
 
 def milliseconds():

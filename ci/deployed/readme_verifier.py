@@ -6,7 +6,9 @@ import standardwebhooks
 
 from emulators import BUILT
 
-(_source,) = re.findall(r"```python\n([^`]*def verify\([^`]*)```", (BUILT / "README.md").read_text())
+(_source,) = re.findall(
+    r"```python\n([^`]*def verify\([^`]*)```", (BUILT / "README.md").read_text()
+)
 _readme = {}
 exec(_source, _readme)
 

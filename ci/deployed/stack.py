@@ -30,9 +30,13 @@ def create_tables(db, prefix):
     """
     for name, resource in TEMPLATE["Resources"].items():
         if resource["Type"] == "AWS::DynamoDB::Table":
-            schema = select(resource["Properties"], "BillingMode", "AttributeDefinitions", "KeySchema")
+            schema = select(
+                resource["Properties"], "BillingMode", "AttributeDefinitions", "KeySchema"
+            )
             if indexes := resource["Properties"].get("GlobalSecondaryIndexes"):
-                schema["GlobalSecondaryIndexes"] = [select(index, "IndexName", "KeySchema", "Projection") for index in indexes]
+                schema["GlobalSecondaryIndexes"] = [
+                    select(index, "IndexName", "KeySchema", "Projection") for index in indexes
+                ]
             db.create_table(TableName=prefix + name, **schema)
 
 
@@ -45,7 +49,11 @@ def select(properties, *names):
 
 def inline_numbers(template):
     """The account passes a parameter of type Number as a string and then fails to compare it."""
-    parameters = {name: parameter["Default"] for name, parameter in template["Parameters"].items() if parameter["Type"] == "Number"}
+    parameters = {
+        name: parameter["Default"]
+        for name, parameter in template["Parameters"].items()
+        if parameter["Type"] == "Number"
+    }
     changed = 0
     for part in parts(template["Resources"]):
         for name, value in part.items():
@@ -56,7 +64,8 @@ def inline_numbers(template):
 
 
 def remove_encryption_contexts(template):
-    """The account denies every request with the unsupported condition key `kms:EncryptionContext`."""
+    """The account denies every request with the unsupported condition key `kms:EncryptionContext`.
+    """
     changed = 0
     for statement in statements(template):
         if "kms:EncryptionContext" in json.dumps(statement.get("Condition")):
@@ -66,10 +75,14 @@ def remove_encryption_contexts(template):
 
 
 def allow_message_batches(template):
-    """AWS requires `sqs:SendMessage` for a batch. The account requires `sqs:SendMessageBatch`, which AWS does not have."""
+    """AWS requires `sqs:SendMessage` for a batch. The account requires `sqs:SendMessageBatch`,
+    which AWS does not have.
+    """
     changed = 0
     for statement in statements(template):
-        actions = statement["Action"] if isinstance(statement["Action"], list) else [statement["Action"]]
+        actions = (
+            statement["Action"] if isinstance(statement["Action"], list) else [statement["Action"]]
+        )
         if statement["Effect"] == "Allow" and "sqs:SendMessage" in actions:
             statement["Action"] = [*actions, "sqs:SendMessageBatch"]
             changed += 1
@@ -78,7 +91,11 @@ def allow_message_batches(template):
 
 def remove_queries(template):
     """The account does not support saved queries of CloudWatch Logs."""
-    names = [name for name, resource in template["Resources"].items() if resource["Type"] == "AWS::Logs::QueryDefinition"]
+    names = [
+        name
+        for name, resource in template["Resources"].items()
+        if resource["Type"] == "AWS::Logs::QueryDefinition"
+    ]
     for name in names:
         del template["Resources"][name]
     return len(names)
@@ -86,11 +103,20 @@ def remove_queries(template):
 
 def replace_metric_math(template):
     """The account does not support metric math. An alarm uses the first of its metrics instead."""
-    alarms = [resource["Properties"] for resource in template["Resources"].values() if resource["Type"] == "AWS::CloudWatch::Alarm"]
+    alarms = [
+        resource["Properties"]
+        for resource in template["Resources"].values()
+        if resource["Type"] == "AWS::CloudWatch::Alarm"
+    ]
     math = [properties for properties in alarms if "Metrics" in properties]
     for properties in math:
-        watched = next(metric["MetricStat"] for metric in properties.pop("Metrics") if "MetricStat" in metric)
-        properties |= watched["Metric"] | {"Period": watched["Period"], "Statistic": watched["Stat"]}
+        watched = next(
+            metric["MetricStat"] for metric in properties.pop("Metrics") if "MetricStat" in metric
+        )
+        properties |= watched["Metric"] | {
+            "Period": watched["Period"],
+            "Statistic": watched["Stat"],
+        }
     return len(math)
 
 
@@ -143,12 +169,21 @@ def sam(account, *args):
     result = subprocess.run(
         ["sam", *args],
         cwd=BUILT,
-        env=build_environment(ROOT | {"AWS_ENDPOINT_URL": account.url, "SAM_CLI_TELEMETRY": "0", "SAM_CLI_POLL_DELAY": "0.2"}),
+        env=build_environment(
+            ROOT
+            | {
+                "AWS_ENDPOINT_URL": account.url,
+                "SAM_CLI_TELEMETRY": "0",
+                "SAM_CLI_POLL_DELAY": "0.2",
+            }
+        ),
         capture_output=True,
         text=True,
         timeout=300,
     )
-    assert result.returncode == 0, f"sam {args}: exit {result.returncode}\n{result.stdout}\n{result.stderr}\n{account.log_text()}"
+    assert result.returncode == 0, (
+        f"sam {args}: exit {result.returncode}\n{result.stdout}\n{result.stderr}\n{account.log_text()}"
+    )
 
 
 class Stack:
@@ -164,30 +199,54 @@ class Stack:
         changed.write_text(yaml.safe_dump(adapt_template(), sort_keys=False))
         sam(
             self.account,
-            *("deploy", "--template-file", str(changed), "--config-file", str(BUILT / "samconfig.toml")),
+            *(
+                "deploy",
+                "--template-file",
+                str(changed),
+                "--config-file",
+                str(BUILT / "samconfig.toml"),
+            ),
             *("--no-confirm-changeset", "--no-progressbar", "--parameter-overrides"),
             *(f"{name}={value}" for name, value in parameters.items()),
         )
-        (described,) = self.account.client("cloudformation").describe_stacks(StackName=NAME)["Stacks"]
+        (described,) = self.account.client("cloudformation").describe_stacks(StackName=NAME)[
+            "Stacks"
+        ]
         assert described["StackStatus"] in ("CREATE_COMPLETE", "UPDATE_COMPLETE"), described
-        self.outputs = {output["OutputKey"]: output["OutputValue"] for output in described["Outputs"]}
+        self.outputs = {
+            output["OutputKey"]: output["OutputValue"] for output in described["Outputs"]
+        }
 
     def resources(self):
         """Maps logical to physical ids."""
-        resources = self.account.client("cloudformation").describe_stack_resources(StackName=NAME)["StackResources"]
-        return {resource["LogicalResourceId"]: resource["PhysicalResourceId"] for resource in resources}
+        resources = self.account.client("cloudformation").describe_stack_resources(StackName=NAME)[
+            "StackResources"
+        ]
+        return {
+            resource["LogicalResourceId"]: resource["PhysicalResourceId"] for resource in resources
+        }
 
     def create_routes(self):
-        """Creates the routes of the HTTP API. API Gateway creates them from the Body property; the account does not."""
+        """Creates the routes of the HTTP API. API Gateway creates them from the Body property; the
+        account does not.
+        """
         gateway, api = self.account.client("apigatewayv2"), self.resources()["Api"]
-        assert not gateway.get_routes(ApiId=api)["Items"], "the account creates the routes, so create_routes can be removed"
+        assert not gateway.get_routes(ApiId=api)["Items"], (
+            "the account creates the routes, so create_routes can be removed"
+        )
         formation = self.account.client("cloudformation")
-        processed = formation.get_template(StackName=NAME, TemplateStage="Processed")["TemplateBody"]
+        processed = formation.get_template(StackName=NAME, TemplateStage="Processed")[
+            "TemplateBody"
+        ]
         processed = json.loads(processed) if isinstance(processed, str) else processed
-        function = self.account.client("lambda").get_function(FunctionName=self.outputs["ApiFunction"])["Configuration"]
+        function = self.account.client("lambda").get_function(
+            FunctionName=self.outputs["ApiFunction"]
+        )["Configuration"]
         for path, methods in processed["Resources"]["Api"]["Properties"]["Body"]["paths"].items():
             for method, operation in methods.items():
-                assert (path, method) == ("$default", "x-amazon-apigateway-any-method"), "expected only the default route"
+                assert (path, method) == ("$default", "x-amazon-apigateway-any-method"), (
+                    "expected only the default route"
+                )
                 described = operation["x-amazon-apigateway-integration"]
                 assert "${ApiFunction.Arn}" in json.dumps(described["uri"]), described
                 integration = gateway.create_integration(
@@ -197,4 +256,6 @@ class Stack:
                     IntegrationUri=function["FunctionArn"],
                     PayloadFormatVersion=described["payloadFormatVersion"],
                 )
-                gateway.create_route(ApiId=api, RouteKey=path, Target=f"integrations/{integration['IntegrationId']}")
+                gateway.create_route(
+                    ApiId=api, RouteKey=path, Target=f"integrations/{integration['IntegrationId']}"
+                )

@@ -11,7 +11,8 @@ import pytest
 from emulators import BUILT
 from stack import functions
 
-# Lambda downloads and unpacks the archive at each cold start. The larger archive has 6.0 MB, mostly the SDK and TLS.
+# Lambda downloads and unpacks the archive at each cold start. The larger archive has 6.0 MB, mostly
+# the SDK and TLS.
 # A review decides whether a dependency may add another half megabyte.
 MAX_ZIPPED = 6_500_000
 # Minor version of the glibc 2 in each runtime.
@@ -38,7 +39,11 @@ def test_every_function_is_built():
 
 def test_dispatch_and_retry_share_binary():
     """The dispatch and retry functions have the same binary, and the API function has another."""
-    assert read_binary("DispatchFunction") == read_binary("RetryFunction") != read_binary("ApiFunction")
+    assert (
+        read_binary("DispatchFunction")
+        == read_binary("RetryFunction")
+        != read_binary("ApiFunction")
+    )
 
 
 def test_archive_size_is_limited(name, capsys):
@@ -48,7 +53,10 @@ def test_archive_size_is_limited(name, capsys):
         archive.writestr("bootstrap", read_binary(name))
     size = len(zipped.getvalue())
     with capsys.disabled():
-        print(f"\n{name}: {size / 1e6:.2f} MB zipped, {len(read_binary(name)) / 1e6:.2f} MB unpacked", end=" ")
+        print(
+            f"\n{name}: {size / 1e6:.2f} MB zipped, {len(read_binary(name)) / 1e6:.2f} MB unpacked",
+            end=" ",
+        )
     assert size <= MAX_ZIPPED, f"{name} has {size} bytes zipped, at most {MAX_ZIPPED} are allowed"
 
 
@@ -64,11 +72,15 @@ def test_glibc_version_fits_runtime(name):
 
 
 def test_panics_unwind(name):
-    """The binary unwinds on panic. cargo-lambda's default, `panic = "abort"`, does not import this function."""
+    """The binary unwinds on panic. cargo-lambda's default, `panic = "abort"`, does not import this
+    function.
+    """
     assert b"\0_Unwind_RaiseException\0" in read_binary(name)
 
 
 def test_embedded_engine_is_absent(name):
     """The embedded DynamoDB of local mode is in `nano-webhooks` and not in a function."""
-    assert ENGINE in Path(os.environ["NANO_BINARY"]).read_bytes(), "the header identifies the engine"
+    assert ENGINE in Path(os.environ["NANO_BINARY"]).read_bytes(), (
+        "the header identifies the engine"
+    )
     assert ENGINE not in read_binary(name)

@@ -52,7 +52,8 @@ def put_job(stack, status="completed"):
     item = {"task_id": task, "account_id": ACCOUNT, "task_type": "image", "status": status}
     stack.account.client("dynamodb").put_item(
         TableName=stack.outputs["JobsTable"],
-        Item={name: {"S": value} for name, value in item.items()} | {"data": {"M": {"credits_charged": {"N": "6"}}}},
+        Item={name: {"S": value} for name, value in item.items()}
+        | {"data": {"M": {"credits_charged": {"N": "6"}}}},
     )
     return task
 
@@ -70,7 +71,9 @@ def test_api_authenticates_requests(stack, api):
     assert api.list_webhooks().data == []
     api.call("GET", "/api/v1/webhooks", key="sk-REPLACE").assert_error(401, "unauthorized")
     api.call("GET", "/nothing-here").assert_error(404, "not_found")
-    api.create({"url": "https://hooks.example.com/nano", "events": []}).assert_error(400, "invalid_request")
+    api.create({"url": "https://hooks.example.com/nano", "events": []}).assert_error(
+        400, "invalid_request"
+    )
 
 
 def test_job_write_sends_signed_request(stack, api, receiver):
@@ -95,7 +98,11 @@ def test_failed_attempt_is_retried(stack, api, receiver):
     row = api.wait_for_delivery(webhook, lambda row: row["status"] == "delivered")
     first, second = receiver.requests_to("/hook")
     assert [request.headers["x-nano-attempt"] for request in (first, second)] == ["1", "2"]
-    assert first.id == second.id == row["event_id"] and first.body == second.body and row["attempt_count"] == 2
+    assert (
+        first.id == second.id == row["event_id"]
+        and first.body == second.body
+        and row["attempt_count"] == 2
+    )
     assert_signed(second, SECRET)
     assert api.delete(webhook).status == 200
     # Each function has used the secret at this point, and the API function has used the key.
@@ -103,7 +110,9 @@ def test_failed_attempt_is_retried(stack, api, receiver):
         page = stack.account.client("logs").filter_log_events(logGroupName=stack.resources()[group])
         lines = [event["message"] for event in page["events"]]
         metrics = [json.loads(line) for line in lines if '"_aws"' in line]
-        assert {line["Stack"] for line in metrics} == ({NAME} if group != "ApiLogs" else set()), group
+        assert {line["Stack"] for line in metrics} == ({NAME} if group != "ApiLogs" else set()), (
+            group
+        )
         assert any(line.startswith("{") for line in lines), f"{group} has no lines of the function"
         assert not any(SECRET in line or api.key in line for line in lines), group
 
@@ -132,44 +141,60 @@ def test_schedule_invokes_sweep(stack):
 def test_role_denies_other_actions(stack):
     """The retry function's role denies a sweep, which its binary supports."""
     result, error = invoke(stack, "RetryFunction", "schedule-sweep")
-    assert error and "is not authorized to perform: dynamodb:Query" in result["errorMessage"], result
+    assert error and "is not authorized to perform: dynamodb:Query" in result["errorMessage"], (
+        result
+    )
 
 
 def test_stored_secrets_are_encrypted(stack, api):
     """The Webhooks table contains no plain secret."""
     webhook = api.subscribe("https://hooks.example.com/nano", SECRET)
-    stored = str(stack.account.client("dynamodb").scan(TableName=stack.outputs["WebhooksTable"])["Items"])
+    stored = str(
+        stack.account.client("dynamodb").scan(TableName=stack.outputs["WebhooksTable"])["Items"]
+    )
     assert "https://hooks.example.com/nano" in stored and SECRET not in stored
     assert api.delete(webhook).status == 200
 
 
 def test_nothing_is_discarded(stack):
     """The dead-letter queue and the bucket of discarded batches are empty."""
-    messages = stack.account.client("sqs").receive_message(QueueUrl=stack.outputs["RetryDeadLettersQueue"])
+    messages = stack.account.client("sqs").receive_message(
+        QueueUrl=stack.outputs["RetryDeadLettersQueue"]
+    )
     assert not messages.get("Messages"), messages
-    objects = stack.account.client("s3").list_objects_v2(Bucket=stack.outputs["DiscardedBatchesBucket"])
+    objects = stack.account.client("s3").list_objects_v2(
+        Bucket=stack.outputs["DiscardedBatchesBucket"]
+    )
     assert objects["KeyCount"] == 0, objects
 
 
 def test_alarms_and_dashboard_are_created(stack):
     """The account has every alarm of the template and a dashboard with resolved references."""
     cloudwatch, resources = stack.account.client("cloudwatch"), TEMPLATE["Resources"]
-    alarms = [name for name, resource in resources.items() if resource["Type"] == "AWS::CloudWatch::Alarm"]
+    alarms = [
+        name for name, resource in resources.items() if resource["Type"] == "AWS::CloudWatch::Alarm"
+    ]
     created = {alarm["AlarmName"] for alarm in cloudwatch.describe_alarms()["MetricAlarms"]}
     assert alarms and {stack.resources()[name] for name in alarms} <= created
     body = cloudwatch.get_dashboard(DashboardName=stack.outputs["Dashboard"])["DashboardBody"]
     assert json.loads(body)["widgets"] and "${" not in body
-    assert all(stack.outputs[name] in body for name in ("ApiFunction", "DispatchFunction", "RetryFunction"))
+    assert all(
+        stack.outputs[name] in body for name in ("ApiFunction", "DispatchFunction", "RetryFunction")
+    )
 
 
 def test_update_keeps_resources_and_data(stack, api, receiver):
-    """An update with another parameter keeps the resources and the webhooks, and applies the parameter."""
+    """An update with another parameter keeps the resources and the webhooks, and applies the
+    parameter.
+    """
     before = stack.resources()
     webhook = api.subscribe(receiver.url + "/hook", SECRET)
     stack.deploy(PARAMETERS | {"WebhooksPerAccount": 1})
     assert stack.resources() == before
     assert [row["id"] for row in api.list_webhooks().data] == [webhook]
-    api.create({"url": receiver.url + "/other", "events": ["job.failed"]}).assert_error(409, "conflict")
+    api.create({"url": receiver.url + "/other", "events": ["job.failed"]}).assert_error(
+        409, "conflict"
+    )
     put_job(stack)
     (request,) = receiver.wait_for("/hook")
     assert_signed(request, SECRET)
@@ -183,8 +208,12 @@ def test_stack_deletion_retains_data(stack):
     functions = stack.account.client("lambda").list_functions()["Functions"]
     assert not [function for function in functions if function["FunctionName"].startswith(NAME)]
     db = stack.account.client("dynamodb")
-    assert {before[name] for name in ("Webhooks", "Deliveries", "Jobs")} <= set(db.list_tables()["TableNames"])
-    assert db.get_item(TableName=before["Jobs"], Key={"task_id": {"S": task}})["Item"]["status"] == {"S": "processing"}
+    assert {before[name] for name in ("Webhooks", "Deliveries", "Jobs")} <= set(
+        db.list_tables()["TableNames"]
+    )
+    assert db.get_item(TableName=before["Jobs"], Key={"task_id": {"S": task}})["Item"][
+        "status"
+    ] == {"S": "processing"}
     key = stack.account.client("kms").describe_key(KeyId=before["SecretsKey"])["KeyMetadata"]
     assert key["KeyState"] == "Enabled"
     stack.account.client("s3").head_bucket(Bucket=before["DiscardedBatches"])
