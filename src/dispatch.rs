@@ -131,9 +131,9 @@ impl Dispatcher {
         let at = self.clock.now();
         let signatures = signing::sign(secrets, &delivery.key.event, at, delivery.body.as_bytes());
         let request = WebhookRequest {
-            id: &delivery.key.event,
-            event: delivery.event_type,
-            number: delivery.attempt_count + 1,
+            event_id: &delivery.key.event,
+            event_type: delivery.event_type,
+            attempt_number: delivery.attempt_count + 1,
             started_at: at,
             signatures: signatures.as_ref(),
             traceparent: delivery.traceparent.as_ref(),

@@ -122,9 +122,9 @@ pub fn cases() -> Vec<Case> {
         let decide = move || {
             let mut delivery = delivery.clone();
             let request = WebhookRequest {
-                id: &delivery.key.event,
-                event: delivery.event_type,
-                number: 1,
+                event_id: &delivery.key.event,
+                event_type: delivery.event_type,
+                attempt_number: 1,
                 started_at: NOW,
                 signatures: None,
                 traceparent: None,

@@ -1,4 +1,4 @@
-//! A delivery: one event on its way to one webhook. What is decided about it is decided here, without I/O.
+//! A delivery: one event on its way to one webhook, and the decisions about it.
 
 pub mod attempt;
 pub mod endpoint_health;
@@ -7,35 +7,34 @@ pub mod retry_after;
 pub mod schedule;
 pub mod timings;
 
-use std::{fmt, sync::Arc, time::Duration};
-
-use serde::{Deserialize, Serialize};
+use std::{sync::Arc, time::Duration};
 
 use crate::{
     event::{EventId, traceparent::Traceparent},
+    replay::ReplayId,
     timestamp::Timestamp,
     webhook::{AccountId, EventType, WebhookId},
 };
 use attempt::{Attempt, AttemptOutcome};
 use schedule::RetrySchedule;
 
-/// Where a delivery stands.
+/// The state of a delivery.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DeliveryState {
-    /// Another attempt is due then.
+    /// The next attempt is due at this time.
     Pending(Timestamp),
-    /// It waits until its webhook is enabled again.
+    /// Waits until the webhook is enabled again. Users see it as `pending`.
     Paused,
-    /// A 2xx was read.
+    /// The endpoint returned a 2xx status.
     Delivered,
-    /// The schedule is exhausted.
+    /// The retry schedule is exhausted.
     Failed,
-    /// The webhook was deleted before it was delivered.
+    /// The webhook was deleted before the delivery succeeded.
     Cancelled,
 }
 
 impl DeliveryState {
-    /// The name on the wire.
+    /// The status that the API shows and the tables store.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Pending(_) | Self::Paused => "pending",
@@ -46,10 +45,10 @@ impl DeliveryState {
     }
 }
 
-/// What names a delivery.
+/// Identifies a delivery.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct DeliveryKey {
-    /// Whose webhook it is.
+    /// The owner of the webhook.
     pub account: AccountId,
     /// The webhook.
     pub webhook: WebhookId,
@@ -60,70 +59,36 @@ pub struct DeliveryKey {
 /// One event on its way to one webhook.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Delivery {
-    /// What names it.
+    /// Identifies the delivery.
     pub key: DeliveryKey,
     /// The type of the event.
     pub event_type: EventType,
-    /// The job that ended; `None` for an event that is not of a job.
+    /// The job's id; `None` for an operational event.
     pub task_id: Option<String>,
-    /// Where it goes, as the webhook had it.
+    /// The endpoint's URL at the latest attempt.
     pub url: String,
-    /// The bytes that are signed and sent, in every attempt.
+    /// The exact bytes that every attempt signs and sends.
     pub body: Arc<str>,
-    /// The trace that the job belongs to.
+    /// The job's trace context.
     pub traceparent: Option<Traceparent>,
-    /// Where it stands.
+    /// The current state.
     pub state: DeliveryState,
-    /// Where it goes back to if the attempt that a person asked for fails; `None`: nobody did.
+    /// The state to restore if a manual retry or a replay fails; `None` if neither is pending.
     pub state_before_retry: Option<DeliveryState>,
-    /// The replay that asked for it; `None`: no replay did.
+    /// The replay that requested the next attempt.
     pub replay: Option<ReplayId>,
-    /// How many attempts were made.
+    /// The number of attempts, manual retries included.
     pub attempt_count: u32,
-    /// How many of them the schedule asked for, rather than a person.
+    /// The number of attempts that used a step of the retry schedule.
     pub schedule_step: u32,
-    /// The attempts, the oldest first.
+    /// The latest attempts, oldest first, at most [`RetrySchedule::MAX_ATTEMPTS`].
     pub attempts: Vec<Attempt>,
-    /// When the event was taken from the stream.
+    /// The time at which the dispatcher received the event.
     pub created_at: Timestamp,
 }
 
-/// Names a replay: `rpl_` and 16 hex digits.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub struct ReplayId(String);
-
-impl ReplayId {
-    const PREFIX: &'static str = "rpl_";
-
-    /// Makes an id of random bytes.
-    pub fn from_random(random: [u8; 8]) -> Self {
-        Self(format!("{}{}", Self::PREFIX, hex::encode(random)))
-    }
-
-    /// Reads one; `None` if `text` cannot be one.
-    pub fn parse(text: &str) -> Option<Self> {
-        let digits = text.strip_prefix(Self::PREFIX)?;
-        let known = digits.len() == 16
-            && digits
-                .bytes()
-                .all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
-        known.then(|| Self(text.to_owned()))
-    }
-
-    /// The id as text.
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Display for ReplayId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
 impl Delivery {
-    /// One of which no attempt was made, due at once.
+    /// Creates a delivery without attempts that is due now.
     pub fn new(
         key: DeliveryKey,
         event_type: EventType,
@@ -149,25 +114,28 @@ impl Delivery {
         }
     }
 
-    /// Makes the next attempt due at `at`, because a person asked for it; if it fails, the delivery stands again where it does.
-    pub fn request_retry(&mut self, at: Timestamp) {
-        // Asked for twice, it still goes back to where it stood before the first time.
+    /// Schedules an attempt outside the retry schedule, for a manual retry or a replay.
+    ///
+    /// If that attempt fails, the delivery returns to its present state.
+    pub fn request_retry(&mut self, due_at: Timestamp) {
+        // A second request keeps the state from before the first one.
         self.state_before_retry.get_or_insert(self.state);
-        self.state = DeliveryState::Pending(at);
+        self.state = DeliveryState::Pending(due_at);
     }
 
-    /// Takes back an attempt that a person asked for and that was not made; `false` if nobody did.
+    /// Withdraws a requested attempt that was not made. Returns whether one was requested.
     pub fn cancel_requested_retry(&mut self) -> bool {
-        let Some(before) = self.state_before_retry.take() else {
+        let Some(previous) = self.state_before_retry.take() else {
             return false;
         };
-        self.state = before;
+        self.state = previous;
         self.replay = None;
         true
     }
 
-    /// Takes an attempt that ended at `now` with `outcome`: it is kept among the latest, and decides where the delivery
-    /// stands. `jitter` is from 0 to 1, and asked for after a failure on the schedule.
+    /// Adds an attempt that ended at `now` and moves the delivery to its next state.
+    ///
+    /// `jitter` returns a number from 0 to 1. It is called only after a failure that uses the schedule.
     pub fn record_attempt(
         &mut self,
         attempt: Attempt,
@@ -179,13 +147,14 @@ impl Delivery {
         self.attempt_count = attempt.number;
         self.replay = None;
         self.state = match self.state_before_retry.take() {
-            _ if outcome.failure.is_none() => DeliveryState::Delivered,
-            // An attempt out of turn neither restarts the schedule nor uses it up.
-            Some(before) if before != DeliveryState::Paused => before,
-            // What was parked goes on as scheduled: its webhook is enabled again, and nobody else looks at it any more.
+            _ if outcome.is_success() => DeliveryState::Delivered,
+            // A requested attempt neither restarts nor uses the schedule.
+            Some(previous) if previous != DeliveryState::Paused => previous,
+            // A paused delivery continues on the schedule: its webhook is enabled again, and no
+            // resume job will look at it a second time.
             _ => {
                 self.schedule_step += 1;
-                next_state(schedule, self.schedule_step, outcome, now, jitter())
+                state_after_failure(schedule, self.schedule_step, outcome, now, jitter())
             }
         };
         self.attempts.push(attempt);
@@ -195,84 +164,150 @@ impl Delivery {
     }
 }
 
-/// Where a delivery stands after attempt `number` (1 for the first) ended at `now` with `outcome`. `jitter` is from 0 to 1.
-fn next_state(
+/// Decides the state after the failed attempt with this step of the schedule, 1 for the first.
+fn state_after_failure(
     schedule: &RetrySchedule,
-    number: u32,
+    step: u32,
     outcome: &AttemptOutcome,
     now: Timestamp,
     jitter: f64,
 ) -> DeliveryState {
-    if outcome.failure.is_none() {
-        return DeliveryState::Delivered;
-    }
-    match schedule.delay_after(number, jitter, retry_after(outcome, now)) {
-        Some(wait) => DeliveryState::Pending(now + wait),
+    match schedule.delay_after(step, jitter, requested_delay(outcome, now)) {
+        Some(delay) => DeliveryState::Pending(now + delay),
         None => DeliveryState::Failed,
     }
 }
 
-/// What the receiver's `Retry-After` asks for; it is heard on 429 and 5xx alone.
-fn retry_after(outcome: &AttemptOutcome, now: Timestamp) -> Option<Duration> {
-    let heard = matches!(outcome.status_code, Some(429 | 500..=599));
-    let value = outcome.retry_after.as_deref().filter(|_| heard)?;
-    retry_after::parse(value, now)
+/// The delay that the endpoint requested. `Retry-After` is honored with 429 and 5xx only.
+fn requested_delay(outcome: &AttemptOutcome, now: Timestamp) -> Option<Duration> {
+    match outcome.status_code {
+        Some(429 | 500..=599) => retry_after::parse(outcome.retry_after.as_deref()?, now),
+        _ => None,
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use attempt::Failure;
+    use attempt::{Failure, TimeoutStage};
+    use timings::PhaseTimings;
 
-    #[test]
-    fn only_an_outcome_without_failure_is_delivered_and_the_last_failure_is_final() {
-        let schedule: RetrySchedule = "10s,1h".parse().unwrap();
-        let now = Timestamp::from_millis(1_000_000);
-        let ok = AttemptOutcome {
+    const NOW: Timestamp = Timestamp::from_millis(1_000_000);
+
+    fn outcome(
+        status_code: Option<u16>,
+        failure: Option<Failure>,
+        retry_after: Option<&str>,
+    ) -> AttemptOutcome {
+        AttemptOutcome {
             duration: Duration::ZERO,
-            timings: timings::PhaseTimings::default(),
-            status_code: Some(204),
-            failure: None,
-            retry_after: Some("600".into()),
-            body_excerpt: None,
-        };
-        let failed = |status, retry_after: Option<&str>| AttemptOutcome {
-            duration: Duration::ZERO,
-            timings: timings::PhaseTimings::default(),
-            status_code: Some(status),
-            failure: Some(Failure::Status(status)),
+            timings: PhaseTimings::default(),
+            status_code,
+            failure,
             retry_after: retry_after.map(str::to_owned),
             body_excerpt: None,
-        };
-        let broken = AttemptOutcome {
-            duration: Duration::ZERO,
-            timings: timings::PhaseTimings::default(),
-            status_code: None,
-            failure: Some(Failure::Timeout(attempt::TimeoutStage::AwaitingResponse)),
-            retry_after: None,
-            body_excerpt: None,
-        };
-        let due = |seconds: i64| {
-            DeliveryState::Pending(Timestamp::from_millis(1_000_000 + seconds * 1000))
-        };
-        for (number, outcome, expected) in [
-            (1, &ok, DeliveryState::Delivered),
-            (3, &ok, DeliveryState::Delivered),
-            (1, &broken, due(10)),
-            (2, &broken, due(3600)),
-            (3, &broken, DeliveryState::Failed),
-            (1, &failed(500, None), due(10)),
-            (1, &failed(503, Some("60")), due(60)),
-            (1, &failed(429, Some("60")), due(60)),
-            (1, &failed(404, Some("60")), due(10)),
-            (1, &failed(503, Some("soon")), due(10)),
-            (3, &failed(503, Some("60")), DeliveryState::Failed),
-        ] {
-            assert_eq!(
-                next_state(&schedule, number, outcome, now, 0.5),
-                expected,
-                "{number} {outcome:?}"
-            );
         }
+    }
+
+    fn status(status: u16, retry_after: Option<&str>) -> AttemptOutcome {
+        outcome(Some(status), Some(Failure::Status(status)), retry_after)
+    }
+
+    fn due_in(seconds: u64) -> DeliveryState {
+        DeliveryState::Pending(NOW + Duration::from_secs(seconds))
+    }
+
+    fn delivery(schedule_step: u32) -> Delivery {
+        let key = DeliveryKey {
+            account: AccountId::parse("acme").unwrap(),
+            webhook: WebhookId::new(1).unwrap(),
+            event: EventId::parse("evt_01JFS8TX800000000000000000").unwrap(),
+        };
+        let url = "https://example.com/".to_owned();
+        let mut delivery = Delivery::new(key, EventType::JobCompleted, None, url, "{}".into(), NOW);
+        delivery.schedule_step = schedule_step;
+        delivery
+    }
+
+    fn attempt(number: u32, outcome: &AttemptOutcome) -> Attempt {
+        let event = EventId::parse("evt_01JFS8TX800000000000000000").unwrap();
+        let request = attempt::WebhookRequest {
+            event_id: &event,
+            event_type: EventType::JobCompleted,
+            attempt_number: number,
+            started_at: NOW,
+            signatures: None,
+            traceparent: None,
+            version: "0",
+        };
+        Attempt::new(&request, outcome)
+    }
+
+    /// Only an attempt without failure delivers, the last step's failure is final, and
+    /// `Retry-After` lengthens a delay on 429 and 5xx.
+    #[test]
+    fn outcome_decides_next_state() {
+        let schedule: RetrySchedule = "10s,1h".parse().unwrap();
+        let timeout = outcome(
+            None,
+            Some(Failure::Timeout(TimeoutStage::AwaitingResponse)),
+            None,
+        );
+        let success = outcome(Some(204), None, Some("600"));
+        for (step, outcome, expected) in [
+            (1, &success, DeliveryState::Delivered),
+            (3, &success, DeliveryState::Delivered),
+            (1, &timeout, due_in(10)),
+            (2, &timeout, due_in(3600)),
+            (3, &timeout, DeliveryState::Failed),
+            (1, &status(500, None), due_in(10)),
+            (1, &status(503, Some("60")), due_in(60)),
+            (1, &status(429, Some("60")), due_in(60)),
+            (1, &status(404, Some("60")), due_in(10)),
+            (1, &status(503, Some("soon")), due_in(10)),
+            (3, &status(503, Some("60")), DeliveryState::Failed),
+        ] {
+            let mut delivery = delivery(step - 1);
+            let attempt = attempt(step, outcome);
+            delivery.record_attempt(attempt, outcome, &schedule, NOW, || 0.5);
+            assert_eq!(delivery.state, expected, "{step} {outcome:?}");
+        }
+    }
+
+    /// A requested attempt that fails restores the state from before the first request, except
+    /// for a paused delivery, which continues on the schedule.
+    #[test]
+    fn failed_manual_retry_restores_state() {
+        let schedule = RetrySchedule::default();
+        let failure = status(500, None);
+        for (before, expected) in [
+            (DeliveryState::Failed, DeliveryState::Failed),
+            (DeliveryState::Delivered, DeliveryState::Delivered),
+            (due_in(77), due_in(77)),
+            (DeliveryState::Paused, due_in(5)),
+        ] {
+            let mut delivery = delivery(0);
+            delivery.state = before;
+            delivery.request_retry(NOW);
+            delivery.request_retry(NOW);
+            let attempt = attempt(1, &failure);
+            delivery.record_attempt(attempt, &failure, &schedule, NOW, || 0.5);
+            assert_eq!(delivery.state, expected, "{before:?}");
+            assert!(!delivery.cancel_requested_retry());
+        }
+    }
+
+    #[test]
+    fn old_attempts_are_dropped() {
+        let schedule = RetrySchedule::default();
+        let failure = status(500, None);
+        let mut delivery = delivery(0);
+        let limit = u32::try_from(RetrySchedule::MAX_ATTEMPTS).unwrap();
+        for number in 1..=limit + 1 {
+            let attempt = attempt(number, &failure);
+            delivery.record_attempt(attempt, &failure, &schedule, NOW, || 0.5);
+        }
+        assert_eq!(delivery.attempts.len(), RetrySchedule::MAX_ATTEMPTS);
+        assert_eq!(delivery.attempts[0].number, 2);
     }
 }

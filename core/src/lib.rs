@@ -6,6 +6,7 @@ pub mod api_key;
 pub mod data_key;
 pub mod delivery;
 pub mod event;
+pub mod replay;
 pub mod signing;
 pub mod timestamp;
 pub mod webhook;

@@ -106,7 +106,7 @@ pub struct DeliveryResponse {
     "phases": {"dns_ms": 4.2, "connect_ms": 11.9, "tls_ms": 20.4, "answer_ms": 23.8, "body_ms": 0.1},
     "status_code": 503,
     "failure": "status",
-    "detail": "The answer was status 503: answer 2xx to accept an event.",
+    "detail": "The endpoint returned status 503. Return a 2xx status to accept the event.",
     "response_excerpt": "Try again later",
     "request_headers": {"content-type": "application/json", "webhook-id": "evt_01JFSFB4807P0XDV4PAY2Y4PMB"},
 }))]

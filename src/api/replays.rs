@@ -25,7 +25,7 @@ use crate::{
     store::replays::{INITIAL_STEP_SIZE, Replay, ReplayFilter, ReplayKey, ReplayState},
 };
 use nano_webhooks_core::{
-    delivery::ReplayId,
+    replay::ReplayId,
     timestamp::Timestamp,
     webhook::{WebhookId, WebhookStatus},
 };

@@ -81,9 +81,9 @@ pub(super) async fn send(
     let payload = sample_payload(event, &account, id, url.as_str(), now);
     let signatures = signing::sign(&secrets, &event_id, now, payload.as_bytes());
     let request = WebhookRequest {
-        id: &event_id,
-        event,
-        number: 1,
+        event_id: &event_id,
+        event_type: event,
+        attempt_number: 1,
         started_at: now,
         signatures: signatures.as_ref(),
         traceparent: None,

@@ -540,9 +540,9 @@ mod tests {
         client.pool.lock().unwrap().at_most = 3;
         let id = EventId::parse("evt_01JFS8TX800000000000000000").unwrap();
         let request = WebhookRequest {
-            id: &id,
-            event: EventType::JobCompleted,
-            number: 1,
+            event_id: &id,
+            event_type: EventType::JobCompleted,
+            attempt_number: 1,
             started_at: Timestamp::from_millis(0),
             signatures: None,
             traceparent: None,

@@ -19,8 +19,9 @@ use super::{
 };
 use crate::{clock::Deadline, concurrency};
 use nano_webhooks_core::{
-    delivery::{Delivery, DeliveryKey, DeliveryState, ReplayId, attempt::Attempt, lease},
+    delivery::{Delivery, DeliveryKey, DeliveryState, attempt::Attempt, lease},
     event::traceparent::Traceparent,
+    replay::ReplayId,
     timestamp::Timestamp,
     webhook::EventType,
 };

@@ -5,8 +5,9 @@ use sha2::{Digest, Sha256};
 
 use super::Item;
 use nano_webhooks_core::{
-    delivery::{DeliveryKey, ReplayId},
+    delivery::DeliveryKey,
     event::EventId,
+    replay::ReplayId,
     timestamp::Timestamp,
     webhook::{AccountId, WebhookId},
 };

@@ -18,8 +18,9 @@ use super::{
 };
 use crate::clock::Deadline;
 use nano_webhooks_core::{
-    delivery::{Delivery, DeliveryKey, DeliveryState, ReplayId, lease},
+    delivery::{Delivery, DeliveryKey, DeliveryState, lease},
     event::EventId,
+    replay::ReplayId,
     timestamp::Timestamp,
     webhook::{AccountId, WebhookId, WebhookStatus},
 };

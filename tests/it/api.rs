@@ -986,7 +986,7 @@ async fn deliveries_are_listed_shown_and_retried() {
     let attempt = data["attempts"][0].as_object().unwrap();
     assert_eq!(
         attempt["detail"],
-        "The answer was status 500: answer 2xx to accept an event."
+        "The endpoint returned status 500. Return a 2xx status to accept the event."
     );
     assert_eq!(
         (&attempt["status_code"], &attempt["response_excerpt"]),

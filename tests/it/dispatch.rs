@@ -568,8 +568,8 @@ async fn a_failed_attempt_is_recorded_as_pending_with_its_due_time() {
         );
         let detail = attempt.detail.as_ref().unwrap();
         let begins = match (failure, status) {
-            (FailureKind::Timeout, None) => "Connected, but no answer in time",
-            (FailureKind::Timeout, Some(_)) => "The answer began but did not end in time",
+            (FailureKind::Timeout, None) => "Connected, but no response within the deadline",
+            (FailureKind::Timeout, Some(_)) => "The response started but did not end",
             _ => "",
         };
         assert!(
@@ -718,7 +718,9 @@ async fn a_deployed_dispatcher_calls_no_private_address() {
     assert_eq!(attempt.failure, Some(FailureKind::Blocked));
     assert_eq!(
         attempt.detail.as_deref(),
-        Some("The target is refused (loopback address): use a public https address.")
+        Some(
+            "The target policy refuses this address (loopback address). Use a public https address."
+        )
     );
 }
 

@@ -182,9 +182,9 @@ async fn the_headers_of_a_callback_are_those_that_are_sent() {
         let traceparent =
             Traceparent::parse("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01").unwrap();
         let request = attempt::WebhookRequest {
-            id: &id,
-            event,
-            number: 1,
+            event_id: &id,
+            event_type: event,
+            attempt_number: 1,
             started_at: Timestamp::from_millis(1_734_948_000_000),
             signatures: Some(&signatures),
             traceparent: Some(&traceparent),

@@ -99,7 +99,7 @@ async fn an_endpoint_that_is_not_reached_is_told_of_as_in_the_log_and_a_refused_
         answer.json["data"]["detail"]
             .as_str()
             .unwrap()
-            .starts_with("No connection")
+            .starts_with("The connection failed")
     );
 
     let public = TestApp::with(

@@ -446,7 +446,7 @@ async fn resolve_webhooks(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use nano_webhooks_core::{delivery::ReplayId, event::EventId, webhook::EventType};
+    use nano_webhooks_core::{event::EventId, replay::ReplayId, webhook::EventType};
 
     #[test]
     fn it_is_told_what_happens_next() {

@@ -1,4 +1,4 @@
-//! One attempt to deliver: what was sent, and how it went.
+//! One attempt of a delivery: the request and its outcome.
 
 use std::{fmt, time::Duration};
 
@@ -12,35 +12,35 @@ use crate::{
     webhook::EventType,
 };
 
-/// How far an attempt had come when its time was over.
+/// How far an attempt had come when its deadline passed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TimeoutStage {
-    /// Resolving the name, connecting, the TLS handshake.
+    /// Resolving the name, connecting, or the TLS handshake.
     Connect,
-    /// The request was on its way or sent, and no answer had begun.
+    /// Sending the request or waiting for the response.
     AwaitingResponse,
-    /// The answer had begun.
+    /// Reading the response body.
     Body,
 }
 
 /// Why an attempt failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Failure {
-    /// The host name did not resolve.
+    /// The host name does not resolve.
     Dns,
-    /// No connection, or it broke before an answer.
+    /// The connection failed or was closed before a response.
     Connect,
     /// The TLS handshake failed.
     Tls,
-    /// The deadline passed, at this stage.
+    /// The deadline passed at this stage.
     Timeout(TimeoutStage),
-    /// The target policy refuses the address; the rule that does.
+    /// This rule of the target policy refuses the address.
     Blocked(&'static str),
-    /// The answer was a redirect, which is not followed.
+    /// The endpoint returned a redirect, which is not followed.
     Redirect(u16),
-    /// The answer was another status than 2xx.
+    /// The endpoint returned a status other than 2xx.
     Status(u16),
-    /// The answer could not be read as HTTP, or its body broke off.
+    /// The response is not valid HTTP, or its body ended early.
     InvalidResponse,
 }
 
@@ -62,7 +62,7 @@ pub enum FailureKind {
     Redirect,
     /// See [`Failure::Status`].
     Status,
-    /// See [`Failure::InvalidResponse`]. Items of version 0.1 have the name `body`.
+    /// See [`Failure::InvalidResponse`]. Version 0.1 stored it as `body`.
     #[serde(alias = "body")]
     InvalidResponse,
 }
@@ -80,7 +80,7 @@ impl FailureKind {
         Self::InvalidResponse,
     ];
 
-    /// The name, as it is stored and shown.
+    /// The name that the API shows and the tables store.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Dns => "dns",
@@ -96,7 +96,7 @@ impl FailureKind {
 }
 
 impl Failure {
-    /// Its kind.
+    /// The kind of this failure.
     pub const fn kind(&self) -> FailureKind {
         match self {
             Self::Dns => FailureKind::Dns,
@@ -112,56 +112,76 @@ impl Failure {
 }
 
 impl fmt::Display for Failure {
-    /// A sentence that tells the endpoint's owner what to do.
+    /// Writes the cause and what the endpoint's owner can do.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Dns => f.write_str("The host name does not resolve: check the URL and its DNS records."),
+            Self::Dns => f.write_str(
+                "The host name does not resolve. Check the URL and the DNS records of its host.",
+            ),
             Self::Connect => f.write_str(
-                "No connection, or it was closed before an answer: check that the server is up and reachable on this port.",
+                "The connection failed or was closed before a response. \
+                 Check that the server is running and reachable on this port.",
             ),
             Self::Tls => f.write_str(
-                "The TLS handshake failed: check that the certificate is valid, matches the host name and comes with its chain.",
+                "The TLS handshake failed. Check that the certificate is valid, matches the \
+                 host name, and is sent with its chain.",
             ),
             Self::Timeout(TimeoutStage::Connect) => f.write_str(
-                "No connection in time: check that the server is up and reachable, and that its DNS and TLS answer quickly.",
+                "No connection within the deadline. Check that the server is reachable, and \
+                 that its DNS and TLS respond quickly.",
             ),
-            Self::Timeout(TimeoutStage::AwaitingResponse) => {
-                f.write_str("Connected, but no answer in time: answer 2xx at once and do the work afterwards.")
-            }
-            Self::Timeout(TimeoutStage::Body) => {
-                f.write_str("The answer began but did not end in time: send a short body, or none, at once.")
-            }
-            Self::Blocked(rule) => write!(f, "The target is refused ({rule}): use a public https address."),
-            Self::Redirect(status) => {
-                write!(f, "The answer was a redirect ({status}), which is not followed: register the final URL.")
-            }
-            Self::Status(status) => write!(f, "The answer was status {status}: answer 2xx to accept an event."),
-            Self::InvalidResponse => {
-                f.write_str("The answer could not be read as HTTP or broke off: check the server's response.")
-            }
+            Self::Timeout(TimeoutStage::AwaitingResponse) => f.write_str(
+                "Connected, but no response within the deadline. \
+                 Return 2xx at once and process the event afterwards.",
+            ),
+            Self::Timeout(TimeoutStage::Body) => f.write_str(
+                "The response started but did not end within the deadline. \
+                 Send a short body, or none.",
+            ),
+            Self::Blocked(rule) => write!(
+                f,
+                "The target policy refuses this address ({rule}). Use a public https address."
+            ),
+            Self::Redirect(status) => write!(
+                f,
+                "The endpoint returned a redirect ({status}), which is not followed. \
+                 Register the final URL."
+            ),
+            Self::Status(status) => write!(
+                f,
+                "The endpoint returned status {status}. Return a 2xx status to accept the event."
+            ),
+            Self::InvalidResponse => f.write_str(
+                "The response is not valid HTTP or ended early. Check the server's response.",
+            ),
         }
     }
 }
 
-/// How an exchange with an endpoint went.
+/// The result of an exchange with an endpoint.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AttemptOutcome {
-    /// How long it took.
+    /// The time that the exchange took.
     pub duration: Duration,
-    /// Where that time went.
+    /// The parts of that time.
     pub timings: PhaseTimings,
-    /// The status of the answer, if one came.
+    /// The status code, if response headers arrived.
     pub status_code: Option<u16>,
-    /// Why it counts as failed; `None`: a 2xx was read.
+    /// The failure; `None` if the endpoint returned a 2xx status.
     pub failure: Option<Failure>,
-    /// The answer's `Retry-After`, as it came.
+    /// The `Retry-After` header of the response, not parsed.
     pub retry_after: Option<String>,
-    /// The beginning of the answer's body.
+    /// The beginning of the response body.
     pub body_excerpt: Option<String>,
 }
 
 impl AttemptOutcome {
-    /// What it says of the endpoint's health.
+    /// Whether the endpoint accepted the event.
+    pub const fn is_success(&self) -> bool {
+        self.failure.is_none()
+    }
+
+    /// The part of the outcome that endpoint health depends on.
     pub fn observation(&self) -> Observation {
         Observation {
             failure: self.failure.as_ref().map(Failure::kind),
@@ -170,43 +190,43 @@ impl AttemptOutcome {
     }
 }
 
-/// One attempt, as it is stored and shown.
+/// One attempt, as it is stored.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Attempt {
-    /// 1 for the first.
+    /// 1 for the first attempt.
     pub number: u32,
-    /// When it began.
+    /// The time at which the attempt started.
     #[serde(rename = "at")]
     pub started_at: Timestamp,
-    /// How long it took, in milliseconds.
+    /// The time that the attempt took, in milliseconds.
     pub duration_ms: u64,
-    /// Where that time went.
+    /// The parts of that time.
     #[serde(default, rename = "phases")]
     pub timings: PhaseTimings,
-    /// The status of the answer, if one came.
+    /// The status code, if response headers arrived.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub status_code: Option<u16>,
-    /// Why it failed; absent if it was delivered.
+    /// The kind of failure; `None` if the endpoint accepted the event.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub failure: Option<FailureKind>,
-    /// The failure in a sentence.
+    /// The failure in one or two sentences.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub detail: Option<String>,
-    /// The beginning of the answer's body.
+    /// The beginning of the response body.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub response_excerpt: Option<String>,
-    /// The signatures it carried; the other headers follow from the delivery.
+    /// The signature headers. The other headers follow from the delivery, see [`Self::to_request`].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub signatures: Option<Signatures>,
-    /// The version of this software that sent it, as in `User-Agent`.
+    /// The version of this software in `User-Agent`.
     pub version: String,
 }
 
 impl Attempt {
-    /// Joins what was sent with how it went.
+    /// Joins a request with its outcome.
     pub fn new(request: &WebhookRequest<'_>, outcome: &AttemptOutcome) -> Self {
         Self {
-            number: request.number,
+            number: request.attempt_number,
             started_at: request.started_at,
             duration_ms: u64::try_from(outcome.duration.as_millis()).unwrap_or(u64::MAX),
             timings: outcome.timings,
@@ -219,56 +239,55 @@ impl Attempt {
         }
     }
 
-    /// What identified its request, as an attempt to deliver this event.
+    /// Restores the request that this attempt sent for a delivery's event.
     pub fn to_request<'a>(
         &'a self,
-        id: &'a EventId,
-        event: EventType,
+        event_id: &'a EventId,
+        event_type: EventType,
         traceparent: Option<&'a Traceparent>,
     ) -> WebhookRequest<'a> {
-        let signatures = self.signatures.as_ref();
         WebhookRequest {
-            id,
-            event,
-            number: self.number,
+            event_id,
+            event_type,
+            attempt_number: self.number,
             started_at: self.started_at,
-            signatures,
+            signatures: self.signatures.as_ref(),
             traceparent,
             version: &self.version,
         }
     }
 }
 
-/// What identifies one attempt's request; its headers follow from this.
+/// The values that an attempt's request headers follow from.
 #[derive(Clone, Copy, Debug)]
 pub struct WebhookRequest<'a> {
-    /// The event: `webhook-id`, the same in every attempt.
-    pub id: &'a EventId,
-    /// The event's type.
-    pub event: EventType,
-    /// 1 for the first attempt.
-    pub number: u32,
-    /// When it begins.
+    /// `webhook-id`, the same in every attempt.
+    pub event_id: &'a EventId,
+    /// `X-Nano-Event`.
+    pub event_type: EventType,
+    /// `X-Nano-Attempt`, 1 for the first attempt.
+    pub attempt_number: u32,
+    /// The time at which the attempt starts: `X-Nano-Timestamp` and `webhook-timestamp`.
     pub started_at: Timestamp,
-    /// Its signatures, if the webhook has a secret.
+    /// The signature headers, if the webhook has a secret.
     pub signatures: Option<&'a Signatures>,
-    /// The trace that the job belongs to.
+    /// The job's trace context.
     pub traceparent: Option<&'a Traceparent>,
-    /// The version of this software.
+    /// The version of this software in `User-Agent`.
     pub version: &'a str,
 }
 
 impl WebhookRequest<'_> {
-    /// The request's headers, names in lower case as HTTP libraries have them.
+    /// The request headers, with lowercase names.
     pub fn headers(&self) -> Vec<(&'static str, String)> {
         let timestamp = self.started_at.as_unix_seconds().to_string();
         let mut headers = vec![
             ("content-type", "application/json".to_owned()),
             ("user-agent", format!("nano-webhooks/{}", self.version)),
-            ("x-nano-event", self.event.as_str().to_owned()),
-            ("x-nano-attempt", self.number.to_string()),
+            ("x-nano-event", self.event_type.as_str().to_owned()),
+            ("x-nano-attempt", self.attempt_number.to_string()),
             ("x-nano-timestamp", timestamp.clone()),
-            ("webhook-id", self.id.to_string()),
+            ("webhook-id", self.event_id.to_string()),
             ("webhook-timestamp", timestamp),
         ];
         if let Some(signatures) = self.signatures {
@@ -287,19 +306,33 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_kind_is_stored_by_its_name() {
+    fn kind_is_stored_by_name() {
         for kind in FailureKind::ALL {
             assert_eq!(serde_json::to_value(kind).unwrap(), kind.as_str());
         }
     }
 
+    /// Attempts that version 0.1 stored are still read.
     #[test]
-    fn without_a_secret_both_signatures_are_absent_and_timestamps_and_id_remain() {
+    fn attempt_of_version_0_1_is_read() {
+        let stored = r#"{"number":2,"at":1734948000000,"duration_ms":31,"phases":"1,2,,28,","status_code":200,"failure":"body","detail":"…","version":"0.1.0"}"#;
+        let attempt: Attempt = serde_json::from_str(stored).unwrap();
+        assert_eq!(attempt.failure, Some(FailureKind::InvalidResponse));
+        assert_eq!(
+            attempt.started_at,
+            Timestamp::from_millis(1_734_948_000_000)
+        );
+        assert_eq!(attempt.timings.wait, Some(28));
+    }
+
+    /// Without a secret both signature headers are absent; the id and the timestamps remain.
+    #[test]
+    fn headers_follow_from_request() {
         let id = EventId::parse("evt_01JFS8TX800000000000000000").unwrap();
         let mut request = WebhookRequest {
-            id: &id,
-            event: EventType::JobFailed,
-            number: 3,
+            event_id: &id,
+            event_type: EventType::JobFailed,
+            attempt_number: 3,
             started_at: Timestamp::from_millis(1_734_948_000_999),
             signatures: None,
             traceparent: None,

@@ -172,9 +172,9 @@ pub fn client() -> WebhookClient {
 /// Makes one attempt of an unsigned event.
 pub async fn post(client: &WebhookClient, url: &str) -> AttemptOutcome {
     let request = WebhookRequest {
-        id: &EventId::parse("evt_01JFS8TX800000000000000000").unwrap(),
-        event: EventType::JobCompleted,
-        number: 1,
+        event_id: &EventId::parse("evt_01JFS8TX800000000000000000").unwrap(),
+        event_type: EventType::JobCompleted,
+        attempt_number: 1,
         started_at: Clock::system().now(),
         signatures: None,
         traceparent: None,
