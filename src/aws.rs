@@ -5,10 +5,7 @@ use std::time::Duration;
 use aws_config::{BehaviorVersion, SdkConfig, timeout::TimeoutConfig};
 use aws_sdk_dynamodb::error::{ProvideErrorMetadata, SdkError};
 
-use crate::{
-    store::secrets::{DataKeyCache, KeyProvider},
-    telemetry::error_chain,
-};
+use crate::telemetry::error_chain;
 
 /// How long one try of a request to AWS may take; the SDK makes up to three.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -45,15 +42,5 @@ where
     format!(
         "{code}: {message} (request {})",
         part(said.extra("aws_request_id"))
-    )
-}
-
-/// The vault whose data keys this KMS key wraps; without one secrets are stored as they are.
-pub fn vault(config: &SdkConfig, kms_key_id: Option<String>) -> DataKeyCache {
-    DataKeyCache::new(
-        kms_key_id.map_or(KeyProvider::None, |key_id| KeyProvider::Kms {
-            client: aws_sdk_kms::Client::new(config),
-            key_id,
-        }),
     )
 }

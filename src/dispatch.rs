@@ -241,7 +241,12 @@ impl Dispatcher {
                 return Ok(());
             };
             // What was known when a long attempt began may be out of date by now.
-            let Some(current) = self.store.subscriber(account, webhook.id).await? else {
+            let Some(current) = self
+                .store
+                .webhooks()
+                .get_record(account, webhook.id)
+                .await?
+            else {
                 return Ok(());
             };
             if current.webhook.status == WebhookStatus::Disabled
@@ -274,7 +279,10 @@ impl Dispatcher {
             if health.needs_write(&before)
                 && (self.gates.may_write_health(&endpoint, now) || turned)
             {
-                self.store.keep_health(account, webhook.id, &health).await?;
+                self.store
+                    .webhooks()
+                    .put_health(account, webhook.id, &health)
+                    .await?;
                 self.gates.wrote(&endpoint, health.consecutive_failures);
                 match (before.is_open(), health.is_open()) {
                     (false, true) => {
@@ -315,7 +323,8 @@ impl Dispatcher {
         .into();
         let others = self
             .store
-            .subscribers(account)
+            .webhooks()
+            .list_records(account)
             .await?
             .into_iter()
             .flatten()
@@ -341,7 +350,8 @@ impl Dispatcher {
             .collect();
         if self
             .store
-            .disable_webhook(account, webhook, reason, &tell, now, self.retention)
+            .webhooks()
+            .disable(account, webhook, reason, &tell, now, self.retention)
             .await?
         {
             tracing::warn!(account = account.as_str(), webhook = %webhook.id, reason, "webhook disabled");
@@ -362,7 +372,8 @@ impl Dispatcher {
         );
         match self
             .store
-            .keep_poison(poison, now, now + self.retention)
+            .poison()
+            .put(poison, now, now + self.retention)
             .await
         {
             Ok(()) => {

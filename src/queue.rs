@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use tokio::sync::mpsc;
 
-use crate::{aws::format_sdk_error, concurrency, store::leases::DueDelivery};
+use crate::{aws::format_sdk_error, concurrency, store::due_index::DueDelivery};
 use nano_webhooks_core::{
     delivery::{DeliveryKey, lease::MAX_QUEUE_DELAY},
     event::EventId,

@@ -130,7 +130,8 @@ async fn key_of(platform: &Platform, account: &str) -> String {
     let account = AccountId::parse(account).expect("a name");
     platform
         .store
-        .add_key(&account, &key, Clock::system().now())
+        .api_keys()
+        .insert(&account, &key, Clock::system().now())
         .await
         .expect("the key is stored");
     key.expose().to_owned()

@@ -158,7 +158,8 @@ impl Service {
         };
         let account = AccountId::parse(account).expect("a name");
         store
-            .create_webhook(&account, &new, 50, None, Clock::system().now())
+            .webhooks()
+            .create(&account, &new, 50, None, Clock::system().now())
             .await
             .expect("it is stored");
     }

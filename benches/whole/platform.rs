@@ -111,7 +111,8 @@ impl Platform {
         let account = AccountId::parse(account).expect("a name");
         let created = self
             .store
-            .create_webhook(&account, &new, 1_000, None, Clock::system().now())
+            .webhooks()
+            .create(&account, &new, 1_000, None, Clock::system().now())
             .await;
         assert!(
             matches!(created, Ok(CreateOutcome::Webhook(_))),

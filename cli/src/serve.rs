@@ -125,10 +125,10 @@ impl Service {
             DataKeyCache::new(KeyProvider::Local(key)),
         );
         // Now, rather than when the first secret comes: the tables may have been begun with another data directory.
-        if let Err(error) = store.sealing_key(clock.now()).await {
+        if let Err(error) = store.secrets().active_data_key(clock.now()).await {
             let path = home.filter(|_| made_key).map(|home| home.join(SECRETS_KEY));
             return Err(match (error, path) {
-                (store::Error::Locked(_), Some(path)) => {
+                (store::Error::KeyUnavailable(_), Some(path)) => {
                     fs::remove_file(&path)?;
                     CliError(format!(
                         "{} is missing, and the secrets in these tables open with theirs alone: put it back, or use other tables",
@@ -147,8 +147,16 @@ impl Service {
         };
         let account = AccountId::parse(DEMO_ACCOUNT).map_err(|error| CliError(error.to_owned()))?;
         if new || made {
-            store.add_key(&account, &api_key, clock.now()).await?;
-        } else if store.account_of(&api_key, clock.now()).await?.is_none() {
+            store
+                .api_keys()
+                .insert(&account, &api_key, clock.now())
+                .await?;
+        } else if store
+            .api_keys()
+            .authenticate(&api_key, clock.now())
+            .await?
+            .is_none()
+        {
             // It stays so.
             tracing::warn!(
                 "the API key in the data directory was revoked: `nano-webhooks keys create` makes another"
@@ -412,6 +420,6 @@ pub fn explain_store_error(error: &store::Error, endpoint: &str) -> CliError {
         store::Error::Internal(cause) => {
             CliError(format!("DynamoDB at {endpoint} refused a request: {cause}"))
         }
-        store::Error::Locked(_) => CliError(error.to_string()),
+        store::Error::KeyUnavailable(_) => CliError(error.to_string()),
     }
 }

@@ -132,7 +132,7 @@ impl StreamPoller {
         for shard in shards.iter().filter_map(Shard::shard_id) {
             positions.insert(
                 shard.to_owned(),
-                self.dispatcher.store.stream_position(arn, shard).await?,
+                self.dispatcher.store.checkpoints().get(arn, shard).await?,
             );
         }
         let closed = |shard: &str| {
@@ -321,7 +321,8 @@ impl StreamPoller {
         if let Err(error) = self
             .dispatcher
             .store
-            .keep_stream_position(arn, shard, position)
+            .checkpoints()
+            .put(arn, shard, position)
             .await
         {
             tracing::warn!(%error, "the stream's position was not kept");

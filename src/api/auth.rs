@@ -24,14 +24,15 @@ impl FromRequestParts<Arc<AppState>> for AuthenticatedAccount {
         let account = match &api.account_claim {
             Some(claim) => account_claim(parts, claim).and_then(|name| AccountId::parse(name).ok()),
             None => match bearer_token(parts).and_then(|token| ApiKey::parse(token).ok()) {
-                Some(key) => api.store.account_of(&key, now).await?,
+                Some(key) => api.store.api_keys().authenticate(&key, now).await?,
                 None => None,
             },
         };
         let account = account.ok_or(ApiError::Unauthorized)?;
         match api
             .store
-            .count_request(&account, api.rate_limits, now)
+            .rate_limits()
+            .check_and_count(&account, api.rate_limits, now)
             .await?
         {
             RateLimitDecision::Allowed => Ok(Self(account)),

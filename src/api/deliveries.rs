@@ -168,8 +168,13 @@ pub(super) async fn list(
     RawQuery(query): RawQuery,
 ) -> Result<Json<DeliveryListResponse>, ApiError> {
     let filter = parse_query(query.as_deref().unwrap_or_default(), webhook)?;
-    let deleted = api.store.subscriber(&account, webhook).await?.is_none();
-    if deleted && !api.store.has_had_webhook(&account, webhook).await? {
+    let deleted = api
+        .store
+        .webhooks()
+        .get_record(&account, webhook)
+        .await?
+        .is_none();
+    if deleted && !api.store.webhooks().ever_existed(&account, webhook).await? {
         return Err(webhook_not_found(webhook));
     }
     if deleted && filter.status == Some(DeliveryStatus::Pending) {
@@ -179,7 +184,11 @@ pub(super) async fn list(
             next_cursor: None,
         }));
     }
-    let page = api.store.deliveries_of(&account, webhook, &filter).await?;
+    let page = api
+        .store
+        .delivery_log()
+        .list(&account, webhook, &filter)
+        .await?;
     let next_cursor = page.next.map(|event| cursor(webhook, &event));
     let data = page
         .deliveries
@@ -204,7 +213,12 @@ pub(super) async fn show(
     AuthenticatedAccount(account): AuthenticatedAccount,
     DeliveryPath(webhook, event): DeliveryPath,
 ) -> Result<Json<SuccessResponse<DeliveryResponse>>, ApiError> {
-    let deleted = api.store.subscriber(&account, webhook).await?.is_none();
+    let deleted = api
+        .store
+        .webhooks()
+        .get_record(&account, webhook)
+        .await?
+        .is_none();
     let delivery = load_delivery(&api, account, webhook, event).await?;
     Ok(ok(DeliveryResponse::from(&delivery).of_webhook(deleted)))
 }
@@ -227,7 +241,12 @@ pub(super) async fn retry(
     _: EmptyBody,
 ) -> Result<(StatusCode, Json<SuccessResponse<DeliverySummaryResponse>>), ApiError> {
     let found = load_delivery(&api, account, webhook, event).await?;
-    match api.store.subscriber(&found.key.account, webhook).await? {
+    match api
+        .store
+        .webhooks()
+        .get_record(&found.key.account, webhook)
+        .await?
+    {
         None => return Err(webhook_not_found(webhook)),
         Some(subscriber) if subscriber.webhook.status == WebhookStatus::Disabled => {
             return Err(ApiError::Conflict(format!(
@@ -237,7 +256,12 @@ pub(super) async fn retry(
         Some(_) => {}
     }
     let now = api.clock.now();
-    let Some(delivery) = api.store.hasten(&found, now, api.retention).await? else {
+    let Some(delivery) = api
+        .store
+        .leases()
+        .schedule_retry(&found, now, api.retention)
+        .await?
+    else {
         return Err(ApiError::Conflict(format!(
             "Delivery {} is being attempted: look at how that goes first",
             found.key.event
@@ -264,7 +288,8 @@ async fn load_delivery(
 ) -> Result<Delivery, ApiError> {
     let not_found = ApiError::NotFound(format!("No delivery {event} to webhook {webhook}"));
     api.store
-        .delivery(&DeliveryKey {
+        .deliveries()
+        .get(&DeliveryKey {
             account,
             webhook,
             event,

@@ -117,7 +117,7 @@ impl ApiError {
 impl From<store::Error> for ApiError {
     fn from(error: store::Error) -> Self {
         match error {
-            store::Error::Unavailable(_) | store::Error::Locked(_) => {
+            store::Error::Unavailable(_) | store::Error::KeyUnavailable(_) => {
                 Self::Unavailable(error.to_string())
             }
             store::Error::Internal(_) => Self::Internal(error.to_string()),

@@ -146,7 +146,7 @@ pub(super) async fn begin(
             "expected a time before `until` and before now",
         ));
     }
-    match api.store.subscriber(&account, webhook).await? {
+    match api.store.webhooks().get_record(&account, webhook).await? {
         None => return Err(webhook_not_found(webhook)),
         Some(subscriber) if subscriber.webhook.status == WebhookStatus::Disabled => {
             return Err(ApiError::Conflict(format!(
@@ -163,13 +163,15 @@ pub(super) async fn begin(
     let replay = Replay::new(since, until, status.unwrap_or(ReplayFilter::Failed));
     if let Err(other) = api
         .store
-        .begin_replay(&of, &replay, now + api.retention)
+        .replays()
+        .create(&of, &replay, now + api.retention)
         .await?
     {
         let of = ReplayKey { id: other, ..of };
         let cancelled = api
             .store
-            .replay_of(&of)
+            .replays()
+            .get(&of)
             .await?
             .is_some_and(|replay| replay.state() == ReplayState::Cancelled);
         return Err(ApiError::Conflict(if cancelled {
@@ -187,7 +189,8 @@ pub(super) async fn begin(
     // The first step at once; the sweep takes the others, and this one too if it fails.
     match api
         .store
-        .step_replay(
+        .replays()
+        .run_step(
             &of,
             INITIAL_STEP_SIZE,
             now,
@@ -205,7 +208,7 @@ pub(super) async fn begin(
             tracing::warn!(account = of.account.as_str(), %webhook, %error, "the replay's first step is left to the sweep");
         }
     }
-    let replay = api.store.replay_of(&of).await?.unwrap_or(replay);
+    let replay = api.store.replays().get(&of).await?.unwrap_or(replay);
     let location = format!("/api/v1/webhooks/{webhook}/replays/{}", of.id);
     Ok((
         StatusCode::ACCEPTED,
@@ -250,7 +253,7 @@ pub(super) async fn cancel(
         webhook,
         id,
     };
-    api.store.cancel_replay(&of).await?;
+    api.store.replays().cancel(&of).await?;
     find(&api, &of).await
 }
 
@@ -259,7 +262,7 @@ async fn find(
     of: &ReplayKey,
 ) -> Result<Json<SuccessResponse<ReplayResponse>>, ApiError> {
     let not_found = || ApiError::NotFound(format!("No replay {} of webhook {}", of.id, of.webhook));
-    let replay = api.store.replay_of(of).await?.ok_or_else(not_found)?;
+    let replay = api.store.replays().get(of).await?.ok_or_else(not_found)?;
     Ok(ok(ReplayResponse::new(&of.id, &replay)))
 }
 

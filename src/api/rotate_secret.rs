@@ -93,10 +93,11 @@ pub(super) async fn rotate(
     let grace = Duration::from_hours(grace_hours.unwrap_or(GRACE_HOURS).into());
     match api
         .store
+        .webhooks()
         .rotate_secret(&account, id, &secret, grace, api.clock.now())
         .await?
     {
-        RotateOutcome::Done {
+        RotateOutcome::Rotated {
             live,
             previous_until,
         } => {
@@ -108,7 +109,7 @@ pub(super) async fn rotate(
             };
             Ok(([(CACHE_CONTROL, "no-store")], ok(view)))
         }
-        RotateOutcome::TooMany { until } => Err(ApiError::Conflict(format!(
+        RotateOutcome::TooManyActive { until } => Err(ApiError::Conflict(format!(
             "{MAX_ACTIVE_SECRETS} secrets sign already: wait until {}, or end the old ones now with `grace_hours` 0",
             until.to_rfc3339()
         ))),

@@ -67,7 +67,8 @@ pub(super) async fn send(
 ) -> Result<Json<SuccessResponse<TestEventResponse>>, ApiError> {
     let subscriber = api
         .store
-        .subscriber(&account, id)
+        .webhooks()
+        .get_record(&account, id)
         .await?
         .ok_or_else(|| webhook_not_found(id))?;
     let url = &subscriber.webhook.url;
@@ -76,7 +77,11 @@ pub(super) async fn send(
         .find(|event| subscriber.webhook.events.contains(*event));
     let event = event.or(subscribed).unwrap_or(EventType::JobCompleted);
     let now = api.clock.now();
-    let secrets = api.store.secrets_of(&account, &subscriber, now).await?;
+    let secrets = api
+        .store
+        .secrets()
+        .decrypt_active(&account, id, &subscriber.secrets, now)
+        .await?;
     let event_id = EventId::synthetic(now, &account, SAMPLE_TASK_ID, event);
     let payload = sample_payload(event, &account, id, url.as_str(), now);
     let signatures = signing::sign(&secrets, &event_id, now, payload.as_bytes());

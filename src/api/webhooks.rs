@@ -203,7 +203,7 @@ pub(super) async fn list(
     State(api): State<Arc<AppState>>,
     AuthenticatedAccount(account): AuthenticatedAccount,
 ) -> Result<Json<SuccessResponse<Vec<WebhookResponse>>>, ApiError> {
-    let webhooks = api.store.webhooks(&account).await?;
+    let webhooks = api.store.webhooks().list(&account).await?;
     Ok(ok(webhooks.iter().map(WebhookResponse::from).collect()))
 }
 
@@ -248,7 +248,8 @@ pub(super) async fn create(
     let limit = api.webhooks_per_account;
     match api
         .store
-        .create_webhook(&account, &new, limit, idempotency.as_ref(), now)
+        .webhooks()
+        .create(&account, &new, limit, idempotency.as_ref(), now)
         .await?
     {
         CreateOutcome::Webhook(webhook) => Ok(created_response(
@@ -258,7 +259,7 @@ pub(super) async fn create(
         CreateOutcome::LimitReached => Err(ApiError::Conflict(format!(
             "The account has {limit} webhooks, which is its limit: delete one first"
         ))),
-        CreateOutcome::KeyReused => Err(ApiError::Conflict(
+        CreateOutcome::IdempotencyKeyReused => Err(ApiError::Conflict(
             "Idempotency-Key: was used with another body, expected a new key".to_owned(),
         )),
     }
@@ -277,7 +278,8 @@ pub(super) async fn show(
 ) -> Result<Json<SuccessResponse<WebhookDetailResponse>>, ApiError> {
     let subscriber = api
         .store
-        .subscriber(&account, id)
+        .webhooks()
+        .get_record(&account, id)
         .await?
         .ok_or_else(|| webhook_not_found(id))?;
     Ok(ok(WebhookDetailResponse::from(&subscriber)))
@@ -316,14 +318,20 @@ pub(super) async fn change(
         description,
     };
     let now = api.clock.now();
-    if !api.store.change_webhook(&account, id, &change, now).await? {
+    if !api
+        .store
+        .webhooks()
+        .update(&account, id, &change, now)
+        .await?
+    {
         return Err(webhook_not_found(id));
     }
     if status == Some(WebhookStatus::Active) {
         // The first step at once; the sweep takes the others, and this one too if it fails.
         match api
             .store
-            .unpark(&ResumeJob::begin(account.clone(), id, now), now)
+            .resumes()
+            .run_step(&ResumeJob::new(account.clone(), id, now), now)
             .await
         {
             Ok(due) => {
@@ -338,7 +346,8 @@ pub(super) async fn change(
     }
     let subscriber = api
         .store
-        .subscriber(&account, id)
+        .webhooks()
+        .get_record(&account, id)
         .await?
         .ok_or_else(|| webhook_not_found(id))?;
     Ok(ok(WebhookDetailResponse::from(&subscriber)))
@@ -356,11 +365,12 @@ pub(super) async fn remove(
     WebhookPath(id): WebhookPath,
     _: EmptyBody,
 ) -> Result<Json<SuccessResponse<DeleteWebhookResponse>>, ApiError> {
-    if !api.store.delete_webhook(&account, id).await? {
+    if !api.store.webhooks().delete(&account, id).await? {
         return Err(webhook_not_found(id));
     }
     if let Err(error) = api
         .store
+        .leases()
         .cancel_pending(&account, id, api.clock.now(), api.retention)
         .await
     {

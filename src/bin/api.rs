@@ -9,7 +9,7 @@ use nano_webhooks::{
     clock::Clock,
     config::{Config, ConfigDefaults, env_var, retry_queue_url},
     queue::RetryQueue,
-    store::Store,
+    store::{Store, secrets::DataKeyCache},
     telemetry,
 };
 
@@ -37,7 +37,7 @@ async fn run() -> Result<(), lambda_http::Error> {
         store: Store::new(
             client,
             config.tables,
-            aws::vault(&aws, config.secrets_kms_key_id),
+            DataKeyCache::for_kms_key(&aws, config.secrets_kms_key_id),
         ),
     });
     lambda_http::run(router).await

@@ -16,7 +16,7 @@ use nano_webhooks::{
     dispatch::{Dispatcher, InFlightLimiter, RECORDING_RESERVE, lambda_event::Invocation},
     metrics::Metrics,
     queue::RetryQueue,
-    store::Store,
+    store::{Store, secrets::DataKeyCache},
     telemetry,
 };
 use serde_json::value::RawValue;
@@ -49,7 +49,7 @@ async fn run() -> Result<(), lambda_runtime::Error> {
         store: Store::new(
             aws_sdk_dynamodb::Client::new(&aws),
             config.tables,
-            aws::vault(&aws, config.secrets_kms_key_id),
+            DataKeyCache::for_kms_key(&aws, config.secrets_kms_key_id),
         ),
     };
     let handler = async |event: LambdaEvent<Box<RawValue>>| {

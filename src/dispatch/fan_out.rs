@@ -208,7 +208,7 @@ impl Dispatcher {
             .values()
             .flat_map(|part| part.due.iter().map(|due| due.key(part.webhook())))
             .collect();
-        match self.store.existing(&keys, deadline).await {
+        match self.store.deliveries().find_existing(&keys, deadline).await {
             Ok(existing) if existing.is_empty() => {}
             // What an earlier reading of the same records has recorded is not sent again.
             Ok(existing) => parts.values_mut().for_each(|part| {
@@ -287,7 +287,8 @@ impl Dispatcher {
             let now = self.clock.now();
             let written = self
                 .store
-                .record(
+                .deliveries()
+                .batch_write(
                     batch.iter().map(|(_, delivery)| delivery),
                     now,
                     self.retention,
@@ -326,7 +327,13 @@ impl Dispatcher {
         for part in parts.values_mut().filter(|part| !part.due.is_empty()) {
             match self
                 .store
-                .secrets_of(part.account, part.subscriber, self.clock.now())
+                .secrets()
+                .decrypt_active(
+                    part.account,
+                    part.webhook().id,
+                    &part.subscriber.secrets,
+                    self.clock.now(),
+                )
                 .await
             {
                 Ok(secrets) => part.secrets = SigningSecrets::Opened(secrets),
@@ -358,7 +365,7 @@ impl Dispatcher {
             .map(|occurrence| &occurrence.event.account)
             .collect();
         let loads = accounts.into_iter().map(|account| async move {
-            let subscribers = self.store.subscribers(account).await.inspect_err(
+            let subscribers = self.store.webhooks().list_records(account).await.inspect_err(
                 |error| tracing::error!(account = account.as_str(), %error, "webhooks were not loaded; the account's records will be read again"),
             );
             let loaded = subscribers.ok().map(|subscribers| {

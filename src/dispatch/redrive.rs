@@ -62,7 +62,7 @@ pub async fn redrive(
     retention: Duration,
 ) -> Result<RedriveOutcome> {
     let job = match jobs {
-        Some(jobs) => store.job_of(kept, jobs).await?,
+        Some(jobs) => store.poison().get_job(kept, jobs).await?,
         None => None,
     };
     let understood = rebuild_record(kept, job, jobs)
@@ -76,8 +76,10 @@ pub async fn redrive(
         },
     };
     match &redriven {
-        RedriveOutcome::Stays { reason, .. } => store.keep_reason(kept, reason).await?,
-        RedriveOutcome::Event { .. } | RedriveOutcome::Nothing => store.drop_poison(kept).await?,
+        RedriveOutcome::Stays { reason, .. } => store.poison().update_reason(kept, reason).await?,
+        RedriveOutcome::Event { .. } | RedriveOutcome::Nothing => {
+            store.poison().delete(kept).await?
+        }
     }
     Ok(redriven)
 }
@@ -95,14 +97,19 @@ async fn record_deliveries(
         occurrence.event.outcome.event_type(),
     );
     let (mut writes, mut unreadable) = (Vec::new(), None);
-    for subscriber in store.subscribers(account).await? {
+    for subscriber in store.webhooks().list_records(account).await? {
         match subscriber {
             Ok(subscriber) if subscriber.webhook.accepts(event_type) => {
                 let delivery = Delivery {
                     state: DeliveryState::Pending(due),
                     ..occurrence.delivery(&subscriber.webhook, now)
                 };
-                writes.push(async move { store.record_for_sweep(&delivery, now, retention).await });
+                writes.push(async move {
+                    store
+                        .deliveries()
+                        .insert_for_sweep(&delivery, now, retention)
+                        .await
+                });
             }
             Ok(_) => {}
             Err(error) => unreadable = Some(unreadable_webhook(&error)),

@@ -32,20 +32,31 @@ impl Dispatcher {
         let RetryMessage { key, attempt_count } = message;
         let now = self.clock.now();
         // Read before each attempt: the webhook may have been changed, disabled or deleted since.
-        let Some(subscriber) = self.store.subscriber(&key.account, key.webhook).await? else {
-            self.store.cancel(key, now, self.retention).await?;
+        let Some(subscriber) = self
+            .store
+            .webhooks()
+            .get_record(&key.account, key.webhook)
+            .await?
+        else {
+            self.store.leases().cancel(key, now, self.retention).await?;
             return Ok(());
         };
         if subscriber.webhook.status == WebhookStatus::Disabled {
             self.store
-                .park(key, *attempt_count, now, self.retention)
+                .leases()
+                .pause(key, *attempt_count, now, self.retention)
                 .await?;
             return Ok(());
         }
-        let secrets = match self.store.secrets_of(&key.account, &subscriber, now).await {
+        let secrets = match self
+            .store
+            .secrets()
+            .decrypt_active(&key.account, key.webhook, &subscriber.secrets, now)
+            .await
+        {
             Ok(secrets) => secrets,
             // Nothing goes out unsigned. It waits without using an attempt, until settings and permissions are right again.
-            Err(error @ (Error::Locked(_) | Error::Internal(_))) => {
+            Err(error @ (Error::KeyUnavailable(_) | Error::Internal(_))) => {
                 tracing::error!(account = key.account.as_str(), webhook = %key.webhook, %error, "secrets were not opened");
                 return self.put_off(message, KEY_UNAVAILABLE_DELAY, now).await;
             }
@@ -61,9 +72,9 @@ impl Dispatcher {
             Ok(place) => place,
             Err(wait) => return self.put_off(message, wait, now).await,
         };
-        let claim = match self.store.claim(key, *attempt_count, now).await? {
-            ClaimOutcome::Ours(claim) => claim,
-            ClaimOutcome::Early(due) if fits_in_queue(due, now) => {
+        let claim = match self.store.leases().claim(key, *attempt_count, now).await? {
+            ClaimOutcome::Acquired(claim) => claim,
+            ClaimOutcome::NotDue(due) if fits_in_queue(due, now) => {
                 self.queue
                     .set(
                         vec![ScheduledRetry {
@@ -75,13 +86,14 @@ impl Dispatcher {
                     .await;
                 return Ok(());
             }
-            ClaimOutcome::Early(_) | ClaimOutcome::Stale => return Ok(()),
+            ClaimOutcome::NotDue(_) | ClaimOutcome::Stale => return Ok(()),
         };
         let mut delivery = claim.delivery.clone();
         if self.is_called_off(&delivery).await? {
             delivery.cancel_requested_retry();
             self.store
-                .settle(&claim, &delivery, now, self.retention)
+                .leases()
+                .complete(&claim, &delivery, now, self.retention)
                 .await?;
             return Ok(());
         }
@@ -97,7 +109,8 @@ impl Dispatcher {
         let now = self.clock.now();
         if self
             .store
-            .settle(&claim, &delivery, now, self.retention)
+            .leases()
+            .complete(&claim, &delivery, now, self.retention)
             .await?
         {
             self.set_timers([&delivery], now).await;
@@ -110,7 +123,12 @@ impl Dispatcher {
     /// Makes the delivery due again later, without using an attempt.
     async fn put_off(&self, message: &RetryMessage, wait: Duration, now: Timestamp) -> Result<()> {
         let (RetryMessage { key, attempt_count }, due) = (message, now + wait);
-        if self.store.put_off(key, *attempt_count, due, now).await? {
+        if self
+            .store
+            .leases()
+            .defer(key, *attempt_count, due, now)
+            .await?
+        {
             self.queue
                 .set(
                     vec![ScheduledRetry {
@@ -134,7 +152,7 @@ impl Dispatcher {
             webhook: delivery.key.webhook,
             id,
         };
-        let replay = self.store.replay_of(&of).await?;
+        let replay = self.store.replays().get(&of).await?;
         Ok(replay.is_some_and(|replay| replay.state() == ReplayState::Cancelled))
     }
 }

@@ -9,7 +9,7 @@ use crate::{
     metrics::SweepStats,
     queue::ScheduledRetry,
     random,
-    store::{Result, leases::DueDelivery, replays::STEP_SIZE},
+    store::{Result, due_index::DueDelivery, replays::STEP_SIZE},
 };
 use nano_webhooks_core::{
     delivery::lease::{LEASE_DURATION, MAX_QUEUE_DELAY, SWEEP_GRACE},
@@ -34,7 +34,7 @@ impl Dispatcher {
         let mut lag = Duration::ZERO;
         while !deadline.remaining().is_zero() {
             let now = self.clock.now();
-            let due = self.store.due(now, DUE_PER_SHARD).await?;
+            let due = self.store.due_index().list_due(now, DUE_PER_SHARD).await?;
             lag = due
                 .iter()
                 .map(|due| due.waited(now))
@@ -47,16 +47,16 @@ impl Dispatcher {
         }
         let due = sent;
         // In another order each time: whoever has many cannot keep the others from their turn.
-        let mut unparking = self.store.unparking(MAX_JOBS_PER_SWEEP).await?;
+        let mut unparking = self.store.resumes().list(MAX_JOBS_PER_SWEEP).await?;
         unparking.sort_by_cached_key(|_| random::bytes::<8>());
         for of in unparking {
             if deadline.remaining().is_zero() {
                 break;
             }
-            let step = self.store.unpark(&of, self.clock.now()).await;
+            let step = self.store.resumes().run_step(&of, self.clock.now()).await;
             sent += self.take_step(&of.account, step).await;
         }
-        let mut replaying = self.store.replaying(MAX_JOBS_PER_SWEEP).await?;
+        let mut replaying = self.store.replays().list_active(MAX_JOBS_PER_SWEEP).await?;
         replaying.sort_by_cached_key(|_| random::bytes::<8>());
         for of in replaying {
             if deadline.remaining().is_zero() {
@@ -64,7 +64,8 @@ impl Dispatcher {
             }
             let step = self
                 .store
-                .step_replay(&of, STEP_SIZE, self.clock.now(), self.retention, deadline)
+                .replays()
+                .run_step(&of, STEP_SIZE, self.clock.now(), self.retention, deadline)
                 .await;
             sent += self.take_step(&of.account, step).await;
         }
@@ -103,13 +104,14 @@ impl Dispatcher {
         let now = self.clock.now();
         let due = self
             .store
-            .due(now + MAX_QUEUE_DELAY + SWEEP_GRACE, usize::MAX)
+            .due_index()
+            .list_due(now + MAX_QUEUE_DELAY + SWEEP_GRACE, usize::MAX)
             .await?;
         let taken = due.len();
         // What may be claimed must be changed in the table; of the rest it is enough to set the timer again.
         let (claimed, queued): (Vec<_>, Vec<_>) = due
             .into_iter()
-            .partition(|due| due.is_looked_at_by(now + LEASE_DURATION));
+            .partition(|due| due.is_sweepable_by(now + LEASE_DURATION));
         self.queue
             .set(queued.into_iter().map(ScheduledRetry::from).collect(), now)
             .await;
@@ -120,11 +122,13 @@ impl Dispatcher {
     async fn enqueue(&self, due: Vec<DueDelivery>, take_over: bool) -> Result<usize> {
         let now = self.clock.now();
         let enqueue = due.into_iter().map(|due| async move {
-            Ok(self
-                .store
-                .enqueue(&due, now, take_over)
-                .await?
-                .then(|| ScheduledRetry::from(due)))
+            let index = self.store.due_index();
+            let taken = if take_over {
+                index.reclaim(&due, now).await?
+            } else {
+                index.mark_enqueued(&due, now).await?
+            };
+            Ok(taken.then(|| ScheduledRetry::from(due)))
         });
         // The table first, the message second: a message that is lost in between is sent again by a later sweep.
         let (mut timers, mut failed) = (Vec::new(), None);

@@ -57,19 +57,31 @@ impl ApiKeyListingRow {
     }
 }
 
-impl Store {
+/// See [`Store::api_keys`].
+#[derive(Clone, Copy, Debug)]
+pub struct ApiKeys<'a> {
+    store: &'a Store,
+}
+
+impl<'a> ApiKeys<'a> {
+    pub(super) const fn new(store: &'a Store) -> Self {
+        Self { store }
+    }
+}
+
+impl ApiKeys<'_> {
     /// The account that a key belongs to; `None` if there is no such key or it was revoked. The first use on a day is written
     /// down.
     ///
     /// # Errors
     /// If DynamoDB does not answer.
-    pub async fn account_of(&self, key: &ApiKey, now: Timestamp) -> Result<Option<AccountId>> {
-        let Some(row) = self.owner(key_schema::api_key(&key.sha256())).await? else {
+    pub async fn authenticate(self, key: &ApiKey, now: Timestamp) -> Result<Option<AccountId>> {
+        let Some(row) = self.find(key_schema::api_key(&key.sha256())).await? else {
             return Ok(None);
         };
         let today = key_schema::utc_day(now);
         if row.last_used_on.is_none_or(|day| day < today)
-            && let Err(error) = self.keep_last_use(key, today).await
+            && let Err(error) = self.touch(key, today).await
         {
             tracing::warn!(account = row.account, %error, "the use of an API key was not written down");
         }
@@ -78,15 +90,16 @@ impl Store {
             .map_err(|_| corrupt_item("account"))
     }
 
-    async fn owner(&self, key: PrimaryKey) -> Result<Option<ApiKeyRow>> {
-        self.item(key).await?.map(from_item).transpose()
+    async fn find(self, key: PrimaryKey) -> Result<Option<ApiKeyRow>> {
+        self.store.item(key).await?.map(from_item).transpose()
     }
 
-    async fn keep_last_use(&self, key: &ApiKey, today: String) -> Result<()> {
+    async fn touch(self, key: &ApiKey, today: String) -> Result<()> {
         let update = self
+            .store
             .client
             .update_item()
-            .table_name(&self.tables.webhooks)
+            .table_name(&self.store.tables.webhooks)
             .set_key(Some(key_schema::api_key(&key.sha256()).into_item()))
             .update_expression("SET last_used_on = :today")
             // A key that is revoked meanwhile must not come back.
@@ -99,10 +112,10 @@ impl Store {
     ///
     /// # Errors
     /// If DynamoDB does not answer, or the key belongs to another account.
-    pub async fn add_key(&self, account: &AccountId, key: &ApiKey, now: Timestamp) -> Result<()> {
+    pub async fn insert(self, account: &AccountId, key: &ApiKey, now: Timestamp) -> Result<()> {
         let put = |row| {
             let put = Put::builder()
-                .table_name(&self.tables.webhooks)
+                .table_name(&self.store.tables.webhooks)
                 .set_item(Some(row));
             let put = put
                 .condition_expression("attribute_not_exists(PK)")
@@ -125,6 +138,7 @@ impl Store {
             created_at: now,
         })?);
         match self
+            .store
             .client
             .transact_write_items()
             .transact_items(owner)
@@ -135,7 +149,7 @@ impl Store {
             Ok(_) => Ok(()),
             Err(error) => {
                 cancellation_reasons(error)?;
-                match self.owner(key_schema::api_key(&key.sha256())).await? {
+                match self.find(key_schema::api_key(&key.sha256())).await? {
                     Some(owner) if owner.account == account.as_str() => Ok(()),
                     _ => Err(Error::Internal("the API key is in use".to_owned())),
                 }
@@ -147,11 +161,12 @@ impl Store {
     ///
     /// # Errors
     /// If DynamoDB does not answer.
-    pub async fn keys_of(&self, account: &AccountId) -> Result<Vec<ApiKeySummary>> {
+    pub async fn list(self, account: &AccountId) -> Result<Vec<ApiKeySummary>> {
         let mut pages = self
+            .store
             .client
             .query()
-            .table_name(&self.tables.webhooks)
+            .table_name(&self.store.tables.webhooks)
             .consistent_read(true)
             .key_condition_expression("PK = :account AND begins_with(SK, :key)")
             .expression_attribute_values(
@@ -176,7 +191,7 @@ impl Store {
                 .ok_or_else(|| corrupt_item("key prefix"))?
                 .to_owned();
             let last_used_on = self
-                .owner(key_schema::api_key(&row.hash()?))
+                .find(key_schema::api_key(&row.hash()?))
                 .await?
                 .and_then(|owner| owner.last_used_on);
             Ok(ApiKeySummary {
@@ -195,16 +210,16 @@ impl Store {
     ///
     /// # Errors
     /// If DynamoDB does not answer.
-    pub async fn revoke_key(&self, account: &AccountId, prefix: &str) -> Result<bool> {
+    pub async fn revoke(self, account: &AccountId, prefix: &str) -> Result<bool> {
         let listed = key_schema::api_key_listing(account, prefix);
-        let Some(item) = self.item(listed.clone()).await? else {
+        let Some(item) = self.store.item(listed.clone()).await? else {
             return Ok(false);
         };
         let row: ApiKeyListingRow = from_item(item)?;
         let sha256 = row.hash()?;
         let delete = |key: PrimaryKey| {
             let delete = Delete::builder()
-                .table_name(&self.tables.webhooks)
+                .table_name(&self.store.tables.webhooks)
                 .set_key(Some(key.into_item()));
             let delete = delete
                 .condition_expression("attribute_exists(PK)")
@@ -214,6 +229,7 @@ impl Store {
         };
         let parts = vec![delete(key_schema::api_key(&sha256)), delete(listed)];
         match self
+            .store
             .client
             .transact_write_items()
             .set_transact_items(Some(parts))

@@ -6,13 +6,28 @@ use super::{Result, Store, key_schema};
 
 const SEQUENCE_NUMBER: &str = "sequence_number";
 
-impl Store {
+/// See [`Store::checkpoints`].
+#[derive(Clone, Copy, Debug)]
+pub struct Checkpoints<'a> {
+    store: &'a Store,
+}
+
+impl<'a> Checkpoints<'a> {
+    pub(super) const fn new(store: &'a Store) -> Self {
+        Self { store }
+    }
+}
+
+impl Checkpoints<'_> {
     /// The position that was kept for a shard.
     ///
     /// # Errors
     /// If DynamoDB does not answer.
-    pub async fn stream_position(&self, stream: &str, shard: &str) -> Result<Option<String>> {
-        let item = self.item(key_schema::checkpoint(stream, shard)).await?;
+    pub async fn get(self, stream: &str, shard: &str) -> Result<Option<String>> {
+        let item = self
+            .store
+            .item(key_schema::checkpoint(stream, shard))
+            .await?;
         Ok(
             item.and_then(|mut item| match item.remove(SEQUENCE_NUMBER) {
                 Some(AttributeValue::S(position)) => Some(position),
@@ -25,20 +40,16 @@ impl Store {
     ///
     /// # Errors
     /// If DynamoDB does not answer.
-    pub async fn keep_stream_position(
-        &self,
-        stream: &str,
-        shard: &str,
-        position: &str,
-    ) -> Result<()> {
+    pub async fn put(self, stream: &str, shard: &str, position: &str) -> Result<()> {
         let mut item = key_schema::checkpoint(stream, shard).into_item();
         item.insert(
             SEQUENCE_NUMBER.to_owned(),
             AttributeValue::S(position.to_owned()),
         );
-        self.client
+        self.store
+            .client
             .put_item()
-            .table_name(&self.tables.webhooks)
+            .table_name(&self.store.tables.webhooks)
             .set_item(Some(item))
             .send()
             .await?;

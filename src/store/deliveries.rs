@@ -78,19 +78,31 @@ struct PutRequest<'a> {
     item: BorrowedItem<'a>,
 }
 
-impl Store {
+/// See [`Store::deliveries`].
+#[derive(Clone, Copy, Debug)]
+pub struct Deliveries<'a> {
+    store: &'a Store,
+}
+
+impl<'a> Deliveries<'a> {
+    pub(super) const fn new(store: &'a Store) -> Self {
+        Self { store }
+    }
+}
+
+impl Deliveries<'_> {
     /// Which of these deliveries exist already, from strongly consistent reads.
     ///
     /// # Errors
     /// If DynamoDB does not answer for all of them before the deadline.
-    pub async fn existing(
-        &self,
+    pub async fn find_existing(
+        self,
         keys: &[DeliveryKey],
         deadline: Deadline,
     ) -> Result<HashSet<DeliveryKey>> {
         let batches = keys
             .chunks(BATCH_GET)
-            .map(|batch| self.existing_batch(batch, deadline))
+            .map(|batch| self.find_existing_batch(batch, deadline))
             .collect();
         let found = concurrency::join_bounded(batches, CONCURRENT_BATCHES)
             .await
@@ -99,12 +111,12 @@ impl Store {
         Ok(found.into_iter().flatten().collect())
     }
 
-    async fn existing_batch(
-        &self,
+    async fn find_existing_batch(
+        self,
         batch: &[DeliveryKey],
         deadline: Deadline,
     ) -> Result<Vec<DeliveryKey>> {
-        let table = &self.tables.deliveries;
+        let table = &self.store.tables.deliveries;
         let request = KeysAndAttributes::builder()
             .set_keys(Some(
                 batch
@@ -121,6 +133,7 @@ impl Store {
         let mut tried = 0;
         loop {
             let mut answer = self
+                .store
                 .client
                 .batch_get_item()
                 .set_request_items(Some(open))
@@ -144,13 +157,13 @@ impl Store {
     }
 
     /// The recording of a delivery as a part of a transaction.
-    pub(super) fn recording(
-        &self,
+    pub(super) fn transact_put(
+        self,
         delivery: &Delivery,
         now: Timestamp,
         retention: Duration,
     ) -> TransactWriteItem {
-        let put = Put::builder().table_name(&self.tables.deliveries);
+        let put = Put::builder().table_name(&self.store.tables.deliveries);
         let put = put.set_item(Some(to_delivery_item(delivery, now, retention)));
         TransactWriteItem::builder()
             .put(put.build().expect("every required part is set"))
@@ -162,8 +175,8 @@ impl Store {
     ///
     /// # Errors
     /// If DynamoDB does not answer.
-    pub async fn record(
-        &self,
+    pub async fn batch_write(
+        self,
         batch: impl Iterator<Item = &Delivery>,
         now: Timestamp,
         retention: Duration,
@@ -174,15 +187,19 @@ impl Store {
             },
         };
         let body = BatchWriteJson {
-            request_items: HashMap::from([(&*self.tables.deliveries, batch.map(put).collect())]),
+            request_items: HashMap::from([(
+                &*self.store.tables.deliveries,
+                batch.map(put).collect(),
+            )]),
         };
         let body = Bytes::from(serde_json::to_vec(&body).expect("all names are text"));
         // A dispatcher does hardly anything as often. So the SDK is given the table alone, and what it signs, sends and tries again
         // is this body in the place of its own.
         let request = self
+            .store
             .client
             .batch_write_item()
-            .request_items(&self.tables.deliveries, Vec::new());
+            .request_items(&self.store.tables.deliveries, Vec::new());
         let request = request.customize().mutate_request(move |request| {
             request
                 .headers_mut()
@@ -207,8 +224,8 @@ impl Store {
     ///
     /// # Errors
     /// If DynamoDB does not answer.
-    pub async fn record_for_sweep(
-        &self,
+    pub async fn insert_for_sweep(
+        self,
         delivery: &Delivery,
         now: Timestamp,
         retention: Duration,
@@ -224,9 +241,10 @@ impl Store {
             item.insert(SWEEP_AT.to_owned(), attr_n(sweep_at.as_unix_millis()));
         }
         let put = self
+            .store
             .client
             .put_item()
-            .table_name(&self.tables.deliveries)
+            .table_name(&self.store.tables.deliveries)
             .set_item(Some(item));
         into_condition_result(
             put.condition_expression("attribute_not_exists(PK)")
@@ -239,11 +257,12 @@ impl Store {
     ///
     /// # Errors
     /// If DynamoDB does not answer, or the item breaks the rules.
-    pub async fn delivery(&self, key: &DeliveryKey) -> Result<Option<Delivery>> {
+    pub async fn get(self, key: &DeliveryKey) -> Result<Option<Delivery>> {
         let get = self
+            .store
             .client
             .get_item()
-            .table_name(&self.tables.deliveries)
+            .table_name(&self.store.tables.deliveries)
             .consistent_read(true);
         let item = get
             .set_key(Some(key_schema::delivery(key).into_item()))

@@ -110,13 +110,25 @@ pub struct DeliveryPage {
     pub next: Option<EventId>,
 }
 
-impl Store {
+/// See [`Store::delivery_log`].
+#[derive(Clone, Copy, Debug)]
+pub struct DeliveryLog<'a> {
+    store: &'a Store,
+}
+
+impl<'a> DeliveryLog<'a> {
+    pub(super) const fn new(store: &'a Store) -> Self {
+        Self { store }
+    }
+}
+
+impl DeliveryLog<'_> {
     /// A page of a webhook's deliveries.
     ///
     /// # Errors
     /// If DynamoDB does not answer, or holds an item that breaks the rules.
-    pub async fn deliveries_of(
-        &self,
+    pub async fn list(
+        self,
         account: &AccountId,
         webhook: WebhookId,
         filter: &DeliveryFilter,
@@ -132,7 +144,7 @@ impl Store {
                 filter.limit - deliveries.len()
             };
             let (items, scanned, next) = self
-                .log_page(account, webhook, filter, indexed, after.take(), at_most)
+                .query_page(account, webhook, filter, indexed, after.take(), at_most)
                 .await?;
             read += scanned.max(1);
             for item in items {
@@ -159,8 +171,8 @@ impl Store {
         })
     }
 
-    async fn log_page(
-        &self,
+    async fn query_page(
+        self,
         account: &AccountId,
         webhook: WebhookId,
         filter: &DeliveryFilter,
@@ -183,9 +195,10 @@ impl Store {
             .map(|name| format!("#{name}"))
             .collect();
         let mut query = self
+            .store
             .client
             .query()
-            .table_name(&self.tables.deliveries)
+            .table_name(&self.store.tables.deliveries)
             .scan_index_forward(false)
             .limit(i32::try_from(at_most).unwrap_or(i32::MAX))
             .projection_expression(names.join(", "));
@@ -234,13 +247,5 @@ impl Store {
             usize::try_from(page.scanned_count).unwrap_or(0),
             next,
         ))
-    }
-
-    /// Whether the account has, or has had, a webhook with this id: the log of a deleted one stays readable.
-    ///
-    /// # Errors
-    /// If DynamoDB does not answer.
-    pub async fn has_had_webhook(&self, account: &AccountId, id: WebhookId) -> Result<bool> {
-        Ok(id.get() <= self.counter(account).await?.last_id)
     }
 }

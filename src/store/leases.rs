@@ -15,13 +15,12 @@ use aws_sdk_dynamodb::{
 use serde::Deserialize;
 
 use super::{
-    Item, Result, Store, attr_n, attr_s, corrupt_item,
-    deliveries::{DeliveryRow, parse_key, to_delivery_item},
+    Result, Store, attr_n, attr_s, corrupt_item,
+    deliveries::{DeliveryRow, to_delivery_item},
     delivery_log::{DeliveryFilter, DeliveryStatus},
-    from_item, into_condition_result,
-    key_schema::{self, DUE_SHARDS},
+    from_item, into_condition_result, key_schema,
     replays::ReplayKey,
-    tables::{DUE_INDEX, SWEEP_AT},
+    tables::SWEEP_AT,
 };
 use crate::concurrency;
 use nano_webhooks_core::{
@@ -34,9 +33,6 @@ use nano_webhooks_core::{
 const IMMEDIATE_CANCEL_LIMIT: usize = 200;
 /// How many of them at the same time.
 const CONCURRENT_CANCELS: usize = 32;
-/// How many items of the due index are read at a time.
-const PAGE: i32 = 1_000;
-
 /// A delivery that is claimed for an attempt until then.
 #[derive(Debug)]
 pub struct Lease {
@@ -49,30 +45,11 @@ pub struct Lease {
 #[derive(Debug)]
 pub enum ClaimOutcome {
     /// It is ours.
-    Ours(Box<Lease>),
+    Acquired(Box<Lease>),
     /// It is due later.
-    Early(Timestamp),
+    NotDue(Timestamp),
     /// It was settled, is in flight, or has been attempted since: there is nothing to do.
     Stale,
-}
-
-/// A delivery that the due index gave.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DueDelivery {
-    /// The delivery.
-    pub key: DeliveryKey,
-    /// How many attempts were made.
-    pub attempt_count: u32,
-    /// When the next one is due.
-    pub next_attempt_at: Timestamp,
-    sweep_at: Timestamp,
-}
-
-#[derive(Deserialize)]
-struct DueIndexRow {
-    attempt_count: u32,
-    next_attempt_at: Timestamp,
-    sweep_at: Timestamp,
 }
 
 /// What a refused condition tells of the delivery.
@@ -97,47 +74,32 @@ fn pending_condition() -> String {
     format!("#status = :pending AND attempt_count = :count AND {NOT_IN_FLIGHT}")
 }
 
-impl DueDelivery {
-    /// Whether the sweep looks at it by `then`.
-    pub fn is_looked_at_by(&self, then: Timestamp) -> bool {
-        self.sweep_at <= then
-    }
+/// See [`Store::leases`].
+#[derive(Clone, Copy, Debug)]
+pub struct Leases<'a> {
+    store: &'a Store,
+}
 
-    /// How long it has waited for a sweep.
-    pub fn waited(&self, now: Timestamp) -> Duration {
-        now.saturating_duration_since(self.sweep_at)
-    }
-
-    /// A delivery that was made due.
-    pub(super) const fn new(
-        key: DeliveryKey,
-        attempt_count: u32,
-        next_attempt_at: Timestamp,
-        sweep_at: Timestamp,
-    ) -> Self {
-        Self {
-            key,
-            attempt_count,
-            next_attempt_at,
-            sweep_at,
-        }
+impl<'a> Leases<'a> {
+    pub(super) const fn new(store: &'a Store) -> Self {
+        Self { store }
     }
 }
 
-impl Store {
+impl Leases<'_> {
     /// Claims a delivery for the attempt after `attempt_count` others, if it is due.
     ///
     /// # Errors
     /// If DynamoDB does not answer, or holds an item that breaks the rules.
     pub async fn claim(
-        &self,
+        self,
         key: &DeliveryKey,
         attempt_count: u32,
         now: Timestamp,
     ) -> Result<ClaimOutcome> {
         let until = now + lease::LEASE_DURATION;
         let claim = self
-            .change(key)
+            .update_builder(key)
             .update_expression("SET leased_until = :until, sweep_at = :until")
             .condition_expression(format!(
                 "{} AND next_attempt_at <= :now",
@@ -153,7 +115,7 @@ impl Store {
             Ok(claimed) => {
                 let item = claimed.attributes.ok_or_else(|| corrupt_item("answer"))?;
                 let delivery = from_item::<DeliveryRow>(item)?.into_delivery()?;
-                return Ok(ClaimOutcome::Ours(Box::new(Lease { delivery, until })));
+                return Ok(ClaimOutcome::Acquired(Box::new(Lease { delivery, until })));
             }
             Err(error) => match error.as_service_error() {
                 Some(UpdateItemError::ConditionalCheckFailedException(refusal)) => {
@@ -171,7 +133,7 @@ impl Store {
         });
         Ok(waiting
             .and_then(|current| current.next_attempt_at)
-            .map_or(ClaimOutcome::Stale, ClaimOutcome::Early))
+            .map_or(ClaimOutcome::Stale, ClaimOutcome::NotDue))
     }
 
     /// Writes what came of a claimed attempt; `false` if the claim had run out and the delivery went on without it. An attempt
@@ -179,8 +141,8 @@ impl Store {
     ///
     /// # Errors
     /// If DynamoDB does not answer.
-    pub async fn settle(
-        &self,
+    pub async fn complete(
+        self,
         claim: &Lease,
         delivery: &Delivery,
         now: Timestamp,
@@ -190,24 +152,25 @@ impl Store {
         let attempted = delivery.attempt_count > claim.delivery.attempt_count;
         match &claim.delivery.replay {
             Some(replay) if attempted => {
-                self.put_and_count(put, self.replayed(delivery, replay))
+                self.put_and_count_replay(put, self.store.replays().count_result(delivery, replay))
                     .await
             }
             Some(replay) => {
-                self.put_and_count(put, self.not_replayed(delivery, replay))
+                self.put_and_count_replay(put, self.store.replays().uncount_sent(delivery, replay))
                     .await
             }
-            None => self.put(put).await,
+            None => self.put_if(put).await,
         }
     }
 
     /// Writes a delivery if the condition holds.
-    async fn put(&self, put: PutBuilder) -> Result<bool> {
+    async fn put_if(self, put: PutBuilder) -> Result<bool> {
         let put = put
-            .table_name(&self.tables.deliveries)
+            .table_name(&self.store.tables.deliveries)
             .build()
             .expect("every required part is set");
         let request = self
+            .store
             .client
             .put_item()
             .table_name(put.table_name)
@@ -223,23 +186,24 @@ impl Store {
     }
 
     /// The same as a part of a transaction.
-    fn put_part(&self, put: PutBuilder) -> TransactWriteItem {
+    fn transact_put(self, put: PutBuilder) -> TransactWriteItem {
         let put = put
-            .table_name(&self.tables.deliveries)
+            .table_name(&self.store.tables.deliveries)
             .build()
             .expect("every required part is set");
         TransactWriteItem::builder().put(put).build()
     }
 
     /// Writes a delivery if the condition holds, and counts it with its replay, if anything is left of that.
-    async fn put_and_count(&self, put: PutBuilder, count: TransactWriteItem) -> Result<bool> {
+    async fn put_and_count_replay(self, put: PutBuilder, count: TransactWriteItem) -> Result<bool> {
         match self
-            .transact_all(vec![self.put_part(put.clone()), count])
+            .store
+            .transact_all(vec![self.transact_put(put.clone()), count])
             .await?
         {
             Ok(()) => Ok(true),
             Err(0) => Ok(false),
-            Err(_) => self.put(put).await,
+            Err(_) => self.put_if(put).await,
         }
     }
 
@@ -247,15 +211,15 @@ impl Store {
     ///
     /// # Errors
     /// If DynamoDB does not answer.
-    pub async fn put_off(
-        &self,
+    pub async fn defer(
+        self,
         key: &DeliveryKey,
         attempt_count: u32,
         due: Timestamp,
         now: Timestamp,
     ) -> Result<bool> {
         let update = self
-            .change(key)
+            .update_builder(key)
             .update_expression("SET next_attempt_at = :due, sweep_at = :sweep")
             .condition_expression(format!(
                 "{} AND next_attempt_at <= :now",
@@ -276,15 +240,15 @@ impl Store {
     ///
     /// # Errors
     /// If DynamoDB does not answer.
-    pub async fn park(
-        &self,
+    pub async fn pause(
+        self,
         key: &DeliveryKey,
         attempt_count: u32,
         now: Timestamp,
         retention: Duration,
     ) -> Result<bool> {
         let update = self
-            .change(key)
+            .update_builder(key)
             .update_expression("SET expires_at = :expires REMOVE next_attempt_at, sweep_at, due_shard, leased_until")
             .condition_expression(pending_condition())
             .expression_attribute_values(":count", attr_n(attempt_count.into()))
@@ -300,13 +264,13 @@ impl Store {
     /// # Errors
     /// If DynamoDB does not answer.
     pub async fn cancel(
-        &self,
+        self,
         key: &DeliveryKey,
         now: Timestamp,
         retention: Duration,
     ) -> Result<bool> {
         let update = self
-            .change(key)
+            .update_builder(key)
             .update_expression(
                 "SET #status = :cancelled, expires_at = :expires
                  REMOVE next_attempt_at, sweep_at, due_shard, state_key, leased_until",
@@ -319,18 +283,18 @@ impl Store {
             .expression_attribute_values(":cancelled", attr_s("cancelled"))
             .expression_attribute_values(":pending", attr_s("pending"));
         Ok(into_condition_result(update.send().await)?
-            || self.withdraw(key, now, retention).await?)
+            || self.revoke_manual_retry(key, now, retention).await?)
     }
 
     /// Takes back an attempt that a person asked for and that was not made: the delivery stands again where it stood. `false`
     /// if there is none. One that then is pending is cancelled when it is due.
-    async fn withdraw(
-        &self,
+    async fn revoke_manual_retry(
+        self,
         key: &DeliveryKey,
         now: Timestamp,
         retention: Duration,
     ) -> Result<bool> {
-        let Some(found) = self.delivery(key).await? else {
+        let Some(found) = self.store.deliveries().get(key).await? else {
             return Ok(false);
         };
         let mut delivery = found.clone();
@@ -344,9 +308,10 @@ impl Store {
                 webhook: key.webhook,
                 id,
             };
-            self.cancel_replay(&of).await?;
+            self.store.replays().cancel(&of).await?;
         }
-        self.restate(&found, &delivery, now, retention).await
+        self.replace_if_unchanged(&found, &delivery, now, retention)
+            .await
     }
 
     /// Cancels what is pending to a webhook that was deleted, as far as the index tells and up to a bound. What it misses is
@@ -355,7 +320,7 @@ impl Store {
     /// # Errors
     /// If DynamoDB does not answer.
     pub async fn cancel_pending(
-        &self,
+        self,
         account: &AccountId,
         id: WebhookId,
         now: Timestamp,
@@ -367,7 +332,7 @@ impl Store {
             after: None,
             limit: IMMEDIATE_CANCEL_LIMIT,
         };
-        let page = self.deliveries_of(account, id, &filter).await?;
+        let page = self.store.delivery_log().list(account, id, &filter).await?;
         let cancels = page.deliveries.into_iter().map(|listed| async move {
             let key = DeliveryKey {
                 account: account.clone(),
@@ -388,8 +353,8 @@ impl Store {
     ///
     /// # Errors
     /// If DynamoDB does not answer.
-    pub async fn hasten(
-        &self,
+    pub async fn schedule_retry(
+        self,
         found: &Delivery,
         now: Timestamp,
         retention: Duration,
@@ -398,7 +363,7 @@ impl Store {
         delivery.request_retry(now);
         delivery.replay = None;
         Ok(self
-            .restate(found, &delivery, now, retention)
+            .replace_if_unchanged(found, &delivery, now, retention)
             .await?
             .then_some(delivery))
     }
@@ -407,8 +372,8 @@ impl Store {
     ///
     /// # Errors
     /// If DynamoDB does not answer.
-    pub async fn hasten_for_sweep(
-        &self,
+    pub async fn schedule_retry_for_sweep(
+        self,
         found: &Delivery,
         now: Timestamp,
         retention: Duration,
@@ -418,121 +383,47 @@ impl Store {
         delivery.replay = None;
         let put = replacement_put(found, &delivery, now, retention)
             .item(SWEEP_AT, attr_n(now.as_unix_millis()));
-        Ok(self.put_restated(found, put).await?.then_some(delivery))
+        Ok(self.put_replacement(found, put).await?.then_some(delivery))
     }
 
     /// Writes `delivery` in the place of `found`, if that is still what is there; a replay that `found` was part of is told.
-    async fn restate(
-        &self,
+    async fn replace_if_unchanged(
+        self,
         found: &Delivery,
         delivery: &Delivery,
         now: Timestamp,
         retention: Duration,
     ) -> Result<bool> {
-        self.put_restated(found, replacement_put(found, delivery, now, retention))
+        self.put_replacement(found, replacement_put(found, delivery, now, retention))
             .await
     }
 
-    async fn put_restated(&self, found: &Delivery, put: PutBuilder) -> Result<bool> {
+    async fn put_replacement(self, found: &Delivery, put: PutBuilder) -> Result<bool> {
         match &found.replay {
             Some(replay) => {
-                self.put_and_count(put, self.not_replayed(found, replay))
+                self.put_and_count_replay(put, self.store.replays().uncount_sent(found, replay))
                     .await
             }
-            None => self.put(put).await,
+            None => self.put_if(put).await,
         }
     }
 
     /// Writes `delivery` in the place of `found`, as a part of a transaction.
-    pub(super) fn restating(
-        &self,
+    pub(super) fn transact_replacement(
+        self,
         found: &Delivery,
         delivery: &Delivery,
         now: Timestamp,
         retention: Duration,
     ) -> TransactWriteItem {
-        self.put_part(replacement_put(found, delivery, now, retention))
+        self.transact_put(replacement_put(found, delivery, now, retention))
     }
 
-    /// Deliveries whose time for a look has come by `until`, at most so many of each shard of the index.
-    ///
-    /// # Errors
-    /// If DynamoDB does not answer.
-    pub async fn due(&self, until: Timestamp, of_each_shard: usize) -> Result<Vec<DueDelivery>> {
-        let shards = (0..DUE_SHARDS)
-            .map(|shard| self.due_in(shard, until, of_each_shard))
-            .collect();
-        let pages = concurrency::join_bounded(shards, usize::from(DUE_SHARDS))
-            .await
-            .into_iter()
-            .collect::<Result<Vec<_>>>()?;
-        Ok(pages.into_iter().flatten().collect())
-    }
-
-    async fn due_in(
-        &self,
-        shard: u8,
-        until: Timestamp,
-        at_most: usize,
-    ) -> Result<Vec<DueDelivery>> {
-        let mut items = self
+    fn update_builder(self, key: &DeliveryKey) -> UpdateItemFluentBuilder {
+        self.store
             .client
-            .query()
-            .table_name(&self.tables.deliveries)
-            .index_name(DUE_INDEX)
-            .key_condition_expression("due_shard = :shard AND sweep_at <= :until")
-            .expression_attribute_values(":shard", attr_s(&key_schema::due_shard_name(shard)))
-            .expression_attribute_values(":until", attr_n(until.as_unix_millis()))
-            .limit(i32::try_from(at_most).unwrap_or(PAGE).min(PAGE))
-            .into_paginator()
-            .items()
-            .send();
-        let mut found = Vec::new();
-        while found.len() < at_most
-            && let Some(item) = items.next().await
-        {
-            match parse_due_item(item?) {
-                Ok(due) => found.push(due),
-                Err(error) => {
-                    tracing::error!(shard, %error, "a due delivery cannot be read and is left out")
-                }
-            }
-        }
-        Ok(found)
-    }
-
-    /// Takes a due delivery for the queue: the sweep looks at it again only after its message should have been taken.
-    /// `false` if it has moved on. With `take_over` a worker that has claimed it is known to be gone.
-    ///
-    /// # Errors
-    /// If DynamoDB does not answer.
-    pub async fn enqueue(
-        &self,
-        due: &DueDelivery,
-        now: Timestamp,
-        take_over: bool,
-    ) -> Result<bool> {
-        let update = self
-            .change(&due.key)
-            .update_expression(if take_over {
-                "SET sweep_at = :sweep REMOVE leased_until"
-            } else {
-                "SET sweep_at = :sweep"
-            })
-            .condition_expression("#status = :pending AND sweep_at = :seen")
-            .expression_attribute_values(":seen", attr_n(due.sweep_at.as_unix_millis()))
-            .expression_attribute_values(
-                ":sweep",
-                attr_n((due.next_attempt_at.max(now) + lease::SWEEP_GRACE).as_unix_millis()),
-            )
-            .expression_attribute_values(":pending", attr_s("pending"));
-        into_condition_result(update.send().await)
-    }
-
-    fn change(&self, key: &DeliveryKey) -> UpdateItemFluentBuilder {
-        self.client
             .update_item()
-            .table_name(&self.tables.deliveries)
+            .table_name(&self.store.tables.deliveries)
             .set_key(Some(key_schema::delivery(key).into_item()))
             .expression_attribute_names("#status", "status")
     }
@@ -575,19 +466,4 @@ fn replacement_put(
     put.condition_expression(format!(
         "#status = :status AND attempt_count = :count AND {due} AND {NOT_IN_FLIGHT}"
     ))
-}
-
-fn parse_due_item(item: Item) -> Result<DueDelivery> {
-    let key = parse_key(&item)?;
-    let DueIndexRow {
-        attempt_count,
-        next_attempt_at,
-        sweep_at,
-    } = from_item(item)?;
-    Ok(DueDelivery {
-        key,
-        attempt_count,
-        next_attempt_at,
-        sweep_at,
-    })
 }

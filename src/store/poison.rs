@@ -118,13 +118,25 @@ impl PoisonRecord {
     }
 }
 
-impl Store {
+/// See [`Store::poison`].
+#[derive(Clone, Copy, Debug)]
+pub struct Poison<'a> {
+    store: &'a Store,
+}
+
+impl<'a> Poison<'a> {
+    pub(super) const fn new(store: &'a Store) -> Self {
+        Self { store }
+    }
+}
+
+impl Poison<'_> {
     /// Keeps a record until `expires_at`; keeping it again changes nothing.
     ///
     /// # Errors
     /// If DynamoDB does not answer.
-    pub async fn keep_poison(
-        &self,
+    pub async fn put(
+        self,
         poison: &NewPoisonRecord,
         now: Timestamp,
         expires_at: Timestamp,
@@ -158,9 +170,10 @@ impl Store {
         {
             item.insert("image".to_owned(), attr_s(image));
         }
-        self.client
+        self.store
+            .client
             .put_item()
-            .table_name(&self.tables.webhooks)
+            .table_name(&self.store.tables.webhooks)
             .set_item(Some(item))
             .send()
             .await?;
@@ -171,16 +184,17 @@ impl Store {
     ///
     /// # Errors
     /// If DynamoDB does not answer.
-    pub async fn poison_page(
-        &self,
+    pub async fn list_page(
+        self,
         day: &str,
         from: Option<PoisonCursor>,
         at_most: i32,
     ) -> Result<PoisonPage> {
         let query = self
+            .store
             .client
             .query()
-            .table_name(&self.tables.webhooks)
+            .table_name(&self.store.tables.webhooks)
             .consistent_read(true)
             .key_condition_expression("PK = :day")
             .expression_attribute_values(":day", attr_s(&key_schema::poison(day, "", "").pk))
@@ -198,11 +212,12 @@ impl Store {
     ///
     /// # Errors
     /// If DynamoDB does not answer.
-    pub async fn poison_named(&self, id: &PoisonId) -> Result<Vec<PoisonRecord>> {
+    pub async fn find(self, id: &PoisonId) -> Result<Vec<PoisonRecord>> {
         let query = self
+            .store
             .client
             .query()
-            .table_name(&self.tables.webhooks)
+            .table_name(&self.store.tables.webhooks)
             .consistent_read(true)
             .key_condition_expression("PK = :day AND SK BETWEEN :number AND :end")
             .expression_attribute_values(":day", attr_s(&key_schema::poison(&id.day, "", "").pk))
@@ -225,11 +240,12 @@ impl Store {
     ///
     /// # Errors
     /// If DynamoDB does not answer.
-    pub async fn count_poison(&self, day: &str, at_most: usize) -> Result<(usize, bool)> {
+    pub async fn count(self, day: &str, at_most: usize) -> Result<(usize, bool)> {
         let query = self
+            .store
             .client
             .query()
-            .table_name(&self.tables.webhooks)
+            .table_name(&self.store.tables.webhooks)
             .key_condition_expression("PK = :day")
             .expression_attribute_values(":day", attr_s(&key_schema::poison(day, "", "").pk))
             .select(Select::Count);
@@ -249,8 +265,8 @@ impl Store {
     ///
     /// # Errors
     /// If DynamoDB does not answer, or the table has other keys.
-    pub async fn job_of(
-        &self,
+    pub async fn get_job(
+        self,
         kept: &PoisonRecord,
         jobs: &str,
     ) -> Result<Option<serde_dynamo::Item>> {
@@ -259,6 +275,7 @@ impl Store {
             return Ok(None);
         }
         let get = self
+            .store
             .client
             .get_item()
             .table_name(jobs)
@@ -271,14 +288,15 @@ impl Store {
     ///
     /// # Errors
     /// If DynamoDB does not answer.
-    pub async fn keep_reason(&self, kept: &PoisonRecord, reason: &str) -> Result<()> {
+    pub async fn update_reason(self, kept: &PoisonRecord, reason: &str) -> Result<()> {
         if truncate_reason(reason) == kept.poison.reason {
             return Ok(());
         }
         let update = self
+            .store
             .client
             .update_item()
-            .table_name(&self.tables.webhooks)
+            .table_name(&self.store.tables.webhooks)
             .set_key(Some(kept.key.clone().into_item()))
             .update_expression("SET reason = :reason")
             .condition_expression("attribute_exists(PK)")
@@ -290,11 +308,12 @@ impl Store {
     ///
     /// # Errors
     /// If DynamoDB does not answer.
-    pub async fn drop_poison(&self, kept: &PoisonRecord) -> Result<()> {
+    pub async fn delete(self, kept: &PoisonRecord) -> Result<()> {
         let key = kept.key.clone().into_item();
-        self.client
+        self.store
+            .client
             .delete_item()
-            .table_name(&self.tables.webhooks)
+            .table_name(&self.store.tables.webhooks)
             .set_key(Some(key))
             .send()
             .await?;

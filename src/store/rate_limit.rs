@@ -39,13 +39,25 @@ const DAY: i64 = 24 * 60 * MINUTE;
 /// How often the count is tried again when a new minute begins for several requests at once.
 const MAX_TRIES: usize = 5;
 
-impl Store {
+/// See [`Store::rate_limits`].
+#[derive(Clone, Copy, Debug)]
+pub struct RateLimiter<'a> {
+    store: &'a Store,
+}
+
+impl<'a> RateLimiter<'a> {
+    pub(super) const fn new(store: &'a Store) -> Self {
+        Self { store }
+    }
+}
+
+impl RateLimiter<'_> {
     /// Counts a request, if the limits allow it.
     ///
     /// # Errors
     /// If DynamoDB does not answer.
-    pub async fn count_request(
-        &self,
+    pub async fn check_and_count(
+        self,
         account: &AccountId,
         limits: RateLimits,
         now: Timestamp,
@@ -70,9 +82,10 @@ impl Store {
                 )
             };
             let request = self
+                .store
                 .client
                 .update_item()
-                .table_name(&self.tables.webhooks)
+                .table_name(&self.store.tables.webhooks)
                 .set_key(Some(
                     key_schema::rate(account, &key_schema::utc_day(now)).into_item(),
                 ))

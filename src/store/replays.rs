@@ -10,9 +10,9 @@ use super::{
     Error, Item, Result, Store, attr_n, attr_s,
     deliveries::parse_key,
     delivery_log::DeliveryStatus,
+    due_index::DueDelivery,
     from_item, into_condition_result,
     key_schema::{self, PrimaryKey},
-    leases::DueDelivery,
     tables::{EXPIRES_AT, STATE_INDEX},
     to_item,
 };
@@ -138,13 +138,25 @@ pub struct ReplayKey {
     pub id: ReplayId,
 }
 
-impl Store {
+/// See [`Store::replays`].
+#[derive(Clone, Copy, Debug)]
+pub struct Replays<'a> {
+    store: &'a Store,
+}
+
+impl<'a> Replays<'a> {
+    pub(super) const fn new(store: &'a Store) -> Self {
+        Self { store }
+    }
+}
+
+impl Replays<'_> {
     /// Begins a replay; `Err` names one of the same webhook that is not over: a replay has its endpoint for itself.
     ///
     /// # Errors
     /// If DynamoDB does not answer.
-    pub async fn begin_replay(
-        &self,
+    pub async fn create(
+        self,
         of: &ReplayKey,
         replay: &Replay,
         expires_at: Timestamp,
@@ -153,7 +165,7 @@ impl Store {
         item.extend(to_item(replay)?);
         item.insert(EXPIRES_AT.to_owned(), attr_n(expires_at.as_unix_seconds()));
         let marker = key_schema::active_replay(&of.account, of.webhook);
-        let before = self.item(marker.clone()).await?;
+        let before = self.store.item(marker.clone()).await?;
         let before = before
             .as_ref()
             .and_then(|marker| ReplayId::parse(marker.get("replay")?.as_s().ok()?));
@@ -163,7 +175,7 @@ impl Store {
                 ..of.clone()
             };
             if self
-                .replay_of(&before)
+                .get(&before)
                 .await?
                 .is_some_and(|replay| !replay.is_over())
             {
@@ -171,9 +183,10 @@ impl Store {
             }
         }
         let put = |item: Item| {
-            self.client
+            self.store
+                .client
                 .put_item()
-                .table_name(&self.tables.webhooks)
+                .table_name(&self.store.tables.webhooks)
                 .set_item(Some(item))
         };
         // The replay before its marker, so that whoever finds the marker finds the replay too, until its time is over. What is
@@ -197,6 +210,7 @@ impl Store {
         }
         // Another request has begun one at the same time. Of this one nobody knows, and TTL removes it.
         let marker = self
+            .store
             .item(key_schema::active_replay(&of.account, of.webhook))
             .await?;
         let other = marker
@@ -211,23 +225,28 @@ impl Store {
     ///
     /// # Errors
     /// If DynamoDB does not answer, or holds an item that breaks the rules.
-    pub async fn replay_of(&self, of: &ReplayKey) -> Result<Option<Replay>> {
-        self.item(replay_key(of)).await?.map(from_item).transpose()
+    pub async fn get(self, of: &ReplayKey) -> Result<Option<Replay>> {
+        self.store
+            .item(replay_key(of))
+            .await?
+            .map(from_item)
+            .transpose()
     }
 
     /// Cancels a replay, unless it is done; `false` if there is none. What it has made due is not sent any more.
     ///
     /// # Errors
     /// If DynamoDB does not answer.
-    pub async fn cancel_replay(&self, of: &ReplayKey) -> Result<bool> {
-        let Some(replay) = self.replay_of(of).await? else {
+    pub async fn cancel(self, of: &ReplayKey) -> Result<bool> {
+        let Some(replay) = self.get(of).await? else {
             return Ok(false);
         };
         if replay.state() == ReplayState::Running {
             let update = self
+                .store
                 .client
                 .update_item()
-                .table_name(&self.tables.webhooks)
+                .table_name(&self.store.tables.webhooks)
                 .set_key(Some(replay_key(of).into_item()))
                 .update_expression("SET cancelled = :yes")
                 .condition_expression("attribute_exists(PK)")
@@ -241,7 +260,7 @@ impl Store {
     ///
     /// # Errors
     /// If DynamoDB does not answer.
-    pub async fn replaying(&self, at_most: usize) -> Result<Vec<ReplayKey>> {
+    pub async fn list_active(self, at_most: usize) -> Result<Vec<ReplayKey>> {
         let read = |account, webhook, item: &Item| {
             let id = ReplayId::parse(item.get("replay")?.as_s().ok()?)?;
             Some(ReplayKey {
@@ -250,30 +269,36 @@ impl Store {
                 id,
             })
         };
-        self.marked(key_schema::ACTIVE_REPLAYS, at_most, read).await
+        self.store
+            .marked(key_schema::ACTIVE_REPLAYS, at_most, read)
+            .await
     }
 
     /// Takes a step: makes a part of a replay's deliveries due, one after the other, and says which.
     ///
     /// # Errors
     /// If DynamoDB does not answer.
-    pub async fn step_replay(
-        &self,
+    pub async fn run_step(
+        self,
         of: &ReplayKey,
         at_most: usize,
         now: Timestamp,
         retention: Duration,
         deadline: Deadline,
     ) -> Result<Vec<DueDelivery>> {
-        let subscriber = self.subscriber(&of.account, of.webhook).await?;
+        let subscriber = self
+            .store
+            .webhooks()
+            .get_record(&of.account, of.webhook)
+            .await?;
         if subscriber.is_none() {
-            self.cancel_replay(of).await?;
+            self.cancel(of).await?;
         }
-        let replay = self.replay_of(of).await?;
+        let replay = self.get(of).await?;
         let (Some(subscriber), Some(replay)) =
             (subscriber, replay.filter(|replay| !replay.is_over()))
         else {
-            self.end_replaying(of).await?;
+            self.clear_active_marker(of).await?;
             return Ok(Vec::new());
         };
         // While the webhook is disabled it waits. What was made due and is cancelled is taken back when it comes up.
@@ -283,14 +308,14 @@ impl Store {
         {
             return Ok(Vec::new());
         }
-        let (keys, next) = self.window(of, &replay, at_most).await?;
+        let (keys, next) = self.next_page(of, &replay, at_most).await?;
         let mut due_at = now;
         let mut made_due = Vec::new();
         for key in keys {
             if deadline.remaining().is_zero() {
                 return Ok(made_due);
             }
-            let Some(found) = self.delivery(&key).await? else {
+            let Some(found) = self.store.deliveries().get(&key).await? else {
                 continue;
             };
             let selected = match found.state {
@@ -309,10 +334,12 @@ impl Store {
             delivery.request_retry(due_at);
             delivery.replay = Some(of.id.clone());
             let parts = vec![
-                self.restating(&found, &delivery, now, retention),
-                self.progress(of, &key.event),
+                self.store
+                    .leases()
+                    .transact_replacement(&found, &delivery, now, retention),
+                self.count_sent(of, &key.event),
             ];
-            match self.transact_all(parts).await? {
+            match self.store.transact_all(parts).await? {
                 Ok(()) => {
                     made_due.push(DueDelivery::new(
                         key,
@@ -327,13 +354,13 @@ impl Store {
                 Err(_) => return Ok(made_due),
             }
         }
-        self.advance(of, next).await?;
+        self.save_cursor(of, next).await?;
         Ok(made_due)
     }
 
     /// The deliveries of the window that were not looked at yet, the oldest first, and where to go on.
-    async fn window(
-        &self,
+    async fn next_page(
+        self,
         of: &ReplayKey,
         replay: &Replay,
         at_most: usize,
@@ -343,9 +370,10 @@ impl Store {
             .clone()
             .unwrap_or_else(|| EventId::min_at(replay.since).as_str().to_owned());
         let query = self
+            .store
             .client
             .query()
-            .table_name(&self.tables.deliveries)
+            .table_name(&self.store.tables.deliveries)
             .projection_expression("PK, SK")
             .expression_attribute_values(":from", attr_s(&from))
             .expression_attribute_values(":to", attr_s(EventId::max_at(replay.until).as_str()))
@@ -394,9 +422,9 @@ impl Store {
     }
 
     /// One more was made due.
-    fn progress(&self, of: &ReplayKey, event: &EventId) -> TransactWriteItem {
+    fn count_sent(self, of: &ReplayKey, event: &EventId) -> TransactWriteItem {
         let update = Update::builder()
-            .table_name(&self.tables.webhooks)
+            .table_name(&self.store.tables.webhooks)
             .set_key(Some(replay_key(of).into_item()))
             .update_expression("SET #after = :event ADD #found :one, sent :one")
             .condition_expression(
@@ -413,7 +441,7 @@ impl Store {
     }
 
     /// One more was delivered, or failed again.
-    pub(super) fn replayed(&self, delivery: &Delivery, id: &ReplayId) -> TransactWriteItem {
+    pub(super) fn count_result(self, delivery: &Delivery, id: &ReplayId) -> TransactWriteItem {
         let DeliveryKey {
             account, webhook, ..
         } = &delivery.key;
@@ -427,7 +455,7 @@ impl Store {
             "failed"
         };
         let update = Update::builder()
-            .table_name(&self.tables.webhooks)
+            .table_name(&self.store.tables.webhooks)
             .set_key(Some(key_schema::replay(account, *webhook, id).into_item()))
             .update_expression("ADD #counter :one")
             .condition_expression("attribute_exists(PK)")
@@ -439,12 +467,12 @@ impl Store {
     }
 
     /// One that was made due was taken back before it was attempted: its webhook was disabled or deleted.
-    pub(super) fn not_replayed(&self, delivery: &Delivery, id: &ReplayId) -> TransactWriteItem {
+    pub(super) fn uncount_sent(self, delivery: &Delivery, id: &ReplayId) -> TransactWriteItem {
         let DeliveryKey {
             account, webhook, ..
         } = &delivery.key;
         let update = Update::builder()
-            .table_name(&self.tables.webhooks)
+            .table_name(&self.store.tables.webhooks)
             .set_key(Some(key_schema::replay(account, *webhook, id).into_item()))
             .update_expression("ADD sent :less")
             .condition_expression("attribute_exists(PK)")
@@ -455,11 +483,12 @@ impl Store {
     }
 
     /// What was looked at and needed nothing is not looked at again.
-    async fn advance(&self, of: &ReplayKey, next: Option<EventId>) -> Result<()> {
+    async fn save_cursor(self, of: &ReplayKey, next: Option<EventId>) -> Result<()> {
         let update = self
+            .store
             .client
             .update_item()
-            .table_name(&self.tables.webhooks)
+            .table_name(&self.store.tables.webhooks)
             .set_key(Some(replay_key(of).into_item()));
         let update = match next {
             None => update
@@ -478,11 +507,12 @@ impl Store {
     }
 
     /// A replay is over: another may begin.
-    async fn end_replaying(&self, of: &ReplayKey) -> Result<()> {
+    async fn clear_active_marker(self, of: &ReplayKey) -> Result<()> {
         let delete = self
+            .store
             .client
             .delete_item()
-            .table_name(&self.tables.webhooks)
+            .table_name(&self.store.tables.webhooks)
             .set_key(Some(
                 key_schema::active_replay(&of.account, of.webhook).into_item(),
             ))

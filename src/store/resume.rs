@@ -8,8 +8,8 @@ use aws_sdk_dynamodb::types::AttributeValue;
 use super::{
     Item, Result, Store,
     delivery_log::{DeliveryFilter, DeliveryStatus},
+    due_index::DueDelivery,
     into_condition_result, key_schema,
-    leases::DueDelivery,
 };
 use crate::concurrency;
 use nano_webhooks_core::{
@@ -40,7 +40,7 @@ pub struct ResumeJob {
 
 impl ResumeJob {
     /// That of a webhook that was enabled just now.
-    pub const fn begin(account: AccountId, webhook: WebhookId, now: Timestamp) -> Self {
+    pub const fn new(account: AccountId, webhook: WebhookId, now: Timestamp) -> Self {
         Self {
             account,
             webhook,
@@ -50,12 +50,24 @@ impl ResumeJob {
     }
 }
 
-impl Store {
+/// See [`Store::resumes`].
+#[derive(Clone, Copy, Debug)]
+pub struct Resumes<'a> {
+    store: &'a Store,
+}
+
+impl<'a> Resumes<'a> {
+    pub(super) const fn new(store: &'a Store) -> Self {
+        Self { store }
+    }
+}
+
+impl Resumes<'_> {
     /// The webhooks that were enabled again and may still have parked deliveries, at most so many.
     ///
     /// # Errors
     /// If DynamoDB does not answer.
-    pub async fn unparking(&self, at_most: usize) -> Result<Vec<ResumeJob>> {
+    pub async fn list(self, at_most: usize) -> Result<Vec<ResumeJob>> {
         let read = |account, webhook, item: &Item| {
             let enabled_at = item.get("created_at")?.as_n().ok()?.parse().ok()?;
             let after = item
@@ -68,7 +80,8 @@ impl Store {
                 after,
             })
         };
-        self.marked(key_schema::PENDING_RESUMES, at_most, read)
+        self.store
+            .marked(key_schema::PENDING_RESUMES, at_most, read)
             .await
     }
 
@@ -76,7 +89,7 @@ impl Store {
     ///
     /// # Errors
     /// If DynamoDB does not answer.
-    pub async fn unpark(&self, unparking: &ResumeJob, now: Timestamp) -> Result<Vec<DueDelivery>> {
+    pub async fn run_step(self, unparking: &ResumeJob, now: Timestamp) -> Result<Vec<DueDelivery>> {
         let ResumeJob {
             account,
             webhook,
@@ -89,7 +102,11 @@ impl Store {
             after: after.clone(),
             limit: STEP,
         };
-        let page = self.deliveries_of(account, *webhook, &filter).await?;
+        let page = self
+            .store
+            .delivery_log()
+            .list(account, *webhook, &filter)
+            .await?;
         let parked = page
             .deliveries
             .into_iter()
@@ -110,9 +127,10 @@ impl Store {
             .collect::<Result<Vec<_>>>()?;
         let key = key_schema::pending_resume(account, *webhook).into_item();
         if page.next.is_none() && *enabled_at + RESCAN_WINDOW <= now {
-            self.client
+            self.store
+                .client
                 .delete_item()
-                .table_name(&self.tables.webhooks)
+                .table_name(&self.store.tables.webhooks)
                 .set_key(Some(key))
                 .send()
                 .await?;
@@ -128,9 +146,10 @@ impl Store {
                     AttributeValue::S(event.as_str().to_owned()),
                 )
             }));
-            self.client
+            self.store
+                .client
                 .put_item()
-                .table_name(&self.tables.webhooks)
+                .table_name(&self.store.tables.webhooks)
                 .set_item(Some(item))
                 .send()
                 .await?;
@@ -139,17 +158,17 @@ impl Store {
     }
 
     async fn make_due(
-        &self,
+        self,
         key: DeliveryKey,
         attempt_count: u32,
         due_at: Timestamp,
         now: Timestamp,
     ) -> Result<Option<DueDelivery>> {
         let number = |n: i64| AttributeValue::N(n.to_string());
-        let update = self
+        let update = self.store
             .client
             .update_item()
-            .table_name(&self.tables.deliveries)
+            .table_name(&self.store.tables.deliveries)
             .set_key(Some(key_schema::delivery(&key).into_item()))
             .update_expression("SET next_attempt_at = :due, sweep_at = :sweep, due_shard = :shard REMOVE expires_at")
             .condition_expression("#status = :pending AND attribute_not_exists(next_attempt_at)")

@@ -4,9 +4,10 @@
 use std::time::Duration;
 
 use super::{
-    Error, Result, Store, into_condition_result, key_schema,
+    Error, Result, into_condition_result, key_schema,
     secrets::{SECRETS, StoredSecret, encrypt_secret},
     serialize_error, sleep_with_backoff,
+    webhooks::Webhooks,
 };
 use crate::clock::Deadline;
 use aws_sdk_dynamodb::types::AttributeValue;
@@ -24,14 +25,14 @@ const ROTATION_RETRY_LIMIT: Duration = Duration::from_secs(5);
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RotateOutcome {
     /// The new secret signs.
-    Done {
+    Rotated {
         /// How many secrets sign now.
         live: usize,
         /// When the one before signs no more; `None`: it does not already, or there was none.
         previous_until: Option<Timestamp>,
     },
     /// There are [`MAX_ACTIVE_SECRETS`] already, until this time.
-    TooMany {
+    TooManyActive {
         /// When the first of them ends.
         until: Timestamp,
     },
@@ -39,27 +40,27 @@ pub enum RotateOutcome {
     NotFound,
 }
 
-impl Store {
+impl Webhooks<'_> {
     /// Makes `secret` the one that signs; those before sign beside it for `grace`, or end at once if that is zero.
     ///
     /// # Errors
     /// If DynamoDB or KMS does not answer.
     pub async fn rotate_secret(
-        &self,
+        self,
         account: &AccountId,
         id: WebhookId,
         secret: &Secret,
         grace: Duration,
         now: Timestamp,
     ) -> Result<RotateOutcome> {
-        let key = self.sealing_key(now).await?;
+        let key = self.store.secrets().active_data_key(now).await?;
         let new = encrypt_secret(key.as_deref(), account, id, secret);
         let deadline = Deadline::after(ROTATION_RETRY_LIMIT);
         for tried in 0.. {
             if deadline.remaining().is_zero() {
                 break;
             }
-            let Some(subscriber) = self.subscriber(account, id).await? else {
+            let Some(subscriber) = self.get_record(account, id).await? else {
                 return Ok(RotateOutcome::NotFound);
             };
             let before = subscriber.secrets;
@@ -69,12 +70,13 @@ impl Store {
             }
             let after = match apply_rotation(&before, new.clone(), grace, now) {
                 Ok(after) => after,
-                Err(until) => return Ok(RotateOutcome::TooMany { until }),
+                Err(until) => return Ok(RotateOutcome::TooManyActive { until }),
             };
             let update = self
+                .store
                 .client
                 .update_item()
-                .table_name(&self.tables.webhooks)
+                .table_name(&self.store.tables.webhooks)
                 .set_key(Some(key_schema::webhook(account, id).into_item()))
                 .update_expression("SET #secrets = :after, updated_at = :now")
                 .condition_expression("#secrets = :before")
@@ -103,7 +105,7 @@ impl Store {
 }
 
 fn outcome(secrets: &[StoredSecret]) -> RotateOutcome {
-    RotateOutcome::Done {
+    RotateOutcome::Rotated {
         live: secrets.len(),
         previous_until: secrets.get(1).and_then(StoredSecret::until),
     }

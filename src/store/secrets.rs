@@ -5,6 +5,7 @@
 
 use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
 
+use aws_config::SdkConfig;
 use aws_sdk_dynamodb::{error::ProvideErrorMetadata, types::AttributeValue};
 use aws_sdk_kms::primitives::Blob;
 use base64::{Engine, engine::general_purpose::STANDARD};
@@ -16,7 +17,6 @@ use super::{
     Error, Item, Result, Store, corrupt_item, from_item, into_condition_result,
     key_schema::{self, PrimaryKey},
     serialize_error, to_item,
-    webhooks::WebhookRecord,
 };
 use crate::random;
 use crate::{aws::format_sdk_error, clock::Stopwatch, concurrency};
@@ -100,6 +100,17 @@ struct CacheState {
 }
 
 impl DataKeyCache {
+    /// A cache of data keys that this KMS key wraps. Without one, secrets are stored unencrypted.
+    pub fn for_kms_key(config: &SdkConfig, key_id: Option<String>) -> Self {
+        Self::new(match key_id {
+            None => KeyProvider::None,
+            Some(key_id) => KeyProvider::Kms {
+                client: aws_sdk_kms::Client::new(config),
+                key_id,
+            },
+        })
+    }
+
     /// A vault whose data keys are wrapped so.
     pub fn new(wrapping: KeyProvider) -> Self {
         Self {
@@ -183,31 +194,44 @@ struct DataKeyRow {
     created_at: Timestamp,
 }
 
-impl Store {
+/// See [`Store::secrets`].
+#[derive(Clone, Copy, Debug)]
+pub struct Secrets<'a> {
+    store: &'a Store,
+}
+
+impl<'a> Secrets<'a> {
+    pub(super) const fn new(store: &'a Store) -> Self {
+        Self { store }
+    }
+}
+
+impl Secrets<'_> {
     /// The data key that secrets are sealed with from now on, a new one if there is none yet that the set key wrapped; `None` if
     /// they are stored as they are.
     ///
     /// # Errors
     /// If DynamoDB or KMS does not answer, or the newest data key was wrapped by another key.
-    pub async fn sealing_key(&self, now: Timestamp) -> Result<Option<Arc<DataKey>>> {
-        if matches!(self.vault.wrapping, KeyProvider::None) {
+    pub async fn active_data_key(self, now: Timestamp) -> Result<Option<Arc<DataKey>>> {
+        if matches!(self.store.vault.wrapping, KeyProvider::None) {
             return Ok(None);
         }
-        let mut known = self.vault.known.lock().await;
+        let mut known = self.store.vault.known.lock().await;
         if let Some(key) = known.sealing.and_then(|version| known.keys.get(&version)) {
             return Ok(Some(key.clone()));
         }
         for _ in 0..MAX_TRIES {
             let newest = self.newest_data_key().await?;
             let version = newest.as_ref().map_or(0, |(version, _)| *version);
-            let key =
-                match newest.filter(|(_, row)| self.vault.wrapping.is_of(row.kms_key.as_deref())) {
-                    Some((version, row)) => Arc::new(self.unwrap(version, &row).await?),
-                    None => match self.start(version + 1, now).await? {
-                        Some(key) => Arc::new(key),
-                        None => continue,
-                    },
-                };
+            let key = match newest
+                .filter(|(_, row)| self.store.vault.wrapping.is_of(row.kms_key.as_deref()))
+            {
+                Some((version, row)) => Arc::new(self.unwrap_data_key(version, &row).await?),
+                None => match self.create_data_key(version + 1, now).await? {
+                    Some(key) => Arc::new(key),
+                    None => continue,
+                },
+            };
             known.sealing = Some(key.version());
             known.keys.insert(key.version(), key.clone());
             return Ok(Some(key));
@@ -221,16 +245,16 @@ impl Store {
     ///
     /// # Errors
     /// If DynamoDB or KMS does not answer, or nothing wraps data keys.
-    pub async fn start_data_key(&self, now: Timestamp) -> Result<u32> {
-        let mut known = self.vault.known.lock().await;
+    pub async fn rotate_data_key(self, now: Timestamp) -> Result<u32> {
+        let mut known = self.store.vault.known.lock().await;
         for _ in 0..MAX_TRIES {
             let newest = self.newest_data_key().await?;
             // A new one beside one that does not open would leave the tables with no key that opens everything.
             if let Some((version, row)) = &newest {
-                self.unwrap(*version, row).await?;
+                self.unwrap_data_key(*version, row).await?;
             }
             if let Some(key) = self
-                .start(newest.map_or(0, |(version, _)| version) + 1, now)
+                .create_data_key(newest.map_or(0, |(version, _)| version) + 1, now)
                 .await?
             {
                 let version = key.version();
@@ -248,19 +272,18 @@ impl Store {
     ///
     /// # Errors
     /// [`Error::Internal`] if a secret was not sealed for this webhook, and never will open; others if it does not for now.
-    pub async fn secrets_of(
-        &self,
+    pub async fn decrypt_active(
+        self,
         account: &AccountId,
-        subscriber: &WebhookRecord,
+        webhook: WebhookId,
+        stored: &[StoredSecret],
         now: Timestamp,
     ) -> Result<Vec<Secret>> {
-        let mut secrets = Vec::with_capacity(subscriber.secrets.len());
-        for stored in subscriber
-            .secrets
-            .iter()
-            .filter(|stored| stored.is_live(now))
-        {
-            secrets.push(self.open(account, subscriber.webhook.id, stored).await?);
+        let mut secrets = Vec::with_capacity(stored.len());
+        for secret in stored {
+            if secret.is_live(now) {
+                secrets.push(self.decrypt(account, webhook, secret).await?);
+            }
         }
         Ok(secrets)
     }
@@ -270,18 +293,20 @@ impl Store {
     ///
     /// # Errors
     /// If DynamoDB or KMS does not answer, or a secret was not sealed for its webhook.
-    pub async fn reseal(
-        &self,
+    pub async fn reencrypt_page(
+        self,
         from: Option<ReencryptCursor>,
         now: Timestamp,
     ) -> Result<(ReencryptStats, Option<ReencryptCursor>)> {
-        let key = self.sealing_key(now).await?;
-        let key = key
-            .ok_or_else(|| Error::Locked("nothing is set that could wrap a data key".to_owned()))?;
+        let key = self.active_data_key(now).await?;
+        let key = key.ok_or_else(|| {
+            Error::KeyUnavailable("nothing is set that could wrap a data key".to_owned())
+        })?;
         let scan = self
+            .store
             .client
             .scan()
-            .table_name(&self.tables.webhooks)
+            .table_name(&self.store.tables.webhooks)
             .consistent_read(true)
             .filter_expression("begins_with(SK, :webhook) AND attribute_exists(#secrets)")
             .expression_attribute_names("#secrets", SECRETS)
@@ -296,7 +321,7 @@ impl Store {
         for done in concurrency::join_bounded(
             items
                 .into_iter()
-                .map(|item| self.reseal_one(item, &key))
+                .map(|item| self.reencrypt_webhook(item, &key))
                 .collect(),
             REENCRYPT_CONCURRENCY,
         )
@@ -312,7 +337,7 @@ impl Store {
     }
 
     /// Whether it was sealed anew, or changed by others meanwhile; `None` if there was nothing to do.
-    async fn reseal_one(&self, item: Item, key: &DataKey) -> Result<Option<bool>> {
+    async fn reencrypt_webhook(self, item: Item, key: &DataKey) -> Result<Option<bool>> {
         let text = |name: &str| item.get(name).and_then(|value| value.as_s().ok());
         let webhook = text(key_schema::PK).and_then(|pk| key_schema::parse_account(pk));
         let webhook =
@@ -332,14 +357,15 @@ impl Store {
                 Some(key),
                 &account,
                 id,
-                &self.open(&account, id, secret).await?,
+                &self.decrypt(&account, id, secret).await?,
             )
             .form;
         }
         let update = self
+            .store
             .client
             .update_item()
-            .table_name(&self.tables.webhooks)
+            .table_name(&self.store.tables.webhooks)
             .set_key(Some(key_schema::webhook(&account, id).into_item()))
             .update_expression("SET #secrets = :after")
             .condition_expression("#secrets = :before")
@@ -352,8 +378,8 @@ impl Store {
         into_condition_result(update.send().await).map(Some)
     }
 
-    async fn open(
-        &self,
+    async fn decrypt(
+        self,
         account: &AccountId,
         id: WebhookId,
         stored: &StoredSecret,
@@ -372,11 +398,11 @@ impl Store {
 
     /// The fingerprint of what has this hash, by the data key that seals.
     pub(super) async fn fingerprint(
-        &self,
+        self,
         sha256: &[u8; 32],
         now: Timestamp,
     ) -> Result<Fingerprint> {
-        Ok(match self.sealing_key(now).await? {
+        Ok(match self.active_data_key(now).await? {
             None => Fingerprint {
                 fingerprint: hex::encode(sha256),
                 data_key: None,
@@ -389,8 +415,8 @@ impl Store {
     }
 
     /// Whether `encrypt_secret` is the fingerprint of what has this hash.
-    pub(super) async fn is_fingerprint(
-        &self,
+    pub(super) async fn fingerprint_matches(
+        self,
         stored: &Fingerprint,
         sha256: &[u8; 32],
     ) -> Result<bool> {
@@ -402,41 +428,42 @@ impl Store {
     }
 
     /// The data key of this version.
-    async fn data_key(&self, version: u32) -> Result<Arc<DataKey>> {
-        let mut known = self.vault.known.lock().await;
+    async fn data_key(self, version: u32) -> Result<Arc<DataKey>> {
+        let mut known = self.store.vault.known.lock().await;
         if let Some(key) = known.keys.get(&version) {
             return Ok(key.clone());
         }
         if let Some((since, why)) = known.locked.get(&version)
             && since.elapsed() < UNAVAILABLE_TTL
         {
-            return Err(Error::Locked(why.clone()));
+            return Err(Error::KeyUnavailable(why.clone()));
         }
-        let item = self.item(key_schema::data_key(version)).await?;
+        let item = self.store.item(key_schema::data_key(version)).await?;
         let row = from_item(
             item.ok_or_else(|| corrupt_item("data key version: there is no such data key"))?,
         )?;
-        match self.unwrap(version, &row).await {
+        match self.unwrap_data_key(version, &row).await {
             Ok(key) => {
                 let key = Arc::new(key);
                 known.keys.insert(version, key.clone());
                 Ok(key)
             }
-            Err(Error::Locked(why)) => {
+            Err(Error::KeyUnavailable(why)) => {
                 known
                     .locked
                     .insert(version, (Stopwatch::start(), why.clone()));
-                Err(Error::Locked(why))
+                Err(Error::KeyUnavailable(why))
             }
             Err(error) => Err(error),
         }
     }
 
-    async fn newest_data_key(&self) -> Result<Option<(u32, DataKeyRow)>> {
+    async fn newest_data_key(self) -> Result<Option<(u32, DataKeyRow)>> {
         let query = self
+            .store
             .client
             .query()
-            .table_name(&self.tables.webhooks)
+            .table_name(&self.store.tables.webhooks)
             .consistent_read(true)
             .key_condition_expression("PK = :data_keys")
             .expression_attribute_values(
@@ -455,10 +482,10 @@ impl Store {
     }
 
     /// Starts the data key of this version; `None` if there is one.
-    async fn start(&self, version: u32, now: Timestamp) -> Result<Option<DataKey>> {
-        let (bytes, wrapped, kms_key) = match &self.vault.wrapping {
+    async fn create_data_key(self, version: u32, now: Timestamp) -> Result<Option<DataKey>> {
+        let (bytes, wrapped, kms_key) = match &self.store.vault.wrapping {
             KeyProvider::None => {
-                return Err(Error::Locked(
+                return Err(Error::KeyUnavailable(
                     "nothing is set that could wrap a data key".to_owned(),
                 ));
             }
@@ -476,7 +503,7 @@ impl Store {
                     .send()
                     .await
                     .map_err(|error| kms_error(&error))?;
-                let missing = || Error::Locked("KMS answered without a key".to_owned());
+                let missing = || Error::KeyUnavailable("KMS answered without a key".to_owned());
                 let bytes = made
                     .plaintext
                     .map(Blob::into_inner)
@@ -499,9 +526,10 @@ impl Store {
             created_at: now,
         };
         let put = self
+            .store
             .client
             .put_item()
-            .table_name(&self.tables.webhooks)
+            .table_name(&self.store.tables.webhooks)
             .set_item(Some(to_item(&row)?));
         let started = into_condition_result(
             put.condition_expression("attribute_not_exists(PK)")
@@ -513,10 +541,11 @@ impl Store {
 
     /// What cannot be unwrapped may be another time, when the settings or the permissions are right again: until then what
     /// needs it waits, and is not given up.
-    async fn unwrap(&self, version: u32, row: &DataKeyRow) -> Result<DataKey> {
-        let wrong =
-            |what: &str| Error::Locked(format!("data key {version} cannot be unwrapped: {what}"));
-        let bytes = match (&self.vault.wrapping, &row.kms_key) {
+    async fn unwrap_data_key(self, version: u32, row: &DataKeyRow) -> Result<DataKey> {
+        let wrong = |what: &str| {
+            Error::KeyUnavailable(format!("data key {version} cannot be unwrapped: {what}"))
+        };
+        let bytes = match (&self.store.vault.wrapping, &row.kms_key) {
             (KeyProvider::Kms { client, .. }, Some(kms_key)) => {
                 let wrapped = STANDARD.decode(&row.wrapped).map_err(|_| wrong("it is not base64"))?;
                 let opened = client
@@ -568,5 +597,5 @@ where
     E: std::error::Error + ProvideErrorMetadata + 'static,
     R: fmt::Debug + 'static,
 {
-    Error::Locked(format!("KMS: {}", format_sdk_error(error)))
+    Error::KeyUnavailable(format!("KMS: {}", format_sdk_error(error)))
 }

@@ -3,9 +3,10 @@
 use aws_sdk_dynamodb::types::{AttributeValue, Delete, Put, TransactWriteItem, Update};
 
 use super::{
-    Result, Store, key_schema,
+    Result, key_schema,
     secrets::{SECRETS, encrypt_secret},
     serialize_error,
+    webhooks::Webhooks,
 };
 use nano_webhooks_core::{
     timestamp::Timestamp,
@@ -30,13 +31,13 @@ pub struct WebhookUpdate {
 /// Why a webhook is disabled that its owner has disabled.
 const DISABLED_BY_OWNER: &str = "Disabled through the API.";
 
-impl Store {
+impl Webhooks<'_> {
     /// Changes a webhook; `false` if the account has none with this id.
     ///
     /// # Errors
     /// If DynamoDB does not answer.
-    pub async fn change_webhook(
-        &self,
+    pub async fn update(
+        self,
         account: &AccountId,
         id: WebhookId,
         change: &WebhookUpdate,
@@ -46,17 +47,17 @@ impl Store {
             None => None,
             Some(None) => Some(Vec::new()),
             Some(Some(secret)) => {
-                let key = self.sealing_key(now).await?;
+                let key = self.store.secrets().active_data_key(now).await?;
                 Some(vec![encrypt_secret(key.as_deref(), account, id, secret)])
             }
         };
         let secrets = secrets
             .map(|secrets| serde_dynamo::to_attribute_value(secrets).map_err(serialize_error))
             .transpose()?;
-        let update = self.update(account, id, change, secrets, now);
+        let update = self.build_update(account, id, change, secrets, now);
         let mut parts = vec![TransactWriteItem::builder().update(update).build()];
         if change.status == Some(WebhookStatus::Active) || change.url.is_some() {
-            let health = Delete::builder().table_name(&self.tables.webhooks);
+            let health = Delete::builder().table_name(&self.store.tables.webhooks);
             let health = health
                 .set_key(Some(key_schema::health(account, id).into_item()))
                 .build();
@@ -67,7 +68,7 @@ impl Store {
             );
         }
         if change.status == Some(WebhookStatus::Active) {
-            let parked = Put::builder().table_name(&self.tables.webhooks);
+            let parked = Put::builder().table_name(&self.store.tables.webhooks);
             let parked = parked.set_item(Some(key_schema::pending_resume(account, id).into_item()));
             let parked = parked
                 .item(
@@ -81,11 +82,11 @@ impl Store {
                     .build(),
             );
         }
-        self.transact(parts).await
+        self.store.transact(parts).await
     }
 
-    fn update(
-        &self,
+    fn build_update(
+        self,
         account: &AccountId,
         id: WebhookId,
         change: &WebhookUpdate,
@@ -134,7 +135,7 @@ impl Store {
         };
         let expression = format!("SET {}{removes}", sets.join(", "));
         let mut update = Update::builder()
-            .table_name(&self.tables.webhooks)
+            .table_name(&self.store.tables.webhooks)
             .set_key(Some(key_schema::webhook(account, id).into_item()))
             .update_expression(expression)
             .condition_expression("attribute_exists(PK)");

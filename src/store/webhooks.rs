@@ -27,7 +27,7 @@ use nano_webhooks_core::{
 
 /// How long a transaction is tried again when others change the same account at the same time. Each round one of them gets
 /// through.
-const TRANSACTION_RETRY_LIMIT: Duration = Duration::from_secs(5);
+pub(super) const TRANSACTION_RETRY_LIMIT: Duration = Duration::from_secs(5);
 
 /// A webhook and the health of its endpoint.
 #[derive(Clone, Debug)]
@@ -91,7 +91,7 @@ pub enum CreateOutcome {
     /// The account has as many webhooks as it may have.
     LimitReached,
     /// The `Idempotency-Key` was used with another body.
-    KeyReused,
+    IdempotencyKeyReused,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -136,13 +136,25 @@ pub(super) struct AccountCounters {
     webhooks: u64,
 }
 
-impl Store {
+/// See [`Store::webhooks`].
+#[derive(Clone, Copy, Debug)]
+pub struct Webhooks<'a> {
+    pub(super) store: &'a Store,
+}
+
+impl<'a> Webhooks<'a> {
+    pub(super) const fn new(store: &'a Store) -> Self {
+        Self { store }
+    }
+}
+
+impl Webhooks<'_> {
     /// All webhooks of an account in id order.
     ///
     /// # Errors
     /// If DynamoDB does not answer, or holds an item that breaks the rules.
-    pub async fn webhooks(&self, account: &AccountId) -> Result<Vec<Webhook>> {
-        let subscribers = self.subscribers(account).await?.into_iter();
+    pub async fn list(self, account: &AccountId) -> Result<Vec<Webhook>> {
+        let subscribers = self.list_records(account).await?.into_iter();
         subscribers
             .map(|subscriber| subscriber.map(|subscriber| subscriber.webhook))
             .collect()
@@ -153,8 +165,8 @@ impl Store {
     ///
     /// # Errors
     /// If DynamoDB does not answer.
-    pub async fn subscribers(&self, account: &AccountId) -> Result<Vec<Result<WebhookRecord>>> {
-        self.subscribers_under(account, key_schema::WEBHOOK_PREFIX)
+    pub async fn list_records(self, account: &AccountId) -> Result<Vec<Result<WebhookRecord>>> {
+        self.query_records(account, key_schema::WEBHOOK_PREFIX)
             .await
     }
 
@@ -162,27 +174,28 @@ impl Store {
     ///
     /// # Errors
     /// If DynamoDB does not answer, or holds an item that breaks the rules.
-    pub async fn subscriber(
-        &self,
+    pub async fn get_record(
+        self,
         account: &AccountId,
         id: WebhookId,
     ) -> Result<Option<WebhookRecord>> {
-        self.subscribers_under(account, &key_schema::webhook(account, id).sk)
+        self.query_records(account, &key_schema::webhook(account, id).sk)
             .await?
             .pop()
             .transpose()
     }
 
     /// From a strongly consistent query: a webhook created a moment ago is among them.
-    async fn subscribers_under(
-        &self,
+    async fn query_records(
+        self,
         account: &AccountId,
         prefix: &str,
     ) -> Result<Vec<Result<WebhookRecord>>> {
         let mut pages = self
+            .store
             .client
             .query()
-            .table_name(&self.tables.webhooks)
+            .table_name(&self.store.tables.webhooks)
             .consistent_read(true)
             .key_condition_expression("PK = :account AND begins_with(SK, :webhook)")
             .expression_attribute_values(
@@ -222,17 +235,18 @@ impl Store {
     ///
     /// # Errors
     /// If DynamoDB does not answer.
-    pub async fn keep_health(
-        &self,
+    pub async fn put_health(
+        self,
         account: &AccountId,
         id: WebhookId,
         health: &EndpointHealth,
     ) -> Result<()> {
         let mut item = key_schema::health(account, id).into_item();
         item.extend(to_item(health)?);
-        self.client
+        self.store
+            .client
             .put_item()
-            .table_name(&self.tables.webhooks)
+            .table_name(&self.store.tables.webhooks)
             .set_item(Some(item))
             .send()
             .await?;
@@ -244,8 +258,8 @@ impl Store {
     ///
     /// # Errors
     /// If DynamoDB does not answer.
-    pub async fn disable_webhook(
-        &self,
+    pub async fn disable(
+        self,
         account: &AccountId,
         webhook: &Webhook,
         reason: &str,
@@ -254,7 +268,7 @@ impl Store {
         retention: Duration,
     ) -> Result<bool> {
         let update = Update::builder()
-            .table_name(&self.tables.webhooks)
+            .table_name(&self.store.tables.webhooks)
             .set_key(Some(key_schema::webhook(account, webhook.id).into_item()))
             .update_expression(
                 "SET #status = :disabled, disabled_reason = :reason, updated_at = :now",
@@ -274,9 +288,13 @@ impl Store {
             .expect("every required part is set");
         let mut parts = vec![TransactWriteItem::builder().update(update).build()];
         for delivery in tell {
-            parts.push(self.recording(delivery, now, retention));
+            parts.push(
+                self.store
+                    .deliveries()
+                    .transact_put(delivery, now, retention),
+            );
         }
-        self.transact(parts).await
+        self.store.transact(parts).await
     }
 
     /// Creates a webhook: counter, limit, webhook and idempotency record in one transaction, so that two requests at the
@@ -284,8 +302,8 @@ impl Store {
     ///
     /// # Errors
     /// If DynamoDB does not answer.
-    pub async fn create_webhook(
-        &self,
+    pub async fn create(
+        self,
         account: &AccountId,
         new: &NewWebhook,
         limit: u32,
@@ -294,23 +312,24 @@ impl Store {
     ) -> Result<CreateOutcome> {
         if let Some(given) = idempotency
             && let Some(record) = self
+                .store
                 .item(key_schema::idempotency(account, &given.key))
                 .await?
-            && let Some(answer) = self.replay(record, given, now).await?
+            && let Some(answer) = self.idempotent_response(record, given, now).await?
         {
             return Ok(answer);
         }
         let key = if new.secret.is_some() {
-            self.sealing_key(now).await?
+            self.store.secrets().active_data_key(now).await?
         } else {
             None
         };
         let fingerprint = match idempotency {
-            Some(given) => Some(self.fingerprint(&given.sha256, now).await?),
+            Some(given) => Some(self.store.secrets().fingerprint(&given.sha256, now).await?),
             None => None,
         };
         let record = idempotency.zip(fingerprint);
-        let mut last_id = self.counter(account).await?.last_id;
+        let mut last_id = self.account_counters(account).await?.last_id;
         let deadline = Deadline::after(TRANSACTION_RETRY_LIMIT);
         for tried in 0.. {
             if deadline.remaining().is_zero() {
@@ -322,7 +341,7 @@ impl Store {
                 events: new.events.clone(),
                 status: WebhookStatus::Active,
             };
-            let transaction = self.creation(
+            let transaction = self.create_transaction(
                 account,
                 new,
                 &webhook,
@@ -333,6 +352,7 @@ impl Store {
                 now,
             )?;
             let sent = self
+                .store
                 .client
                 .transact_write_items()
                 .set_transact_items(Some(transaction))
@@ -349,7 +369,7 @@ impl Store {
             let undecided = earlier.as_ref().is_some_and(is_conflict);
             if let (Some(given), Some(earlier)) =
                 (idempotency, earlier.and_then(|reason| reason.item))
-                && let Some(answer) = self.replay(earlier, given, now).await?
+                && let Some(answer) = self.idempotent_response(earlier, given, now).await?
             {
                 return Ok(answer);
             }
@@ -364,7 +384,7 @@ impl Store {
                 Some(counter) => counter.last_id,
                 None => {
                     sleep_with_backoff(tried).await;
-                    self.counter(account).await?.last_id
+                    self.account_counters(account).await?.last_id
                 }
             };
         }
@@ -374,8 +394,9 @@ impl Store {
     }
 
     /// What the account has counted; nothing if it has never had a webhook.
-    pub(super) async fn counter(&self, account: &AccountId) -> Result<AccountCounters> {
+    pub(super) async fn account_counters(self, account: &AccountId) -> Result<AccountCounters> {
         Ok(self
+            .store
             .item(key_schema::account_counters(account))
             .await?
             .map(from_item)
@@ -384,8 +405,8 @@ impl Store {
     }
 
     /// What an unexpired record of the same `Idempotency-Key` answers; `None` if the record has expired.
-    async fn replay(
-        &self,
+    async fn idempotent_response(
+        self,
         record: Item,
         given: &IdempotencyKey,
         now: Timestamp,
@@ -395,10 +416,12 @@ impl Store {
             return Ok(None);
         }
         if !self
-            .is_fingerprint(&record.fingerprint, &given.sha256)
+            .store
+            .secrets()
+            .fingerprint_matches(&record.fingerprint, &given.sha256)
             .await?
         {
-            return Ok(Some(CreateOutcome::KeyReused));
+            return Ok(Some(CreateOutcome::IdempotencyKeyReused));
         }
         let id = WebhookId::new(record.id).ok_or_else(|| corrupt_item("webhook id"))?;
         Ok(Some(CreateOutcome::Webhook(
@@ -410,8 +433,8 @@ impl Store {
         clippy::too_many_arguments,
         reason = "each is another part of the one transaction"
     )]
-    fn creation(
-        &self,
+    fn create_transaction(
+        self,
         account: &AccountId,
         new: &NewWebhook,
         webhook: &Webhook,
@@ -421,7 +444,7 @@ impl Store {
         idempotency: Option<&(&IdempotencyKey, Fingerprint)>,
         now: Timestamp,
     ) -> Result<Vec<TransactWriteItem>> {
-        let table = &self.tables.webhooks;
+        let table = &self.store.tables.webhooks;
         let counter = Update::builder()
             .table_name(table)
             .set_key(Some(key_schema::account_counters(account).into_item()))
@@ -496,109 +519,40 @@ impl Store {
     ///
     /// # Errors
     /// If DynamoDB does not answer.
-    pub async fn delete_webhook(&self, account: &AccountId, id: WebhookId) -> Result<bool> {
+    pub async fn delete(self, account: &AccountId, id: WebhookId) -> Result<bool> {
         let webhook = Delete::builder()
-            .table_name(&self.tables.webhooks)
+            .table_name(&self.store.tables.webhooks)
             .set_key(Some(key_schema::webhook(account, id).into_item()))
             .condition_expression("attribute_exists(PK)")
             .build()
             .expect("every required part is set");
         let health = Delete::builder()
-            .table_name(&self.tables.webhooks)
+            .table_name(&self.store.tables.webhooks)
             .set_key(Some(key_schema::health(account, id).into_item()))
             .build()
             .expect("every required part is set");
         let counter = Update::builder()
-            .table_name(&self.tables.webhooks)
+            .table_name(&self.store.tables.webhooks)
             .set_key(Some(key_schema::account_counters(account).into_item()))
             .update_expression("ADD webhooks :less")
             .expression_attribute_values(":less", AttributeValue::N("-1".to_owned()))
             .build()
             .expect("every required part is set");
-        self.transact(vec![
-            TransactWriteItem::builder().delete(webhook).build(),
-            TransactWriteItem::builder().delete(health).build(),
-            TransactWriteItem::builder().update(counter).build(),
-        ])
-        .await
+        self.store
+            .transact(vec![
+                TransactWriteItem::builder().delete(webhook).build(),
+                TransactWriteItem::builder().delete(health).build(),
+                TransactWriteItem::builder().update(counter).build(),
+            ])
+            .await
     }
 
-    /// Writes all parts or none, again while others change the same items; `false` if a part's condition does not hold.
-    pub(super) async fn transact(&self, parts: Vec<TransactWriteItem>) -> Result<bool> {
-        Ok(self.transact_all(parts).await?.is_ok())
-    }
-
-    /// The same; `Err` names the first part whose condition does not hold.
-    pub(super) async fn transact_all(
-        &self,
-        parts: Vec<TransactWriteItem>,
-    ) -> Result<std::result::Result<(), usize>> {
-        let deadline = Deadline::after(TRANSACTION_RETRY_LIMIT);
-        for tried in 0.. {
-            if deadline.remaining().is_zero() {
-                break;
-            }
-            let request = self
-                .client
-                .transact_write_items()
-                .set_transact_items(Some(parts.clone()));
-            let reasons = match request.send().await {
-                Ok(_) => return Ok(Ok(())),
-                Err(error) => cancellation_reasons(error)?,
-            };
-            if let Some(refused) = reasons.iter().position(is_condition_failure) {
-                return Ok(Err(refused));
-            }
-            sleep_with_backoff(tried).await;
-        }
-        Err(Error::Unavailable(
-            "too many changes of one account at the same time".to_owned(),
-        ))
-    }
-
-    /// The webhooks that are marked in a partition for what sweeps go on with, at most so many. A mark that cannot be read harms
-    /// no other.
-    pub(super) async fn marked<T>(
-        &self,
-        partition: &str,
-        at_most: usize,
-        read: impl Fn(AccountId, WebhookId, &Item) -> Option<T>,
-    ) -> Result<Vec<T>> {
-        let mut items = self
-            .client
-            .query()
-            .table_name(&self.tables.webhooks)
-            .consistent_read(true)
-            .key_condition_expression("PK = :partition")
-            .expression_attribute_values(":partition", attr_s(partition))
-            .into_paginator()
-            .items()
-            .send();
-        let mut found = Vec::new();
-        while found.len() < at_most
-            && let Some(item) = items.next().await
-        {
-            let item = item?;
-            let of = item
-                .get(key_schema::SK)
-                .and_then(|sk| key_schema::parse_deliveries(sk.as_s().ok()?));
-            let mark = of.and_then(|(account, webhook)| read(account, webhook, &item));
-            if mark.is_none() {
-                tracing::error!(partition, sort_key = ?item.get(key_schema::SK), "a mark cannot be read and is left out");
-            }
-            found.extend(mark);
-        }
-        Ok(found)
-    }
-
-    /// One item, strongly consistent.
-    pub(super) async fn item(&self, key: PrimaryKey) -> Result<Option<Item>> {
-        let get = self
-            .client
-            .get_item()
-            .table_name(&self.tables.webhooks)
-            .consistent_read(true);
-        Ok(get.set_key(Some(key.into_item())).send().await?.item)
+    /// Whether the account has, or has had, a webhook with this id: the log of a deleted one stays readable.
+    ///
+    /// # Errors
+    /// If DynamoDB does not answer.
+    pub async fn ever_existed(self, account: &AccountId, id: WebhookId) -> Result<bool> {
+        Ok(id.get() <= self.account_counters(account).await?.last_id)
     }
 }
 

@@ -75,7 +75,8 @@ impl TestApp {
         let key = ApiKey::from_random(&random::bytes());
         world
             .store
-            .add_key(&account("acme"), &key, clock.now())
+            .api_keys()
+            .insert(&account("acme"), &key, clock.now())
             .await
             .unwrap();
         let router = routed(
@@ -397,7 +398,8 @@ async fn a_missing_or_invalid_key_is_refused_in_the_documented_words() {
     let revoked = app
         .world
         .store
-        .revoke_key(&account("acme"), app.key.prefix())
+        .api_keys()
+        .revoke(&account("acme"), app.key.prefix())
         .await
         .unwrap();
     assert!(revoked);
@@ -410,11 +412,12 @@ async fn a_key_shows_the_day_of_its_last_use_and_its_beginning_alone() {
     let (acme, unused) = (account("acme"), ApiKey::from_random(&random::bytes()));
     app.world
         .store
-        .add_key(&acme, &unused, app.clock.now())
+        .api_keys()
+        .insert(&acme, &unused, app.clock.now())
         .await
         .unwrap();
     let used_on = async || {
-        let listed = app.world.store.keys_of(&acme).await.unwrap();
+        let listed = app.world.store.api_keys().list(&acme).await.unwrap();
         assert_eq!(listed.len(), 2);
         let of = |key: &ApiKey| {
             listed
@@ -496,7 +499,8 @@ async fn another_accounts_webhook_does_not_exist() {
     let (theirs, other) = (ApiKey::from_random(&random::bytes()), account("other"));
     app.world
         .store
-        .add_key(&other, &theirs, app.clock.now())
+        .api_keys()
+        .insert(&other, &theirs, app.clock.now())
         .await
         .unwrap();
     app.create(valid()).await;
@@ -580,7 +584,8 @@ async fn every_route_asks_for_a_key_and_shows_nothing_of_another_account() {
     let (theirs, other) = (ApiKey::from_random(&random::bytes()), account("other"));
     app.world
         .store
-        .add_key(&other, &theirs, app.clock.now())
+        .api_keys()
+        .insert(&other, &theirs, app.clock.now())
         .await
         .unwrap();
     let other = TestApp { key: theirs, ..app };
@@ -1024,6 +1029,7 @@ async fn deliveries_are_listed_shown_and_retried() {
     assert_eq!(timer.due, app.clock.now());
     app.world
         .store
+        .leases()
         .claim(&timer.message.key, 1, app.clock.now())
         .await
         .unwrap();
@@ -1105,7 +1111,8 @@ async fn a_question_to_the_log_that_is_not_as_expected_is_refused_with_its_name(
     let (theirs, other) = (ApiKey::from_random(&random::bytes()), account("other"));
     app.world
         .store
-        .add_key(&other, &theirs, app.clock.now())
+        .api_keys()
+        .insert(&other, &theirs, app.clock.now())
         .await
         .unwrap();
     let app = TestApp { key: theirs, ..app };

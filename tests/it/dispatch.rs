@@ -62,7 +62,8 @@ pub async fn subscribe_to(
     };
     match world
         .store
-        .create_webhook(&account(who), &new, 50, None, Clock::system().now())
+        .webhooks()
+        .create(&account(who), &new, 50, None, Clock::system().now())
         .await
         .unwrap()
     {
@@ -123,7 +124,8 @@ async fn delivery(world: &TestTables, webhook: WebhookId, event: &str) -> Delive
     };
     world
         .store
-        .delivery(&key)
+        .deliveries()
+        .get(&key)
         .await
         .unwrap()
         .unwrap_or_else(|| panic!("no delivery of {event}"))
@@ -480,7 +482,8 @@ async fn attempts_that_wait_for_their_endpoints_keep_no_other_from_beginning() {
         let webhook = subscribe(&world, "acme", &receiver.url("/hang"), None).await;
         world
             .store
-            .keep_health(&account("acme"), webhook, &well)
+            .webhooks()
+            .put_health(&account("acme"), webhook, &well)
             .await
             .unwrap();
     }

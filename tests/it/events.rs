@@ -50,7 +50,8 @@ async fn the_api_function_answers_each_sample_as_api_gateway_expects() {
     let key = ApiKey::from_random(&random::bytes());
     world
         .store
-        .add_key(&account("acme"), &key, Clock::system().now())
+        .api_keys()
+        .insert(&account("acme"), &key, Clock::system().now())
         .await
         .unwrap();
     let limits = RateLimits {
@@ -98,7 +99,8 @@ async fn with_a_claim_set_the_authorizer_in_front_names_the_account_and_without_
     let key = ApiKey::from_random(&random::bytes());
     world
         .store
-        .add_key(&account("acme"), &key, Clock::system().now())
+        .api_keys()
+        .insert(&account("acme"), &key, Clock::system().now())
         .await
         .unwrap();
     subscribe(&world, "acme", "https://example.com/acme", None).await;

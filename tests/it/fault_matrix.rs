@@ -228,7 +228,8 @@ impl FaultCase {
                 };
                 world
                     .store
-                    .keep_health(&account("acme"), webhook, &slow)
+                    .webhooks()
+                    .put_health(&account("acme"), webhook, &slow)
                     .await
                     .unwrap();
             }

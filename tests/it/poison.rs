@@ -91,7 +91,13 @@ impl PoisonFixture {
     }
 
     async fn kept(&self) -> Vec<PoisonRecord> {
-        let page = self.world.store.poison_page(DAY, None, 100).await.unwrap();
+        let page = self
+            .world
+            .store
+            .poison()
+            .list_page(DAY, None, 100)
+            .await
+            .unwrap();
         assert!(page.next.is_none());
         page.kept
     }
@@ -147,7 +153,8 @@ impl PoisonFixture {
         };
         self.world
             .store
-            .deliveries_of(&account("acme"), webhook, &filter)
+            .delivery_log()
+            .list(&account("acme"), webhook, &filter)
             .await
             .unwrap()
             .deliveries
@@ -274,7 +281,8 @@ async fn each_active_webhook_that_subscribes_gets_the_event_and_no_other() {
         scene
             .world
             .store
-            .change_webhook(&account("acme"), disabled, &change, START)
+            .webhooks()
+            .update(&account("acme"), disabled, &change, START)
             .await
             .unwrap()
     );
@@ -455,13 +463,15 @@ async fn text_that_was_no_record_stays_unless_it_is_one_now() {
         scene
             .world
             .store
-            .keep_poison(&poison, START, START + RETENTION)
+            .poison()
+            .put(&poison, START, START + RETENTION)
             .await
             .unwrap();
         let mut named = scene
             .world
             .store
-            .poison_named(&PoisonId::parse(&format!("{DAY}/{number}")).unwrap())
+            .poison()
+            .find(&PoisonId::parse(&format!("{DAY}/{number}")).unwrap())
             .await;
         let named = named.as_mut().unwrap();
         assert_eq!(named.len(), 1);
@@ -562,17 +572,18 @@ async fn records_are_listed_page_by_page_named_by_their_number_and_counted() {
             image: None,
         };
         store
-            .keep_poison(&poison, START, START + RETENTION)
+            .poison()
+            .put(&poison, START, START + RETENTION)
             .await
             .unwrap();
     }
     let (mut listed, mut from) = (Vec::new(), None);
     loop {
-        let page = store.poison_page(DAY, from, 2).await.unwrap();
+        let page = store.poison().list_page(DAY, from, 2).await.unwrap();
         assert!(page.kept.len() <= 2);
         // What was listed may be taken out before the next page is read.
         for kept in &page.kept {
-            store.drop_poison(kept).await.unwrap();
+            store.poison().delete(kept).await.unwrap();
         }
         listed.extend(page.kept);
         from = page.next;
@@ -587,7 +598,8 @@ async fn records_are_listed_page_by_page_named_by_their_number_and_counted() {
     );
     for kept in &listed {
         store
-            .keep_poison(&kept.poison, START, START + RETENTION)
+            .poison()
+            .put(&kept.poison, START, START + RETENTION)
             .await
             .unwrap();
     }
@@ -599,7 +611,8 @@ async fn records_are_listed_page_by_page_named_by_their_number_and_counted() {
         ("12", &[]),
     ] {
         let named = store
-            .poison_named(&PoisonId::parse(&format!("{DAY}/{number}")).unwrap())
+            .poison()
+            .find(&PoisonId::parse(&format!("{DAY}/{number}")).unwrap())
             .await
             .unwrap();
         let named: Vec<_> = named
@@ -608,9 +621,9 @@ async fn records_are_listed_page_by_page_named_by_their_number_and_counted() {
             .collect();
         assert_eq!(named, streams, "{number}");
     }
-    assert_eq!(store.count_poison(DAY, 100).await.unwrap(), (5, true));
+    assert_eq!(store.poison().count(DAY, 100).await.unwrap(), (5, true));
     assert_eq!(
-        store.count_poison("2024-12-22", 100).await.unwrap(),
+        store.poison().count("2024-12-22", 100).await.unwrap(),
         (0, true)
     );
     for wrong in ["", "1", "2024-12-23/", "2024-13-23/1", "yesterday/1"] {
@@ -633,13 +646,14 @@ async fn the_counting_of_records_ends_with_the_page_that_reaches_its_bound() {
             image: Some("x".repeat(MAX_IMAGE)),
         };
         store
-            .keep_poison(&poison, START, START + RETENTION)
+            .poison()
+            .put(&poison, START, START + RETENTION)
             .await
             .unwrap();
     }
-    let (counted, complete) = store.count_poison(DAY, 1).await.unwrap();
+    let (counted, complete) = store.poison().count(DAY, 1).await.unwrap();
     assert!((1..6).contains(&counted) && !complete, "{counted}");
-    assert_eq!(store.count_poison(DAY, 100).await.unwrap(), (6, true));
+    assert_eq!(store.poison().count(DAY, 100).await.unwrap(), (6, true));
 }
 
 #[tokio::test]
@@ -679,9 +693,10 @@ async fn a_delivery_that_is_hastened_without_a_queue_is_found_by_the_next_sweep(
         event: scene.deliveries(webhook).await.pop().unwrap().event_id,
     };
     let store = &scene.world.store;
-    let found = store.delivery(&key).await.unwrap().unwrap();
+    let found = store.deliveries().get(&key).await.unwrap().unwrap();
     let hastened = store
-        .hasten_for_sweep(&found, START, RETENTION)
+        .leases()
+        .schedule_retry_for_sweep(&found, START, RETENTION)
         .await
         .unwrap()
         .unwrap();
@@ -692,7 +707,8 @@ async fn a_delivery_that_is_hastened_without_a_queue_is_found_by_the_next_sweep(
     // It has changed since `found` was read.
     assert_eq!(
         store
-            .hasten_for_sweep(&found, START, RETENTION)
+            .leases()
+            .schedule_retry_for_sweep(&found, START, RETENTION)
             .await
             .unwrap(),
         None
@@ -704,7 +720,8 @@ async fn a_delivery_that_is_hastened_without_a_queue_is_found_by_the_next_sweep(
     };
     assert!(
         store
-            .change_webhook(&account("acme"), webhook, &change, START)
+            .webhooks()
+            .update(&account("acme"), webhook, &change, START)
             .await
             .unwrap()
     );
@@ -715,21 +732,23 @@ async fn a_delivery_that_is_hastened_without_a_queue_is_found_by_the_next_sweep(
         ("/ok", "2")
     );
     assert_eq!(
-        store.delivery(&key).await.unwrap().unwrap().state,
+        store.deliveries().get(&key).await.unwrap().unwrap().state,
         DeliveryState::Delivered
     );
 
-    let found = store.delivery(&key).await.unwrap().unwrap();
+    let found = store.deliveries().get(&key).await.unwrap().unwrap();
     store
-        .hasten_for_sweep(&found, START, RETENTION)
+        .leases()
+        .schedule_retry_for_sweep(&found, START, RETENTION)
         .await
         .unwrap()
         .unwrap();
-    store.claim(&key, 2, START).await.unwrap();
-    let in_flight = store.delivery(&key).await.unwrap().unwrap();
+    store.leases().claim(&key, 2, START).await.unwrap();
+    let in_flight = store.deliveries().get(&key).await.unwrap().unwrap();
     assert_eq!(
         store
-            .hasten_for_sweep(&in_flight, START, RETENTION)
+            .leases()
+            .schedule_retry_for_sweep(&in_flight, START, RETENTION)
             .await
             .unwrap(),
         None,

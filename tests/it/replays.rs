@@ -120,7 +120,8 @@ impl ReplayFixture {
         self.app
             .world
             .store
-            .delivery(&key)
+            .deliveries()
+            .get(&key)
             .await
             .unwrap()
             .unwrap()
@@ -401,13 +402,22 @@ async fn a_retry_by_hand_that_crosses_a_step_does_not_take_a_delivery_from_its_r
         webhook: WebhookId::new(1).unwrap(),
         event,
     };
-    let read = scene.app.world.store.delivery(&key).await.unwrap().unwrap();
+    let read = scene
+        .app
+        .world
+        .store
+        .deliveries()
+        .get(&key)
+        .await
+        .unwrap()
+        .unwrap();
     let replay = scene.begun(json!({"since": SINCE})).await;
     let crossed = scene
         .app
         .world
         .store
-        .hasten(&read, scene.app.clock.now(), Duration::from_hours(1))
+        .leases()
+        .schedule_retry(&read, scene.app.clock.now(), Duration::from_hours(1))
         .await
         .unwrap();
     assert!(crossed.is_none(), "it has changed since it was read");

@@ -94,7 +94,8 @@ impl RetryFixture {
         let page = self
             .world
             .store
-            .deliveries_of(&account("acme"), webhook, &filter)
+            .delivery_log()
+            .list(&account("acme"), webhook, &filter)
             .await
             .unwrap();
         let mut deliveries = Vec::new();
@@ -104,7 +105,15 @@ impl RetryFixture {
                 webhook,
                 event: listed.event_id,
             };
-            deliveries.push(self.world.store.delivery(&key).await.unwrap().unwrap());
+            deliveries.push(
+                self.world
+                    .store
+                    .deliveries()
+                    .get(&key)
+                    .await
+                    .unwrap()
+                    .unwrap(),
+            );
         }
         deliveries
     }
@@ -136,7 +145,8 @@ impl RetryFixture {
     async fn health(&self, webhook: WebhookId) -> EndpointHealth {
         self.world
             .store
-            .subscriber(&account("acme"), webhook)
+            .webhooks()
+            .get_record(&account("acme"), webhook)
             .await
             .unwrap()
             .unwrap()
@@ -280,6 +290,7 @@ async fn a_worker_that_dies_with_a_claim_is_replaced_when_its_lease_has_run_out(
     scene
         .world
         .store
+        .leases()
         .claim(key, 1, scene.clock.now())
         .await
         .unwrap();
@@ -309,6 +320,7 @@ async fn a_process_that_owns_the_tables_alone_takes_over_at_once() {
     scene
         .world
         .store
+        .leases()
         .claim(&timers[0].message.key, 1, scene.clock.now())
         .await
         .unwrap();
@@ -329,7 +341,8 @@ async fn a_deleted_webhooks_deliveries_are_cancelled_and_stay_readable() {
         scene
             .world
             .store
-            .delete_webhook(&account("acme"), webhook)
+            .webhooks()
+            .delete(&account("acme"), webhook)
             .await
             .unwrap()
     );
@@ -348,6 +361,7 @@ async fn a_deleted_webhooks_deliveries_are_cancelled_and_stay_readable() {
     scene
         .world
         .store
+        .leases()
         .cancel_pending(&account("acme"), webhook, START, Duration::from_hours(1))
         .await
         .unwrap();
@@ -371,7 +385,8 @@ async fn what_is_in_flight_when_its_webhook_is_deleted_is_written_down_before_it
     let timer = scene.timer();
     scene.clock.advance(Duration::from_secs(2));
     let store = &scene.world.store;
-    let ClaimOutcome::Ours(claim) = store
+    let ClaimOutcome::Acquired(claim) = store
+        .leases()
         .claim(&timer.message.key, 1, scene.clock.now())
         .await
         .unwrap()
@@ -379,10 +394,12 @@ async fn what_is_in_flight_when_its_webhook_is_deleted_is_written_down_before_it
         panic!()
     };
     store
-        .delete_webhook(&account("acme"), webhook)
+        .webhooks()
+        .delete(&account("acme"), webhook)
         .await
         .unwrap();
     store
+        .leases()
         .cancel_pending(
             &account("acme"),
             webhook,
@@ -395,7 +412,8 @@ async fn what_is_in_flight_when_its_webhook_is_deleted_is_written_down_before_it
     settled.attempt_count = 2;
     assert!(
         store
-            .settle(&claim, &settled, scene.clock.now(), Duration::from_hours(1))
+            .leases()
+            .complete(&claim, &settled, scene.clock.now(), Duration::from_hours(1))
             .await
             .unwrap()
     );
@@ -454,12 +472,14 @@ async fn what_an_endpoint_answered_that_is_the_webhooks_no_more_disables_nothing
     let webhook = scene.subscribe("/status/410").await;
     let store = &scene.world.store;
     let read = store
-        .subscriber(&account("acme"), webhook)
+        .webhooks()
+        .get_record(&account("acme"), webhook)
         .await
         .unwrap()
         .unwrap();
     store
-        .keep_health(
+        .webhooks()
+        .put_health(
             &account("acme"),
             webhook,
             &EndpointHealth {
@@ -475,7 +495,8 @@ async fn what_an_endpoint_answered_that_is_the_webhooks_no_more_disables_nothing
     };
     assert!(
         store
-            .change_webhook(&account("acme"), webhook, &moved, START)
+            .webhooks()
+            .update(&account("acme"), webhook, &moved, START)
             .await
             .unwrap()
     );
@@ -483,7 +504,8 @@ async fn what_an_endpoint_answered_that_is_the_webhooks_no_more_disables_nothing
     let (acme, hour) = (account("acme"), Duration::from_hours(1));
     assert!(
         !store
-            .disable_webhook(&acme, &read.webhook, "Gone.", &[], START, hour)
+            .webhooks()
+            .disable(&acme, &read.webhook, "Gone.", &[], START, hour)
             .await
             .unwrap()
     );
@@ -501,7 +523,8 @@ async fn what_was_parked_and_asked_for_by_hand_goes_on_as_scheduled_when_it_fail
         ..WebhookUpdate::default()
     };
     store
-        .change_webhook(
+        .webhooks()
+        .update(
             &account("acme"),
             webhook,
             &status(WebhookStatus::Disabled),
@@ -514,7 +537,8 @@ async fn what_was_parked_and_asked_for_by_hand_goes_on_as_scheduled_when_it_fail
     let parked = scene.only(webhook).await;
     assert_eq!(parked.state, DeliveryState::Paused);
     store
-        .change_webhook(
+        .webhooks()
+        .update(
             &account("acme"),
             webhook,
             &status(WebhookStatus::Active),
@@ -524,7 +548,8 @@ async fn what_was_parked_and_asked_for_by_hand_goes_on_as_scheduled_when_it_fail
         .unwrap();
     let now = scene.clock.now();
     store
-        .hasten(&parked, now, Duration::from_hours(1))
+        .leases()
+        .schedule_retry(&parked, now, Duration::from_hours(1))
         .await
         .unwrap()
         .unwrap();
@@ -593,7 +618,8 @@ async fn enabling_forgets_what_was_wrong_and_makes_parked_deliveries_due_one_aft
         ..EndpointHealth::default()
     };
     store
-        .keep_health(&account("acme"), webhook, &open)
+        .webhooks()
+        .put_health(&account("acme"), webhook, &open)
         .await
         .unwrap();
     scene.end_jobs(1, 3).await;
@@ -603,7 +629,8 @@ async fn enabling_forgets_what_was_wrong_and_makes_parked_deliveries_due_one_aft
     };
     assert!(
         store
-            .change_webhook(&account("acme"), webhook, &disable, START)
+            .webhooks()
+            .update(&account("acme"), webhook, &disable, START)
             .await
             .unwrap()
     );
@@ -624,7 +651,8 @@ async fn enabling_forgets_what_was_wrong_and_makes_parked_deliveries_due_one_aft
     };
     assert!(
         store
-            .change_webhook(&account("acme"), webhook, &enable, START)
+            .webhooks()
+            .update(&account("acme"), webhook, &enable, START)
             .await
             .unwrap()
     );
@@ -687,7 +715,8 @@ async fn five_days_of_nothing_but_failures_disable_a_webhook_and_a_success_in_be
     scene
         .world
         .store
-        .keep_health(
+        .webhooks()
+        .put_health(
             &account("acme"),
             saved,
             &EndpointHealth {
@@ -831,7 +860,8 @@ async fn a_success_that_began_while_the_endpoint_was_well_closes_the_breaker_tha
     scene
         .world
         .store
-        .keep_health(&account("acme"), webhook, &well)
+        .webhooks()
+        .put_health(&account("acme"), webhook, &well)
         .await
         .unwrap();
     let patient = Timeouts {
@@ -876,7 +906,8 @@ async fn what_finds_no_place_is_put_off_without_using_an_attempt() {
     scene
         .world
         .store
-        .keep_health(&account("acme"), webhook, &open)
+        .webhooks()
+        .put_health(&account("acme"), webhook, &open)
         .await
         .unwrap();
     scene.end_jobs(1, 12).await;
@@ -910,14 +941,16 @@ async fn an_attempt_out_of_turn_counts_on_and_neither_restarts_the_schedule_nor_
         let hastened = scene
             .world
             .store
-            .hasten(&before, scene.clock.now(), Duration::from_hours(1))
+            .leases()
+            .schedule_retry(&before, scene.clock.now(), Duration::from_hours(1))
             .await
             .unwrap();
         assert!(hastened.is_some());
         let again = scene
             .world
             .store
-            .hasten(&before, scene.clock.now(), Duration::from_hours(1))
+            .leases()
+            .schedule_retry(&before, scene.clock.now(), Duration::from_hours(1))
             .await
             .unwrap();
         assert!(again.is_none(), "it is not as it was read any more");
@@ -966,14 +999,16 @@ async fn an_attempt_out_of_turn_that_was_not_made_leaves_the_delivery_as_it_was_
     let hastened = scene
         .world
         .store
-        .hasten(&delivered, START, Duration::from_hours(1))
+        .leases()
+        .schedule_retry(&delivered, START, Duration::from_hours(1))
         .await
         .unwrap()
         .unwrap();
     scene
         .world
         .store
-        .delete_webhook(&account("acme"), webhook)
+        .webhooks()
+        .delete(&account("acme"), webhook)
         .await
         .unwrap();
     scene
@@ -1046,7 +1081,8 @@ async fn the_log_is_listed_newest_first_by_page_status_and_event() {
         scene
             .world
             .store
-            .deliveries_of(&account("acme"), webhook, &filter)
+            .delivery_log()
+            .list(&account("acme"), webhook, &filter)
             .await
             .unwrap()
     };

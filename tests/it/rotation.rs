@@ -160,21 +160,33 @@ async fn a_rotation_whose_answer_was_lost_on_its_way_is_not_made_twice() {
     let new = Secret::parse("the-new-secret".to_owned()).unwrap();
     let (acme, webhook) = (account("acme"), WebhookId::new(1).unwrap());
     let rotated = store
+        .webhooks()
         .rotate_secret(&acme, webhook, &new, HOUR, app.clock.now())
         .await
         .unwrap();
     assert_eq!(
         rotated,
-        RotateOutcome::Done {
+        RotateOutcome::Rotated {
             live: 2,
             previous_until: Some(app.clock.now() + HOUR)
         }
     );
-    let subscriber = store.subscriber(&acme, webhook).await.unwrap().unwrap();
+    let subscriber = store
+        .webhooks()
+        .get_record(&acme, webhook)
+        .await
+        .unwrap()
+        .unwrap();
     assert_eq!(subscriber.secrets.len(), 2);
     assert_eq!(
         store
-            .secrets_of(&acme, &subscriber, app.clock.now())
+            .secrets()
+            .decrypt_active(
+                &acme,
+                subscriber.webhook.id,
+                &subscriber.secrets,
+                app.clock.now()
+            )
             .await
             .unwrap()[0],
         new

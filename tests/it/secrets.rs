@@ -29,12 +29,19 @@ const SECRET: &str = "my-secret-key";
 async fn secrets(world: &TestTables, store: &Store, webhook: WebhookId) -> Vec<Secret> {
     let subscriber: WebhookRecord = world
         .store
-        .subscriber(&account("acme"), webhook)
+        .webhooks()
+        .get_record(&account("acme"), webhook)
         .await
         .unwrap()
         .unwrap();
     store
-        .secrets_of(&account("acme"), &subscriber, Clock::system().now())
+        .secrets()
+        .decrypt_active(
+            &account("acme"),
+            subscriber.webhook.id,
+            &subscriber.secrets,
+            Clock::system().now(),
+        )
         .await
         .unwrap()
 }
@@ -88,7 +95,9 @@ async fn processes_that_begin_at_the_same_time_share_one_data_key() {
         .map(|_| another(&world, KeyProvider::Local(key.clone())))
         .collect();
     let now = Clock::system().now();
-    let sealing = stores.iter().map(|store| store.sealing_key(now));
+    let sealing = stores
+        .iter()
+        .map(|store| store.secrets().active_data_key(now));
     for key in futures_util::future::join_all(sealing).await {
         assert_eq!(key.unwrap().unwrap().version(), 1);
     }
@@ -99,7 +108,7 @@ async fn processes_that_begin_at_the_same_time_share_one_data_key() {
 async fn a_new_data_key_seals_from_now_on_and_what_the_old_one_sealed_stays_readable() {
     let (world, now) = (TestTables::new().await, Clock::system().now());
     let old = subscribe(&world, "acme", "https://example.com/", Some(SECRET)).await;
-    assert_eq!(world.store.start_data_key(now).await.unwrap(), 2);
+    assert_eq!(world.store.secrets().rotate_data_key(now).await.unwrap(), 2);
     let new = subscribe(&world, "acme", "https://example.com/", Some(SECRET)).await;
     assert_eq!(versions(&world).await, ["0000000001", "0000000002"]);
     for webhook in [old, new] {
@@ -119,7 +128,12 @@ async fn a_new_data_key_seals_from_now_on_and_what_the_old_one_sealed_stays_read
     };
     assert_eq!(sealed_by().await, ["1", "2"]);
 
-    let (resealed, next) = world.store.reseal(None, now).await.unwrap();
+    let (resealed, next) = world
+        .store
+        .secrets()
+        .reencrypt_page(None, now)
+        .await
+        .unwrap();
     assert_eq!(
         (
             resealed.sealed,
@@ -145,7 +159,8 @@ async fn a_new_data_key_is_not_started_by_whoever_cannot_open_the_one_before() {
     );
     assert!(
         stranger
-            .start_data_key(Clock::system().now())
+            .secrets()
+            .rotate_data_key(Clock::system().now())
             .await
             .is_err()
     );
@@ -163,7 +178,8 @@ async fn secrets_from_the_time_before_there_was_a_key_are_read_and_can_be_sealed
     assert_eq!(secrets(&world, &world.store, webhook).await, secret());
     let (resealed, _) = world
         .store
-        .reseal(None, Clock::system().now())
+        .secrets()
+        .reencrypt_page(None, Clock::system().now())
         .await
         .unwrap();
     assert_eq!(resealed.sealed, 1);

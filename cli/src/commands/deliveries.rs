@@ -154,7 +154,7 @@ async fn newest(
     }
     let mut filter = filter.clone();
     for _ in 0..MAX_PAGES {
-        let page = store.deliveries_of(account, webhook, &filter).await?;
+        let page = store.delivery_log().list(account, webhook, &filter).await?;
         filter.limit -= page.deliveries.len();
         newest.listed.extend(page.deliveries);
         newest.more = page.next.is_some();
@@ -196,7 +196,8 @@ async fn show(args: DeliveryArgs, json: bool, tables: &TablesArgs) -> Result<(),
         account, webhook, ..
     } = &delivery.key;
     let deleted = store
-        .subscriber(account, *webhook)
+        .webhooks()
+        .get_record(account, *webhook)
         .await
         .map_err(explain)?
         .is_none();
@@ -348,7 +349,12 @@ async fn retry(args: DeliveryArgs, tables: &TablesArgs) -> Result<(), CliError> 
         webhook,
         event,
     } = &found.key;
-    match store.subscriber(account, *webhook).await.map_err(explain)? {
+    match store
+        .webhooks()
+        .get_record(account, *webhook)
+        .await
+        .map_err(explain)?
+    {
         None => {
             return Err(CliError(format!(
                 "webhook {webhook} of account {account} is deleted: nothing is sent to it"
@@ -362,7 +368,8 @@ async fn retry(args: DeliveryArgs, tables: &TablesArgs) -> Result<(), CliError> 
         Some(_) => {}
     }
     let hastened = store
-        .hasten_for_sweep(&found, now, load_config()?.retention)
+        .leases()
+        .schedule_retry_for_sweep(&found, now, load_config()?.retention)
         .await
         .map_err(explain)?;
     if hastened.is_none() {
@@ -391,7 +398,8 @@ async fn find(
         "account {account} has no delivery {event} to webhook {webhook}; `deliveries list` shows those it has"
     );
     let found = store
-        .delivery(&DeliveryKey {
+        .deliveries()
+        .get(&DeliveryKey {
             account,
             webhook,
             event,
@@ -411,16 +419,27 @@ async fn resolve_webhooks(
     let explain = |error: store::Error| explain(&error, tables);
     if let Some(id) = webhook {
         let deleted = store
-            .subscriber(account, id)
+            .webhooks()
+            .get_record(account, id)
             .await
             .map_err(explain)?
             .is_none();
-        if deleted && !store.has_had_webhook(account, id).await.map_err(explain)? {
+        if deleted
+            && !store
+                .webhooks()
+                .ever_existed(account, id)
+                .await
+                .map_err(explain)?
+        {
             return Err(CliError(format!("account {account} has no webhook {id}")));
         }
         return Ok(vec![(id, deleted)]);
     }
-    let subscribers = store.subscribers(account).await.map_err(explain)?;
+    let subscribers = store
+        .webhooks()
+        .list_records(account)
+        .await
+        .map_err(explain)?;
     let ids: Vec<_> = subscribers
         .into_iter()
         .flatten()

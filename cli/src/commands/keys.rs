@@ -25,7 +25,8 @@ pub(crate) async fn run(command: KeysCommand) -> Result<(), CliError> {
             );
             let added = open_store(&tables)
                 .await?
-                .add_key(&account, &key, Clock::system().now())
+                .api_keys()
+                .insert(&account, &key, Clock::system().now())
                 .await;
             added.map_err(|error| explain(&error, &tables))?;
             if json {
@@ -49,7 +50,8 @@ pub(crate) async fn run(command: KeysCommand) -> Result<(), CliError> {
         } => {
             let listed = open_store(&tables)
                 .await?
-                .keys_of(&parse_account(&account)?)
+                .api_keys()
+                .list(&parse_account(&account)?)
                 .await;
             for key in listed.map_err(|error| explain(&error, &tables))? {
                 let (created_at, last_used_on) = (key.created_at.to_rfc3339(), key.last_used_on);
@@ -75,7 +77,8 @@ pub(crate) async fn run(command: KeysCommand) -> Result<(), CliError> {
                 .map_or_else(|_| key.trim_end_matches('…'), ApiKey::prefix);
             let revoked = open_store(&tables)
                 .await?
-                .revoke_key(&account, prefix)
+                .api_keys()
+                .revoke(&account, prefix)
                 .await;
             if !revoked.map_err(|error| explain(&error, &tables))? {
                 return Err(CliError(format!(

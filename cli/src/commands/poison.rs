@@ -44,7 +44,8 @@ async fn list(day: Option<String>, json: bool, tables: &TablesArgs) -> Result<()
         let mut from = None;
         loop {
             let page = store
-                .poison_page(&day, from, PAGE)
+                .poison()
+                .list_page(&day, from, PAGE)
                 .await
                 .map_err(|error| explain(&error, tables))?;
             any |= !page.kept.is_empty();
@@ -170,7 +171,7 @@ impl<'a> RedriveRun<'a> {
             for day in days_to_list(day, self.clock.now())? {
                 let mut from = None;
                 loop {
-                    let page = self.store.poison_page(&day, from, PAGE).await;
+                    let page = self.store.poison().list_page(&day, from, PAGE).await;
                     let page = page.map_err(|error| explain(&error, self.tables))?;
                     self.redrive(&page.kept, &bar).await?;
                     from = page.next;
@@ -186,7 +187,8 @@ impl<'a> RedriveRun<'a> {
             for id in ids {
                 let kept = self
                     .store
-                    .poison_named(&id)
+                    .poison()
+                    .find(&id)
                     .await
                     .map_err(|error| explain(&error, self.tables))?;
                 if kept.is_empty() {

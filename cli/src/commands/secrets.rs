@@ -31,7 +31,7 @@ pub(crate) async fn reseal(
                 "missing, expected the KMS key that the functions have",
             )
         };
-        aws::vault(
+        DataKeyCache::for_kms_key(
             &aws::load_sdk_config().await,
             Some(config.secrets_kms_key_id.ok_or_else(missing)?),
         )
@@ -42,13 +42,21 @@ pub(crate) async fn reseal(
     let clock = Clock::system();
     let explain = |error: store::Error| explain(&error, tables);
     if new_key {
-        let version = store.start_data_key(clock.now()).await.map_err(explain)?;
+        let version = store
+            .secrets()
+            .rotate_data_key(clock.now())
+            .await
+            .map_err(explain)?;
         writeln!(std::io::stderr(), "Started data key {version}.")?;
     }
     let bar = progress("Sealing secrets of webhooks:", None);
     let (mut all, mut from) = (ReencryptStats::default(), None);
     loop {
-        let (part, next) = store.reseal(from, clock.now()).await.map_err(explain)?;
+        let (part, next) = store
+            .secrets()
+            .reencrypt_page(from, clock.now())
+            .await
+            .map_err(explain)?;
         all.sealed += part.sealed;
         all.kept += part.kept;
         all.changed += part.changed;

@@ -64,7 +64,8 @@ async fn print_global(json: bool, tables: &TablesArgs) -> Result<(), CliError> {
         Some(days.len()),
     );
     let due = store
-        .due(Timestamp::from_millis(i64::MAX), of_each_shard())
+        .due_index()
+        .list_due(Timestamp::from_millis(i64::MAX), of_each_shard())
         .await
         .map_err(explain)?;
     let due: Vec<_> = due
@@ -73,7 +74,7 @@ async fn print_global(json: bool, tables: &TablesArgs) -> Result<(), CliError> {
         .collect();
     let pending = PendingStats::of(&due, now);
     let counts = days.into_iter().map(async |day| {
-        let counted = store.count_poison(&day, MAX_COUNTED_POISON).await;
+        let counted = store.poison().count(&day, MAX_COUNTED_POISON).await;
         bar.inc(1);
         counted.map(|(count, complete)| (day, count, complete))
     });
@@ -84,8 +85,16 @@ async fn print_global(json: bool, tables: &TablesArgs) -> Result<(), CliError> {
         .map_err(explain)?;
     poison.retain(|(_, count, _)| *count > 0);
     poison.sort_by(|(one, ..), (other, ..)| other.cmp(one));
-    let replaying = store.replaying(MAX_ACTIVE_JOBS).await.map_err(explain)?;
-    let unparking = store.unparking(MAX_ACTIVE_JOBS).await.map_err(explain)?;
+    let replaying = store
+        .replays()
+        .list_active(MAX_ACTIVE_JOBS)
+        .await
+        .map_err(explain)?;
+    let unparking = store
+        .resumes()
+        .list(MAX_ACTIVE_JOBS)
+        .await
+        .map_err(explain)?;
     drop(bar);
 
     let mut out = std::io::stdout();
@@ -244,7 +253,11 @@ async fn print_account(
 ) -> Result<(), CliError> {
     let (store, now) = (open_store(tables).await?, Clock::system().now());
     let explain = |error: store::Error| explain(&error, tables);
-    let subscribers = store.subscribers(account).await.map_err(explain)?;
+    let subscribers = store
+        .webhooks()
+        .list_records(account)
+        .await
+        .map_err(explain)?;
     let (subscribers, unreadable): (Vec<_>, Vec<_>) =
         subscribers.into_iter().partition(Result::is_ok);
     let subscribers: Vec<WebhookRecord> = subscribers.into_iter().flatten().collect();
@@ -404,7 +417,7 @@ async fn next_attempts(
     };
     let mut found = Vec::new();
     loop {
-        let page = store.deliveries_of(account, id, &filter).await?;
+        let page = store.delivery_log().list(account, id, &filter).await?;
         found.extend(
             page.deliveries
                 .iter()
