@@ -44,9 +44,10 @@ def test_writes_to_jobs_table_become_events(service, api, receiver, wait_for_eve
     deleted_webhook = api.subscribe(f"{receiver.url}/deleted")
     assert api.delete(deleted_webhook).status == 200
     jobs = service.tables["jobs"]
-    write = lambda task, *statuses: [
-        service.put_job(task, api.account, status) for status in statuses
-    ]
+
+    def write(task, *statuses):
+        for status in statuses:
+            service.put_job(task, api.account, status)
 
     write("in progress", "processing", "queued", "", "COMPLETED", "completed ")
     service.put_job("no status", api.account, None)

@@ -108,9 +108,11 @@ def test_kills_under_load_lose_no_event(start, receiver, tmp_path, capsys):
     assert len(writer.acknowledged) == JOBS
 
     api = service.api
-    missing = lambda: (
-        acknowledged - {row["task_id"] for row in api.list_deliveries(webhook, limit=100)}
-    )
+
+    def missing():
+        rows = api.list_deliveries(webhook, limit=100)
+        return acknowledged - {row["task_id"] for row in rows}
+
     wait_until(lambda: not missing(), lambda: f"missing in the log: {missing()}")
     list_pending = lambda: api.list_deliveries(webhook, status="pending", limit=100)
     wait_until(lambda: not list_pending(), lambda: f"still pending: {list_pending()}", 60)

@@ -54,6 +54,10 @@ def list_data_keys(deployment):
     return deployment.db.query(TableName=deployment.tables["webhooks"], **query)["Items"]
 
 
+def find_pending(deployment):
+    return [item for item in deployment.scan_deliveries() if item["status"]["S"] == "pending"]
+
+
 def test_tables_hold_only_encrypted_secrets(encrypted, kms, receiver):
     """The functions sign with secrets that are in no table.
 
@@ -104,13 +108,10 @@ def test_kms_outage_delays_only_signed_deliveries(encrypted, kms, receiver):
     """
     encrypted.api.subscribe(receiver.url + "/signed", PLAIN_SECRET)
     encrypted.api.subscribe(receiver.url + "/unsigned", None)
-    find_pending = lambda: [
-        item for item in encrypted.scan_deliveries() if item["status"]["S"] == "pending"
-    ]
     kms.override = lambda _: ACCESS_DENIED
     encrypted.complete_jobs("task")
     assert len(receiver.requests_to("/unsigned")) == 1 and receiver.requests_to("/signed") == []
-    waiting = wait_until(lambda: encrypted.poll() and find_pending(), "a pending delivery")
+    waiting = wait_until(lambda: encrypted.poll() and find_pending(encrypted), "a pending delivery")
     assert waiting[0]["attempt_count"]["N"] == "0" and "POISON#" not in dump_tables(encrypted)
     encrypted.api.function = encrypted.function("api")
     response = encrypted.api.create(
@@ -121,7 +122,7 @@ def test_kms_outage_delays_only_signed_deliveries(encrypted, kms, receiver):
 
     kms.override = None
     encrypted.dispatch = encrypted.function("dispatch")
-    (waiting,) = find_pending()
+    (waiting,) = find_pending(encrypted)
     encrypted.reschedule(waiting, due_in=-1, sweep_in=-1)
     assert encrypted.sweep() == 1
     encrypted.poll_until(lambda: receiver.requests_to("/signed"), "the signed event")

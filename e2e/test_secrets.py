@@ -135,6 +135,12 @@ class RecordingApi:
         return wait_until(list_completed, f"{count} deliveries to webhook {webhook} are completed")
 
 
+def echo(handler):
+    """An action that sends the request back in its response."""
+    body = str(handler.headers).encode() + handler.received.body
+    handler.respond(400, body=body)
+
+
 class Scenario:
     """Runs the scenario. Holds its secrets, and everything that the tests search."""
 
@@ -182,10 +188,6 @@ class Scenario:
 
     def run_first_process(self, service, receiver):
         receiver.respond("/fails", respond_with(500, body=b"no"))
-        # This receiver sends the request back in its response.
-        echo = lambda handler: handler.respond(
-            400, body=str(handler.headers).encode() + handler.received.body
-        )
         receiver.respond("/echoes", echo)
         self.account = "acme"
         self.key = self.create_key(service, self.account)

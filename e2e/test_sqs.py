@@ -18,6 +18,15 @@ from support import (
 ERROR_THEN_SUCCESS = respond_with(500), respond_with(204)
 
 
+def poll_until_delivered(deployment, webhook):
+    """Polls the queue until the webhook's only delivery is delivered."""
+
+    def is_delivered():
+        return deployment.api.wait_for_delivery(webhook)["status"] == "delivered"
+
+    deployment.poll_until(is_delivered, "the delivery succeeds")
+
+
 # Retries through the queue
 
 
@@ -122,8 +131,7 @@ def test_manual_retry_sends_message_without_delay(deploy, receiver):
     event = deployment.api.wait_for_delivery(webhook)["event_id"]
     assert deployment.api.retry(webhook, event).status == 202
     assert [message["DelaySeconds"] for message in deployment.sqs_proxy.sent_messages] == [0]
-    is_delivered = lambda: deployment.api.wait_for_delivery(webhook)["status"] == "delivered"
-    deployment.poll_until(is_delivered, "the delivery succeeds")
+    poll_until_delivered(deployment, webhook)
     assert [request.headers["x-nano-attempt"] for request in receiver.requests_to("/hook")] == [
         "1",
         "2",
@@ -166,8 +174,7 @@ def test_sweep_sends_message_that_sqs_refused(deploy, receiver, override):
     )
     deployment.reschedule(deployment.deliveries_by_task()["task"], due_in=-300, sweep_in=-1)
     assert deployment.sweep() == 1
-    is_delivered = lambda: deployment.api.wait_for_delivery(webhook)["status"] == "delivered"
-    deployment.poll_until(is_delivered, "the delivery succeeds")
+    poll_until_delivered(deployment, webhook)
     assert len(receiver.requests_to("/hook")) == 2
 
 
@@ -195,8 +202,7 @@ def test_dynamodb_outage_returns_messages_to_queue(deploy, receiver):
     wait_until(poll_both, lambda: f"both messages: {received}, failed {failed}", 3 * TEST_TIMEOUT)
     assert failed == received - {foreign}
     assert len(receiver.requests_to("/hook")) == 1
-    is_delivered = lambda: deployment.api.wait_for_delivery(webhook)["status"] == "delivered"
-    deployment.poll_until(is_delivered, "the delivery succeeds")
+    poll_until_delivered(deployment, webhook)
     assert len(receiver.requests_to("/hook")) == 2
     with pytest.raises(FunctionError):
         disconnected.invoke(json.loads((EVENTS / "schedule-sweep.json").read_text()))
