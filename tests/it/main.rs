@@ -8,6 +8,7 @@ mod dispatch;
 mod events;
 mod fault_matrix;
 mod limits;
+mod limits_page;
 mod metrics;
 mod openapi;
 mod poison;
