@@ -29,6 +29,7 @@ use crate::{
 use fan_out::FanOutEvent;
 pub use in_flight::InFlightLimiter;
 use nano_webhooks_core::{
+    account_id::AccountId,
     delivery::{
         Delivery, DeliveryKey, DeliveryState,
         attempt::{AttemptOutcome, FailureKind, WebhookRequest},
@@ -37,9 +38,11 @@ use nano_webhooks_core::{
         schedule::RetrySchedule,
     },
     event::{EventId, MAX_PAYLOAD_LEN},
+    event_type::EventType,
+    secret::Secret,
     signing,
     timestamp::Timestamp,
-    webhook::{AccountId, EventType, Secret, Webhook, WebhookStatus},
+    webhook::{Webhook, WebhookStatus},
 };
 use stream_record::Record;
 

@@ -10,10 +10,11 @@ use tokio::sync::mpsc;
 
 use crate::{aws::format_sdk_error, concurrency, store::due_index::DueDelivery};
 use nano_webhooks_core::{
+    account_id::AccountId,
     delivery::{DeliveryKey, lease::MAX_QUEUE_DELAY},
     event::EventId,
     timestamp::Timestamp,
-    webhook::{AccountId, WebhookId},
+    webhook::WebhookId,
 };
 
 /// The most messages that SendMessageBatch takes.

@@ -29,7 +29,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{aws::format_sdk_error, clock::Deadline};
 use key_schema::PrimaryKey;
-use nano_webhooks_core::webhook::{AccountId, WebhookId};
+use nano_webhooks_core::{account_id::AccountId, webhook::WebhookId};
 use secrets::DataKeyCache;
 use webhooks::{TRANSACTION_RETRY_LIMIT, cancellation_reasons, is_condition_failure};
 

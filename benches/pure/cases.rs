@@ -4,6 +4,7 @@ use std::{hint::black_box, sync::Arc, time::Duration};
 
 use nano_webhooks::dispatch::{lambda_event::Invocation, stream_record::Record};
 use nano_webhooks_core::{
+    account_id::AccountId,
     delivery::{
         Delivery, DeliveryKey,
         attempt::{Attempt, AttemptOutcome, Failure, WebhookRequest},
@@ -12,9 +13,11 @@ use nano_webhooks_core::{
         timings::PhaseTimings,
     },
     event::EventId,
+    event_type::EventType,
+    secret::Secret,
     signing,
     timestamp::Timestamp,
-    webhook::{AccountId, EventType, Secret, WebhookId},
+    webhook::WebhookId,
 };
 
 /// A batch as Lambda gives it: one record, and six of all kinds.

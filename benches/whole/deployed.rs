@@ -5,7 +5,7 @@ use std::time::Duration;
 use hyper::body::Bytes;
 use nano_webhooks::clock::Clock;
 use nano_webhooks::random;
-use nano_webhooks_core::{api_key::ApiKey, webhook::AccountId};
+use nano_webhooks_core::{account_id::AccountId, api_key::ApiKey};
 use serde_json::{Value, json};
 
 use super::{

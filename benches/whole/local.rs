@@ -18,7 +18,9 @@ use nano_webhooks::{
     },
 };
 use nano_webhooks_cli::dynamodb;
-use nano_webhooks_core::webhook::{AccountId, EndpointUrl, EventTypes};
+use nano_webhooks_core::{
+    account_id::AccountId, endpoint_url::EndpointUrl, event_type::EventTypes,
+};
 use serde_json::{Value, json};
 use tokio::time::{MissedTickBehavior, interval};
 

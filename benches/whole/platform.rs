@@ -19,7 +19,9 @@ use nano_webhooks::{
     },
 };
 use nano_webhooks_cli::{dynamodb, embedded_dynamodb::EmbeddedDynamoDb};
-use nano_webhooks_core::webhook::{AccountId, EndpointUrl, EventTypes, Secret};
+use nano_webhooks_core::{
+    account_id::AccountId, endpoint_url::EndpointUrl, event_type::EventTypes, secret::Secret,
+};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 

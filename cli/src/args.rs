@@ -12,9 +12,8 @@ use nano_webhooks::{
     telemetry::{self, LogFormat},
 };
 use nano_webhooks_core::{
-    delivery::schedule::RetrySchedule,
-    event::EventId,
-    webhook::{AccountId, EventType, WebhookId},
+    account_id::AccountId, delivery::schedule::RetrySchedule, event::EventId,
+    event_type::EventType, webhook::WebhookId,
 };
 
 /// Why a command failed, in a line for the person who gave it.

@@ -23,7 +23,7 @@ use nano_webhooks::{
         secrets::{DataKeyCache, KeyProvider},
     },
 };
-use nano_webhooks_core::{timestamp::Timestamp, webhook::AccountId};
+use nano_webhooks_core::{account_id::AccountId, timestamp::Timestamp};
 
 fn explain(error: &store::Error, tables: &TablesArgs) -> CliError {
     match error {

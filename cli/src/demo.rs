@@ -24,7 +24,7 @@ use nano_webhooks::{
     client::guard::TargetPolicy,
     clock::{Clock, Stopwatch},
 };
-use nano_webhooks_core::{delivery::schedule::RetrySchedule, webhook::Secret};
+use nano_webhooks_core::{delivery::schedule::RetrySchedule, secret::Secret};
 
 const SECRET: &str = "my-secret-key";
 /// How long a webhook may take to arrive before the demo has failed.
@@ -126,7 +126,7 @@ pub(super) async fn run() -> Result<(), CliError> {
             watch.elapsed().as_millis()
         )?;
         let secret =
-            Secret::parse(SECRET.to_owned()).map_err(|error| CliError(error.to_owned()))?;
+            Secret::parse(SECRET.to_owned()).map_err(|error| CliError(error.to_string()))?;
         let verdicts = verify(
             &received.headers,
             &received.body,

@@ -16,7 +16,7 @@ use super::{
     verify::{SignatureStatus, Verdicts, verify},
 };
 use nano_webhooks::clock::Clock;
-use nano_webhooks_core::webhook::Secret;
+use nano_webhooks_core::secret::Secret;
 
 /// The headers that are printed, in this order.
 const PRINTED_HEADERS: [&str; 9] = [

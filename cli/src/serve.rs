@@ -42,7 +42,7 @@ use nano_webhooks::{
         tables,
     },
 };
-use nano_webhooks_core::{api_key::ApiKey, data_key::KeyMaterial, webhook::AccountId};
+use nano_webhooks_core::{account_id::AccountId, api_key::ApiKey, data_key::KeyMaterial};
 use zeroize::Zeroizing;
 
 /// The account that local mode begins with.
@@ -145,7 +145,8 @@ impl Service {
             ),
             None => load_or_create_api_key(home)?,
         };
-        let account = AccountId::parse(DEMO_ACCOUNT).map_err(|error| CliError(error.to_owned()))?;
+        let account =
+            AccountId::parse(DEMO_ACCOUNT).map_err(|error| CliError(error.to_string()))?;
         if new || made {
             store
                 .api_keys()

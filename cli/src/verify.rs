@@ -5,7 +5,7 @@ use std::fmt;
 use axum::http::HeaderMap;
 use serde::de::IgnoredAny;
 
-use nano_webhooks_core::{event::EventId, signing, timestamp::Timestamp, webhook::Secret};
+use nano_webhooks_core::{event::EventId, secret::Secret, signing, timestamp::Timestamp};
 
 /// How old or how far ahead a timestamp may be, in seconds: as the Standard Webhooks libraries have it.
 const TOLERANCE: u64 = 5 * 60;

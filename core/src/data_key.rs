@@ -8,7 +8,7 @@ use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 use zeroize::{Zeroize, Zeroizing};
 
-use crate::webhook::{AccountId, Secret, WebhookId};
+use crate::{account_id::AccountId, secret::Secret, webhook::WebhookId};
 
 /// The length of a key, in bytes.
 const LEN: usize = 32;

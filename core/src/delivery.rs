@@ -10,10 +10,12 @@ pub mod timings;
 use std::{sync::Arc, time::Duration};
 
 use crate::{
+    account_id::AccountId,
     event::{EventId, traceparent::Traceparent},
+    event_type::EventType,
     replay::ReplayId,
     timestamp::Timestamp,
-    webhook::{AccountId, EventType, WebhookId},
+    webhook::WebhookId,
 };
 use attempt::{Attempt, AttemptOutcome};
 use schedule::RetrySchedule;

@@ -1,4 +1,4 @@
-//! A job that ended: the event that subscribers hear of, its id, and the canonical bytes of its body.
+//! An event: its id and the canonical bytes of its payload.
 
 pub mod attribute_data;
 pub mod decimal;
@@ -9,18 +9,17 @@ use std::fmt;
 use sha2::{Digest, Sha256};
 
 use crate::{
-    timestamp::Timestamp,
-    webhook::{AccountId, EventType, WebhookId},
+    account_id::AccountId, event_type::EventType, timestamp::Timestamp, webhook::WebhookId,
 };
 use attribute_data::{AttributeData, write_string};
 use decimal::Decimal;
 use traceparent::Traceparent;
 
-/// The largest body that is sent: 256 KiB. It keeps a delivery item, which holds the body and the latest attempts, under DynamoDB's
-/// 400 KB.
+/// The largest payload, in bytes. A delivery item holds the payload and the latest attempts, and
+/// DynamoDB limits an item to 400 KB.
 pub const MAX_PAYLOAD_LEN: usize = 256 * 1024;
 
-/// The status of a job that ended.
+/// The terminal status of a job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum JobOutcome {
     /// `completed`.
@@ -30,7 +29,7 @@ pub enum JobOutcome {
 }
 
 impl JobOutcome {
-    /// The outcome that a job's `status` names, or `None` while the job is in progress.
+    /// Parses a job's `status`; `None` while the job is in progress.
     pub fn from_status(status: &str) -> Option<Self> {
         match status {
             "completed" => Some(Self::Completed),
@@ -39,7 +38,7 @@ impl JobOutcome {
         }
     }
 
-    /// The `status` that names this outcome.
+    /// The job's `status`.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Completed => "completed",
@@ -47,7 +46,7 @@ impl JobOutcome {
         }
     }
 
-    /// The event type that subscribers know it by.
+    /// The type of the event that this outcome raises.
     pub const fn event_type(self) -> EventType {
         match self {
             Self::Completed => EventType::JobCompleted,
@@ -56,29 +55,29 @@ impl JobOutcome {
     }
 }
 
-/// A job that ended, as its stream record told it.
+/// A job that reached a terminal status.
 #[derive(Clone, Debug, PartialEq)]
 pub struct JobEvent {
-    /// Names this event in every delivery and attempt: the receivers' key for removing duplicates.
+    /// The event's id, the same in every delivery and attempt.
     pub id: EventId,
-    /// Whose job it was.
+    /// The owner of the job.
     pub account: AccountId,
     /// The job.
     pub task_id: String,
-    /// `image`, `video`, or any other.
+    /// `image`, `video`, or any other type.
     pub task_type: String,
-    /// How it ended.
+    /// The terminal status.
     pub outcome: JobOutcome,
-    /// When it ended: RFC 3339 in UTC.
+    /// The time of the outcome: RFC 3339 in UTC.
     pub timestamp: String,
-    /// What the worker says of the result; a [`AttributeData::Map`].
+    /// The result of the job; an [`AttributeData::Map`].
     pub data: AttributeData,
-    /// The trace that the job belongs to, if it says so.
+    /// The job's trace context.
     pub traceparent: Option<Traceparent>,
 }
 
 impl JobEvent {
-    /// A job to try an endpoint with; its `data` says that it is none.
+    /// Makes the event that a test delivery sends; its `data` has `"test": true`.
     pub fn sample(
         id: EventId,
         account: AccountId,
@@ -86,11 +85,12 @@ impl JobEvent {
         outcome: JobOutcome,
         now: Timestamp,
     ) -> Self {
-        let text = |text: &str| AttributeData::String(text.to_owned());
-        let told = match outcome {
-            JobOutcome::Completed => ("url".to_owned(), text("https://cdn.example.com/image.png")),
-            JobOutcome::Failed => ("error".to_owned(), text("an example of an error")),
+        let (key, value) = match outcome {
+            JobOutcome::Completed => ("url", "https://cdn.example.com/image.png"),
+            JobOutcome::Failed => ("error", "an example of an error"),
         };
+        let result = (key.to_owned(), AttributeData::String(value.to_owned()));
+        let test = ("test".to_owned(), AttributeData::Bool(true));
         Self {
             id,
             account,
@@ -98,89 +98,94 @@ impl JobEvent {
             task_type: "image".to_owned(),
             outcome,
             timestamp: now.to_rfc3339(),
-            data: AttributeData::Map(vec![told, ("test".to_owned(), AttributeData::Bool(true))]),
+            data: AttributeData::Map(vec![result, test]),
             traceparent: None,
         }
     }
 
-    /// The body that every subscriber receives: exactly these bytes are stored, signed and sent.
+    /// Writes the payload. Exactly these bytes are stored, signed and sent.
     pub fn to_canonical_json(&self) -> String {
         let mut out = Vec::with_capacity(512);
-        let mut field = |name: &str, text: &str| {
-            out.extend_from_slice(name.as_bytes());
-            write_string(text, &mut out);
-        };
-        field("{\"event\":", self.outcome.event_type().as_str());
-        field(",\"task_id\":", &self.task_id);
-        field(",\"task_type\":", &self.task_type);
-        field(",\"status\":", self.outcome.as_str());
+        out.extend_from_slice(b"{\"event\":");
+        write_string(self.outcome.event_type().as_str(), &mut out);
+        out.extend_from_slice(b",\"task_id\":");
+        write_string(&self.task_id, &mut out);
+        out.extend_from_slice(b",\"task_type\":");
+        write_string(&self.task_type, &mut out);
+        out.extend_from_slice(b",\"status\":");
+        write_string(self.outcome.as_str(), &mut out);
         out.extend_from_slice(b",\"data\":");
         self.data.write_json(&mut out);
         out.extend_from_slice(b",\"timestamp\":");
         write_string(&self.timestamp, &mut out);
         out.push(b'}');
-        String::from_utf8(out).expect("JSON that was written from strings is UTF-8")
+        into_json_text(out)
     }
 }
 
-/// The body that tells an account's other webhooks that one was disabled, in the form of a job's.
+/// Writes the payload of a `webhook.disabled` event.
 pub fn webhook_disabled_payload(
     webhook: WebhookId,
     url: &str,
     reason: &str,
     timestamp: &str,
 ) -> String {
-    let mut out = Vec::with_capacity(256);
-    out.extend_from_slice(b"{\"event\":");
-    write_string(EventType::WebhookDisabled.as_str(), &mut out);
-    out.extend_from_slice(b",\"data\":");
+    let number = Decimal::parse(&webhook.to_string()).expect("a webhook id is a number");
     let data = AttributeData::Map(vec![
         (
             "disabled_reason".to_owned(),
             AttributeData::String(reason.to_owned()),
         ),
         ("url".to_owned(), AttributeData::String(url.to_owned())),
-        (
-            "webhook_id".to_owned(),
-            AttributeData::Number(Decimal::parse(&webhook.to_string()).expect("an id is a number")),
-        ),
+        ("webhook_id".to_owned(), AttributeData::Number(number)),
     ]);
+    let mut out = Vec::with_capacity(256);
+    out.extend_from_slice(b"{\"event\":");
+    write_string(EventType::WebhookDisabled.as_str(), &mut out);
+    out.extend_from_slice(b",\"data\":");
     data.write_json(&mut out);
     out.extend_from_slice(b",\"timestamp\":");
     write_string(timestamp, &mut out);
     out.push(b'}');
-    String::from_utf8(out).expect("JSON that was written from strings is UTF-8")
+    into_json_text(out)
 }
 
-/// `evt_` and 26 characters of Crockford base32: 48 bits of time, then 80 bits of a hash. Sorts by time.
+fn into_json_text(json: Vec<u8>) -> String {
+    String::from_utf8(json).expect("JSON that was written from strings is UTF-8")
+}
+
+/// The id of an event: `evt_` and 26 characters of Crockford base32, 48 bits of time and 80 bits of
+/// a hash. Ids sort by time.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct EventId(String);
 
-/// What makes a change of a job unique in its stream.
+/// The stream record that an event comes from.
 #[derive(Clone, Copy, Debug)]
 pub struct EventOrigin<'a> {
     /// The ARN of the stream.
     pub stream: &'a str,
-    /// The sequence number of the record in it.
+    /// The sequence number of the record.
     pub sequence_number: &'a str,
-    /// When the record was created.
+    /// The creation time of the record.
     pub created_at: Timestamp,
 }
 
 impl EventId {
-    /// Crockford's alphabet: no I, L, O or U.
+    /// Crockford's alphabet, without I, L, O and U.
     const ALPHABET: &'static [u8; 32] = b"0123456789ABCDEFGHJKMNPQRSTVWXYZ";
     const PREFIX: &'static str = "evt_";
     const LENGTH: usize = 26;
-    /// How many of the digits hold the 48 bits of time: 128 bits fill 26 digits of 5 but for the first two bits.
+    /// The digits of the 48 bits of time. 26 digits have 130 bits for 128, so the first digit holds
+    /// only three bits.
     const TIME_DIGITS: usize = 10;
 
-    /// The id of an event: the same stream record always gives the same id, and two changes of one job never share one.
+    /// Derives the id of an event. A stream record always gives the same id, and two changes of one
+    /// job never share one.
     pub fn from_origin(
         origin: EventOrigin<'_>,
         account: &AccountId,
         task_id: &str,
-        event: EventType,
+        event_type: EventType,
     ) -> Self {
         let mut hash = Sha256::new();
         for part in [
@@ -188,78 +193,77 @@ impl EventId {
             origin.sequence_number,
             account.as_str(),
             task_id,
-            event.as_str(),
+            event_type.as_str(),
         ] {
-            // With its length in front no part can run over into the next.
+            // The length separates the part from the next one.
             hash.update((part.len() as u64).to_be_bytes());
             hash.update(part.as_bytes());
         }
-        let mut rest = [0; 10];
-        rest.copy_from_slice(&hash.finalize()[..10]);
-        Self::from_parts(origin.created_at, rest)
+        let mut hash_bits = [0; 10];
+        hash_bits.copy_from_slice(&hash.finalize()[..10]);
+        Self::from_parts(origin.created_at, hash_bits)
     }
 
-    /// The id that comes before all others of this moment.
-    pub fn min_at(at: Timestamp) -> Self {
-        Self::from_parts(at, [0; 10])
-    }
-
-    /// The id that comes after all others of this moment.
-    pub fn max_at(at: Timestamp) -> Self {
-        Self::from_parts(at, [0xff; 10])
-    }
-
-    fn from_parts(at: Timestamp, rest: [u8; 10]) -> Self {
-        let mut bytes = [0; 16];
-        let millis = u64::try_from(at.as_unix_millis()).unwrap_or(0);
-        bytes[..6].copy_from_slice(&millis.to_be_bytes()[2..]);
-        bytes[6..].copy_from_slice(&rest);
-        let bits = u128::from_be_bytes(bytes);
-        let digits = (0..Self::LENGTH).rev().map(|place| {
-            let digit = (bits >> (place * 5)) & 31;
-            char::from(Self::ALPHABET[usize::try_from(digit).unwrap_or(0)])
-        });
-        Self(Self::PREFIX.chars().chain(digits).collect())
-    }
-
-    /// The id of an event that no stream record told of: this account's and subject's own, at this moment.
+    /// Derives the id of an event without a stream record from its subject and time.
     pub fn synthetic(
-        moment: Timestamp,
+        created_at: Timestamp,
         account: &AccountId,
         subject: &str,
-        event: EventType,
+        event_type: EventType,
     ) -> Self {
-        let sequence_number = moment.as_unix_millis().to_string();
         let origin = EventOrigin {
             stream: "",
-            sequence_number: &sequence_number,
-            created_at: moment,
+            sequence_number: &created_at.as_unix_millis().to_string(),
+            created_at,
         };
-        Self::from_origin(origin, account, subject, event)
+        Self::from_origin(origin, account, subject, event_type)
     }
 
-    /// Reads an id; `None` if `text` cannot be one.
+    /// The first id in sort order of this millisecond.
+    pub fn min_at(time: Timestamp) -> Self {
+        Self::from_parts(time, [0; 10])
+    }
+
+    /// The last id in sort order of this millisecond.
+    pub fn max_at(time: Timestamp) -> Self {
+        Self::from_parts(time, [0xff; 10])
+    }
+
+    fn from_parts(time: Timestamp, hash_bits: [u8; 10]) -> Self {
+        let mut bytes = [0; 16];
+        let millis = u64::try_from(time.as_unix_millis()).unwrap_or(0);
+        bytes[..6].copy_from_slice(&millis.to_be_bytes()[2..]);
+        bytes[6..].copy_from_slice(&hash_bits);
+        let bits = u128::from_be_bytes(bytes);
+        let mut id = String::with_capacity(Self::PREFIX.len() + Self::LENGTH);
+        id.push_str(Self::PREFIX);
+        for index in (0..Self::LENGTH).rev() {
+            let digit = usize::try_from((bits >> (index * 5)) & 31).unwrap_or(0);
+            id.push(char::from(Self::ALPHABET[digit]));
+        }
+        Self(id)
+    }
+
+    /// Parses an id; `None` if `text` is malformed.
     pub fn parse(text: &str) -> Option<Self> {
-        let digits = text.strip_prefix(Self::PREFIX)?;
-        let known =
-            digits.len() == Self::LENGTH && digits.bytes().all(|b| Self::ALPHABET.contains(&b));
-        known.then(|| Self(text.to_owned()))
+        let digits = text.strip_prefix(Self::PREFIX)?.as_bytes();
+        let is_valid = digits.len() == Self::LENGTH
+            && digits.iter().all(|digit| Self::ALPHABET.contains(digit));
+        if is_valid {
+            Some(Self(text.to_owned()))
+        } else {
+            None
+        }
     }
 
-    /// When the stream record was created that told of the event.
+    /// The creation time of the stream record, in milliseconds.
     pub fn created_at(&self) -> Timestamp {
-        let digits = self
-            .0
-            .bytes()
-            .skip(Self::PREFIX.len())
-            .take(Self::TIME_DIGITS);
-        let value = |digit| {
-            Self::ALPHABET
-                .iter()
-                .position(|known| *known == digit)
-                .unwrap_or(0)
-        };
-        let millis = digits.fold(0, |millis, digit| millis << 5 | value(digit) as u64);
+        let digits = &self.0.as_bytes()[Self::PREFIX.len()..];
+        let mut millis = 0;
+        for digit in &digits[..Self::TIME_DIGITS] {
+            let value = Self::ALPHABET.iter().position(|known| known == digit);
+            millis = millis << 5 | value.unwrap_or(0) as u64;
+        }
         Timestamp::from_millis(i64::try_from(millis).unwrap_or(i64::MAX))
     }
 
@@ -284,7 +288,7 @@ mod tests {
     }
 
     #[test]
-    fn the_body_is_the_documented_one_to_the_letter() {
+    fn payload_is_documented_one() {
         let event = JobEvent {
             id: EventId::parse("evt_01JFRZ4AN0000000000000000A").unwrap(),
             account: account("acme"),
@@ -312,7 +316,7 @@ mod tests {
     }
 
     #[test]
-    fn a_disabled_webhook_is_told_of_in_the_form_of_a_job() {
+    fn webhook_disabled_payload_has_job_form() {
         assert_eq!(
             webhook_disabled_payload(
                 WebhookId::new(7).unwrap(),
@@ -325,7 +329,7 @@ mod tests {
     }
 
     #[test]
-    fn an_id_depends_on_every_part_and_on_nothing_else() {
+    fn id_depends_on_every_part() {
         let origin = EventOrigin {
             stream: "arn",
             sequence_number: "100",
@@ -372,8 +376,9 @@ mod tests {
         }
     }
 
+    /// An id is a prefix and 26 characters that sort by time.
     #[test]
-    fn an_id_is_a_prefix_and_26_characters_that_sort_by_time() {
+    fn ids_sort_by_time() {
         let at = |millis| {
             let origin = EventOrigin {
                 stream: "arn",

@@ -1,50 +1,53 @@
-//! Signatures: the product's own `X-Nano-Signature` and Standard Webhooks 1.0.0, side by side in every attempt.
+//! The signatures of an attempt: `X-Nano-Signature` and Standard Webhooks 1.0.0.
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use hmac::{Hmac, KeyInit, Mac};
 use serde::{Deserialize, Serialize};
 use sha2::Sha256;
 
-use crate::{event::EventId, timestamp::Timestamp, webhook::Secret};
+use crate::{event::EventId, secret::Secret, timestamp::Timestamp};
 
-/// The signatures of one attempt.
+/// The signature headers of one attempt.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Signatures {
-    /// `X-Nano-Signature`: `v1=` and lower-case hex over `{timestamp}.{body}`, by the newest secret alone.
+    /// `X-Nano-Signature`: `v1=` and lowercase hex over `{timestamp}.{body}`, by the current
+    /// secret.
     pub nano: String,
-    /// `webhook-signature`: for each live secret `v1,` and base64 over `{id}.{timestamp}.{body}`, separated by spaces
-    /// (Standard Webhooks 1.0.0, "Signature scheme").
+    /// `webhook-signature`: for each active secret `v1,` and base64 over
+    /// `{id}.{timestamp}.{body}`, separated by spaces (Standard Webhooks 1.0.0, "Signature
+    /// scheme").
     pub standard: String,
 }
 
-/// Signs a body with a webhook's live secrets, the newest first. Without a secret there is nothing to sign with.
-pub fn sign(secrets: &[Secret], id: &EventId, at: Timestamp, body: &[u8]) -> Option<Signatures> {
-    let newest = secrets.first()?;
-    let timestamp = at.as_unix_seconds().to_string();
-    let timestamp = timestamp.as_bytes();
-    let nano = mac(newest.expose().as_bytes(), &[timestamp, b".", body]);
-    let standard: Vec<_> = secrets
-        .iter()
-        .map(|secret| {
-            let parts = [id.as_str().as_bytes(), b".", timestamp, b".", body];
-            format!(
-                "v1,{}",
-                STANDARD.encode(mac(&secret.standard_webhooks_key(), &parts))
-            )
-        })
-        .collect();
+/// Signs a body with the active secrets of a webhook, newest first; `None` without a secret.
+pub fn sign(
+    secrets: &[Secret],
+    id: &EventId,
+    timestamp: Timestamp,
+    body: &[u8],
+) -> Option<Signatures> {
+    let current_secret = secrets.first()?;
+    let seconds = timestamp.as_unix_seconds().to_string();
+    let nano_parts = [seconds.as_bytes(), b".", body];
+    let nano = hmac_sha256(current_secret.expose().as_bytes(), &nano_parts);
+    let standard_parts = [id.as_str().as_bytes(), b".", seconds.as_bytes(), b".", body];
+    let mut standard = Vec::with_capacity(secrets.len());
+    for secret in secrets {
+        let signature = hmac_sha256(&secret.standard_webhooks_key(), &standard_parts);
+        standard.push(format!("v1,{}", STANDARD.encode(signature)));
+    }
     Some(Signatures {
         nano: format!("v1={}", hex::encode(nano)),
         standard: standard.join(" "),
     })
 }
 
-fn mac(key: &[u8], parts: &[&[u8]]) -> [u8; 32] {
-    let mut mac = Hmac::<Sha256>::new_from_slice(key).expect("HMAC takes a key of any length");
+fn hmac_sha256(key: &[u8], parts: &[&[u8]]) -> [u8; 32] {
+    let mut hmac = Hmac::<Sha256>::new_from_slice(key).expect("HMAC takes a key of any length");
     for part in parts {
-        mac.update(part);
+        hmac.update(part);
     }
-    mac.finalize().into_bytes().into()
+    hmac.finalize().into_bytes().into()
 }
 
 #[cfg(test)]
@@ -59,9 +62,9 @@ mod tests {
         EventId::parse("evt_01JFS8TX800000000000000000").unwrap()
     }
 
-    /// Computed with Python's `hmac` module.
+    /// The vectors were computed with Python's `hmac` module.
     #[test]
-    fn both_signatures_agree_with_vectors_computed_elsewhere() {
+    fn signatures_match_vectors() {
         let at = Timestamp::from_millis(1_734_948_000_999);
         let body = br#"{"event":"job.completed"}"#;
         let signed = sign(&[secret("my-secret-key")], &id(), at, body).unwrap();
@@ -110,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_secret_there_is_no_signature() {
+    fn no_secret_gives_no_signature() {
         assert_eq!(sign(&[], &id(), Timestamp::from_millis(0), b"{}"), None);
     }
 }

@@ -5,18 +5,19 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use time::{OffsetDateTime, UtcOffset, format_description::well_known::Rfc3339};
 
-/// An instant: milliseconds since the Unix epoch.
+/// A point in time: milliseconds since the Unix epoch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Timestamp(i64);
 
 impl Timestamp {
-    /// The first instant that RFC 3339 can write, `0000-01-01T00:00:00Z`.
+    /// `0000-01-01T00:00:00Z`, the first time that RFC 3339 can express.
     const MIN: i64 = -62_167_219_200_000;
-    /// The last one, `9999-12-31T23:59:59.999Z`.
+    /// `9999-12-31T23:59:59.999Z`, the last one.
     const MAX: i64 = 253_402_300_799_999;
 
-    /// From milliseconds since the Unix epoch; held to the years 0 to 9999, so that every instant has an RFC 3339 form.
+    /// Converts milliseconds since the Unix epoch, clamped to the years 0 to 9999, so that every
+    /// timestamp has an RFC 3339 form.
     pub const fn from_millis(millis: i64) -> Self {
         if millis < Self::MIN {
             Self(Self::MIN)
@@ -32,12 +33,12 @@ impl Timestamp {
         self.0
     }
 
-    /// The time from `earlier` until this instant; nothing if it lies before.
+    /// The time since `earlier`; zero if `earlier` is later.
     pub fn saturating_duration_since(self, earlier: Self) -> Duration {
         Duration::from_millis(u64::try_from(self.0.saturating_sub(earlier.0)).unwrap_or(0))
     }
 
-    /// The beginning of this instant's second.
+    /// The start of the second.
     #[must_use]
     pub const fn floor_to_second(self) -> Self {
         Self(self.0 - self.0.rem_euclid(1000))
@@ -48,7 +49,7 @@ impl Timestamp {
         self.0.div_euclid(1000)
     }
 
-    /// Reads an RFC 3339 time; what is finer than a millisecond is cut.
+    /// Parses an RFC 3339 time and truncates it to milliseconds.
     pub fn parse_rfc3339(text: &str) -> Option<Self> {
         let nanos = OffsetDateTime::parse(text, &Rfc3339)
             .ok()?
@@ -58,20 +59,20 @@ impl Timestamp {
             .map(Self::from_millis)
     }
 
-    /// The instant in RFC 3339, UTC with `Z`; a fraction only if there is one.
+    /// The RFC 3339 form in UTC, with `Z`, and with a fraction only if it is not zero.
     pub fn to_rfc3339(self) -> String {
         OffsetDateTime::from_unix_timestamp_nanos(i128::from(self.0) * 1_000_000)
             .ok()
             .and_then(|at| at.format(&Rfc3339).ok())
-            .expect("an instant is held to the years that RFC 3339 can write")
+            .expect("a timestamp is within the years of RFC 3339")
     }
 }
 
 impl std::ops::Add<Duration> for Timestamp {
     type Output = Self;
 
-    fn add(self, wait: Duration) -> Self {
-        let millis = i64::try_from(wait.as_millis()).unwrap_or(i64::MAX);
+    fn add(self, duration: Duration) -> Self {
+        let millis = i64::try_from(duration.as_millis()).unwrap_or(i64::MAX);
         Self::from_millis(self.0.saturating_add(millis))
     }
 }
@@ -79,14 +80,15 @@ impl std::ops::Add<Duration> for Timestamp {
 impl std::ops::Sub<Duration> for Timestamp {
     type Output = Self;
 
-    fn sub(self, wait: Duration) -> Self {
-        let millis = i64::try_from(wait.as_millis()).unwrap_or(i64::MAX);
+    fn sub(self, duration: Duration) -> Self {
+        let millis = i64::try_from(duration.as_millis()).unwrap_or(i64::MAX);
         Self::from_millis(self.0.saturating_sub(millis))
     }
 }
 
-/// The same time in UTC, if `text` is an RFC 3339 time that can be written in UTC. A fraction loses its trailing zeros
-/// and what is finer than a nanosecond.
+/// Converts an RFC 3339 time to UTC with `Z`; `None` if `text` is malformed or out of range.
+///
+/// Keeps up to nine digits of the fraction, without trailing zeros.
 pub fn normalize_rfc3339(text: &str) -> Option<String> {
     OffsetDateTime::parse(text, &Rfc3339)
         .ok()?

@@ -13,7 +13,7 @@ use libfuzzer_sys::fuzz_target;
 use nano_webhooks::api::fuzzing::{
     parse_create_body, parse_replay_body, parse_rotate_body, parse_update_body,
 };
-use nano_webhooks_core::webhook::EndpointUrl;
+use nano_webhooks_core::endpoint_url::EndpointUrl;
 use nano_webhooks_fuzz::{parse_error_response, poll_ready};
 use serde_json::Value;
 

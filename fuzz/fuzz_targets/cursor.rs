@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use libfuzzer_sys::fuzz_target;
 use nano_webhooks::api::fuzzing::parse_deliveries_query;
-use nano_webhooks_core::webhook::{EventType, WebhookId};
+use nano_webhooks_core::{event_type::EventType, webhook::WebhookId};
 use nano_webhooks_fuzz::parse_error_response;
 use url::form_urlencoded;
 

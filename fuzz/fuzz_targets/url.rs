@@ -11,7 +11,7 @@ use std::{
 
 use libfuzzer_sys::fuzz_target;
 use nano_webhooks::client::guard::{TargetGuard, TargetPolicy, blocked_reason};
-use nano_webhooks_core::{delivery::attempt::Failure, webhook::EndpointUrl};
+use nano_webhooks_core::{delivery::attempt::Failure, endpoint_url::EndpointUrl};
 use nano_webhooks_fuzz::poll_ready;
 use url::Host;
 

@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use super::{ApiError, AppState};
 use crate::store::rate_limit::RateLimitDecision;
-use nano_webhooks_core::{api_key::ApiKey, webhook::AccountId};
+use nano_webhooks_core::{account_id::AccountId, api_key::ApiKey};
 
 /// The account that the request is made for. An operation that takes this answers 401 and 429 by itself.
 pub(super) struct AuthenticatedAccount(pub AccountId);

@@ -12,7 +12,7 @@ use utoipa::{
 };
 
 use super::openapi::{event_id_schema, webhook_id_schema};
-use nano_webhooks_core::webhook::EventType;
+use nano_webhooks_core::event_type::EventType;
 
 /// The body that tells of a job.
 #[derive(ToSchema)]

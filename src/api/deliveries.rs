@@ -25,14 +25,16 @@ use crate::{
     store::delivery_log::{DeliveryFilter, DeliveryStatus, DeliverySummary},
 };
 use nano_webhooks_core::{
+    account_id::AccountId,
     delivery::{
         self, Delivery, DeliveryKey,
         attempt::{Attempt, FailureKind},
         timings::PhaseTimings,
     },
     event::{EventId, traceparent::Traceparent},
+    event_type::EventType,
     timestamp::Timestamp,
-    webhook::{AccountId, EventType, WebhookId, WebhookStatus},
+    webhook::{WebhookId, WebhookStatus},
 };
 
 /// How many deliveries a page has unless a number is asked for.

@@ -30,7 +30,9 @@ use super::{
 use crate::store::delivery_log;
 use nano_webhooks_core::{
     delivery::attempt,
-    webhook::{self, EndpointUrl, Secret, WebhookId},
+    endpoint_url::EndpointUrl,
+    secret::Secret,
+    webhook::{self, WebhookId},
 };
 
 /// Each operation is described beside its handler; what all have in common is added here.
@@ -586,7 +588,8 @@ one_of!(
     EventTypeSchema,
     "EventType",
     "What can be subscribed to.",
-    webhook::EventType::ALL.map(webhook::EventType::as_str)
+    nano_webhooks_core::event_type::EventType::ALL
+        .map(nano_webhooks_core::event_type::EventType::as_str)
 );
 one_of!(
     WebhookStatusSchema,

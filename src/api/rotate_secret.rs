@@ -20,7 +20,7 @@ use super::{
 };
 use crate::random;
 use crate::store::rotation::{MAX_ACTIVE_SECRETS, RotateOutcome};
-use nano_webhooks_core::{timestamp::Timestamp, webhook::Secret};
+use nano_webhooks_core::{secret::Secret, timestamp::Timestamp};
 
 /// How long the old secret signs beside the new, unless it is said.
 const GRACE_HOURS: u16 = 24;

@@ -15,11 +15,13 @@ use super::{
     webhooks::{WebhookPath, webhook_not_found},
 };
 use nano_webhooks_core::{
+    account_id::AccountId,
     delivery::attempt::{Failure, WebhookRequest},
     event::{self, EventId, JobEvent, JobOutcome},
+    event_type::EventType,
     signing,
     timestamp::Timestamp,
-    webhook::{AccountId, EventType, WebhookId},
+    webhook::WebhookId,
 };
 
 /// The job that a sample tells of.

@@ -29,8 +29,11 @@ use crate::{
 };
 use nano_webhooks_core::{
     delivery::attempt::FailureKind,
+    endpoint_url::EndpointUrl,
+    event_type::EventTypes,
+    secret::Secret,
     timestamp::Timestamp,
-    webhook::{EndpointUrl, EventTypes, Secret, Webhook, WebhookId, WebhookStatus},
+    webhook::{Webhook, WebhookId, WebhookStatus},
 };
 
 /// How long an `Idempotency-Key` is remembered.

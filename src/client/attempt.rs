@@ -42,7 +42,7 @@ use nano_webhooks_core::{
         attempt::{Attempt, AttemptOutcome, Failure, TimeoutStage, WebhookRequest},
         timings::{Phase, PhaseTimings},
     },
-    webhook::EndpointUrl,
+    endpoint_url::EndpointUrl,
 };
 
 /// How long an exchange may take.
@@ -502,7 +502,7 @@ mod tests {
 
     use super::*;
     use crate::client::guard::TargetPolicy;
-    use nano_webhooks_core::{event::EventId, timestamp::Timestamp, webhook::EventType};
+    use nano_webhooks_core::{event::EventId, event_type::EventType, timestamp::Timestamp};
 
     /// A host that answers every request, and counts the connections that are open to it.
     async fn host(open: Arc<AtomicUsize>) -> EndpointUrl {

@@ -12,7 +12,7 @@ use ipnet::IpNet;
 use url::Host;
 
 use super::resolver::Resolver;
-use nano_webhooks_core::{delivery::attempt::Failure, webhook::EndpointUrl};
+use nano_webhooks_core::{delivery::attempt::Failure, endpoint_url::EndpointUrl};
 
 /// The target policy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -24,14 +24,17 @@ use crate::{
     },
 };
 use nano_webhooks_core::{
+    account_id::AccountId,
     delivery::{
         Delivery, DeliveryKey,
         attempt::AttemptOutcome,
         endpoint_health::{DispatchMode, is_unresponsive},
     },
     event::JobEvent,
+    event_type::EventType,
+    secret::Secret,
     timestamp::Timestamp,
-    webhook::{AccountId, EventType, Secret, Webhook},
+    webhook::Webhook,
 };
 
 /// How many accounts' webhooks are loaded at the same time.

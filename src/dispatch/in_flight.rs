@@ -7,9 +7,10 @@ use std::{
 };
 
 use nano_webhooks_core::{
+    account_id::AccountId,
     delivery::endpoint_health::{Observation, is_unresponsive},
     timestamp::Timestamp,
-    webhook::{AccountId, WebhookId},
+    webhook::WebhookId,
 };
 
 /// How long what finds no place waits before it asks again: 5 s, and as much again by jitter.

@@ -5,12 +5,12 @@ use serde_dynamo::{AttributeValue, Item};
 
 use crate::store::poison::NewPoisonRecord;
 use nano_webhooks_core::{
+    account_id::AccountId,
     event::{
         EventId, EventOrigin, JobEvent, JobOutcome, attribute_data::AttributeData,
         decimal::Decimal, traceparent::Traceparent,
     },
     timestamp::{Timestamp, normalize_rfc3339},
-    webhook::AccountId,
 };
 
 /// A record of the jobs stream as the handler takes it: parsed, or the text that did not parse and why.

@@ -12,8 +12,8 @@ use crate::{
     store::{Result, due_index::DueDelivery, replays::STEP_SIZE},
 };
 use nano_webhooks_core::{
+    account_id::AccountId,
     delivery::lease::{LEASE_DURATION, MAX_QUEUE_DELAY, SWEEP_GRACE},
-    webhook::AccountId,
 };
 
 /// How many due deliveries are taken from each shard of the index at a time.

@@ -10,7 +10,7 @@ use super::{
     webhooks::{cancellation_reasons, is_condition_failure},
 };
 use crate::concurrency;
-use nano_webhooks_core::{api_key::ApiKey, timestamp::Timestamp, webhook::AccountId};
+use nano_webhooks_core::{account_id::AccountId, api_key::ApiKey, timestamp::Timestamp};
 
 /// An API key as it may be shown.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -21,9 +21,9 @@ use crate::{clock::Deadline, concurrency};
 use nano_webhooks_core::{
     delivery::{Delivery, DeliveryKey, DeliveryState, attempt::Attempt, lease},
     event::traceparent::Traceparent,
+    event_type::EventType,
     replay::ReplayId,
     timestamp::Timestamp,
-    webhook::EventType,
 };
 
 /// The most keys that BatchGetItem takes.
@@ -423,14 +423,16 @@ mod tests {
         store::{from_item, rotation::MAX_ACTIVE_SECRETS},
     };
     use nano_webhooks_core::{
+        account_id::AccountId,
         delivery::{
             attempt::{Failure, FailureKind},
             schedule::RetrySchedule,
             timings::PhaseTimings,
         },
+        endpoint_url::EndpointUrl,
         event::{EventId, MAX_PAYLOAD_LEN},
         signing::Signatures,
-        webhook::{AccountId, EndpointUrl, WebhookId},
+        webhook::WebhookId,
     };
 
     #[test]

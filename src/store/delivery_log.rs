@@ -10,10 +10,8 @@ use super::{
     tables::{STATE_INDEX, STATE_KEY, SUMMARY_ATTRIBUTES},
 };
 use nano_webhooks_core::{
-    delivery::attempt::FailureKind,
-    event::EventId,
-    timestamp::Timestamp,
-    webhook::{AccountId, EventType, WebhookId},
+    account_id::AccountId, delivery::attempt::FailureKind, event::EventId, event_type::EventType,
+    timestamp::Timestamp, webhook::WebhookId,
 };
 
 /// How many items a page of the log reads at most, however few of them are asked for.

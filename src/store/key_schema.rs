@@ -5,11 +5,8 @@ use sha2::{Digest, Sha256};
 
 use super::Item;
 use nano_webhooks_core::{
-    delivery::DeliveryKey,
-    event::EventId,
-    replay::ReplayId,
-    timestamp::Timestamp,
-    webhook::{AccountId, WebhookId},
+    account_id::AccountId, delivery::DeliveryKey, event::EventId, replay::ReplayId,
+    timestamp::Timestamp, webhook::WebhookId,
 };
 
 /// The partition key's attribute in both tables.

@@ -24,9 +24,10 @@ use super::{
 };
 use crate::concurrency;
 use nano_webhooks_core::{
+    account_id::AccountId,
     delivery::{Delivery, DeliveryKey, DeliveryState, lease},
     timestamp::Timestamp,
-    webhook::{AccountId, WebhookId},
+    webhook::WebhookId,
 };
 
 /// How many pending deliveries are cancelled with the webhook's deletion, so that it is answered in time.

@@ -4,7 +4,7 @@ use aws_sdk_dynamodb::types::ReturnValuesOnConditionCheckFailure;
 use serde::Deserialize;
 
 use super::{Error, Result, Store, attr_n, from_item, key_schema, tables::EXPIRES_AT};
-use nano_webhooks_core::{timestamp::Timestamp, webhook::AccountId};
+use nano_webhooks_core::{account_id::AccountId, timestamp::Timestamp};
 
 /// How many requests an account may make; `None` is no limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

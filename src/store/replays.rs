@@ -18,11 +18,12 @@ use super::{
 };
 use crate::clock::Deadline;
 use nano_webhooks_core::{
+    account_id::AccountId,
     delivery::{Delivery, DeliveryKey, DeliveryState, lease},
     event::EventId,
     replay::ReplayId,
     timestamp::Timestamp,
-    webhook::{AccountId, WebhookId, WebhookStatus},
+    webhook::{WebhookId, WebhookStatus},
 };
 
 /// How many deliveries a sweep's step looks at.

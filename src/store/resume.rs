@@ -13,10 +13,11 @@ use super::{
 };
 use crate::concurrency;
 use nano_webhooks_core::{
+    account_id::AccountId,
     delivery::{DeliveryKey, lease},
     event::EventId,
     timestamp::Timestamp,
-    webhook::{AccountId, WebhookId},
+    webhook::WebhookId,
 };
 
 /// How many deliveries a step makes due.

@@ -12,8 +12,7 @@ use super::{
 use crate::clock::Deadline;
 use aws_sdk_dynamodb::types::AttributeValue;
 use nano_webhooks_core::{
-    timestamp::Timestamp,
-    webhook::{AccountId, Secret, WebhookId},
+    account_id::AccountId, secret::Secret, timestamp::Timestamp, webhook::WebhookId,
 };
 
 /// How many secrets of a webhook may sign at the same time. Receivers look at each signature, so they are few.

@@ -21,9 +21,11 @@ use super::{
 use crate::random;
 use crate::{aws::format_sdk_error, clock::Stopwatch, concurrency};
 use nano_webhooks_core::{
+    account_id::AccountId,
     data_key::{DataKey, KeyMaterial},
+    secret::Secret,
     timestamp::Timestamp,
-    webhook::{AccountId, Secret, WebhookId},
+    webhook::WebhookId,
 };
 
 /// What KMS is told of a data key beside the key itself, so that it unwraps it for this purpose and version alone, and its

@@ -9,8 +9,12 @@ use super::{
     webhooks::Webhooks,
 };
 use nano_webhooks_core::{
+    account_id::AccountId,
+    endpoint_url::EndpointUrl,
+    event_type::EventTypes,
+    secret::Secret,
     timestamp::Timestamp,
-    webhook::{AccountId, EndpointUrl, EventTypes, Secret, WebhookId, WebhookStatus},
+    webhook::{WebhookId, WebhookStatus},
 };
 
 /// What is to be changed; what is `None` stays.

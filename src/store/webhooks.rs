@@ -19,10 +19,14 @@ use super::{
 };
 use crate::{aws::format_sdk_error, clock::Deadline};
 use nano_webhooks_core::{
+    account_id::AccountId,
     data_key::DataKey,
     delivery::{Delivery, endpoint_health::EndpointHealth},
+    endpoint_url::EndpointUrl,
+    event_type::EventTypes,
+    secret::Secret,
     timestamp::Timestamp,
-    webhook::{AccountId, EndpointUrl, EventTypes, Secret, Webhook, WebhookId, WebhookStatus},
+    webhook::{Webhook, WebhookId, WebhookStatus},
 };
 
 /// How long a transaction is tried again when others change the same account at the same time. Each round one of them gets

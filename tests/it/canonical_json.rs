@@ -2,9 +2,9 @@
 
 use nano_webhooks_core::{
     event::{EventId, JobEvent, JobOutcome, attribute_data::AttributeData, decimal::Decimal},
+    secret::Secret,
     signing,
     timestamp::Timestamp,
-    webhook::Secret,
 };
 use proptest::{collection::vec, prelude::*};
 use rquickjs::{Context, Function, Runtime};

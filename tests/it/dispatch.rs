@@ -20,9 +20,12 @@ use nano_webhooks_core::{
     delivery::{
         Delivery, DeliveryKey, DeliveryState, attempt::FailureKind, endpoint_health::EndpointHealth,
     },
+    endpoint_url::EndpointUrl,
     event::EventId,
+    event_type::EventTypes,
+    secret::Secret,
     timestamp::Timestamp,
-    webhook::{EndpointUrl, EventTypes, Secret, WebhookId},
+    webhook::WebhookId,
 };
 use serde_json::{Value, json};
 

@@ -9,9 +9,12 @@ use nano_webhooks::{
     store::{poison, replays, rotation},
 };
 use nano_webhooks_core::{
+    account_id::AccountId,
     delivery::{lease::LEASE_DURATION, schedule::RetrySchedule},
+    endpoint_url::EndpointUrl,
     event::MAX_PAYLOAD_LEN,
-    webhook::{AccountId, EndpointUrl, EventType, Secret},
+    event_type::EventType,
+    secret::Secret,
 };
 
 /// The page's rows, each as its columns.

@@ -9,9 +9,9 @@ use axum::{
 use nano_webhooks_core::{
     delivery::attempt,
     event::{EventId, traceparent::Traceparent},
+    event_type::EventType,
     signing::Signatures,
     timestamp::Timestamp,
-    webhook::EventType,
 };
 use serde_json::{Value, json};
 

@@ -17,9 +17,10 @@ use nano_webhooks::{
 };
 use nano_webhooks_core::{
     delivery::{DeliveryKey, DeliveryState},
+    endpoint_url::EndpointUrl,
     event::{EventId, JobEvent, MAX_PAYLOAD_LEN},
     timestamp::Timestamp,
-    webhook::{EndpointUrl, WebhookId, WebhookStatus},
+    webhook::{WebhookId, WebhookStatus},
 };
 use serde_json::{Value, json};
 

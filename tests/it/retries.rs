@@ -15,8 +15,9 @@ use nano_webhooks::{
 };
 use nano_webhooks_core::{
     delivery::{Delivery, DeliveryState, attempt::FailureKind, endpoint_health::EndpointHealth},
+    endpoint_url::EndpointUrl,
     timestamp::Timestamp,
-    webhook::{EndpointUrl, WebhookId, WebhookStatus},
+    webhook::{WebhookId, WebhookStatus},
 };
 use serde_json::json;
 

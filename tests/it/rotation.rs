@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use axum::http::StatusCode;
 use nano_webhooks::{dispatch::Dispatcher, store::rotation::RotateOutcome};
-use nano_webhooks_core::webhook::{Secret, WebhookId};
+use nano_webhooks_core::{secret::Secret, webhook::WebhookId};
 use serde_json::{Value, json};
 
 use crate::{

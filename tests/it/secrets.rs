@@ -13,10 +13,7 @@ use nano_webhooks::{
         webhooks::WebhookRecord,
     },
 };
-use nano_webhooks_core::{
-    data_key::KeyMaterial,
-    webhook::{Secret, WebhookId},
-};
+use nano_webhooks_core::{data_key::KeyMaterial, secret::Secret, webhook::WebhookId};
 use sha2::{Digest, Sha256};
 
 use crate::{

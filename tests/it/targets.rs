@@ -14,7 +14,7 @@ use nano_webhooks::client::{
 };
 use nano_webhooks_core::{
     delivery::attempt::{AttemptOutcome, Failure},
-    webhook::EndpointUrl,
+    endpoint_url::EndpointUrl,
 };
 use tokio::net::TcpListener;
 

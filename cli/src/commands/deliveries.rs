@@ -16,9 +16,10 @@ use nano_webhooks::{
     },
 };
 use nano_webhooks_core::{
+    account_id::AccountId,
     delivery::{Delivery, DeliveryKey, DeliveryState, attempt::Attempt, timings::PhaseTimings},
     timestamp::Timestamp,
-    webhook::{AccountId, WebhookId, WebhookStatus},
+    webhook::{WebhookId, WebhookStatus},
 };
 
 /// How many pages of a webhook's log are read at most, of 500 items each, however few of them are asked for.
@@ -465,7 +466,7 @@ async fn resolve_webhooks(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use nano_webhooks_core::{event::EventId, replay::ReplayId, webhook::EventType};
+    use nano_webhooks_core::{event::EventId, event_type::EventType, replay::ReplayId};
 
     #[test]
     fn it_is_told_what_happens_next() {

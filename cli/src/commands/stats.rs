@@ -22,9 +22,7 @@ use nano_webhooks::{
     },
 };
 use nano_webhooks_core::{
-    delivery::DeliveryKey,
-    timestamp::Timestamp,
-    webhook::{AccountId, WebhookId},
+    account_id::AccountId, delivery::DeliveryKey, timestamp::Timestamp, webhook::WebhookId,
 };
 
 /// How many entries of the index `due` are read, beyond which the counts are "at least".

@@ -7,9 +7,9 @@ use serde::{Deserialize, Serialize};
 use super::{endpoint_health::Observation, timings::PhaseTimings};
 use crate::{
     event::{EventId, traceparent::Traceparent},
+    event_type::EventType,
     signing::Signatures,
     timestamp::Timestamp,
-    webhook::EventType,
 };
 
 /// How far an attempt had come when its deadline passed.

@@ -1,9 +1,12 @@
-//! The health of an endpoint: how its deliveries go out. A circuit breaker, as a pure function of what was seen.
+//! Endpoint health: a circuit breaker and a speed estimate, as pure functions of observed attempts.
 //!
-//! closed ──(consecutive failures to answer)──▶ open ──(an attempt from the queue succeeds)──▶ closed
+//! ```text
+//! closed ──(consecutive failures to respond)──▶ open ──(a queued attempt succeeds)──▶ closed
+//! ```
 //!
-//! An open endpoint's deliveries skip the direct attempt and go to the queue, where few of them are in flight at a time;
-//! each of those is the trial that may close it. Their schedule and their numbers stay what they are.
+//! While the breaker is open, new deliveries skip the direct attempt and go to the queue, where few
+//! of them are in flight at a time. Each of those attempts is a probe. The deliveries keep their
+//! schedule and their attempt numbers.
 
 use std::time::Duration;
 
@@ -12,49 +15,53 @@ use serde::{Deserialize, Serialize};
 use super::attempt::FailureKind;
 use crate::timestamp::Timestamp;
 
-/// How many failures to answer in a row open the breaker.
+/// Consecutive failures to respond that open the breaker.
 const FAILURE_THRESHOLD: u32 = 5;
-/// An endpoint that takes longer is slow: while a batch of the stream waits for it, so do the batches behind.
+/// A response that takes longer makes the endpoint slow. A stream batch waits for its direct
+/// attempts, and the batches behind it wait too.
 const SLOW_THRESHOLD: Duration = Duration::from_millis(500);
-/// One that answers within this time is fast again: less than what makes it slow, so that it does not change sides with each
-/// answer.
+/// A slow endpoint recovers with a response within this time. It is shorter than
+/// [`SLOW_THRESHOLD`], so that the endpoint does not alternate between the two.
 const RECOVERY_THRESHOLD: Duration = Duration::from_millis(250);
-/// How long an endpoint that was slow again soon after it was well stays on the queue at least: this, doubled with each such
-/// relapse, so that one that hangs now and then does not hold up a batch each time.
+/// The shortest time on the queue after a relapse, doubled with each further relapse. An endpoint
+/// that hangs now and then does not delay a batch each time.
 const RELAPSE_PENALTY: Duration = Duration::from_secs(10);
-/// The most doublings.
+/// The number of relapses at which the penalty stops growing.
 const MAX_RELAPSES: u32 = 6;
-/// How soon is soon: an endpoint that was well for longer begins anew.
+/// Becoming slow within this time after a recovery is a relapse.
 const RELAPSE_WINDOW: Duration = Duration::from_mins(10);
-/// How many attempts from the queue may be in flight to one endpoint, in one process.
+/// Queued attempts in flight to one endpoint, in one process.
 const MAX_IN_FLIGHT_QUEUED: usize = 64;
-/// The same while the endpoint is slow: each of them takes its time.
+/// The same for a slow endpoint, whose attempts take longer.
 const MAX_IN_FLIGHT_SLOW: usize = 32;
 /// The same while the breaker is open.
 const MAX_IN_FLIGHT_OPEN: usize = 8;
 
-/// What is known of an endpoint. An endpoint of which nothing is known has never answered.
+/// The health of one endpoint. The default is an endpoint without attempts.
+///
+/// The serialized names are those of version 0.1.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EndpointHealth {
-    /// It has accepted an event at least once since it was created or enabled again.
+    /// Whether the endpoint accepted an event since it was created or enabled.
     #[serde(default, rename = "proven")]
     pub has_succeeded: bool,
-    /// It did not answer in good time, and has not answered fast since.
+    /// Whether the endpoint was slow or timed out and has not recovered since.
     #[serde(default)]
     pub slow: bool,
-    /// Until when it stays slow at least, or did the last time.
+    /// The end of the penalty of the latest slow period.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub slow_until: Option<Timestamp>,
-    /// How often it was slow again soon after it was well.
+    /// The number of relapses in a row, at most [`MAX_RELAPSES`].
     #[serde(default, rename = "relapses")]
     pub relapse_count: u32,
-    /// Failures to answer, one after the other.
+    /// Consecutive failures to respond, see [`is_unresponsive`].
     #[serde(default, rename = "failures")]
     pub consecutive_failures: u32,
-    /// Since when every attempt has failed, in whatever way.
+    /// The time of the first failure since the latest success.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failing_since: Option<Timestamp>,
-    /// The first success since something was wrong, or ever; a success among successes is not written down.
+    /// The time of the first success after a failure. Later successes do not update it, which
+    /// saves writes.
     #[serde(
         default,
         rename = "last_success_at",
@@ -66,28 +73,28 @@ pub struct EndpointHealth {
     pub last_failure: Option<FailureKind>,
 }
 
-/// How the first attempts for an endpoint are made.
+/// How the dispatcher makes the first attempts to an endpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DispatchMode {
-    /// Straight from the stream.
+    /// Directly, while the stream batch waits.
     Direct,
-    /// One straight from the stream; the rest too if that one succeeds, else from the queue.
+    /// One directly; the others as well if it succeeds, else from the queue.
     Probe,
     /// From the queue.
     Queued,
 }
 
-/// How an attempt ended, as far as health is concerned.
+/// The part of an attempt's outcome that health depends on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Observation {
-    /// Why it failed; `None`: it succeeded.
+    /// The kind of failure; `None` for a success.
     pub failure: Option<FailureKind>,
-    /// How long it took.
+    /// The time that the attempt took.
     pub duration: Duration,
 }
 
 impl EndpointHealth {
-    /// How the first attempts are to be made.
+    /// Decides how the first attempts are made.
     pub fn dispatch_mode(&self) -> DispatchMode {
         if self.slow || self.is_open() {
             DispatchMode::Queued
@@ -98,7 +105,7 @@ impl EndpointHealth {
         }
     }
 
-    /// How the endpoint does, in a word.
+    /// The state that the API shows: `healthy`, `slow` or `failing`.
     pub fn label(&self) -> &'static str {
         if self.is_open() || self.failing_since.is_some() {
             "failing"
@@ -109,12 +116,14 @@ impl EndpointHealth {
         }
     }
 
-    /// How many attempts from the queue may be in flight in one process.
+    /// The limit of queued attempts in flight in one process.
     pub fn max_in_flight(&self) -> usize {
-        match (self.is_open(), self.slow) {
-            (true, _) => MAX_IN_FLIGHT_OPEN,
-            (false, true) => MAX_IN_FLIGHT_SLOW,
-            (false, false) => MAX_IN_FLIGHT_QUEUED,
+        if self.is_open() {
+            MAX_IN_FLIGHT_OPEN
+        } else if self.slow {
+            MAX_IN_FLIGHT_SLOW
+        } else {
+            MAX_IN_FLIGHT_QUEUED
         }
     }
 
@@ -123,63 +132,72 @@ impl EndpointHealth {
         self.consecutive_failures >= FAILURE_THRESHOLD
     }
 
-    /// What is known after an attempt that ended `now`. Unchanged after a success of an endpoint that has nothing wrong
-    /// with it, so that there is nothing to write.
+    /// The health after an attempt that ended at `now`.
+    ///
+    /// A success changes nothing on a healthy endpoint, so that there is nothing to write.
     #[must_use]
-    pub fn observe(self, seen: Observation, now: Timestamp) -> Self {
-        match seen.failure {
-            None => {
-                let is_fast = if self.slow {
-                    seen.duration <= RECOVERY_THRESHOLD
-                        && self.slow_until.is_none_or(|until| until <= now)
-                } else {
-                    seen.duration <= SLOW_THRESHOLD
-                };
-                if self.has_succeeded
-                    && self.slow != is_fast
-                    && self.consecutive_failures == 0
-                    && self.failing_since.is_none()
-                {
-                    return self;
-                }
-                let after = if is_fast {
-                    Self {
-                        slow: false,
-                        ..self
-                    }
-                } else {
-                    self.mark_slow(now)
-                };
-                Self {
-                    has_succeeded: true,
-                    consecutive_failures: 0,
-                    failing_since: None,
-                    first_success_after_failure_at: Some(now),
-                    ..after
-                }
-            }
-            Some(kind) => {
-                let after = if kind == FailureKind::Timeout {
-                    self.mark_slow(now)
-                } else {
-                    self
-                };
-                Self {
-                    // Only what keeps others waiting counts: a fast 500 holds nobody back.
-                    consecutive_failures: if is_unresponsive(kind) {
-                        self.consecutive_failures.saturating_add(1)
-                    } else {
-                        0
-                    },
-                    failing_since: self.failing_since.or(Some(now)),
-                    last_failure: Some(kind),
-                    ..after
-                }
-            }
+    pub fn observe(self, observation: Observation, now: Timestamp) -> Self {
+        match observation.failure {
+            None => self.observe_success(observation.duration, now),
+            Some(kind) => self.observe_failure(kind, now),
         }
     }
 
-    /// Slow from `now` on: the first time until it answers fast again, after a relapse for longer.
+    fn observe_success(self, duration: Duration, now: Timestamp) -> Self {
+        let is_fast = if self.slow {
+            duration <= RECOVERY_THRESHOLD && self.penalty_is_over(now)
+        } else {
+            duration <= SLOW_THRESHOLD
+        };
+        let speed_is_unchanged = self.slow != is_fast;
+        let has_no_failures = self.consecutive_failures == 0 && self.failing_since.is_none();
+        if self.has_succeeded && has_no_failures && speed_is_unchanged {
+            return self;
+        }
+        let health = if is_fast {
+            Self {
+                slow: false,
+                ..self
+            }
+        } else {
+            self.mark_slow(now)
+        };
+        Self {
+            has_succeeded: true,
+            consecutive_failures: 0,
+            failing_since: None,
+            first_success_after_failure_at: Some(now),
+            ..health
+        }
+    }
+
+    fn observe_failure(self, kind: FailureKind, now: Timestamp) -> Self {
+        let health = if kind == FailureKind::Timeout {
+            self.mark_slow(now)
+        } else {
+            self
+        };
+        // A fast error status delays nobody and does not count towards the breaker.
+        let consecutive_failures = if is_unresponsive(kind) {
+            self.consecutive_failures.saturating_add(1)
+        } else {
+            0
+        };
+        Self {
+            consecutive_failures,
+            failing_since: self.failing_since.or(Some(now)),
+            last_failure: Some(kind),
+            ..health
+        }
+    }
+
+    fn penalty_is_over(&self, now: Timestamp) -> bool {
+        match self.slow_until {
+            Some(until) => until <= now,
+            None => true,
+        }
+    }
+
     fn mark_slow(self, now: Timestamp) -> Self {
         if self.slow {
             return self;
@@ -190,10 +208,9 @@ impl EndpointHealth {
             }
             _ => 0,
         };
-        let penalty = if relapse_count == 0 {
-            Duration::ZERO
-        } else {
-            RELAPSE_PENALTY * 2_u32.pow(relapse_count - 1)
+        let penalty = match relapse_count {
+            0 => Duration::ZERO,
+            count => RELAPSE_PENALTY * 2_u32.pow(count - 1),
         };
         Self {
             slow: true,
@@ -203,23 +220,31 @@ impl EndpointHealth {
         }
     }
 
-    /// Whether what changed from `before` is worth a write: another path, the begin or the end of a failing time, another
-    /// count on the way to open. Beyond that, repeated failures say nothing new.
-    pub fn needs_write(&self, before: &Self) -> bool {
-        let capped = |health: &Self| Self {
-            consecutive_failures: health.consecutive_failures.min(FAILURE_THRESHOLD),
-            ..*health
-        };
-        capped(self) != capped(before)
+    /// Whether the change from `previous` must be stored.
+    ///
+    /// Failures beyond [`FAILURE_THRESHOLD`] add nothing.
+    pub fn needs_write(&self, previous: &Self) -> bool {
+        self.with_capped_failures() != previous.with_capped_failures()
     }
 
-    /// Whether nothing but failures has been seen for `limit`.
+    fn with_capped_failures(&self) -> Self {
+        Self {
+            consecutive_failures: self.consecutive_failures.min(FAILURE_THRESHOLD),
+            ..*self
+        }
+    }
+
+    /// Whether every attempt has failed for `limit`.
     pub fn has_failed_for(&self, limit: Duration, now: Timestamp) -> bool {
-        self.failing_since.is_some_and(|since| since + limit <= now)
+        match self.failing_since {
+            Some(since) => since + limit <= now,
+            None => false,
+        }
     }
 }
 
-/// Whether a failure means that no answer came, rather than one that refuses.
+/// Whether a failure means that the endpoint did not respond. A response that refuses the event
+/// does not count.
 pub const fn is_unresponsive(kind: FailureKind) -> bool {
     matches!(
         kind,
@@ -255,135 +280,89 @@ mod tests {
         Timestamp::from_millis(seconds * 1000)
     }
 
-    fn after(seen: &[Observation]) -> EndpointHealth {
-        (0..)
-            .zip(seen)
-            .fold(EndpointHealth::default(), |health, (second, seen)| {
-                health.observe(*seen, at(second))
-            })
+    fn observe_all(observations: &[Observation]) -> EndpointHealth {
+        let mut health = EndpointHealth::default();
+        for (second, observation) in (0..).zip(observations) {
+            health = health.observe(*observation, at(second));
+        }
+        health
     }
 
+    /// The mode and the breaker follow from the observations alone.
     #[test]
-    fn the_path_follows_from_what_was_seen() {
-        use FailureKind::{Connect, Dns, Status, Timeout, Tls};
-        let (one, many) = (DispatchMode::Probe, DispatchMode::Direct);
-        for (seen, path, open) in [
-            (&[][..], one, false),
-            (&[FAST_OK], many, false),
-            (&[failed(Status)], one, false),
+    fn observations_decide_dispatch_mode() {
+        use DispatchMode::{Direct, Probe, Queued};
+        let status = failed(FailureKind::Status);
+        let timeout = failed(FailureKind::Timeout);
+        let connect = failed(FailureKind::Connect);
+        let dns = failed(FailureKind::Dns);
+        let tls = failed(FailureKind::Tls);
+        for (observations, mode, is_open) in [
+            (&[][..], Probe, false),
+            (&[FAST_OK], Direct, false),
+            (&[status], Probe, false),
             (
-                &[
-                    FAST_OK,
-                    failed(Status),
-                    failed(Status),
-                    failed(Status),
-                    failed(Status),
-                    failed(Status),
-                ],
-                many,
+                &[FAST_OK, status, status, status, status, status],
+                Direct,
                 false,
             ),
-            (&[FAST_OK, failed(Timeout)], DispatchMode::Queued, false),
-            (&[FAST_OK, FAIR_OK], many, false),
-            (&[FAST_OK, SLOW_OK], DispatchMode::Queued, false),
+            (&[FAST_OK, timeout], Queued, false),
+            (&[FAST_OK, FAIR_OK], Direct, false),
+            (&[FAST_OK, SLOW_OK], Queued, false),
+            (&[FAST_OK, timeout, FAIR_OK], Queued, false),
+            (&[FAST_OK, timeout, SLOW_OK], Queued, false),
+            (&[FAST_OK, timeout, SLOW_OK, FAST_OK], Direct, false),
             (
-                &[FAST_OK, failed(Timeout), FAIR_OK],
-                DispatchMode::Queued,
-                false,
-            ),
-            (
-                &[FAST_OK, failed(Timeout), SLOW_OK],
-                DispatchMode::Queued,
-                false,
-            ),
-            (&[FAST_OK, failed(Timeout), SLOW_OK, FAST_OK], many, false),
-            (
-                &[
-                    FAST_OK,
-                    failed(Connect),
-                    failed(Connect),
-                    failed(Connect),
-                    failed(Connect),
-                ],
-                many,
+                &[FAST_OK, connect, connect, connect, connect],
+                Direct,
                 false,
             ),
             (
-                &[
-                    FAST_OK,
-                    failed(Connect),
-                    failed(Dns),
-                    failed(Tls),
-                    failed(Connect),
-                    failed(Connect),
-                ],
-                DispatchMode::Queued,
+                &[FAST_OK, connect, dns, tls, connect, connect],
+                Queued,
                 true,
             ),
             (
-                &[
-                    FAST_OK,
-                    failed(Connect),
-                    failed(Connect),
-                    failed(Status),
-                    failed(Connect),
-                    failed(Connect),
-                ],
-                many,
+                &[FAST_OK, connect, connect, status, connect, connect],
+                Direct,
                 false,
             ),
+            (&[timeout, timeout, timeout, timeout, timeout], Queued, true),
             (
-                &[
-                    failed(Timeout),
-                    failed(Timeout),
-                    failed(Timeout),
-                    failed(Timeout),
-                    failed(Timeout),
-                ],
-                DispatchMode::Queued,
-                true,
-            ),
-            (
-                &[
-                    failed(Connect),
-                    failed(Connect),
-                    failed(Connect),
-                    failed(Connect),
-                    failed(Connect),
-                    FAST_OK,
-                ],
-                many,
+                &[connect, connect, connect, connect, connect, FAST_OK],
+                Direct,
                 false,
             ),
         ] {
-            let health = after(seen);
-            assert_eq!(
-                (health.dispatch_mode(), health.is_open()),
-                (path, open),
-                "{seen:?}"
-            );
-            let in_flight = if open {
-                MAX_IN_FLIGHT_OPEN
-            } else if health.slow {
-                MAX_IN_FLIGHT_SLOW
-            } else {
-                MAX_IN_FLIGHT_QUEUED
-            };
-            assert_eq!(health.max_in_flight(), in_flight);
+            let health = observe_all(observations);
+            assert_eq!(health.dispatch_mode(), mode, "{observations:?}");
+            assert_eq!(health.is_open(), is_open, "{observations:?}");
         }
     }
 
     #[test]
-    fn a_success_among_successes_changes_nothing() {
-        let healthy = after(&[FAST_OK]);
+    fn limit_in_flight_follows_health() {
+        let timeouts = [failed(FailureKind::Timeout); 5];
+        assert_eq!(observe_all(&[]).max_in_flight(), MAX_IN_FLIGHT_QUEUED);
+        assert_eq!(
+            observe_all(&timeouts[..1]).max_in_flight(),
+            MAX_IN_FLIGHT_SLOW
+        );
+        assert_eq!(observe_all(&timeouts).max_in_flight(), MAX_IN_FLIGHT_OPEN);
+    }
+
+    #[test]
+    fn repeated_success_changes_nothing() {
+        let healthy = observe_all(&[FAST_OK]);
         assert_eq!(healthy.observe(FAST_OK, at(100)), healthy);
         assert_eq!(healthy.observe(FAIR_OK, at(100)), healthy);
     }
 
+    /// The failing time starts with the first failure of any kind and ends with a success.
     #[test]
-    fn failing_time_begins_with_the_first_failure_of_any_kind_and_ends_with_a_success() {
+    fn success_ends_failing_time() {
         let limit = Duration::from_mins(1);
-        let failing = after(&[
+        let failing = observe_all(&[
             FAST_OK,
             failed(FailureKind::Status),
             failed(FailureKind::InvalidResponse),
@@ -397,37 +376,37 @@ mod tests {
         );
     }
 
+    /// Each relapse extends the time on the queue, until the endpoint was fast for a while.
     #[test]
-    fn an_endpoint_that_relapses_stays_on_the_queue_for_longer_each_time_until_it_was_well_for_a_while()
-     {
+    fn relapse_extends_slow_period() {
         let mut health = EndpointHealth::default().observe(FAST_OK, at(0));
         let mut now = 0;
-        for at_least in [0, 10, 20, 40, 80, 160, 320, 320] {
+        for penalty in [0, 10, 20, 40, 80, 160, 320, 320] {
             health = health.observe(failed(FailureKind::Timeout), at(now));
-            if at_least > 0 {
+            if penalty > 0 {
                 assert_eq!(
                     health
-                        .observe(FAST_OK, at(now + at_least - 1))
+                        .observe(FAST_OK, at(now + penalty - 1))
                         .dispatch_mode(),
                     DispatchMode::Queued,
-                    "{at_least}"
+                    "{penalty}"
                 );
             }
-            now += at_least;
+            now += penalty;
             health = health.observe(FAST_OK, at(now));
-            assert_eq!(health.dispatch_mode(), DispatchMode::Direct, "{at_least}");
+            assert_eq!(health.dispatch_mode(), DispatchMode::Direct, "{penalty}");
         }
         let later = health.observe(failed(FailureKind::Timeout), at(now + 600));
         assert_eq!(
             later.observe(FAST_OK, at(now + 600)).dispatch_mode(),
             DispatchMode::Direct,
-            "it begins anew"
+            "the relapse count starts again"
         );
     }
 
     #[test]
-    fn repeated_failures_of_an_open_endpoint_are_not_worth_a_write() {
-        let open = after(&[failed(FailureKind::Timeout); 5]);
+    fn failures_beyond_threshold_need_no_write() {
+        let open = observe_all(&[failed(FailureKind::Timeout); 5]);
         assert!(
             !open
                 .observe(failed(FailureKind::Timeout), at(9))
@@ -436,7 +415,7 @@ mod tests {
         assert!(
             open.observe(failed(FailureKind::Connect), at(9))
                 .needs_write(&open),
-            "another kind is"
+            "another kind is written"
         );
         assert!(open.observe(FAST_OK, at(9)).needs_write(&open));
     }

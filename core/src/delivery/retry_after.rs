@@ -1,14 +1,14 @@
-//! `Retry-After` (RFC 9110, section 10.2.3): how long a receiver asks us to wait.
+//! The `Retry-After` header (RFC 9110, section 10.2.3).
 
 use std::time::{Duration, UNIX_EPOCH};
 
 use crate::timestamp::Timestamp;
 
-/// Reads a `Retry-After`, in seconds or as an HTTP date. `None` if it is neither; a date that has passed asks for nothing.
+/// Parses seconds or an HTTP date; `None` for anything else. A date in the past gives zero.
 pub fn parse(value: &str, now: Timestamp) -> Option<Duration> {
     let value = value.trim();
     if !value.is_empty() && value.bytes().all(|b| b.is_ascii_digit()) {
-        // More digits than a u64 holds still mean "very long"; the schedule caps it.
+        // More digits than a u64 holds mean a very long time, which the schedule caps.
         return Some(Duration::from_secs(value.parse().unwrap_or(u64::MAX)));
     }
     let date = httpdate::parse_http_date(value)
@@ -24,7 +24,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn seconds_and_the_three_forms_of_an_http_date_are_read() {
+    fn seconds_and_http_dates_are_parsed() {
         let now = Timestamp::from_millis(784_111_777_000 - 30_000);
         for (value, seconds) in [
             ("0", Some(0)),

@@ -1,61 +1,59 @@
-//! When the next attempt is due.
+//! The retry schedule: the delays between attempts.
 
 use std::{fmt, str::FromStr, time::Duration};
 
-/// The waits between attempts: the first follows the first attempt, and when they are used up the delivery has failed.
+/// The delays between attempts. The first one follows the first attempt; a failure after the last
+/// one is final.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RetrySchedule(Vec<Duration>);
 
 impl RetrySchedule {
-    /// The most attempts that a schedule can ask for: as many as a delivery keeps.
+    /// The most attempts that a schedule can have, which is also what a delivery keeps.
     pub const MAX_ATTEMPTS: usize = 20;
-    /// The longest wait, and the most that a `Retry-After` can ask for.
+    /// The longest delay, and the longest that `Retry-After` can request.
     pub const MAX_WAIT: Duration = Duration::from_hours(24);
-    /// Each wait is between 80 % and 120 % of what the schedule says, so that what failed together does not return together.
+    /// The share by which a delay varies, so that deliveries that failed together are spread.
     const JITTER: f64 = 0.2;
 
-    /// How long to wait after attempt `number` (1 for the first) has failed; `None` if it was the last.
+    /// The delay after attempt `number`, 1 for the first; `None` after the last attempt.
     ///
-    /// `jitter` is from 0 to 1. `retry_after` is what the receiver asked for: it can only make the wait longer,
-    /// to at most [`RetrySchedule::MAX_WAIT`].
+    /// `jitter` is from 0 to 1. `retry_after` can only lengthen the delay, up to
+    /// [`RetrySchedule::MAX_WAIT`].
     pub fn delay_after(
         &self,
         number: u32,
         jitter: f64,
         retry_after: Option<Duration>,
     ) -> Option<Duration> {
-        let place = usize::try_from(number.saturating_sub(1)).ok()?;
-        let wait = self
-            .0
-            .get(place)?
-            .mul_f64(1.0 + Self::JITTER * (2.0 * jitter - 1.0));
-        Some(wait.max(retry_after.unwrap_or_default().min(Self::MAX_WAIT)))
+        let index = usize::try_from(number.saturating_sub(1)).ok()?;
+        let factor = 1.0 + Self::JITTER * (2.0 * jitter - 1.0);
+        let delay = self.0.get(index)?.mul_f64(factor);
+        let requested = retry_after.unwrap_or_default().min(Self::MAX_WAIT);
+        Some(delay.max(requested))
     }
 }
 
 impl Default for RetrySchedule {
-    /// The example of Standard Webhooks 1.0.0, "Deliverability and reliability": 5 s, 5 min, 30 min, 2 h, 5 h, 10 h, 14 h, 20 h, 24 h.
+    /// The example of Standard Webhooks 1.0.0, "Deliverability and reliability".
     fn default() -> Self {
-        let hour = 60 * 60;
-        let seconds = [
-            5,
-            5 * 60,
-            30 * 60,
-            2 * hour,
-            5 * hour,
-            10 * hour,
-            14 * hour,
-            20 * hour,
-            24 * hour,
-        ];
-        Self(seconds.map(Duration::from_secs).to_vec())
+        Self(vec![
+            Duration::from_secs(5),
+            Duration::from_mins(5),
+            Duration::from_mins(30),
+            Duration::from_hours(2),
+            Duration::from_hours(5),
+            Duration::from_hours(10),
+            Duration::from_hours(14),
+            Duration::from_hours(20),
+            Duration::from_hours(24),
+        ])
     }
 }
 
-/// Why a schedule could not be read.
+/// The text is not a retry schedule.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "expected 1 to 19 waits of 1ms to 24h separated by commas, such as `5s,5m,30m,2h`; `{0}` is not one"
+    "expected 1 to 19 delays of 1ms to 24h separated by commas, such as `5s,5m,30m,2h`; `{0}` is not one"
 )]
 pub struct RetryScheduleError(String);
 
@@ -63,34 +61,37 @@ impl FromStr for RetrySchedule {
     type Err = RetryScheduleError;
 
     fn from_str(text: &str) -> Result<Self, RetryScheduleError> {
-        let waits = text
+        let delays = text
             .split(',')
-            .map(|part| {
-                let wait = humantime::parse_duration(part.trim()).ok();
-                let known =
-                    wait.filter(|wait| (Duration::from_millis(1)..=Self::MAX_WAIT).contains(wait));
-                known.ok_or_else(|| RetryScheduleError(part.trim().to_owned()))
-            })
+            .map(parse_delay)
             .collect::<Result<Vec<_>, _>>()?;
-        if waits.len() >= Self::MAX_ATTEMPTS {
+        if delays.len() >= Self::MAX_ATTEMPTS {
             return Err(RetryScheduleError(text.to_owned()));
         }
-        Ok(Self(waits))
+        Ok(Self(delays))
+    }
+}
+
+fn parse_delay(text: &str) -> Result<Duration, RetryScheduleError> {
+    let text = text.trim();
+    match humantime::parse_duration(text) {
+        Ok(delay) if (Duration::from_millis(1)..=RetrySchedule::MAX_WAIT).contains(&delay) => {
+            Ok(delay)
+        }
+        _ => Err(RetryScheduleError(text.to_owned())),
     }
 }
 
 impl fmt::Display for RetrySchedule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let waits: Vec<_> = self
-            .0
-            .iter()
-            .map(|wait| {
-                humantime::format_duration(*wait)
-                    .to_string()
-                    .replace(' ', "")
-            })
-            .collect();
-        f.write_str(&waits.join(","))
+        for (index, delay) in self.0.iter().enumerate() {
+            if index > 0 {
+                f.write_str(",")?;
+            }
+            let delay = humantime::format_duration(*delay).to_string();
+            f.write_str(&delay.replace(' ', ""))?;
+        }
+        Ok(())
     }
 }
 
@@ -99,15 +100,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_default_is_the_example_of_standard_webhooks() {
+    fn default_is_standard_webhooks_example() {
         assert_eq!(
             RetrySchedule::default().to_string(),
             "5s,5m,30m,2h,5h,10h,14h,20h,1day"
         );
     }
 
+    /// Each delay has 20 % of jitter, and after the last attempt there is none.
     #[test]
-    fn each_wait_has_20_percent_jitter_and_after_the_last_there_is_none() {
+    fn delay_has_jitter() {
         let schedule: RetrySchedule = "250ms, 10s,2h".parse().unwrap();
         for (number, jitter, millis) in [
             (1, 0.5, Some(250)),
@@ -127,17 +129,13 @@ mod tests {
     }
 
     #[test]
-    fn retry_after_only_ever_lengthens_a_wait_and_is_capped() {
+    fn retry_after_only_lengthens_delay() {
         let schedule: RetrySchedule = "10s".parse().unwrap();
-        let wait = |asked| {
-            schedule
-                .delay_after(1, 0.5, Some(Duration::from_secs(asked)))
-                .unwrap()
-                .as_secs()
-        };
-        assert_eq!(wait(1), 10);
-        assert_eq!(wait(60), 60);
-        assert_eq!(wait(1_000_000), 24 * 60 * 60);
+        for (requested, expected) in [(1, 10), (60, 60), (1_000_000, 24 * 60 * 60)] {
+            let requested = Some(Duration::from_secs(requested));
+            let delay = schedule.delay_after(1, 0.5, requested);
+            assert_eq!(delay, Some(Duration::from_secs(expected)));
+        }
         assert_eq!(
             schedule.delay_after(2, 0.5, Some(Duration::from_mins(1))),
             None
@@ -145,8 +143,8 @@ mod tests {
     }
 
     #[test]
-    fn a_schedule_that_makes_no_sense_is_refused() {
-        for wrong in [
+    fn malformed_schedule_is_refused() {
+        for malformed in [
             "",
             ",",
             "5s,",
@@ -157,7 +155,7 @@ mod tests {
             "5 parsecs",
             &["1s"; 20].join(","),
         ] {
-            assert!(wrong.parse::<RetrySchedule>().is_err(), "{wrong}");
+            assert!(malformed.parse::<RetrySchedule>().is_err(), "{malformed}");
         }
         assert!(["1s"; 19].join(",").parse::<RetrySchedule>().is_ok());
     }

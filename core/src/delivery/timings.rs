@@ -1,27 +1,29 @@
-//! The phases of an attempt: where its time went.
+//! The phases of an attempt, named as in HAR: dns, connect, tls (`ssl`), wait, receive.
 
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-/// One phase of an exchange, in their order.
+/// A phase of an exchange, in the order in which they happen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Phase {
-    /// The host name is looked up.
+    /// Resolving the host name.
     Dns,
-    /// A connection is made.
+    /// Connecting.
     Connect,
     /// The TLS handshake.
     Tls,
-    /// The request is sent, and the answer waited for.
+    /// Sending the request and waiting for the response headers.
     Wait,
-    /// The answer's body is read.
+    /// Reading the response body.
     Receive,
 }
 
-/// How long each phase lasted, in microseconds; one that did not happen is absent. Over a connection that was kept alive
-/// there is no connecting and no handshake, and to an address there is no look-up. It is stored as one short text, since each
-/// delivery has it: `dns,connect,tls,wait,receive`.
+/// The time that each phase took, in microseconds; `None` for a phase that did not happen.
+///
+/// A reused connection has neither connect nor tls, and an address instead of a name has no dns.
+/// The phases are stored as one short text, because every delivery has them:
+/// `dns,connect,tls,wait,receive`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(from = "String", into = "String")]
 pub struct PhaseTimings {
@@ -38,60 +40,74 @@ pub struct PhaseTimings {
 }
 
 impl From<PhaseTimings> for String {
-    fn from(
-        PhaseTimings {
+    fn from(timings: PhaseTimings) -> Self {
+        let phases = [
+            timings.dns,
+            timings.connect,
+            timings.tls,
+            timings.wait,
+            timings.receive,
+        ];
+        let texts = phases.map(|micros| match micros {
+            Some(micros) => micros.to_string(),
+            None => String::new(),
+        });
+        texts.join(",")
+    }
+}
+
+impl From<String> for PhaseTimings {
+    /// Malformed parts become `None`.
+    fn from(text: String) -> Self {
+        let mut phases = [None; 5];
+        for (phase, part) in phases.iter_mut().zip(text.split(',')) {
+            *phase = part.parse().ok();
+        }
+        let [dns, connect, tls, wait, receive] = phases;
+        Self {
             dns,
             connect,
             tls,
             wait,
             receive,
-        }: PhaseTimings,
-    ) -> Self {
-        [dns, connect, tls, wait, receive]
-            .map(|lasted| lasted.map_or_else(String::new, |n| n.to_string()))
-            .join(",")
-    }
-}
-
-impl From<String> for PhaseTimings {
-    /// What cannot be read is as good as not known.
-    fn from(text: String) -> Self {
-        let mut lasted = text.split(',').map(|part| part.parse().ok());
-        let mut next = || lasted.next().flatten();
-        Self {
-            dns: next(),
-            connect: next(),
-            tls: next(),
-            wait: next(),
-            receive: next(),
         }
     }
 }
 
 impl PhaseTimings {
-    /// From when each phase began and when the last one ended, as times since the attempt began. A phase lasts until the next
-    /// one begins; what is marked out of order is left out.
-    pub fn new(began: &[(Phase, Duration)], ended: Duration) -> Self {
-        let mut in_order: Vec<(Phase, Duration)> = Vec::with_capacity(began.len());
-        for &(phase, at) in began {
-            if in_order.last().is_none_or(|(last, _)| *last < phase) {
-                in_order.push((phase, at));
+    /// Computes the timings from the time at which each phase started and the time at which the
+    /// attempt ended, both measured from the start of the attempt.
+    ///
+    /// A phase lasts until the next one starts. Phases that are out of order are left out.
+    pub fn new(starts: &[(Phase, Duration)], end: Duration) -> Self {
+        let mut timings = Self::default();
+        let mut current: Option<(Phase, Duration)> = None;
+        for &(phase, start) in starts {
+            match current {
+                Some((previous, _)) if phase <= previous => {}
+                Some((previous, previous_start)) => {
+                    timings.set(previous, start.saturating_sub(previous_start));
+                    current = Some((phase, start));
+                }
+                None => current = Some((phase, start)),
             }
         }
-        let mut phases = Self::default();
-        let ends = in_order.iter().skip(1).map(|(_, at)| *at).chain([ended]);
-        for ((phase, at), end) in in_order.iter().zip(ends) {
-            let lasted = u64::try_from(end.saturating_sub(*at).as_micros()).unwrap_or(u64::MAX);
-            let slot = match phase {
-                Phase::Dns => &mut phases.dns,
-                Phase::Connect => &mut phases.connect,
-                Phase::Tls => &mut phases.tls,
-                Phase::Wait => &mut phases.wait,
-                Phase::Receive => &mut phases.receive,
-            };
-            *slot = Some(lasted);
+        if let Some((last, start)) = current {
+            timings.set(last, end.saturating_sub(start));
         }
-        phases
+        timings
+    }
+
+    fn set(&mut self, phase: Phase, duration: Duration) {
+        let micros = u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
+        let slot = match phase {
+            Phase::Dns => &mut self.dns,
+            Phase::Connect => &mut self.connect,
+            Phase::Tls => &mut self.tls,
+            Phase::Wait => &mut self.wait,
+            Phase::Receive => &mut self.receive,
+        };
+        *slot = Some(micros);
     }
 }
 
@@ -100,14 +116,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn phases_are_stored_as_a_short_text() {
-        let phases = PhaseTimings {
+    fn timings_are_stored_as_text() {
+        let timings = PhaseTimings {
             connect: Some(310),
             wait: Some(1_900),
             receive: Some(0),
             ..PhaseTimings::default()
         };
-        assert_eq!(String::from(phases), ",310,,1900,0");
+        assert_eq!(String::from(timings), ",310,,1900,0");
         assert_eq!(
             PhaseTimings::from("nonsense".to_owned()),
             PhaseTimings::default()
@@ -118,10 +134,11 @@ mod tests {
         Duration::from_micros(micros)
     }
 
+    /// A phase lasts until the next one starts, and the last one until the end.
     #[test]
-    fn a_phase_lasts_until_the_next_one_begins_and_the_last_until_the_end() {
+    fn phase_ends_with_next_start() {
         use Phase::{Connect, Dns, Receive, Tls, Wait};
-        for (began, ended, phases) in [
+        for (starts, end, timings) in [
             (
                 &[
                     (Dns, at(10)),
@@ -167,7 +184,7 @@ mod tests {
                 },
             ),
             (&[], 10, PhaseTimings::default()),
-            // A connection that was begun for this attempt may go on beside the one that became free first.
+            // The attempt may use a connection that becomes free while a new one is still opening.
             (
                 &[
                     (Dns, at(0)),
@@ -184,11 +201,11 @@ mod tests {
                 },
             ),
         ] {
-            assert_eq!(PhaseTimings::new(began, at(ended)), phases, "{began:?}");
+            assert_eq!(PhaseTimings::new(starts, at(end)), timings, "{starts:?}");
             assert_eq!(
-                PhaseTimings::from(String::from(phases)),
-                phases,
-                "as it is stored"
+                PhaseTimings::from(String::from(timings)),
+                timings,
+                "{starts:?}"
             );
         }
     }

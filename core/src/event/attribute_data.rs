@@ -1,14 +1,15 @@
-//! A job's `data`: the DynamoDB value model, and its canonical JSON.
+//! The `data` of a job: DynamoDB's value model and its canonical JSON.
 //!
-//! The documented verifier parses the body and signs `JSON.stringify` of what it parsed, so the canonical form is the
-//! fixed point of that: no white space, `JSON.stringify`'s escapes, ECMAScript's numbers, and the order in which an
-//! ECMAScript object lists its keys (array indices first, ascending: ECMA-262, OrdinaryOwnPropertyKeys).
+//! The documented verifier parses the body and signs `JSON.stringify` of the result. The canonical
+//! form is therefore the fixed point of that: no white space, the escapes of `JSON.stringify`,
+//! ECMAScript's numbers, and the key order of ECMAScript objects (array indices first, ascending:
+//! ECMA-262, OrdinaryOwnPropertyKeys).
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 
 use super::decimal::Decimal;
 
-/// A value that DynamoDB can store.
+/// A DynamoDB attribute value.
 #[derive(Clone, Debug, PartialEq)]
 pub enum AttributeData {
     /// `null`.
@@ -17,17 +18,17 @@ pub enum AttributeData {
     Bool(bool),
     /// A decimal number.
     Number(Decimal),
-    /// Text.
+    /// A string.
     String(String),
     /// Bytes; base64 in JSON.
     Binary(Vec<u8>),
-    /// A list, in its order.
+    /// A list.
     List(Vec<AttributeData>),
-    /// A map; its keys may come in any order.
+    /// A map; its entries may be in any order.
     Map(Vec<(String, AttributeData)>),
-    /// A set of texts; an array sorted by UTF-8 bytes in JSON.
+    /// A set of strings; in JSON an array sorted by UTF-8 bytes.
     StringSet(Vec<String>),
-    /// A set of numbers; an array sorted by value in JSON.
+    /// A set of numbers; in JSON an array sorted by value.
     NumberSet(Vec<Decimal>),
     /// A set of bytes; an array sorted by bytes, then base64, in JSON.
     BinarySet(Vec<Vec<u8>>),
@@ -45,21 +46,19 @@ impl AttributeData {
             Self::Binary(bytes) => write_base64(bytes, out),
             Self::List(items) => write_array(items, out, Self::write_json),
             Self::Map(entries) => write_map(entries, out),
-            Self::StringSet(texts) => {
-                write_array(sorted(texts), out, |text, out| write_string(text, out))
-            }
-            Self::NumberSet(numbers) => {
-                write_array(sorted(numbers), out, super::decimal::Decimal::write_json)
-            }
-            Self::BinarySet(blobs) => {
-                write_array(sorted(blobs), out, |bytes, out| write_base64(bytes, out))
-            }
+            Self::StringSet(strings) => write_array(sorted_refs(strings), out, |string, out| {
+                write_string(string, out)
+            }),
+            Self::NumberSet(numbers) => write_array(sorted_refs(numbers), out, Decimal::write_json),
+            Self::BinarySet(blobs) => write_array(sorted_refs(blobs), out, |bytes, out| {
+                write_base64(bytes, out)
+            }),
         }
     }
 }
 
-/// Appends `text` as a JSON string, with just the escapes that `JSON.stringify` writes
-/// (`\"`, `\\`, `\b`, `\f`, `\n`, `\r`, `\t` and `\u00xx` for the other control characters).
+/// Appends `text` as a JSON string with the escapes of `JSON.stringify`: `\"`, `\\`, `\b`, `\f`,
+/// `\n`, `\r`, `\t`, and `\u00xx` for the other control characters.
 pub fn write_string(text: &str, out: &mut Vec<u8>) {
     serde_json::to_writer(out, text).expect("a string is written to memory");
 }
@@ -74,8 +73,8 @@ fn write_array<'a, T: 'a>(
     write: impl Fn(&T, &mut Vec<u8>),
 ) {
     out.push(b'[');
-    for (n, item) in items.into_iter().enumerate() {
-        if n > 0 {
+    for (index, item) in items.into_iter().enumerate() {
+        if index > 0 {
             out.push(b',');
         }
         write(item, out);
@@ -88,13 +87,13 @@ fn write_map(entries: &[(String, AttributeData)], out: &mut Vec<u8>) {
         .iter()
         .map(|entry| (array_index(&entry.0), entry))
         .collect();
-    // `None` sorts before `Some`, so "has no index" comes first as `false` and puts the indices in front.
+    // `false` sorts first, so keys that are array indices precede the others.
     ordered.sort_unstable_by(|(a, (a_key, _)), (b, (b_key, _))| {
         (a.is_none(), a, a_key).cmp(&(b.is_none(), b, b_key))
     });
     out.push(b'{');
-    for (n, (_, (key, value))) in ordered.into_iter().enumerate() {
-        if n > 0 {
+    for (index, (_, (key, value))) in ordered.into_iter().enumerate() {
+        if index > 0 {
             out.push(b',');
         }
         write_string(key, out);
@@ -104,16 +103,20 @@ fn write_map(entries: &[(String, AttributeData)], out: &mut Vec<u8>) {
     out.push(b'}');
 }
 
-fn sorted<T: Ord>(items: &[T]) -> Vec<&T> {
+fn sorted_refs<T: Ord>(items: &[T]) -> Vec<&T> {
     let mut items: Vec<_> = items.iter().collect();
     items.sort_unstable();
     items
 }
 
-/// The key as an array index: `"0"` to `"4294967294"`, written as ECMAScript writes the number (ECMA-262, 6.1.7).
+/// Parses a key as an array index: `"0"` to `"4294967294"` in canonical form (ECMA-262, 6.1.7).
 fn array_index(key: &str) -> Option<u32> {
     let index: u32 = key.parse().ok()?;
-    (index < u32::MAX && index.to_string() == key).then_some(index)
+    if index < u32::MAX && index.to_string() == key {
+        Some(index)
+    } else {
+        None
+    }
 }
 
 #[cfg(test)]
@@ -135,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn array_indices_come_first_in_ascending_order_and_other_keys_by_their_bytes() {
+    fn array_indices_precede_sorted_keys() {
         let keys = [
             "b",
             "10",
@@ -159,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_are_ordered_at_every_depth() {
+    fn nested_keys_are_ordered() {
         let inner = map(&["9", "1"]);
         let value = AttributeData::Map(vec![
             ("b".into(), AttributeData::List(vec![inner.clone()])),
@@ -172,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_escapes_of_json_stringify_are_written() {
+    fn escapes_match_json_stringify() {
         let text = "\"\\/\u{8}\u{c}\n\r\t\u{0}\u{1f}\u{7f}\u{2028}\u{2029}é😀<>&";
         assert_eq!(
             json(&AttributeData::String(text.into())),

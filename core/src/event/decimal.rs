@@ -1,11 +1,13 @@
-//! A DynamoDB number and its one form in JSON.
+//! A DynamoDB number and its canonical JSON.
 //!
-//! DynamoDB numbers have up to 38 decimal digits, a double about 15. A number that the nearest double does not
-//! hold exactly is digits as a string of plain digits, so that no receiver silently reads another value.
+//! DynamoDB numbers have up to 38 decimal digits, doubles about 15. A number that no double
+//! represents exactly is written as a string of plain digits, so that no receiver silently reads
+//! another value.
 
-use std::cmp::Ordering;
+use std::{cmp::Ordering, iter::repeat_n};
 
-/// A decimal number: `±0.d₁d₂d₃… × 10^exponent`, with neither leading nor trailing zeros; zero has no digits.
+/// A decimal number `±0.d₁d₂d₃… × 10^exponent` without leading or trailing zeros. Zero has no
+/// digits.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Decimal {
     negative: bool,
@@ -14,64 +16,59 @@ pub struct Decimal {
 }
 
 impl Decimal {
-    /// The most digits and the widest exponent that are read: far more than DynamoDB's 38 digits and ±130,
-    /// and a bound on the string that a number can become.
+    const ZERO: Self = Self {
+        negative: false,
+        digits: Vec::new(),
+        exponent: 0,
+    };
+    /// The most digits and the largest exponent that are parsed. DynamoDB has 38 digits and ±130;
+    /// the limit bounds the length of the plain form.
     const MAX_SCALE: usize = 1_000;
 
-    /// Reads a decimal: sign, digits, fraction, exponent. `None` if `text` is not one, or is beyond any DynamoDB number.
+    /// Parses sign, digits, fraction and exponent; `None` if `text` is malformed or out of range.
     pub fn parse(text: &str) -> Option<Self> {
-        let (negative, rest) = match text.as_bytes().first()? {
+        let (negative, unsigned) = match text.as_bytes().first()? {
             b'-' => (true, &text[1..]),
             b'+' => (false, &text[1..]),
             _ => (false, text),
         };
-        let (mantissa, exponent) = match rest.find(['e', 'E']) {
-            Some(at) => (&rest[..at], rest[at + 1..].parse::<i32>().ok()?),
-            None => (rest, 0),
+        let (mantissa, exponent) = match unsigned.find(['e', 'E']) {
+            Some(index) => (&unsigned[..index], unsigned[index + 1..].parse().ok()?),
+            None => (unsigned, 0_i32),
         };
         let (whole, fraction) = mantissa.split_once('.').unwrap_or((mantissa, ""));
-        let digit_count = whole.len() + fraction.len();
-        if digit_count == 0
-            || digit_count > Self::MAX_SCALE
+        let digits = [whole.as_bytes(), fraction.as_bytes()].concat();
+        if digits.is_empty()
+            || digits.len() > Self::MAX_SCALE
             || exponent.unsigned_abs() as usize > Self::MAX_SCALE
-            || !(whole.bytes().chain(fraction.bytes())).all(|b| b.is_ascii_digit())
+            || !digits.iter().all(u8::is_ascii_digit)
         {
             return None;
         }
-        let digits: Vec<u8> = whole.bytes().chain(fraction.bytes()).collect();
-        let leading = digits.iter().take_while(|d| **d == b'0').count();
-        let trailing = digits.iter().rev().take_while(|d| **d == b'0').count();
-        if leading == digits.len() {
-            return Some(Self {
-                negative: false,
-                digits: Vec::new(),
-                exponent: 0,
-            });
-        }
-        let exponent = i32::try_from(whole.len()).ok()? - i32::try_from(leading).ok()? + exponent;
+        let Some(first) = digits.iter().position(|digit| *digit != b'0') else {
+            return Some(Self::ZERO);
+        };
+        let last = digits.iter().rposition(|digit| *digit != b'0')?;
         Some(Self {
             negative,
-            digits: digits[leading..digits.len() - trailing].to_vec(),
-            exponent,
+            exponent: i32::try_from(whole.len()).ok()? - i32::try_from(first).ok()? + exponent,
+            digits: digits[first..=last].to_vec(),
         })
     }
 
-    /// Appends the number as JSON: ECMAScript's shortest form if the nearest double is exactly this decimal,
-    /// else a string of plain digits.
+    /// Appends ECMAScript's shortest form if the nearest double has exactly this value, else a
+    /// string of plain digits.
     pub fn write_json(&self, out: &mut Vec<u8>) {
-        // A double holds every whole number of up to 15 digits, and ECMAScript writes them as they are.
-        if (0..=15).contains(&self.exponent)
-            && self.digits.len() <= usize::try_from(self.exponent).unwrap_or(0)
-        {
+        if self.is_short_integer() {
             self.write_plain(out);
             return;
         }
-        let mut buffer = ryu_js::Buffer::new();
         let double: f64 = self
-            .scientific()
+            .to_scientific()
             .parse()
-            .expect("a decimal is a number to Rust too");
+            .expect("the scientific form is a number");
         if double.is_finite() {
+            let mut buffer = ryu_js::Buffer::new();
             let shortest = buffer.format_finite(double);
             if Self::parse(shortest).as_ref() == Some(self) {
                 out.extend_from_slice(shortest.as_bytes());
@@ -83,40 +80,39 @@ impl Decimal {
         out.push(b'"');
     }
 
-    fn scientific(&self) -> String {
-        let digits = if self.digits.is_empty() {
-            &b"0"[..]
-        } else {
-            &self.digits
-        };
-        let digits = std::str::from_utf8(digits).expect("digits are ASCII");
-        format!(
-            "{}0.{digits}e{}",
-            if self.negative { "-" } else { "" },
-            self.exponent
-        )
+    /// Whether this is an integer of at most 15 digits. Doubles hold all of them, and ECMAScript
+    /// writes their plain digits.
+    fn is_short_integer(&self) -> bool {
+        match usize::try_from(self.exponent) {
+            Ok(exponent) => exponent <= 15 && self.digits.len() <= exponent,
+            Err(_) => false,
+        }
+    }
+
+    fn to_scientific(&self) -> String {
+        let sign = if self.negative { "-" } else { "" };
+        let digits = std::str::from_utf8(&self.digits).expect("digits are ASCII");
+        let digits = if digits.is_empty() { "0" } else { digits };
+        format!("{sign}0.{digits}e{}", self.exponent)
     }
 
     fn write_plain(&self, out: &mut Vec<u8>) {
-        let zeros = |n: i32| std::iter::repeat_n(b'0', usize::try_from(n).unwrap_or(0));
         if self.negative {
             out.push(b'-');
         }
-        let whole = usize::try_from(self.exponent)
-            .unwrap_or(0)
-            .min(self.digits.len());
-        if whole == 0 {
+        let scale = usize::try_from(self.exponent).unwrap_or(0);
+        let (whole, fraction) = self.digits.split_at(scale.min(self.digits.len()));
+        if whole.is_empty() {
             out.push(b'0');
         } else {
-            out.extend_from_slice(&self.digits[..whole]);
-            out.extend(zeros(
-                self.exponent - i32::try_from(whole).unwrap_or(i32::MAX),
-            ));
+            out.extend_from_slice(whole);
+            out.extend(repeat_n(b'0', scale - whole.len()));
         }
-        if whole < self.digits.len() {
+        if !fraction.is_empty() {
+            let leading_zeros = usize::try_from(-self.exponent).unwrap_or(0);
             out.push(b'.');
-            out.extend(zeros(-self.exponent));
-            out.extend_from_slice(&self.digits[whole..]);
+            out.extend(repeat_n(b'0', leading_zeros));
+            out.extend_from_slice(fraction);
         }
     }
 
@@ -125,10 +121,7 @@ impl Decimal {
             (true, true) => Ordering::Equal,
             (true, false) => Ordering::Less,
             (false, true) => Ordering::Greater,
-            (false, false) => self
-                .exponent
-                .cmp(&other.exponent)
-                .then_with(|| self.digits.cmp(&other.digits)),
+            (false, false) => (self.exponent, &self.digits).cmp(&(other.exponent, &other.digits)),
         }
     }
 }
@@ -161,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn a_number_that_a_double_holds_is_written_in_ecmascripts_shortest_form() {
+    fn exact_double_has_shortest_form() {
         for (text, written) in [
             ("6", "6"),
             ("6.0", "6"),
@@ -188,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn a_number_that_no_double_holds_is_written_as_a_string_of_plain_digits() {
+    fn inexact_number_becomes_string() {
         for (text, written) in [
             ("9007199254740993", "\"9007199254740993\""),
             ("12345678901234567890", "\"12345678901234567890\""),
@@ -213,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_decimal_is_refused() {
+    fn malformed_number_is_refused() {
         for text in [
             "", "-", ".", "e5", "1e", "1e+", "0x10", "NaN", "Infinity", "1 ", "1_000", "١",
             "1e99999", "--1",

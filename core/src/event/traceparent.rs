@@ -1,45 +1,59 @@
-//! Trace context that a job brings along, passed on as it came.
+//! W3C Trace Context of a job.
 
 use serde::Deserialize;
 
-/// The longest that is passed on: a later version may be longer than the 55 characters of today's.
+/// The longest value that is accepted. Version 00 has 55 characters; later versions may be longer.
 const MAX_LENGTH: usize = 256;
 
-/// A `traceparent` of W3C Trace Context: the trace that a job belongs to. It is handed on unchanged, as the standard
-/// asks of those who take no part in the trace themselves.
+/// A `traceparent` header (W3C Trace Context, section 3.2), which is passed on unchanged.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(transparent)]
 pub struct Traceparent(String);
 
 impl Traceparent {
-    /// Reads one; `None` if `text` breaks the rules of section 3.2 of the standard, by which it is to be ignored. A later version
-    /// begins as today's does, and may go on.
+    /// Parses a value; `None` if it breaks the rules of the standard and must be ignored.
+    ///
+    /// A later version must start with the fields of version 00 and may add others.
     pub fn parse(text: &str) -> Option<Self> {
-        let hex = |part: &str, length| {
-            part.len() == length
-                && part
-                    .bytes()
-                    .all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
-        };
-        let id = |part: &str, length| hex(part, length) && part.bytes().any(|b| b != b'0');
-        let mut parts = text.split('-');
-        let version = parts
-            .next()
-            .filter(|version| hex(version, 2) && *version != "ff");
-        let known = version.is_some()
-            && parts.next().is_some_and(|trace| id(trace, 32))
-            && parts.next().is_some_and(|parent| id(parent, 16))
-            && parts.next().is_some_and(|flags| hex(flags, 2))
-            && (version != Some("00") || parts.next().is_none())
-            && text.len() <= MAX_LENGTH
-            && text.bytes().all(|b| b.is_ascii_graphic());
-        known.then(|| Self(text.to_owned()))
+        if is_valid(text) {
+            Some(Self(text.to_owned()))
+        } else {
+            None
+        }
     }
 
-    /// The header's value.
+    /// The value of the header.
     pub fn as_str(&self) -> &str {
         &self.0
     }
+}
+
+fn is_valid(text: &str) -> bool {
+    if text.len() > MAX_LENGTH || !text.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return false;
+    }
+    let fields: Vec<&str> = text.split('-').collect();
+    let [version, trace_id, parent_id, flags, rest @ ..] = fields.as_slice() else {
+        return false;
+    };
+    is_hex(version, 2)
+        && *version != "ff"
+        && is_id(trace_id, 32)
+        && is_id(parent_id, 16)
+        && is_hex(flags, 2)
+        && (*version != "00" || rest.is_empty())
+}
+
+fn is_hex(field: &str, length: usize) -> bool {
+    field.len() == length
+        && field
+            .bytes()
+            .all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+}
+
+/// An id must not consist of zeros.
+fn is_id(field: &str, length: usize) -> bool {
+    is_hex(field, length) && field.bytes().any(|byte| byte != b'0')
 }
 
 #[cfg(test)]
@@ -47,16 +61,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_the_standard_allows_is_passed_on() {
+    fn only_valid_values_are_parsed() {
         let good = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
-        for good in [
+        for valid in [
             good,
             &good.replacen("00", "01", 1),
             &(good.replacen("00", "cc", 1) + "-what-comes"),
         ] {
-            assert_eq!(Traceparent::parse(good).unwrap().as_str(), good);
+            assert_eq!(Traceparent::parse(valid).unwrap().as_str(), valid);
         }
-        for bad in [
+        for malformed in [
             "",
             "01-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01-\u{e9}",
             "ff-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
@@ -69,7 +83,7 @@ mod tests {
             "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01\r\nx: y",
             "00-4bf92f3577b34da6a3ce929d0e0e473-00f067aa0ba902b7-01",
         ] {
-            assert_eq!(Traceparent::parse(bad), None, "{bad}");
+            assert_eq!(Traceparent::parse(malformed), None, "{malformed}");
         }
     }
 }

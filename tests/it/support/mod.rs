@@ -21,13 +21,15 @@ use nano_webhooks::{
 };
 use nano_webhooks_cli::{dynamodb, embedded_dynamodb::EmbeddedDynamoDb};
 use nano_webhooks_core::{
+    account_id::AccountId,
     data_key::KeyMaterial,
     delivery::{
         attempt::{AttemptOutcome, WebhookRequest},
         schedule::RetrySchedule,
     },
+    endpoint_url::EndpointUrl,
     event::EventId,
-    webhook::{AccountId, EndpointUrl, EventType},
+    event_type::EventType,
 };
 use tokio::{net::TcpListener, sync::mpsc};
 

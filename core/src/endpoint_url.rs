@@ -1,0 +1,189 @@
+//! The URL of an endpoint.
+
+use std::fmt;
+
+use http::Uri;
+use url::Url;
+
+/// The URL that a webhook points to: `http` or `https`, kept as the owner wrote it.
+///
+/// The target policy decides separately whether it may be called.
+#[derive(Clone, PartialEq, Eq)]
+pub struct EndpointUrl {
+    original: String,
+    url: Url,
+    uri: Uri,
+}
+
+/// The text is not an endpoint's URL.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum EndpointUrlError {
+    /// The URL has more than [`EndpointUrl::MAX`] characters.
+    #[error("expected at most 2048 characters")]
+    TooLong,
+    /// The URL has a character that parsers drop or change.
+    #[error("expected a URL without spaces, backslashes, control and invisible characters")]
+    Character,
+    /// The scheme is neither `http` nor `https`.
+    #[error("expected a URL that begins with `https://`")]
+    Scheme,
+    /// No host follows the scheme.
+    #[error("expected a host directly after `://`")]
+    MissingHost,
+    /// The URL has a fragment.
+    #[error("expected a URL without a fragment (`#`)")]
+    Fragment,
+    /// The URL has a user name or a password.
+    #[error("expected a URL without user name or password")]
+    UserInfo,
+    /// The host or the port is invalid.
+    #[error("expected a valid URL with a valid host name")]
+    Invalid,
+}
+
+impl EndpointUrl {
+    /// The longest URL, in characters.
+    pub const MAX: usize = 2_048;
+
+    /// Parses a URL.
+    ///
+    /// White space, backslashes, control characters, and missing or extra slashes are refused
+    /// before a URL parser can drop or change them.
+    pub fn parse(original: &str) -> Result<Self, EndpointUrlError> {
+        if original.chars().count() > Self::MAX {
+            return Err(EndpointUrlError::TooLong);
+        }
+        if original.chars().any(is_refused) {
+            return Err(EndpointUrlError::Character);
+        }
+        let (scheme, rest) = original.split_once("://").ok_or(EndpointUrlError::Scheme)?;
+        if !scheme.eq_ignore_ascii_case("http") && !scheme.eq_ignore_ascii_case("https") {
+            return Err(EndpointUrlError::Scheme);
+        }
+        if rest.is_empty() || rest.starts_with(['/', '?', '#', ':', '@']) {
+            return Err(EndpointUrlError::MissingHost);
+        }
+        if rest.contains('#') {
+            return Err(EndpointUrlError::Fragment);
+        }
+        let authority = rest.split(['/', '?']).next().unwrap_or_default();
+        if authority.contains('@') {
+            return Err(EndpointUrlError::UserInfo);
+        }
+        let url = Url::parse(original).map_err(|_| EndpointUrlError::Invalid)?;
+        if !url.has_host() || url.port_or_known_default() == Some(0) {
+            return Err(EndpointUrlError::Invalid);
+        }
+        let uri = Uri::try_from(url.as_str()).map_err(|_| EndpointUrlError::Invalid)?;
+        Ok(Self {
+            original: original.to_owned(),
+            url,
+            uri,
+        })
+    }
+
+    /// The URL as the owner wrote it.
+    pub fn as_str(&self) -> &str {
+        &self.original
+    }
+
+    /// The normalized URL.
+    pub const fn url(&self) -> &Url {
+        &self.url
+    }
+
+    /// The normalized URL as the target of requests.
+    pub const fn uri(&self) -> &Uri {
+        &self.uri
+    }
+}
+
+fn is_refused(character: char) -> bool {
+    character.is_control()
+        || character.is_whitespace()
+        || character == '\\'
+        || is_invisible(character)
+}
+
+/// Characters that the mapping of host names drops (UTS #46, status "ignored").
+const fn is_invisible(character: char) -> bool {
+    matches!(
+        character,
+        '\u{ad}'
+            | '\u{34f}'
+            | '\u{180b}'..='\u{180f}'
+            | '\u{200b}'..='\u{200f}'
+            | '\u{2060}'..='\u{2064}'
+            | '\u{fe00}'..='\u{fe0f}'
+            | '\u{feff}'
+            | '\u{e0100}'..='\u{e01ef}'
+    )
+}
+
+impl fmt::Debug for EndpointUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "EndpointUrl({})", self.original)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn original_text_is_kept() {
+        for url in [
+            "https://example.com",
+            "https://example.com/hooks?x=1&y=a%20b",
+            "HTTPS://Example.COM:8443/Hooks",
+            "http://127.0.0.1:9000/ok",
+            "https://[2001:db8::1]/x",
+            "https://bücher.example/ü",
+            "https://example.com/a@b",
+        ] {
+            assert_eq!(EndpointUrl::parse(url).unwrap().as_str(), url);
+        }
+    }
+
+    /// URLs that a parser would silently change are refused.
+    #[test]
+    fn ambiguous_url_is_refused() {
+        for url in [
+            "",
+            "example.com",
+            "ftp://example.com",
+            "https:example.com",
+            "https:/example.com",
+            "https://",
+            "https:///example.com",
+            "https://?x",
+            "https://:80",
+            "https://user@example.com",
+            "https://user:pass@example.com/",
+            "https://@example.com",
+            "https://example.com/#fragment",
+            "https://example.com#",
+            " https://example.com",
+            "https://exam ple.com",
+            "https://example.com/\n",
+            "https://exa\tmple.com",
+            "https://example.com\\@evil.example",
+            "https://example.com/\u{7f}",
+            "https://example.com/\u{a0}",
+            "https://exa\u{ad}mple.com",
+            "https://example\u{200b}.com",
+            "https://example.com\u{feff}",
+            "https://example.com:0",
+            "https://example.com:99999",
+            "https://[::1",
+            "https://256.1.1.1.1.999",
+            "javascript://example.com/%0aalert(1)",
+        ] {
+            assert!(EndpointUrl::parse(url).is_err(), "{url:?}");
+        }
+        assert!(EndpointUrl::parse(&format!("https://example.com/{}", "a".repeat(2028))).is_ok());
+        assert!(EndpointUrl::parse(&format!("https://example.com/{}", "a".repeat(2029))).is_err());
+        // The limit counts characters, not bytes.
+        assert!(EndpointUrl::parse(&format!("https://example.com/{}", "é".repeat(2028))).is_ok());
+    }
+}
