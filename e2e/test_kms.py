@@ -140,12 +140,14 @@ def test_command_encrypts_existing_secrets_again(deploy, kms, receiver):
     settings = {"SECRETS_KMS_KEY_ID": kms.key, "AWS_ENDPOINT_URL_KMS": kms.url}
     names = ("AWS_ENDPOINT_URL_DYNAMODB", "WEBHOOKS_TABLE", "DELIVERIES_TABLE")
     operator = AWS_ENVIRONMENT | {name: deployment.env[name] for name in names} | settings
-    first = run_command("secrets", "reseal", "--aws", env=operator)
-    assert first.stdout == "Secrets of 1 webhooks sealed anew, 0 were so already.\n"
+    first = run_command("secrets", "re-encrypt", "--aws", env=operator)
+    assert first.stdout == (
+        "Re-encrypted the secrets of 1 webhook; 0 already used the newest data key.\n"
+    )
     assert PLAIN_SECRET not in dump_tables(deployment)
     deployment.dispatch = deployment.function("dispatch", **settings)
     deployment.complete_jobs("one")
-    second = run_command("secrets", "reseal", "--new-key", "--aws", env=operator)
+    second = run_command("secrets", "re-encrypt", "--new-key", "--aws", env=operator)
     assert second.stdout == first.stdout
     assert [data_key["SK"]["S"] for data_key in list_data_keys(deployment)] == [
         "0000000001",

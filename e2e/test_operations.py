@@ -100,8 +100,8 @@ def test_sweep_sends_redriven_event_and_retry(own_service, operate, receiver):
 
     completed = operate("poison", "redrive", corrected["id"], check=False)
     assert completed.returncode == 1
-    assert f"{corrected['id']}: stays: `account_id`: missing" in completed.stdout
-    assert "1 record still not understood" in completed.stderr
+    assert f"{corrected['id']}: still poison: `account_id`: missing" in completed.stdout
+    assert "1 record cannot be understood yet" in completed.stderr
 
     # The status stays the same, so the correction itself is no event. The next job's event shows
     # that none came.
@@ -114,11 +114,11 @@ def test_sweep_sends_redriven_event_and_retry(own_service, operate, receiver):
     ]
 
     completed = operate("poison", "redrive", "--all", check=False)
-    assert completed.returncode == 1 and f"{broken['id']}: stays: " in completed.stdout
+    assert completed.returncode == 1 and f"{broken['id']}: still poison: " in completed.stdout
     (line,) = [line for line in completed.stdout.splitlines() if line.startswith(corrected["id"])]
     event = next(word.strip(":,") for word in line.split() if word.startswith("evt_"))
     assert "job.completed of job corrected" in line and line.endswith("2 deliveries due"), line
-    assert "2 records read again: 1 event, 2 deliveries due" in completed.stdout
+    assert "Redrove 2 records: 1 event, 2 deliveries due." in completed.stdout
     assert set(operate.poison_by_task()) == {"broken"}
 
     retried = operate(
@@ -161,9 +161,9 @@ def test_poison_list_shows_records(own_service, operate):
     odd, large = operate.wait_for_poison(odd_task, "large")
     assert large["image"] is None and odd["image"]["data"] == {"S": "{}"}
     listed = operate("poison", "list", "--day", odd["id"][:10]).stdout
-    assert f"{odd['id']}\n  kept    {odd['kept_at']} (" in listed
+    assert f"{odd['id']}\n  stored  {odd['stored_at']} (" in listed
     assert "reason  `data`: expected a map (M)" in listed and "job     task_id=large" in listed
-    assert "too large, not kept" in listed and odd["stream"] in listed
+    assert "not stored, too large" in listed and odd["stream"] in listed
     assert "\x1b" not in listed and r"task_id=odd\u{1b}[2J" in listed
     assert operate("poison", "list", "--day", "2024-12-23").stdout == ""
 
@@ -179,7 +179,7 @@ def test_redrive_updates_reason_of_record(own_service, operate):
     own_service.put_job("large", "a", data={"M": {"text": {"S": "x" * 270_000}}})
     completed = operate("poison", "redrive", large["id"], small["id"], large["id"], check=False)
     assert (
-        completed.returncode == 1 and completed.stdout.count("stays: the body would have 2") == 1
+        completed.returncode == 1 and completed.stdout.count("still poison: the body would have 2") == 1
     ), completed
     for task in ("large", "small"):
         own_service.db.delete_item(
@@ -287,11 +287,11 @@ def test_deliveries_show_equals_api(service, api, receiver):
         f"Attempt 1 at {attempt['at']} (",
         f"status 503 after {attempt['duration_ms']} ms\n",
         f"  failure   status: {attempt['detail']}\n",
-        r"  answered  not \u{1b}[1mnow",
+        r"  response  not \u{1b}[1mnow",
         f"  sent      x-nano-signature: {attempt['request_headers']['x-nano-signature']}\n",
     ):
         assert part in text, (part, text)
-    assert "  phases    connect " in text or "  phases    answer " in text
+    assert "  timings   connect " in text or "  timings   wait " in text
     assert "\x1b" not in text
     unknown = [*key[:-1], "evt_00000000000000000000000000"]
     for subcommand in ("show", "retry"):
@@ -330,10 +330,10 @@ def test_stats_count_items(own_service, operate, receiver):
         "waiting": 0,
         "next_due_at": None,
         "complete": True,
-        "most": [],
+        "top_webhooks": [],
     }
     assert operate.json("stats") == [
-        {"pending": no_pending, "poison": [], "replaying": [], "unparking": []}
+        {"pending": no_pending, "poison": [], "replaying": [], "resuming": []}
     ]
     api = own_service.create_account()
     healthy, failing = (
@@ -351,8 +351,8 @@ def test_stats_count_items(own_service, operate, receiver):
     (stats,) = operate.json("stats")
     rows = api.list_deliveries(failing)
     next_due_at = min(row["next_attempt_at"] for row in rows)
-    most = [{"account": api.account, "webhook_id": failing, "pending": 3}]
-    assert stats["pending"] == no_pending | {"waiting": 3, "next_due_at": next_due_at, "most": most}
+    top_webhooks = [{"account": api.account, "webhook_id": failing, "pending": 3}]
+    assert stats["pending"] == no_pending | {"waiting": 3, "next_due_at": next_due_at, "top_webhooks": top_webhooks}
     assert stats["poison"] == [{"day": poison["id"][:10], "records": 1, "complete": True}]
 
     # A manual retry makes one delivery overdue.
@@ -369,10 +369,10 @@ def test_stats_count_items(own_service, operate, receiver):
     assert (stats["pending"]["overdue"], stats["pending"]["waiting"]) == (1, 2)
     text = operate("stats").stdout
     assert (
-        "Overdue    1 delivery, the oldest since " in text
-        and "Waiting    2 deliveries, the next due at " in text
+        "Overdue       1 delivery, the oldest since " in text
+        and "Waiting       2 deliveries, the next due at " in text
     )
-    assert f"Poison     {poison['id'][:10]}: 1 record\n" in text
+    assert f"Poison        {poison['id'][:10]}: 1 record\n" in text
     assert f"account {api.account}, webhook {failing}: 3" in text
 
     by_webhook = {
@@ -381,7 +381,7 @@ def test_stats_count_items(own_service, operate, receiver):
     assert by_webhook[failing]["pending"] == {
         "count": 3,
         "overdue": 1,
-        "parked": 0,
+        "paused": 0,
         "complete": True,
     }
     assert by_webhook[failing]["failed"] == {"count": 0, "complete": True}
@@ -393,12 +393,12 @@ def test_stats_count_items(own_service, operate, receiver):
     )
     text = operate("stats", "--account", api.account).stdout
     assert f"Webhook {failing}  {receiver.url}/failing  active\n  health   failing since " in text
-    assert "  pending  3, of which 1 overdue, 0 parked\n  failed   0\n" in text
+    assert "  pending  3 (1 overdue, 0 paused)\n  failed   0\n" in text
 
     for status in ("disabled", "active"):
         assert api.update(healthy, status=status).status == 200
     (stats,) = operate.json("stats")
-    assert stats["unparking"] == [{"account": api.account, "webhook_id": healthy}]
+    assert stats["resuming"] == [{"account": api.account, "webhook_id": healthy}]
     window = {"since": "2024-12-23T00:00:00Z", "status": "all"}
     replay = api.call("POST", f"/api/v1/webhooks/{healthy}/replay", window)
     assert replay.status == 202, replay.text
@@ -576,7 +576,7 @@ def test_progress_appears_only_on_terminal(service, api, receiver):
     api.subscribe(f"{receiver.url}/terminal")
     endpoint = ["--dynamodb-endpoint", service.dynamodb]
     for args, progress in (
-        (["stats"], "Counting what is pending"),
+        (["stats"], "Counting pending deliveries"),
         (["stats", "--account", api.account], "Counting deliveries"),
     ):
         printed, shown = run_on_terminal(*args, *endpoint, "--json")

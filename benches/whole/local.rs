@@ -10,6 +10,7 @@ use hyper_util::{
     rt::TokioExecutor,
 };
 use nano_webhooks::{
+    aws,
     clock::Clock,
     store::{
         Store, TableNames,
@@ -17,7 +18,7 @@ use nano_webhooks::{
         webhooks::NewWebhook,
     },
 };
-use nano_webhooks_cli::dynamodb;
+use nano_webhooks_cli::local_client;
 use nano_webhooks_core::{
     account_id::AccountId, endpoint_url::EndpointUrl, event_type::EventTypes,
 };
@@ -148,7 +149,7 @@ impl Service {
             deliveries: name("deliveries"),
         };
         let store = Store::new(
-            dynamodb(self.told("dynamodb")),
+            local_client(self.told("dynamodb"), aws::timeouts()),
             tables,
             DataKeyCache::new(KeyProvider::None),
         );

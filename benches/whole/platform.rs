@@ -9,6 +9,7 @@ use aws_sdk_dynamodb::{
 use futures_util::future::join_all;
 use hyper::body::Bytes;
 use nano_webhooks::{
+    aws,
     clock::Clock,
     dispatch::stream_record::Record,
     store::{
@@ -18,7 +19,7 @@ use nano_webhooks::{
         webhooks::{CreateOutcome, NewWebhook},
     },
 };
-use nano_webhooks_cli::{dynamodb, embedded_dynamodb::EmbeddedDynamoDb};
+use nano_webhooks_cli::{embedded_dynamodb::EmbeddedDynamoDb, local_client};
 use nano_webhooks_core::{
     account_id::AccountId, endpoint_url::EndpointUrl, event_type::EventTypes, secret::Secret,
 };
@@ -62,7 +63,7 @@ impl Platform {
     /// Starts an engine and makes the tables.
     pub async fn start() -> Self {
         let (engine, endpoint) = Process::role(&["engine"]);
-        let client = dynamodb(&endpoint);
+        let client = local_client(&endpoint, aws::timeouts());
         let tables = TableNames {
             webhooks: "webhooks".to_owned(),
             deliveries: "deliveries".to_owned(),

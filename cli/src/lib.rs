@@ -1,53 +1,37 @@
-//! Local mode: the whole service on a developer's machine, over an embedded DynamoDB.
+//! The command line `nano-webhooks`: the whole service on one machine, and the operator's commands.
+//!
+//! [`local_client`] and [`embedded_dynamodb`] are public because the integration tests and the benchmarks use them.
 
-pub mod args;
+mod args;
 mod commands;
-mod demo;
+mod dev_server;
 pub mod embedded_dynamodb;
-mod http;
-mod listen;
-mod retry_timer;
-mod serve;
-mod stream_poller;
+mod http_server;
+mod local_client;
+mod received_request;
+mod store_error;
+mod terminal;
 mod verify;
 
-pub use retry_timer::SWEEP_INTERVAL;
-pub use stream_poller::{BATCH_SIZE, BATCH_TIME};
+use nano_webhooks::telemetry::{self, LogFormat};
 
-use aws_sdk_dynamodb::config::{BehaviorVersion, Credentials, Region, SharedHttpClient};
+use args::{Cli, Command};
+pub use dev_server::{BATCH_SIZE, BATCH_TIMEOUT, SWEEP_INTERVAL};
+pub use local_client::local_client;
 
-/// The region and the credentials that an engine on this machine is called with; it looks at neither.
-const REGION: &str = "us-east-1";
-
-/// A client of an engine at `endpoint`, without a look at the environment: neither at AWS settings nor at proxies.
-pub fn dynamodb(endpoint: &str) -> aws_sdk_dynamodb::Client {
-    let config = aws_sdk_dynamodb::Config::builder()
-        .behavior_version(BehaviorVersion::latest())
-        .timeout_config(nano_webhooks::aws::timeouts())
-        .region(Region::from_static(REGION))
-        .credentials_provider(credentials())
-        .http_client(http_client())
-        .endpoint_url(endpoint);
-    aws_sdk_dynamodb::Client::from_conf(config.build())
+/// Parses the command line and runs its command.
+pub async fn run() -> anyhow::Result<()> {
+    let Cli { command } = Cli::from_process_args();
+    let default_level = match command {
+        // The engine warns of every refused request, a condition that does not hold included.
+        Command::Serve(_) => "info,dynoxide=error",
+        _ => "error",
+    };
+    telemetry::init_tracing(LogFormat::Text, default_level)?;
+    commands::run(command).await
 }
 
-/// The same for the engine's streams.
-fn streams(endpoint: &str) -> aws_sdk_dynamodbstreams::Client {
-    let config = aws_sdk_dynamodbstreams::Config::builder()
-        .behavior_version(aws_sdk_dynamodbstreams::config::BehaviorVersion::latest())
-        .timeout_config(nano_webhooks::aws::timeouts())
-        .region(Region::from_static(REGION))
-        .credentials_provider(credentials())
-        .http_client(http_client())
-        .endpoint_url(endpoint);
-    aws_sdk_dynamodbstreams::Client::from_conf(config.build())
-}
-
-/// Plain HTTP, and no proxy.
-fn http_client() -> SharedHttpClient {
-    aws_smithy_http_client::Builder::new().build_http()
-}
-
-fn credentials() -> Credentials {
-    Credentials::new("local", "local", None, None, "local mode")
+/// Formats an error and its causes as one line, with control characters escaped.
+pub fn format_error(error: &anyhow::Error) -> String {
+    terminal::escape_for_terminal(&telemetry::error_chain(error.as_ref()))
 }

@@ -1,15 +1,13 @@
-//! The whole service on a developer's machine, and the commands around it.
+//! The binary `nano-webhooks`.
 
 use std::process::ExitCode;
 
-use nano_webhooks_cli::args::{self, CliError};
-
 #[tokio::main]
 async fn main() -> ExitCode {
-    match args::run().await {
+    match nano_webhooks_cli::run().await {
         Ok(()) => ExitCode::SUCCESS,
-        Err(CliError(reason)) => {
-            eprintln!("nano-webhooks: {}", args::escape_for_terminal(&reason));
+        Err(error) => {
+            eprintln!("nano-webhooks: {}", nano_webhooks_cli::format_error(&error));
             ExitCode::FAILURE
         }
     }

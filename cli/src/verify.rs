@@ -1,181 +1,297 @@
-//! What a receiver does: check the signatures of a request, and say why one does not hold.
+//! Verifies the signatures of a received request, and says why one is invalid.
 
 use std::fmt;
 
 use axum::http::HeaderMap;
+use nano_webhooks_core::{event::EventId, secret::Secret, signing, timestamp::Timestamp};
 use serde::de::IgnoredAny;
 
-use nano_webhooks_core::{event::EventId, secret::Secret, signing, timestamp::Timestamp};
+/// How far a timestamp may be from now, in seconds, as in the Standard Webhooks libraries.
+const TIMESTAMP_TOLERANCE: u64 = 5 * 60;
 
-/// How old or how far ahead a timestamp may be, in seconds: as the Standard Webhooks libraries have it.
-const TOLERANCE: u64 = 5 * 60;
-
-/// Whether a signature holds.
+/// The result of verifying one signature header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum SignatureStatus {
-    /// It does.
-    Holds,
-    /// It does not.
-    Wrong(Reason),
-    /// There is none.
+pub enum SignatureStatus {
+    Valid,
+    Invalid(Reason),
+    /// The request has no such header.
     Missing,
-    /// It cannot be told, for there is no secret to check it with.
-    Unchecked,
+    /// There is no secret to check it with.
+    NotChecked,
 }
 
-/// Why a signature does not hold, as far as the request tells.
+/// Why a signature is invalid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Reason {
-    /// The header has not the form that it should have.
+pub enum Reason {
+    /// The header does not have the expected format.
     Malformed,
-    /// A header that is signed with it is missing or malformed.
-    Incomplete,
-    /// It holds over the body without the white space that was added on the way.
+    /// Another header that the signature covers is missing or malformed.
+    MissingInput,
+    /// The signature is valid for the body without the white space that was added to it.
     Reformatted,
-    /// The body is not one that is ever sent.
-    Changed,
-    /// The secret signs the other header only: a newer one has taken its place, and it is in its grace time.
-    Older,
-    /// The other signature holds: a header that only this one covers was changed.
+    /// The body is not compact JSON, which every sent body is.
+    BodyChanged,
+    /// The secret is valid for the other header only, because it was rotated and its grace time has not ended.
+    RotatedSecret,
+    /// The other signature is valid, so a header that only this one covers was changed.
     HeaderChanged,
-    /// Nothing else is wrong.
-    OtherSecret,
+    /// Nothing else is known to be wrong.
+    WrongSecretOrBody,
 }
 
 impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Malformed => "the header is malformed: `v1=` and 64 hex digits, or `v1,` and base64, are expected",
-            Self::Incomplete => "a header that is signed with it is missing or malformed: its timestamp, or webhook-id",
+            Self::Malformed => {
+                "the header is malformed, expected `v1=` and 64 hexadecimal digits, or `v1,` and base64"
+            }
+            Self::MissingInput => {
+                "a header that it covers is missing or malformed (its timestamp, or webhook-id)"
+            }
             Self::Reformatted => {
-                "the body was written anew on its way (it holds without the white space): verify the bytes as they came"
+                "the body was reformatted on the way (it is valid without white space); verify the bytes as received"
             }
-            Self::Changed => "the body was changed on its way: it is not compact JSON as it is always sent",
-            Self::Older => {
-                "this secret was rotated and is in its grace time: X-Nano-Signature is the newer secret's alone"
+            Self::BodyChanged => "the body was changed on the way; sent bodies are compact JSON",
+            Self::RotatedSecret => {
+                "this secret was rotated and is in its grace time; X-Nano-Signature uses the newer secret"
             }
-            Self::HeaderChanged => "webhook-id or webhook-timestamp was changed on its way: the other signature holds",
-            Self::OtherSecret => "it was made with another secret, or the body or timestamp was changed on its way",
+            Self::HeaderChanged => {
+                "webhook-id or webhook-timestamp was changed on the way; the other signature is valid"
+            }
+            Self::WrongSecretOrBody => {
+                "it was made with another secret, or the body or timestamp was changed on the way"
+            }
         })
     }
 }
 
-/// Both signatures of a request.
+/// The result of verifying a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Verdicts {
+pub struct VerificationReport {
     /// `X-Nano-Signature`.
     pub nano: SignatureStatus,
     /// `webhook-signature`.
     pub standard: SignatureStatus,
-    /// How many seconds the timestamp lies behind now, if that is more than five minutes; less than nothing: ahead. `None` if
-    /// it is recent.
+    /// The age of the timestamp in seconds if it exceeds five minutes; negative for a time in the future.
     pub stale_by: Option<i64>,
 }
 
-/// Checks the signatures of a request that was received at `now`.
-pub(super) fn verify(
+impl VerificationReport {
+    /// Both signatures are valid and the timestamp is recent.
+    pub fn is_valid(&self) -> bool {
+        self.nano == SignatureStatus::Valid
+            && self.standard == SignatureStatus::Valid
+            && self.stale_by.is_none()
+    }
+}
+
+/// Verifies a request that was received at `now`.
+pub fn verify(
     headers: &HeaderMap,
     body: &[u8],
     secret: Option<&Secret>,
     now: Timestamp,
-) -> Verdicts {
-    let text = |name| headers.get(name).and_then(|value| value.to_str().ok());
-    let seconds = |name| text(name).and_then(|seconds| seconds.parse::<i64>().ok());
-    let timestamp = seconds("x-nano-timestamp");
-    let age = now
-        .as_unix_seconds()
-        .saturating_sub(timestamp.unwrap_or_default());
-    let stale_by = timestamp
-        .is_some_and(|_| age.unsigned_abs() > TOLERANCE)
-        .then_some(age);
-    let (nano, standard) = (text("x-nano-signature"), text("webhook-signature"));
+) -> VerificationReport {
+    let request = SignedRequest::parse(headers);
+    let stale_by = request
+        .nano_timestamp
+        .and_then(|timestamp| stale_by(timestamp, now));
     let Some(secret) = secret else {
-        let verdict = |given: Option<&str>| {
-            if given.is_some() {
-                SignatureStatus::Unchecked
-            } else {
-                SignatureStatus::Missing
-            }
-        };
-        return Verdicts {
-            nano: verdict(nano),
-            standard: verdict(standard),
+        return VerificationReport {
+            nano: status_without_secret(request.nano_signature),
+            standard: status_without_secret(request.standard_signature),
             stale_by,
         };
     };
-    // The id is not part of what the product's own signature signs.
-    let any = EventId::min_at(now);
-    let id = text("webhook-id").and_then(EventId::parse);
-    let sign = |seconds: i64, id: &EventId, body: &[u8]| {
-        let at = Timestamp::from_millis(seconds.saturating_mul(1000));
-        signing::sign(std::slice::from_ref(secret), id, at, body).expect("there is a secret")
+    let minified_body = minify_json(body);
+    let body_is_compact =
+        minified_body == body && serde_json::from_slice::<IgnoredAny>(body).is_ok();
+    let nano_match = request.match_nano(secret, body);
+    let standard_match = request.match_standard(secret, body);
+    let nano = Evidence {
+        format: nano_format(request.nano_signature),
+        original_body: nano_match,
+        minified_body: request.match_nano(secret, &minified_body),
+        body_is_compact,
+        reason_otherwise: match standard_match {
+            Match::Equal => Reason::RotatedSecret,
+            Match::Different | Match::MissingInput => Reason::WrongSecretOrBody,
+        },
     };
-    let nano_holds =
-        |body: &[u8]| Some(constant_time_eq(nano?, &sign(timestamp?, &any, body).nano));
-    let standard_holds = |body: &[u8]| {
-        let expected = sign(seconds("webhook-timestamp")?, id.as_ref()?, body).standard;
-        Some(
-            standard?
-                .split(' ')
-                .any(|one| constant_time_eq(one, &expected)),
-        )
+    let standard = Evidence {
+        format: standard_format(request.standard_signature),
+        original_body: standard_match,
+        minified_body: request.match_standard(secret, &minified_body),
+        body_is_compact,
+        reason_otherwise: match nano_match {
+            Match::Equal => Reason::HeaderChanged,
+            Match::Different | Match::MissingInput => Reason::WrongSecretOrBody,
+        },
     };
-    let (nano_now, standard_now) = (nano_holds(body), standard_holds(body));
-    let compact = minify_json(body);
-    let verdict = |given: Option<&str>,
-                   is_formed: bool,
-                   holds: Option<bool>,
-                   reformatted: Option<bool>,
-                   other: Reason| {
-        SignatureStatus::Wrong(match (given, holds) {
-            (None, _) => return SignatureStatus::Missing,
-            (_, Some(true)) => return SignatureStatus::Holds,
-            _ if !is_formed => Reason::Malformed,
-            (_, None) => Reason::Incomplete,
-            _ if reformatted == Some(true) => Reason::Reformatted,
-            _ if compact != body || serde_json::from_slice::<IgnoredAny>(body).is_err() => {
-                Reason::Changed
-            }
-            _ => other,
-        })
-    };
-    let is_nano = nano
-        .and_then(|given| given.strip_prefix("v1="))
-        .is_some_and(|hex| hex.len() == 64);
-    let is_standard =
-        standard.is_some_and(|given| given.split(' ').any(|one| one.starts_with("v1,")));
-    let other = |holds: Option<bool>, why: Reason| {
-        if holds == Some(true) {
-            why
-        } else {
-            Reason::OtherSecret
-        }
-    };
-    Verdicts {
-        nano: verdict(
-            nano,
-            is_nano,
-            nano_now,
-            nano_holds(&compact),
-            other(standard_now, Reason::Older),
-        ),
-        standard: verdict(
-            standard,
-            is_standard,
-            standard_now,
-            standard_holds(&compact),
-            other(nano_now, Reason::HeaderChanged),
-        ),
+    VerificationReport {
+        nano: classify(&nano),
+        standard: classify(&standard),
         stale_by,
     }
 }
 
-/// JSON without the white space between its tokens.
+/// The format of a signature header.
+#[derive(Clone, Copy)]
+enum HeaderFormat {
+    Missing,
+    Malformed,
+    Valid,
+}
+
+/// The comparison of a signature with the expected one.
+#[derive(Clone, Copy)]
+enum Match {
+    Equal,
+    Different,
+    /// The expected signature cannot be computed.
+    MissingInput,
+}
+
+/// What is known of one signature.
+struct Evidence {
+    format: HeaderFormat,
+    original_body: Match,
+    minified_body: Match,
+    body_is_compact: bool,
+    /// The reason if the evidence excludes all others.
+    reason_otherwise: Reason,
+}
+
+fn classify(evidence: &Evidence) -> SignatureStatus {
+    match evidence.format {
+        HeaderFormat::Missing => return SignatureStatus::Missing,
+        HeaderFormat::Malformed => return SignatureStatus::Invalid(Reason::Malformed),
+        HeaderFormat::Valid => {}
+    }
+    let reason = match (evidence.original_body, evidence.minified_body) {
+        (Match::Equal, _) => return SignatureStatus::Valid,
+        (Match::MissingInput, _) => Reason::MissingInput,
+        (Match::Different, Match::Equal) => Reason::Reformatted,
+        (Match::Different, _) if !evidence.body_is_compact => Reason::BodyChanged,
+        (Match::Different, _) => evidence.reason_otherwise,
+    };
+    SignatureStatus::Invalid(reason)
+}
+
+fn status_without_secret(signature: Option<&str>) -> SignatureStatus {
+    match signature {
+        Some(_) => SignatureStatus::NotChecked,
+        None => SignatureStatus::Missing,
+    }
+}
+
+fn stale_by(timestamp: i64, now: Timestamp) -> Option<i64> {
+    let age = now.as_unix_seconds().saturating_sub(timestamp);
+    if age.unsigned_abs() > TIMESTAMP_TOLERANCE {
+        Some(age)
+    } else {
+        None
+    }
+}
+
+/// The parts of a request that signatures cover. Malformed parts are `None`.
+struct SignedRequest<'a> {
+    nano_signature: Option<&'a str>,
+    nano_timestamp: Option<i64>,
+    standard_signature: Option<&'a str>,
+    standard_timestamp: Option<i64>,
+    event_id: Option<EventId>,
+}
+
+impl<'a> SignedRequest<'a> {
+    fn parse(headers: &'a HeaderMap) -> Self {
+        Self {
+            nano_signature: header_str(headers, "x-nano-signature"),
+            nano_timestamp: parse_timestamp(headers, "x-nano-timestamp"),
+            standard_signature: header_str(headers, "webhook-signature"),
+            standard_timestamp: parse_timestamp(headers, "webhook-timestamp"),
+            event_id: header_str(headers, "webhook-id").and_then(EventId::parse),
+        }
+    }
+
+    /// Checks `X-Nano-Signature`, which covers the timestamp and the body.
+    fn match_nano(&self, secret: &Secret, body: &[u8]) -> Match {
+        let (Some(signature), Some(timestamp)) = (self.nano_signature, self.nano_timestamp) else {
+            return Match::MissingInput;
+        };
+        // The signature does not cover the id.
+        let dummy_id = EventId::min_at(Timestamp::from_millis(0));
+        let expected = sign(secret, &dummy_id, timestamp, body).nano;
+        to_match(constant_time_eq(signature, &expected))
+    }
+
+    /// Checks `webhook-signature`, which covers the id, the timestamp and the body. One of its signatures must match.
+    fn match_standard(&self, secret: &Secret, body: &[u8]) -> Match {
+        let (Some(signatures), Some(timestamp), Some(event_id)) = (
+            self.standard_signature,
+            self.standard_timestamp,
+            &self.event_id,
+        ) else {
+            return Match::MissingInput;
+        };
+        let expected = sign(secret, event_id, timestamp, body).standard;
+        let is_equal = |signature| constant_time_eq(signature, &expected);
+        to_match(signatures.split(' ').any(is_equal))
+    }
+}
+
+fn header_str<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+    headers.get(name)?.to_str().ok()
+}
+
+fn parse_timestamp(headers: &HeaderMap, name: &str) -> Option<i64> {
+    header_str(headers, name)?.parse().ok()
+}
+
+fn sign(secret: &Secret, event_id: &EventId, timestamp: i64, body: &[u8]) -> signing::Signatures {
+    let timestamp = Timestamp::from_millis(timestamp.saturating_mul(1000));
+    signing::sign(std::slice::from_ref(secret), event_id, timestamp, body)
+        .expect("there is a secret")
+}
+
+const fn to_match(is_equal: bool) -> Match {
+    if is_equal {
+        Match::Equal
+    } else {
+        Match::Different
+    }
+}
+
+fn nano_format(signature: Option<&str>) -> HeaderFormat {
+    match signature.map(|signature| signature.strip_prefix("v1=")) {
+        None => HeaderFormat::Missing,
+        Some(Some(digits)) if digits.len() == 64 => HeaderFormat::Valid,
+        Some(_) => HeaderFormat::Malformed,
+    }
+}
+
+fn standard_format(signatures: Option<&str>) -> HeaderFormat {
+    let Some(signatures) = signatures else {
+        return HeaderFormat::Missing;
+    };
+    if signatures
+        .split(' ')
+        .any(|signature| signature.starts_with("v1,"))
+    {
+        HeaderFormat::Valid
+    } else {
+        HeaderFormat::Malformed
+    }
+}
+
+/// Removes the white space between the tokens of a JSON text.
 fn minify_json(json: &[u8]) -> Vec<u8> {
-    let (mut out, mut in_string, mut escaped) = (Vec::with_capacity(json.len()), false, false);
+    let mut minified = Vec::with_capacity(json.len());
+    let mut in_string = false;
+    let mut escaped = false;
     for &byte in json {
         if in_string || !byte.is_ascii_whitespace() {
-            out.push(byte);
+            minified.push(byte);
         }
         if in_string && !escaped && byte == b'\\' {
             escaped = true;
@@ -184,12 +300,11 @@ fn minify_json(json: &[u8]) -> Vec<u8> {
         in_string ^= byte == b'"' && !escaped;
         escaped = false;
     }
-    out
+    minified
 }
 
-/// Compares in constant time.
-fn constant_time_eq(given: &str, expected: &str) -> bool {
-    subtle::ConstantTimeEq::ct_eq(given.as_bytes(), expected.as_bytes()).into()
+fn constant_time_eq(left: &str, right: &str) -> bool {
+    subtle::ConstantTimeEq::ct_eq(left.as_bytes(), right.as_bytes()).into()
 }
 
 #[cfg(test)]
@@ -203,8 +318,8 @@ mod tests {
         Secret::parse(text.to_owned()).unwrap()
     }
 
-    /// A request as it is sent, signed with these secrets.
-    fn sent(secrets: &[&str]) -> HeaderMap {
+    /// The headers of a request that is signed with these secrets.
+    fn signed_headers(secrets: &[&str]) -> HeaderMap {
         let secrets: Vec<_> = secrets.iter().map(|text| secret(text)).collect();
         let id = EventId::min_at(NOW);
         let signatures = signing::sign(&secrets, &id, NOW, BODY.as_bytes()).unwrap();
@@ -221,108 +336,145 @@ mod tests {
         .collect()
     }
 
-    #[test]
-    fn both_signatures_hold_as_they_were_sent_and_without_a_secret_nobody_can_tell() {
-        let headers = sent(&["my-secret-key"]);
-        let key = secret("my-secret-key");
-        let holds = Verdicts {
-            nano: SignatureStatus::Holds,
-            standard: SignatureStatus::Holds,
-            stale_by: None,
-        };
-        assert_eq!(verify(&headers, BODY.as_bytes(), Some(&key), NOW), holds);
-        let unchecked = Verdicts {
-            nano: SignatureStatus::Unchecked,
-            standard: SignatureStatus::Unchecked,
-            stale_by: None,
-        };
-        assert_eq!(verify(&headers, BODY.as_bytes(), None, NOW), unchecked);
-        let missing = Verdicts {
-            nano: SignatureStatus::Missing,
-            standard: SignatureStatus::Missing,
-            stale_by: None,
-        };
-        assert_eq!(
-            verify(&HeaderMap::new(), BODY.as_bytes(), Some(&key), NOW),
-            missing
-        );
-    }
-
-    #[test]
-    fn a_timestamp_is_stale_after_five_minutes_and_so_is_one_from_the_future() {
-        let stale_by = |late: i64| {
-            let now = Timestamp::from_millis(NOW.as_unix_millis() + late * 1000);
-            verify(&sent(&["my-secret-key"]), BODY.as_bytes(), None, now).stale_by
-        };
-        assert_eq!([stale_by(0), stale_by(300), stale_by(-300)], [None; 3]);
-        assert_eq!([stale_by(301), stale_by(-3600)], [Some(301), Some(-3600)]);
-    }
-
-    #[test]
-    fn each_reason_is_told_from_the_others() {
-        let key = secret("my-secret-key");
-        let reasons = |headers: &HeaderMap, body: &str| {
-            let verdicts = verify(headers, body.as_bytes(), Some(&key), NOW);
-            [verdicts.nano, verdicts.standard].map(|verdict| match verdict {
-                SignatureStatus::Wrong(reason) => Some(reason),
-                SignatureStatus::Holds => None,
-                other => panic!("{other:?}"),
-            })
-        };
-        let all = |reason| [Some(reason); 2];
-        let own = sent(&["my-secret-key"]);
-        assert_eq!(
-            reasons(&sent(&["another-secret"]), BODY),
-            all(Reason::OtherSecret)
-        );
-        assert_eq!(
-            reasons(&sent(&["the-new-secret", "my-secret-key"]), BODY),
-            [Some(Reason::Older), None]
-        );
-        for pretty in [format!("{BODY}\n"), BODY.replace(":{", ": {\r\n  ")] {
-            assert_eq!(reasons(&own, &pretty), all(Reason::Reformatted), "{pretty}");
+    fn changed_header(name: &'static str, value: Option<&str>) -> HeaderMap {
+        let mut headers = signed_headers(&["my-secret-key"]);
+        headers.remove(name);
+        if let Some(value) = value {
+            headers.insert(name, value.parse().unwrap());
         }
-        for changed in [
-            BODY.replace("a ", "b ").replace(":{", ": {"),
-            BODY.replace('}', ""),
-            String::new(),
+        headers
+    }
+
+    /// Verifies with `my-secret-key` and returns why each signature is invalid, or `None`.
+    fn reasons(headers: &HeaderMap, body: &str) -> [Option<Reason>; 2] {
+        let report = verify(
+            headers,
+            body.as_bytes(),
+            Some(&secret("my-secret-key")),
+            NOW,
+        );
+        [report.nano, report.standard].map(|status| match status {
+            SignatureStatus::Valid => None,
+            SignatureStatus::Invalid(reason) => Some(reason),
+            other => panic!("{other:?}"),
+        })
+    }
+
+    const fn same_status(status: SignatureStatus) -> VerificationReport {
+        VerificationReport {
+            nano: status,
+            standard: status,
+            stale_by: None,
+        }
+    }
+
+    #[test]
+    fn unchanged_request_is_valid() {
+        let headers = signed_headers(&["my-secret-key"]);
+        let key = secret("my-secret-key");
+        let report = verify(&headers, BODY.as_bytes(), Some(&key), NOW);
+        assert_eq!(report, same_status(SignatureStatus::Valid));
+        assert!(report.is_valid());
+    }
+
+    #[test]
+    fn signature_without_secret_is_not_checked() {
+        let report = verify(
+            &signed_headers(&["my-secret-key"]),
+            BODY.as_bytes(),
+            None,
+            NOW,
+        );
+        assert_eq!(report, same_status(SignatureStatus::NotChecked));
+    }
+
+    #[test]
+    fn request_without_headers_lacks_signatures() {
+        let key = secret("my-secret-key");
+        let report = verify(&HeaderMap::new(), BODY.as_bytes(), Some(&key), NOW);
+        assert_eq!(report, same_status(SignatureStatus::Missing));
+    }
+
+    /// More than five minutes in either direction is stale.
+    #[test]
+    fn old_or_future_timestamp_is_stale() {
+        for (late_by, expected) in [
+            (0, None),
+            (300, None),
+            (-300, None),
+            (301, Some(301)),
+            (-3600, Some(-3600)),
         ] {
-            assert_eq!(reasons(&own, &changed), all(Reason::Changed), "{changed}");
+            let now = Timestamp::from_millis(NOW.as_unix_millis() + late_by * 1000);
+            let headers = signed_headers(&["my-secret-key"]);
+            assert_eq!(
+                verify(&headers, BODY.as_bytes(), None, now).stale_by,
+                expected
+            );
         }
-        assert_eq!(
-            reasons(&own, &BODY.replace("a ", "b ")),
-            all(Reason::OtherSecret),
-            "who can tell"
-        );
+    }
 
-        let with = |name: &'static str, value: Option<&str>| {
-            let mut headers = own.clone();
-            headers.remove(name);
-            if let Some(value) = value {
-                headers.insert(name, value.parse().unwrap());
-            }
-            headers
-        };
+    #[test]
+    fn reason_names_wrong_secret() {
+        assert_eq!(
+            reasons(&signed_headers(&["another-secret"]), BODY),
+            [Some(Reason::WrongSecretOrBody); 2]
+        );
+        assert_eq!(
+            reasons(&signed_headers(&["the-new-secret", "my-secret-key"]), BODY),
+            [Some(Reason::RotatedSecret), None]
+        );
+    }
+
+    #[test]
+    fn reason_names_change_of_body() {
+        let headers = signed_headers(&["my-secret-key"]);
+        for (body, reason) in [
+            (format!("{BODY}\n"), Reason::Reformatted),
+            (BODY.replace(":{", ": {\r\n  "), Reason::Reformatted),
+            (
+                BODY.replace("a ", "b ").replace(":{", ": {"),
+                Reason::BodyChanged,
+            ),
+            (BODY.replace('}', ""), Reason::BodyChanged),
+            (String::new(), Reason::BodyChanged),
+            (BODY.replace("a ", "b "), Reason::WrongSecretOrBody),
+        ] {
+            assert_eq!(reasons(&headers, &body), [Some(reason); 2], "{body}");
+        }
+    }
+
+    #[test]
+    fn reason_names_change_of_header() {
         let other_id = EventId::max_at(NOW);
-        assert_eq!(
-            reasons(&with("webhook-id", Some(other_id.as_str())), BODY),
-            [None, Some(Reason::HeaderChanged)]
-        );
-        assert_eq!(
-            reasons(&with("webhook-id", None), BODY),
-            [None, Some(Reason::Incomplete)]
-        );
-        assert_eq!(
-            reasons(&with("x-nano-timestamp", Some("now")), BODY),
-            [Some(Reason::Incomplete), None]
-        );
-        assert_eq!(
-            reasons(&with("x-nano-signature", Some("v1=zz")), BODY),
-            [Some(Reason::Malformed), None]
-        );
-        assert_eq!(
-            reasons(&with("webhook-signature", Some("v2,zz")), BODY),
-            [None, Some(Reason::Malformed)]
-        );
+        for (name, value, expected) in [
+            (
+                "webhook-id",
+                Some(other_id.as_str()),
+                [None, Some(Reason::HeaderChanged)],
+            ),
+            ("webhook-id", None, [None, Some(Reason::MissingInput)]),
+            (
+                "x-nano-timestamp",
+                Some("now"),
+                [Some(Reason::MissingInput), None],
+            ),
+            (
+                "x-nano-signature",
+                Some("v1=zz"),
+                [Some(Reason::Malformed), None],
+            ),
+            (
+                "webhook-signature",
+                Some("v2,zz"),
+                [None, Some(Reason::Malformed)],
+            ),
+        ] {
+            assert_eq!(
+                reasons(&changed_header(name, value), BODY),
+                expected,
+                "{name} {value:?}"
+            );
+        }
     }
 }

@@ -16,8 +16,8 @@ use axum::body::Bytes;
 use engine::other_engine;
 use http_body_util::{BodyExt, Full};
 use hyper_util::{client::legacy::Client, rt::TokioExecutor};
-use nano_webhooks::random;
-use nano_webhooks_cli::dynamodb;
+use nano_webhooks::{aws, random};
+use nano_webhooks_cli::local_client;
 use receiver::{Receiver, TEST_TIMEOUT};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -98,7 +98,7 @@ impl Serve {
 
     async fn end_job(&self, task: &str) {
         let text = |text: &str| AttributeValue::S(text.to_owned());
-        let put = dynamodb(self.part("dynamodb"))
+        let put = local_client(self.part("dynamodb"), aws::timeouts())
             .put_item()
             .table_name(self.ready["tables"]["jobs"].as_str().unwrap());
         let put = put
@@ -214,7 +214,7 @@ fn a_data_directory_belongs_to_one_process() {
     assert!(!second.status.success());
     assert_eq!(
         text(&second.stderr),
-        format!("nano-webhooks: {home} is in use by another process\n")
+        format!("nano-webhooks: another process uses the data directory {home}\n")
     );
 }
 
@@ -223,8 +223,8 @@ fn the_demo_shows_two_verified_webhooks_and_exits_with_0() {
     let demo = run(&["demo"]);
     let shown = text(&demo.stdout);
     assert!(demo.status.success(), "{shown}{}", text(&demo.stderr));
-    assert_eq!(shown.matches("✓ X-Nano-Signature holds").count(), 2);
-    assert_eq!(shown.matches("✓ webhook-signature holds").count(), 2);
+    assert_eq!(shown.matches("✓ X-Nano-Signature is valid").count(), 2);
+    assert_eq!(shown.matches("✓ webhook-signature is valid").count(), 2);
 }
 
 #[test]
@@ -365,15 +365,18 @@ async fn keys_and_jobs_are_made_from_the_command_line_and_listen_verifies_what_a
         "--data",
         r#"{"error":"Refused."}"#,
     ]);
-    assert_eq!(text(&job.stdout), "Job t9 of account demo failed.\n");
+    assert_eq!(
+        text(&job.stdout),
+        "Wrote job t9 of account demo with status failed.\n"
+    );
     let shown: Vec<_> = lines
         .by_ref()
-        .take_while(|line| !line.contains("webhook-signature holds"))
+        .take_while(|line| !line.contains("webhook-signature is valid"))
         .collect();
     let shown = shown.join("\n");
     assert!(
         shown.contains(r#""data":{"error":"Refused."}"#)
-            && shown.contains("✓ X-Nano-Signature holds"),
+            && shown.contains("✓ X-Nano-Signature is valid"),
         "{shown}"
     );
     listen.kill().unwrap();

@@ -11,12 +11,13 @@ use http_body_util::BodyExt;
 use nano_webhooks::random;
 use nano_webhooks::{
     api::{AppState, router},
+    aws,
     client::{TargetGuard, WebhookClient, attempt, guard::TargetPolicy},
     clock::Clock,
     dispatch::Dispatcher,
     store::{Store, rate_limit::RateLimits},
 };
-use nano_webhooks_cli::dynamodb;
+use nano_webhooks_cli::local_client;
 use nano_webhooks_core::{api_key::ApiKey, timestamp::Timestamp};
 use serde_json::{Value, json};
 use tower::ServiceExt;
@@ -884,7 +885,9 @@ async fn an_idempotent_request_that_took_the_last_place_is_answered_again() {
 async fn an_idempotent_request_that_meets_its_like_half_way_waits_for_what_comes_of_it() {
     let app = TestApp::new().await;
     let proxy = Proxy::start(app.world.endpoint.clone()).await;
-    let store = app.world.store_through(dynamodb(&proxy.url));
+    let store = app
+        .world
+        .store_through(local_client(&proxy.url, aws::timeouts()));
     let app = app.over(store, NO_LIMITS);
     proxy.arm("TransactWriteItems", 0, Fault::MeetsAnother);
     let request = app
@@ -1269,7 +1272,9 @@ async fn a_target_that_the_policy_refuses_is_named_at_creation() {
 #[tokio::test]
 async fn without_dynamodb_the_answer_is_503_and_tells_nothing_of_the_cause() {
     let app = TestApp::new().await;
-    let unreachable = app.world.store_through(dynamodb("http://127.0.0.1:9"));
+    let unreachable = app
+        .world
+        .store_through(local_client("http://127.0.0.1:9", aws::timeouts()));
     let app = app.over(unreachable, NO_LIMITS);
     let answer = app.get(WEBHOOKS).await;
     assert_eq!(

@@ -31,9 +31,10 @@ impl CostFixture {
     async fn new(paths: &[&str]) -> Self {
         let (app, receiver) = (TestApp::new().await, Receiver::start().await);
         let proxy = Proxy::start(app.world.endpoint.clone()).await;
-        let store = app
-            .world
-            .store_through(nano_webhooks_cli::dynamodb(&proxy.url));
+        let store = app.world.store_through(nano_webhooks_cli::local_client(
+            &proxy.url,
+            nano_webhooks::aws::timeouts(),
+        ));
         let limits = RateLimits {
             per_minute: Some(1_000),
             per_day: Some(10_000),

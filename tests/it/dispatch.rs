@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use nano_webhooks::{
+    aws,
     client::{
         WebhookClient,
         attempt::Timeouts,
@@ -15,7 +16,7 @@ use nano_webhooks::{
         webhooks::{CreateOutcome, NewWebhook},
     },
 };
-use nano_webhooks_cli::dynamodb;
+use nano_webhooks_cli::local_client;
 use nano_webhooks_core::{
     delivery::{
         Delivery, DeliveryKey, DeliveryState, attempt::FailureKind, endpoint_health::EndpointHealth,
@@ -639,7 +640,7 @@ async fn a_record_is_reported_as_failed_while_its_deliveries_cannot_be_recorded(
     ];
     let numbers = [Some(format!("{:021}", 2)), None];
 
-    let unreachable = world.store_through(dynamodb("http://127.0.0.1:9"));
+    let unreachable = world.store_through(local_client("http://127.0.0.1:9", aws::timeouts()));
     let dispatcher = Dispatcher {
         store: unreachable,
         ..world.dispatcher()
@@ -735,7 +736,7 @@ async fn what_a_hot_partition_leaves_undone_is_written_again_and_harms_no_other(
     let (world, receiver) = (TestTables::new().await, Receiver::start().await);
     let proxy = Proxy::start(world.endpoint.clone()).await;
     let dispatcher = Dispatcher {
-        store: world.store_through(dynamodb(&proxy.url)),
+        store: world.store_through(local_client(&proxy.url, aws::timeouts())),
         ..world.dispatcher()
     };
     subscribe(&world, "acme", &receiver.url("/status/500/other"), None).await;

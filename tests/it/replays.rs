@@ -4,12 +4,13 @@ use std::{collections::HashSet, time::Duration};
 
 use axum::http::StatusCode;
 use nano_webhooks::{
+    aws,
     clock::Deadline,
     dispatch::Dispatcher,
     queue::ScheduledRetry,
     store::replays::{INITIAL_STEP_SIZE, STEP_SIZE},
 };
-use nano_webhooks_cli::dynamodb;
+use nano_webhooks_cli::local_client;
 use nano_webhooks_core::{
     delivery::{DeliveryKey, DeliveryState},
     event::EventId,
@@ -514,7 +515,10 @@ async fn a_replay_whose_writing_was_not_answered_is_begun_all_the_same_and_once(
         let scene = ReplayFixture::new(2).await;
         scene.mend().await;
         let proxy = Proxy::start(scene.app.world.endpoint.clone()).await;
-        let store = scene.app.world.store_through(dynamodb(&proxy.url));
+        let store = scene
+            .app
+            .world
+            .store_through(local_client(&proxy.url, aws::timeouts()));
         let scene = ReplayFixture {
             app: scene.app.over(store, NO_LIMITS),
             ..scene

@@ -1131,9 +1131,10 @@ async fn a_queue_batch_names_the_messages_that_must_come_again_and_drops_what_is
             .await
             .unwrap()
     };
-    let unreachable = scene
-        .world
-        .store_through(nano_webhooks_cli::dynamodb("http://127.0.0.1:9"));
+    let unreachable = scene.world.store_through(nano_webhooks_cli::local_client(
+        "http://127.0.0.1:9",
+        nano_webhooks::aws::timeouts(),
+    ));
     let without_tables = Dispatcher {
         store: unreachable,
         ..scene.dispatcher.clone()
@@ -1160,9 +1161,10 @@ async fn the_happy_path_costs_one_write_unit_a_delivery_and_reads_are_amortised(
     // The first success is written down; from then on nothing is.
     scene.end_jobs(1000, 1).await;
     let proxy = Proxy::start(scene.world.endpoint.clone()).await;
-    let counted = scene
-        .world
-        .store_through(nano_webhooks_cli::dynamodb(&proxy.url));
+    let counted = scene.world.store_through(nano_webhooks_cli::local_client(
+        &proxy.url,
+        nano_webhooks::aws::timeouts(),
+    ));
     let dispatcher = Dispatcher {
         store: counted,
         ..scene.dispatcher.clone()

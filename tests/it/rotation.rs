@@ -154,9 +154,10 @@ async fn a_rotation_whose_answer_was_lost_on_its_way_is_not_made_twice() {
     .await;
     let proxy = Proxy::start(app.world.endpoint.clone()).await;
     proxy.arm("UpdateItem", 0, Fault::AnswerLost);
-    let store = app
-        .world
-        .store_through(nano_webhooks_cli::dynamodb(&proxy.url));
+    let store = app.world.store_through(nano_webhooks_cli::local_client(
+        &proxy.url,
+        nano_webhooks::aws::timeouts(),
+    ));
     let new = Secret::parse("the-new-secret".to_owned()).unwrap();
     let (acme, webhook) = (account("acme"), WebhookId::new(1).unwrap());
     let rotated = store

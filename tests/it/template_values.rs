@@ -10,7 +10,7 @@ use nano_webhooks::{
     metrics::{Counter, Histogram, Metrics, SweepStats},
     store::{key_schema, secrets, tables},
 };
-use nano_webhooks_cli::{BATCH_SIZE, BATCH_TIME, SWEEP_INTERVAL};
+use nano_webhooks_cli::{BATCH_SIZE, BATCH_TIMEOUT, SWEEP_INTERVAL};
 use nano_webhooks_core::{
     delivery::{attempt::FailureKind, lease},
     event::JobOutcome,
@@ -109,7 +109,7 @@ fn numbers() -> Value {
     json!({
         "concurrent_messages": CONCURRENT_MESSAGES,
         "lease_seconds": lease::LEASE_DURATION.as_secs(),
-        "local_batch_seconds": BATCH_TIME.as_secs(),
+        "local_batch_seconds": BATCH_TIMEOUT.as_secs(),
         "local_batch_size": BATCH_SIZE,
         "local_sweep_interval_seconds": SWEEP_INTERVAL.as_secs(),
         "max_queue_delay_seconds": lease::MAX_QUEUE_DELAY.as_secs(),

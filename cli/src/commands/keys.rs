@@ -2,91 +2,70 @@
 
 use std::io::Write;
 
+use anyhow::bail;
+use nano_webhooks::{clock::Clock, random};
+use nano_webhooks_core::api_key::ApiKey;
 use serde_json::json;
 
-use super::{explain, open_store, parse_account};
-use crate::args::{CliError, KeysCommand};
-use nano_webhooks::clock::Clock;
-use nano_webhooks::random;
-use nano_webhooks_core::api_key::ApiKey;
+use super::tables::open_store;
+use crate::args::{CreateKeyArgs, ListKeysArgs, RevokeKeyArgs};
 
-/// Does a command on API keys.
-pub(crate) async fn run(command: KeysCommand) -> Result<(), CliError> {
+pub async fn create(args: CreateKeyArgs) -> anyhow::Result<()> {
+    let account = args.account;
+    let key = ApiKey::from_random(&random::bytes());
+    let store = open_store(&args.tables).await?;
+    store
+        .api_keys()
+        .insert(&account, &key, Clock::system().now())
+        .await?;
     let mut out = std::io::stdout();
-    match command {
-        KeysCommand::Create {
-            account,
-            json,
-            tables,
-        } => {
-            let (account, key) = (
-                parse_account(&account)?,
-                ApiKey::from_random(&random::bytes()),
-            );
-            let added = open_store(&tables)
-                .await?
-                .api_keys()
-                .insert(&account, &key, Clock::system().now())
-                .await;
-            added.map_err(|error| explain(&error, &tables))?;
-            if json {
-                writeln!(
-                    out,
-                    "{}",
-                    json!({ "account": account.as_str(), "api_key": key.expose() })
-                )?;
-            } else {
-                writeln!(out, "{}", key.expose())?;
-                writeln!(
-                    std::io::stderr(),
-                    "Keep it: it is shown this once and stored as a hash alone."
-                )?;
-            }
-        }
-        KeysCommand::List {
-            account,
-            json,
-            tables,
-        } => {
-            let listed = open_store(&tables)
-                .await?
-                .api_keys()
-                .list(&parse_account(&account)?)
-                .await;
-            for key in listed.map_err(|error| explain(&error, &tables))? {
-                let (created_at, last_used_on) = (key.created_at.to_rfc3339(), key.last_used_on);
-                if json {
-                    let key = json!({ "prefix": key.prefix, "created_at": created_at, "last_used_on": last_used_on });
-                    writeln!(out, "{key}")?;
-                } else {
-                    let used = last_used_on
-                        .map_or_else(|| "never used".to_owned(), |day| format!("last used {day}"));
-                    writeln!(out, "{}…  created {created_at}  {used}", key.prefix)?;
-                }
-            }
-        }
-        KeysCommand::Revoke {
-            account,
-            key,
-            tables,
-        } => {
-            let account = parse_account(&account)?;
-            let given = ApiKey::parse(&key);
-            let prefix = given
-                .as_ref()
-                .map_or_else(|_| key.trim_end_matches('…'), ApiKey::prefix);
-            let revoked = open_store(&tables)
-                .await?
-                .api_keys()
-                .revoke(&account, prefix)
-                .await;
-            if !revoked.map_err(|error| explain(&error, &tables))? {
-                return Err(CliError(format!(
-                    "account {account} has no key {prefix}…; `keys list` shows those it has"
-                )));
-            }
-            writeln!(out, "Revoked {prefix}…")?;
+    if args.json {
+        let created = json!({ "account": account.as_str(), "api_key": key.expose() });
+        writeln!(out, "{created}")?;
+    } else {
+        writeln!(out, "{}", key.expose())?;
+        writeln!(
+            std::io::stderr(),
+            "Save this key. Only its hash is stored, so it cannot be shown again."
+        )?;
+    }
+    Ok(())
+}
+
+pub async fn list(args: ListKeysArgs) -> anyhow::Result<()> {
+    let store = open_store(&args.tables).await?;
+    let mut out = std::io::stdout();
+    for key in store.api_keys().list(&args.account).await? {
+        let created_at = key.created_at.to_rfc3339();
+        if args.json {
+            let row = json!({
+                "prefix": key.prefix,
+                "created_at": created_at,
+                "last_used_on": key.last_used_on,
+            });
+            writeln!(out, "{row}")?;
+        } else {
+            let last_use = match key.last_used_on {
+                Some(day) => format!("last used {day}"),
+                None => "never used".to_owned(),
+            };
+            writeln!(out, "{}…  created {created_at}  {last_use}", key.prefix)?;
         }
     }
+    Ok(())
+}
+
+pub async fn revoke(args: RevokeKeyArgs) -> anyhow::Result<()> {
+    let account = args.account;
+    let key = ApiKey::parse(&args.key);
+    let prefix = match &key {
+        Ok(key) => key.prefix(),
+        Err(_) => args.key.trim_end_matches('…'),
+    };
+    let store = open_store(&args.tables).await?;
+    if !store.api_keys().revoke(&account, prefix).await? {
+        bail!("account {account} has no key {prefix}…; list its keys with `keys list`");
+    }
+    writeln!(std::io::stdout(), "Revoked {prefix}…")?;
     Ok(())
 }

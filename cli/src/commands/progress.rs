@@ -1,27 +1,31 @@
-//! How far long work is: on stderr, only where that is a terminal, and gone when the work is done.
+//! The progress of long work, on stderr. It appears only on a terminal and disappears when the work is done.
 
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressFinish, ProgressStyle};
 
-/// How often it moves while nothing else happens, so that it is seen to live.
-const TICK: Duration = Duration::from_millis(120);
+/// How often the spinner moves.
+const TICK_INTERVAL: Duration = Duration::from_millis(120);
 
-/// Shows that `what` goes on, and how many of `of` are done, if it is known how many there are.
-pub(super) fn progress(what: &'static str, of: Option<usize>) -> ProgressBar {
-    let (bar, template) = match of {
-        Some(all) => (
-            ProgressBar::new(all as u64),
-            "{spinner} {msg} {bar:30} {pos} of {len}, {elapsed}",
-        ),
-        None => (ProgressBar::no_length(), "{spinner} {msg} {pos}, {elapsed}"),
-    };
-    let style = ProgressStyle::with_template(template).expect("the template is well-formed");
+/// Shows the progress of work with a known number of steps.
+pub fn start_progress(message: &'static str, steps: usize) -> ProgressBar {
+    let template = "{spinner} {msg} {bar:30} {pos} of {len}, {elapsed}";
+    start(ProgressBar::new(steps as u64), message, template)
+}
+
+/// Shows the progress of work with an unknown number of steps.
+pub fn start_unbounded_progress(message: &'static str) -> ProgressBar {
+    let template = "{spinner} {msg} {pos}, {elapsed}";
+    start(ProgressBar::no_length(), message, template)
+}
+
+fn start(bar: ProgressBar, message: &'static str, template: &str) -> ProgressBar {
+    let style = ProgressStyle::with_template(template).expect("the template is valid");
     let bar = bar
         .with_style(style)
-        .with_message(what)
+        .with_message(message)
         .with_finish(ProgressFinish::AndClear);
     bar.tick();
-    bar.enable_steady_tick(TICK);
+    bar.enable_steady_tick(TICK_INTERVAL);
     bar
 }

@@ -1,82 +1,90 @@
-//! `secrets`: webhooks' secrets as they are stored.
+//! `secrets`: the encryption of stored webhook secrets.
 
-use std::{io::Write, path::Path};
+use std::io::Write;
 
-use super::{dynamodb_client, explain, load_config, progress::progress};
-use crate::{
-    args::{CliError, TablesArgs},
-    serve::load_secrets_key,
-};
+use anyhow::bail;
 use nano_webhooks::{
     aws,
     clock::Clock,
-    config::ConfigError,
+    config::{Config, ConfigError},
     store::{
-        self, Store,
+        Store,
         secrets::{DataKeyCache, KeyProvider, ReencryptStats},
     },
 };
 
-/// Seals every stored secret under the newest data key, or under a new one.
-pub(crate) async fn reseal(
-    new_key: bool,
-    data_dir: &Path,
-    tables: &TablesArgs,
-) -> Result<(), CliError> {
+use super::{
+    progress::start_unbounded_progress,
+    tables::{dynamodb_client, load_config},
+};
+use crate::{args::ReEncryptArgs, dev_server::load_secrets_key, terminal::pluralize};
+
+/// Encrypts every stored secret with the newest data key.
+pub async fn re_encrypt(args: ReEncryptArgs) -> anyhow::Result<()> {
     let config = load_config()?;
-    let vault = if tables.aws {
-        let missing = || {
-            ConfigError::new(
-                "SECRETS_KMS_KEY_ID",
-                "missing, expected the KMS key that the functions have",
-            )
-        };
-        DataKeyCache::for_kms_key(
-            &aws::load_sdk_config().await,
-            Some(config.secrets_kms_key_id.ok_or_else(missing)?),
-        )
-    } else {
-        DataKeyCache::new(KeyProvider::Local(load_secrets_key(data_dir)?))
-    };
-    let store = Store::new(dynamodb_client(tables).await, config.tables, vault);
+    let cache = open_data_key_cache(&args, &config).await?;
+    let client = dynamodb_client(&args.tables).await;
+    let store = Store::new(client, config.tables, cache);
     let clock = Clock::system();
-    let explain = |error: store::Error| explain(&error, tables);
-    if new_key {
-        let version = store
-            .secrets()
-            .rotate_data_key(clock.now())
-            .await
-            .map_err(explain)?;
-        writeln!(std::io::stderr(), "Started data key {version}.")?;
+    if args.new_key {
+        let version = store.secrets().rotate_data_key(clock.now()).await?;
+        writeln!(std::io::stderr(), "Created data key {version}.")?;
     }
-    let bar = progress("Sealing secrets of webhooks:", None);
-    let (mut all, mut from) = (ReencryptStats::default(), None);
-    loop {
-        let (part, next) = store
-            .secrets()
-            .reencrypt_page(from, clock.now())
-            .await
-            .map_err(explain)?;
-        all.sealed += part.sealed;
-        all.kept += part.kept;
-        all.changed += part.changed;
-        bar.inc(part.sealed + part.kept + part.changed);
-        from = next;
-        if from.is_none() {
-            break;
-        }
+    let total = re_encrypt_all(&store, &clock).await?;
+    let re_encrypted = pluralize_webhooks(total.sealed);
+    if total.changed > 0 {
+        bail!(
+            "{} changed while the command ran, and {re_encrypted} were re-encrypted; run the command again",
+            pluralize_webhooks(total.changed)
+        );
     }
-    drop(bar);
-    if all.changed > 0 {
-        return Err(CliError(format!(
-            "{} webhooks were changed by others at the same time ({} sealed anew): run it again",
-            all.changed, all.sealed
-        )));
-    }
-    Ok(writeln!(
+    writeln!(
         std::io::stdout(),
-        "Secrets of {} webhooks sealed anew, {} were so already.",
-        all.sealed,
-        all.kept
-    )?)
+        "Re-encrypted the secrets of {re_encrypted}; {} already used the newest data key.",
+        total.kept
+    )?;
+    Ok(())
+}
+
+async fn open_data_key_cache(
+    args: &ReEncryptArgs,
+    config: &Config,
+) -> anyhow::Result<DataKeyCache> {
+    if !args.tables.aws {
+        let key = load_secrets_key(&args.data_dir)?;
+        return Ok(DataKeyCache::new(KeyProvider::Local(key)));
+    }
+    let Some(kms_key_id) = config.secrets_kms_key_id.clone() else {
+        let reason = "missing, expected the KMS key of the functions";
+        return Err(ConfigError::new("SECRETS_KMS_KEY_ID", reason).into());
+    };
+    Ok(DataKeyCache::for_kms_key(
+        &aws::load_sdk_config().await,
+        Some(kms_key_id),
+    ))
+}
+
+async fn re_encrypt_all(store: &Store, clock: &Clock) -> anyhow::Result<ReencryptStats> {
+    let progress = start_unbounded_progress("Re-encrypting the secrets of webhooks:");
+    let mut total = ReencryptStats::default();
+    let mut cursor = None;
+    loop {
+        let (page, next) = store.secrets().reencrypt_page(cursor, clock.now()).await?;
+        total.sealed += page.sealed;
+        total.kept += page.kept;
+        total.changed += page.changed;
+        progress.inc(page.sealed + page.kept + page.changed);
+        if next.is_none() {
+            return Ok(total);
+        }
+        cursor = next;
+    }
+}
+
+fn pluralize_webhooks(count: u64) -> String {
+    pluralize(
+        usize::try_from(count).unwrap_or(usize::MAX),
+        "webhook",
+        "webhooks",
+    )
 }

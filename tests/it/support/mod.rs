@@ -7,6 +7,7 @@ use std::{sync::Mutex, time::Duration};
 
 use aws_sdk_dynamodb::types::{AttributeValue, TimeToLiveSpecification};
 use nano_webhooks::{
+    aws,
     client::{TargetGuard, WebhookClient, attempt::Timeouts, guard::TargetPolicy},
     clock::Clock,
     dispatch::{Dispatcher, InFlightLimiter},
@@ -19,7 +20,7 @@ use nano_webhooks::{
         tables,
     },
 };
-use nano_webhooks_cli::{dynamodb, embedded_dynamodb::EmbeddedDynamoDb};
+use nano_webhooks_cli::{embedded_dynamodb::EmbeddedDynamoDb, local_client};
 use nano_webhooks_core::{
     account_id::AccountId,
     data_key::KeyMaterial,
@@ -67,7 +68,7 @@ impl TestTables {
             deliveries: format!("deliveries-{unique}"),
         };
         let jobs = format!("jobs-{unique}");
-        let client = dynamodb(&endpoint);
+        let client = local_client(&endpoint, aws::timeouts());
         tables::create_if_missing(&client, &tables, &jobs)
             .await
             .unwrap();

@@ -1,0 +1,295 @@
+//! Deliveries as text for a terminal.
+
+use std::fmt::{self, Write};
+
+use nano_webhooks::store::delivery_log::{DeliveryStatus, DeliverySummary};
+use nano_webhooks_core::{
+    delivery::{Delivery, DeliveryState, attempt::Attempt, timings::PhaseTimings},
+    timestamp::Timestamp,
+    webhook::WebhookId,
+};
+
+use crate::terminal::{escape_for_terminal, format_relative, pluralize};
+
+/// A delivery in a list.
+pub struct ListedDelivery {
+    pub webhook: WebhookId,
+    pub is_webhook_deleted: bool,
+    pub summary: DeliverySummary,
+}
+
+/// Formats a delivery as one line without its end.
+pub fn format_line(delivery: &ListedDelivery, now: Timestamp) -> String {
+    let DeliverySummary { event_id, row } = &delivery.summary;
+    let is_pending = row.status == DeliveryStatus::Pending.as_str();
+    let (status, next) = match row.next_attempt_at {
+        _ if !is_pending => (row.status.as_str(), String::new()),
+        _ if delivery.is_webhook_deleted => (DeliveryStatus::Cancelled.as_str(), String::new()),
+        Some(time) => ("pending", format!(", next {}", format_relative(time, now))),
+        None => ("pending", ", paused".to_owned()),
+    };
+    let failure = match row.last_failure {
+        Some(kind) => format!(", last failure {}", kind.as_str()),
+        None => String::new(),
+    };
+    let job = match &row.task_id {
+        Some(task_id) => format!("  {}", escape_for_terminal(task_id)),
+        None => String::new(),
+    };
+    format!(
+        "{event_id}  webhook {}  {}  {}{job}  {status}, {}{failure}{next}",
+        delivery.webhook,
+        row.created_at.to_rfc3339(),
+        row.event,
+        pluralize_attempts(row.attempt_count),
+    )
+}
+
+/// Formats a delivery with its attempts.
+pub fn format_delivery(delivery: &Delivery, is_webhook_deleted: bool, now: Timestamp) -> String {
+    let mut text = String::new();
+    write_delivery(&mut text, delivery, is_webhook_deleted, now)
+        .expect("writing to a string succeeds");
+    text
+}
+
+fn write_delivery(
+    out: &mut String,
+    delivery: &Delivery,
+    is_webhook_deleted: bool,
+    now: Timestamp,
+) -> fmt::Result {
+    let key = &delivery.key;
+    let account = escape_for_terminal(key.account.as_str());
+    writeln!(
+        out,
+        "Delivery {} to webhook {} of account {account}",
+        key.event, key.webhook
+    )?;
+    writeln!(out, "  event     {}", delivery.event_type.as_str())?;
+    if let Some(task_id) = &delivery.task_id {
+        writeln!(out, "  job       {}", escape_for_terminal(task_id))?;
+    }
+    let created_at = format_relative(delivery.created_at, now);
+    writeln!(out, "  created   {created_at}")?;
+    writeln!(out, "  url       {}", escape_for_terminal(&delivery.url))?;
+    writeln!(out, "  payload   {}", escape_for_terminal(&delivery.body))?;
+    let status = describe_status(delivery, is_webhook_deleted);
+    let attempts = pluralize_attempts(delivery.attempt_count);
+    writeln!(out, "  status    {status} after {attempts}")?;
+    let next_step = describe_next_step(delivery, is_webhook_deleted, now);
+    writeln!(out, "  next      {next_step}")?;
+    for attempt in &delivery.attempts {
+        write_attempt(out, delivery, attempt, now)?;
+    }
+    Ok(())
+}
+
+/// Pending deliveries of a deleted webhook count as cancelled, even if that is not stored yet.
+const fn describe_status(delivery: &Delivery, is_webhook_deleted: bool) -> &'static str {
+    match delivery.state {
+        DeliveryState::Pending(_) | DeliveryState::Paused if is_webhook_deleted => {
+            DeliveryStatus::Cancelled.as_str()
+        }
+        _ => delivery.state.as_str(),
+    }
+}
+
+fn describe_next_step(delivery: &Delivery, is_webhook_deleted: bool, now: Timestamp) -> String {
+    let next_step = match delivery.state {
+        DeliveryState::Delivered => return "none: the endpoint accepted the event".to_owned(),
+        DeliveryState::Failed => "none, unless it is retried or replayed".to_owned(),
+        DeliveryState::Cancelled => "none: the webhook is deleted".to_owned(),
+        DeliveryState::Pending(_) | DeliveryState::Paused if is_webhook_deleted => {
+            return "none: the webhook is deleted".to_owned();
+        }
+        DeliveryState::Paused => format!(
+            "an attempt when webhook {} is enabled again",
+            delivery.key.webhook
+        ),
+        DeliveryState::Pending(due_at) if due_at <= now => format!(
+            "an attempt, due since {} or in flight",
+            format_relative(due_at, now)
+        ),
+        DeliveryState::Pending(due_at) => {
+            format!("an attempt at {}", format_relative(due_at, now))
+        }
+    };
+    next_step + &describe_request(delivery)
+}
+
+/// Says who requested the next attempt if it is not a scheduled one.
+fn describe_request(delivery: &Delivery) -> String {
+    match (&delivery.state_before_retry, &delivery.replay) {
+        (None, _) => String::new(),
+        (Some(_), Some(replay)) => format!(", requested by replay {replay}"),
+        (Some(previous), None) => format!(
+            ", requested by a manual retry (if it fails: {} as before)",
+            previous.as_str()
+        ),
+    }
+}
+
+fn write_attempt(
+    out: &mut String,
+    delivery: &Delivery,
+    attempt: &Attempt,
+    now: Timestamp,
+) -> fmt::Result {
+    let response = match attempt.status_code {
+        Some(status) => format!("status {status}"),
+        None => "no response".to_owned(),
+    };
+    writeln!(
+        out,
+        "\nAttempt {} at {}: {response} after {} ms",
+        attempt.number,
+        format_relative(attempt.started_at, now),
+        attempt.duration_ms
+    )?;
+    let timings = format_timings(&attempt.timings);
+    if !timings.is_empty() {
+        writeln!(out, "  timings   {timings}")?;
+    }
+    if let Some(kind) = attempt.failure {
+        let detail = escape_for_terminal(attempt.detail.as_deref().unwrap_or_default());
+        writeln!(out, "  failure   {}: {detail}", kind.as_str())?;
+    }
+    if let Some(excerpt) = &attempt.response_excerpt {
+        writeln!(out, "  response  {}", escape_for_terminal(excerpt))?;
+    }
+    let request = attempt.to_request(
+        &delivery.key.event,
+        delivery.event_type,
+        delivery.traceparent.as_ref(),
+    );
+    for (name, value) in request.headers() {
+        writeln!(out, "  sent      {name}: {value}")?;
+    }
+    Ok(())
+}
+
+/// Formats the phases that took place, such as `connect 0.4 ms, wait 12.0 ms`.
+fn format_timings(timings: &PhaseTimings) -> String {
+    let phases = [
+        ("dns", timings.dns),
+        ("connect", timings.connect),
+        ("tls", timings.tls),
+        ("wait", timings.wait),
+        ("receive", timings.receive),
+    ];
+    let mut parts = Vec::new();
+    for (name, micros) in phases {
+        if let Some(micros) = micros {
+            parts.push(format!(
+                "{name} {}.{} ms",
+                micros / 1_000,
+                micros % 1_000 / 100
+            ));
+        }
+    }
+    parts.join(", ")
+}
+
+fn pluralize_attempts(count: u32) -> String {
+    pluralize(count as usize, "attempt", "attempts")
+}
+
+#[cfg(test)]
+mod tests {
+    use nano_webhooks_core::{
+        account_id::AccountId, delivery::DeliveryKey, event::EventId, event_type::EventType,
+        replay::ReplayId,
+    };
+
+    use super::*;
+
+    const NOW: Timestamp = Timestamp::from_millis(0);
+
+    fn delivery(state: DeliveryState) -> Delivery {
+        let key = DeliveryKey {
+            account: AccountId::parse("acme").unwrap(),
+            webhook: WebhookId::new(3).unwrap(),
+            event: EventId::parse("evt_01JFSFB4807P0XDV4PAY2Y4PMB").unwrap(),
+        };
+        let url = String::new();
+        let new = Delivery::new(key, EventType::JobFailed, None, url, "{}".into(), NOW);
+        Delivery { state, ..new }
+    }
+
+    fn pending(due_at: i64) -> DeliveryState {
+        DeliveryState::Pending(Timestamp::from_millis(due_at))
+    }
+
+    #[test]
+    fn next_step_depends_on_state() {
+        for (state, expected) in [
+            (
+                pending(240_000),
+                "an attempt at 1970-01-01T00:04:00Z (in 4 min)",
+            ),
+            (
+                pending(-1000),
+                "an attempt, due since 1969-12-31T23:59:59Z (1 s ago) or in flight",
+            ),
+            (
+                DeliveryState::Paused,
+                "an attempt when webhook 3 is enabled again",
+            ),
+            (
+                DeliveryState::Failed,
+                "none, unless it is retried or replayed",
+            ),
+        ] {
+            let delivery = delivery(state);
+            assert_eq!(describe_next_step(&delivery, false, NOW), expected);
+            assert_eq!(describe_status(&delivery, false), state.as_str());
+        }
+    }
+
+    #[test]
+    fn deleted_webhook_cancels_pending_deliveries() {
+        for (state, status, expected) in [
+            (pending(1), "cancelled", "none: the webhook is deleted"),
+            (
+                DeliveryState::Paused,
+                "cancelled",
+                "none: the webhook is deleted",
+            ),
+            (
+                DeliveryState::Cancelled,
+                "cancelled",
+                "none: the webhook is deleted",
+            ),
+            (
+                DeliveryState::Delivered,
+                "delivered",
+                "none: the endpoint accepted the event",
+            ),
+        ] {
+            let delivery = delivery(state);
+            assert_eq!(describe_next_step(&delivery, true, NOW), expected);
+            assert_eq!(describe_status(&delivery, true), status);
+        }
+    }
+
+    #[test]
+    fn next_step_names_request() {
+        let retried = Delivery {
+            state_before_retry: Some(DeliveryState::Failed),
+            ..delivery(pending(1000))
+        };
+        assert_eq!(
+            describe_next_step(&retried, false, NOW),
+            "an attempt at 1970-01-01T00:00:01Z (in 1 s), requested by a manual retry (if it fails: failed as before)"
+        );
+        let replayed = Delivery {
+            replay: ReplayId::parse("rpl_0123456789abcdef"),
+            ..retried
+        };
+        assert_eq!(
+            describe_next_step(&replayed, false, NOW),
+            "an attempt at 1970-01-01T00:00:01Z (in 1 s), requested by replay rpl_0123456789abcdef"
+        );
+    }
+}

@@ -1,0 +1,184 @@
+//! `deliveries list`: the newest deliveries of an account.
+
+use std::{cmp::Reverse, io::Write};
+
+use anyhow::ensure;
+use nano_webhooks::{
+    api::deliveries::DeliverySummaryResponse,
+    clock::Clock,
+    concurrency,
+    store::{
+        self, Store,
+        delivery_log::{DeliveryFilter, DeliveryStatus, DeliverySummary},
+    },
+};
+use nano_webhooks_core::{account_id::AccountId, webhook::WebhookId};
+use serde::Serialize;
+
+use super::format::{ListedDelivery, format_line};
+use crate::{args::ListDeliveriesArgs, commands::tables::open_store};
+
+/// How many pages of a webhook's log are read at most. A page reads 500 items, of which filters may leave few.
+const MAX_PAGES: usize = 20;
+/// How many logs are read at the same time.
+const CONCURRENT_LOGS: usize = 8;
+
+/// A delivery as JSON.
+#[derive(Serialize)]
+struct ListedDeliveryJson {
+    webhook_id: u64,
+    #[serde(flatten)]
+    summary: DeliverySummaryResponse,
+}
+
+/// A webhook whose deliveries are listed.
+#[derive(Clone, Copy)]
+struct ListedWebhook {
+    id: WebhookId,
+    is_deleted: bool,
+}
+
+/// The newest deliveries to a webhook.
+#[derive(Default)]
+struct WebhookPage {
+    deliveries: Vec<ListedDelivery>,
+    /// There may be more deliveries.
+    truncated: bool,
+}
+
+pub async fn list(args: ListDeliveriesArgs) -> anyhow::Result<()> {
+    let store = open_store(&args.tables).await?;
+    let webhooks = resolve_webhooks(&store, &args.account, args.webhook).await?;
+    let filter = DeliveryFilter {
+        status: args.status,
+        event: args.event,
+        after: None,
+        limit: args.limit,
+    };
+    let reads = webhooks
+        .into_iter()
+        .map(|webhook| read_page(&store, &args.account, webhook, filter.clone()));
+    let pages = concurrency::join_bounded(reads.collect(), CONCURRENT_LOGS).await;
+    let mut deliveries = Vec::new();
+    let mut truncated = false;
+    for page in pages {
+        let page = page?;
+        deliveries.extend(page.deliveries);
+        truncated |= page.truncated;
+    }
+    truncated |= deliveries.len() > args.limit;
+    // Event ids start with the time. The deliveries of one event are sorted by webhook.
+    deliveries.sort_by_cached_key(|delivery| {
+        (
+            Reverse(delivery.summary.event_id.clone()),
+            delivery.webhook.get(),
+        )
+    });
+    deliveries.truncate(args.limit);
+    print(deliveries, args.json)?;
+    if truncated {
+        writeln!(
+            std::io::stderr(),
+            "There may be more deliveries: narrow the search, or raise --limit."
+        )?;
+    }
+    Ok(())
+}
+
+fn print(deliveries: Vec<ListedDelivery>, as_json: bool) -> anyhow::Result<()> {
+    let now = Clock::system().now();
+    let mut out = std::io::stdout();
+    for delivery in deliveries {
+        if as_json {
+            let json = ListedDeliveryJson {
+                webhook_id: delivery.webhook.get(),
+                summary: DeliverySummaryResponse::from(delivery.summary)
+                    .of_webhook(delivery.is_webhook_deleted),
+            };
+            writeln!(out, "{}", serde_json::to_string(&json)?)?;
+        } else {
+            writeln!(out, "{}", format_line(&delivery, now))?;
+        }
+    }
+    Ok(())
+}
+
+/// Reads the newest deliveries to a webhook, up to the limit of the filter.
+async fn read_page(
+    store: &Store,
+    account: &AccountId,
+    webhook: ListedWebhook,
+    mut filter: DeliveryFilter,
+) -> store::Result<WebhookPage> {
+    let mut page = WebhookPage::default();
+    // Pending deliveries of a deleted webhook count as cancelled, even if that is not stored yet.
+    if webhook.is_deleted && filter.status == Some(DeliveryStatus::Pending) {
+        return Ok(page);
+    }
+    for _ in 0..MAX_PAGES {
+        let log_page = store
+            .delivery_log()
+            .list(account, webhook.id, &filter)
+            .await?;
+        filter.limit -= log_page.deliveries.len();
+        for summary in log_page.deliveries {
+            page.deliveries.push(to_listed_delivery(webhook, summary));
+        }
+        page.truncated = log_page.next.is_some();
+        filter.after = log_page.next;
+        if !page.truncated || filter.limit == 0 {
+            break;
+        }
+    }
+    Ok(page)
+}
+
+const fn to_listed_delivery(webhook: ListedWebhook, summary: DeliverySummary) -> ListedDelivery {
+    ListedDelivery {
+        webhook: webhook.id,
+        is_webhook_deleted: webhook.is_deleted,
+        summary,
+    }
+}
+
+/// Finds the webhooks whose deliveries to list: the given one, which may be deleted, or all that exist.
+async fn resolve_webhooks(
+    store: &Store,
+    account: &AccountId,
+    webhook: Option<WebhookId>,
+) -> anyhow::Result<Vec<ListedWebhook>> {
+    if let Some(id) = webhook {
+        let is_deleted = store.webhooks().get_record(account, id).await?.is_none();
+        ensure!(
+            !is_deleted || store.webhooks().ever_existed(account, id).await?,
+            "account {account} has no webhook {id}"
+        );
+        return Ok(vec![ListedWebhook { id, is_deleted }]);
+    }
+    let records = store.webhooks().list_records(account).await?;
+    let ids: Vec<_> = records
+        .into_iter()
+        .flatten()
+        .map(|record| record.webhook.id)
+        .collect();
+    print_webhooks(account, &ids)?;
+    Ok(ids
+        .into_iter()
+        .map(|id| ListedWebhook {
+            id,
+            is_deleted: false,
+        })
+        .collect())
+}
+
+fn print_webhooks(account: &AccountId, ids: &[WebhookId]) -> std::io::Result<()> {
+    let mut err = std::io::stderr();
+    if ids.is_empty() {
+        return writeln!(
+            err,
+            "Account {account} has no webhooks. To list the deliveries of a deleted webhook, pass --webhook."
+        );
+    }
+    let ids: Vec<_> = ids.iter().map(ToString::to_string).collect();
+    writeln!(err, "Webhooks of account {account}: {}.", ids.join(", "))
+}

@@ -1,0 +1,64 @@
+//! `listen`: a receiver for development.
+
+use std::{io::Write, time::Duration};
+
+use anyhow::anyhow;
+use axum::{Router, extract::State, http::StatusCode};
+use nano_webhooks::clock::Clock;
+use nano_webhooks_core::secret::Secret;
+
+use crate::{
+    args::ListenArgs,
+    http_server::{bind, shutdown_signal},
+    received_request::ReceivedRequest,
+};
+
+#[derive(Clone)]
+struct ListenState {
+    secret: Option<Secret>,
+    status: StatusCode,
+    delay: Duration,
+    clock: Clock,
+}
+
+/// Prints requests until Ctrl-C or SIGTERM.
+pub async fn run(args: ListenArgs) -> anyhow::Result<()> {
+    let state = ListenState {
+        secret: parse_secret(args.secret)?,
+        status: StatusCode::from_u16(args.respond)?,
+        delay: Duration::from_secs_f64(args.delay),
+        clock: Clock::system(),
+    };
+    let listener = bind(([127, 0, 0, 1], args.port).into()).await?;
+    let address = listener.local_addr()?;
+    let signatures = match state.secret {
+        Some(_) => "Signatures are verified.",
+        None => "Signatures are not checked; pass the webhook's secret with --secret.",
+    };
+    writeln!(
+        anstream::stdout(),
+        "Listening on http://{address}/ and responding with {}. {signatures}",
+        state.status
+    )?;
+    let router = Router::new().fallback(receive).with_state(state);
+    tokio::select! {
+        result = axum::serve(listener, router).into_future() => Ok(result?),
+        signal = shutdown_signal() => Ok(signal?),
+    }
+}
+
+fn parse_secret(secret: Option<String>) -> anyhow::Result<Option<Secret>> {
+    let Some(secret) = secret else {
+        return Ok(None);
+    };
+    let secret = Secret::parse(secret).map_err(|error| anyhow!("--secret: {error}"))?;
+    Ok(Some(secret))
+}
+
+async fn receive(State(state): State<ListenState>, request: ReceivedRequest) -> StatusCode {
+    let report = request.verify(state.secret.as_ref(), state.clock.now());
+    // Continue to receive when the terminal is closed.
+    let _ = write!(anstream::stdout(), "\n{}", request.format(&report));
+    tokio::time::sleep(state.delay).await;
+    state.status
+}

@@ -1,0 +1,114 @@
+//! `poison list`: prints poison records.
+
+use std::io::Write;
+
+use nano_webhooks::{clock::Clock, store::poison::PoisonRecord};
+use nano_webhooks_core::timestamp::Timestamp;
+use serde_json::{Map, Value, json};
+
+use super::paging::{PAGE_SIZE, days_to_list};
+use crate::{
+    args::ListPoisonArgs,
+    commands::tables::open_store,
+    terminal::{escape_for_terminal, format_relative},
+};
+
+pub async fn list(args: ListPoisonArgs) -> anyhow::Result<()> {
+    let store = open_store(&args.tables).await?;
+    let now = Clock::system().now();
+    let mut out = std::io::stdout();
+    let mut is_empty = true;
+    for day in days_to_list(args.day, now)? {
+        let mut cursor = None;
+        loop {
+            let page = store.poison().list_page(&day, cursor, PAGE_SIZE).await?;
+            for record in &page.kept {
+                is_empty = false;
+                if args.json {
+                    writeln!(out, "{}", to_json(record))?;
+                } else {
+                    write!(out, "{}", format_record(record, now))?;
+                }
+            }
+            cursor = page.next;
+            if cursor.is_none() {
+                break;
+            }
+        }
+    }
+    if is_empty {
+        writeln!(std::io::stderr(), "No poison records.")?;
+    }
+    Ok(())
+}
+
+fn to_json(record: &PoisonRecord) -> Value {
+    let poison = &record.poison;
+    let keys = if poison.keys.is_empty() {
+        Value::Null
+    } else {
+        parse_or_quote(&poison.keys)
+    };
+    json!({
+        "id": record.id().to_string(),
+        "stored_at": record.kept_at.to_rfc3339(),
+        "created_at": poison.created_at.map(Timestamp::to_rfc3339),
+        "reason": poison.reason,
+        "keys": keys,
+        "stream": poison.stream,
+        "sequence_number": poison.sequence_number,
+        "image": poison.image.as_deref().map(parse_or_quote),
+    })
+}
+
+/// Parses JSON. Other text becomes a JSON string.
+fn parse_or_quote(text: &str) -> Value {
+    serde_json::from_str(text).unwrap_or_else(|_| Value::from(text))
+}
+
+fn format_record(record: &PoisonRecord, now: Timestamp) -> String {
+    let poison = &record.poison;
+    let image = if poison.image.is_some() {
+        ""
+    } else {
+        "\n  image   not stored, too large; `redrive` reads the current job"
+    };
+    format!(
+        "{}\n  stored  {}\n  reason  {}\n  job     {}\n  stream  {}{image}\n",
+        escape_for_terminal(&record.id().to_string()),
+        format_relative(record.kept_at, now),
+        escape_for_terminal(&poison.reason),
+        escape_or_unknown(&format_job_key(&poison.keys)),
+        escape_or_unknown(&poison.stream),
+    )
+}
+
+fn escape_or_unknown(text: &str) -> String {
+    if text.is_empty() {
+        "(unknown)".to_owned()
+    } else {
+        escape_for_terminal(text)
+    }
+}
+
+/// Formats the key of a job without types, such as `task_id=t1`.
+fn format_job_key(keys: &str) -> String {
+    let keys: Map<String, Value> = serde_json::from_str(keys).unwrap_or_default();
+    let parts: Vec<_> = keys
+        .iter()
+        .map(|(name, typed_value)| format!("{name}={}", format_key_value(typed_value)))
+        .collect();
+    parts.join(", ")
+}
+
+/// Formats a DynamoDB value such as `{"S":"t1"}` without its type.
+fn format_key_value(typed_value: &Value) -> String {
+    let value = typed_value
+        .as_object()
+        .and_then(|object| object.values().next());
+    match value {
+        Some(Value::String(text)) => text.clone(),
+        Some(other) => other.to_string(),
+        None => typed_value.to_string(),
+    }
+}

@@ -1,0 +1,242 @@
+//! `poison redrive`: reads poison records again and creates the events of those that are valid now.
+
+use std::{collections::BTreeSet, io::Write, time::Duration};
+
+use anyhow::bail;
+use indicatif::ProgressBar;
+use nano_webhooks::{
+    clock::Clock,
+    concurrency,
+    dispatch::redrive::{self, RedriveOutcome},
+    store::{
+        Store,
+        poison::{PoisonId, PoisonRecord},
+    },
+};
+use nano_webhooks_core::{delivery::lease::PACING_INTERVAL, timestamp::Timestamp};
+
+use super::paging::{PAGE_SIZE, days_to_list};
+use crate::{
+    args::RedrivePoisonArgs,
+    commands::{
+        progress::{start_progress, start_unbounded_progress},
+        tables::{jobs_table, load_config, open_store},
+    },
+    terminal::{escape_for_terminal, pluralize},
+};
+
+/// How many records are redriven at the same time.
+const CONCURRENT_REDRIVES: usize = 8;
+const PROGRESS_MESSAGE: &str = "Redriving poison records:";
+
+pub async fn redrive(args: RedrivePoisonArgs) -> anyhow::Result<()> {
+    let mut run = RedriveRun {
+        store: open_store(&args.tables).await?,
+        jobs_table: jobs_table(&args.tables)?,
+        clock: Clock::system(),
+        retention: load_config()?.retention,
+        counts: RedriveCounts::default(),
+    };
+    let missing = if args.ids.is_empty() {
+        run.redrive_days(args.day).await?;
+        Vec::new()
+    } else {
+        run.redrive_ids(args.ids).await?
+    };
+    run.counts.print()?;
+    if !missing.is_empty() {
+        bail!(
+            "there is no poison record {}; list the records with `poison list`",
+            missing.join(", ")
+        );
+    }
+    if run.counts.still_poison > 0 {
+        bail!(
+            "{} cannot be understood yet and stay stored",
+            pluralize_records(run.counts.still_poison)
+        );
+    }
+    Ok(())
+}
+
+/// A run of the command.
+struct RedriveRun {
+    store: Store,
+    jobs_table: Option<String>,
+    clock: Clock,
+    retention: Duration,
+    counts: RedriveCounts,
+}
+
+impl RedriveRun {
+    /// Redrives all records of a day, or of every day.
+    async fn redrive_days(&mut self, day: Option<String>) -> anyhow::Result<()> {
+        let progress = start_unbounded_progress(PROGRESS_MESSAGE);
+        for day in days_to_list(day, self.clock.now())? {
+            let mut cursor = None;
+            loop {
+                let page = self
+                    .store
+                    .poison()
+                    .list_page(&day, cursor, PAGE_SIZE)
+                    .await?;
+                self.redrive_records(&page.kept, &progress).await?;
+                cursor = page.next;
+                if cursor.is_none() {
+                    break;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Redrives the records with these ids, each once. Returns the ids without a record.
+    async fn redrive_ids(&mut self, ids: Vec<PoisonId>) -> anyhow::Result<Vec<String>> {
+        let ids: BTreeSet<_> = ids.into_iter().collect();
+        let progress = start_progress(PROGRESS_MESSAGE, ids.len());
+        let mut missing = Vec::new();
+        for id in ids {
+            let records = self.store.poison().find(&id).await?;
+            if records.is_empty() {
+                missing.push(id.to_string());
+            }
+            self.redrive_records(&records, &progress).await?;
+        }
+        Ok(missing)
+    }
+
+    /// Redrives records and prints the outcome of each. Returns the last error after that.
+    async fn redrive_records(
+        &mut self,
+        records: &[PoisonRecord],
+        progress: &ProgressBar,
+    ) -> anyhow::Result<()> {
+        let now = self.clock.now();
+        let redrives = records.iter().enumerate().map(|(index, record)| {
+            let due_at = spaced_due_time(now, self.counts.records + index);
+            self.redrive_record(index, record, due_at, progress)
+        });
+        let mut results = concurrency::join_bounded(redrives.collect(), CONCURRENT_REDRIVES).await;
+        results.sort_by_key(|(index, _)| *index);
+        let mut last_error = None;
+        for (index, result) in results {
+            match result {
+                Ok(outcome) => {
+                    self.counts.add(&outcome);
+                    let line = format!("{}: {}", records[index].id(), describe_outcome(&outcome));
+                    progress.suspend(|| {
+                        writeln!(std::io::stdout(), "{}", escape_for_terminal(&line))
+                    })?;
+                }
+                Err(error) => last_error = Some(error),
+            }
+        }
+        match last_error {
+            Some(error) => Err(error.into()),
+            None => Ok(()),
+        }
+    }
+
+    async fn redrive_record(
+        &self,
+        index: usize,
+        record: &PoisonRecord,
+        due_at: Timestamp,
+        progress: &ProgressBar,
+    ) -> (usize, nano_webhooks::store::Result<RedriveOutcome>) {
+        let result = redrive::redrive(
+            &self.store,
+            self.jobs_table.as_deref(),
+            record,
+            due_at,
+            self.clock.now(),
+            self.retention,
+        )
+        .await;
+        progress.inc(1);
+        (index, result)
+    }
+}
+
+/// When the deliveries of the event with this index are due. Redriven events are spaced so that they flood no endpoint.
+fn spaced_due_time(now: Timestamp, index: usize) -> Timestamp {
+    now + PACING_INTERVAL * u32::try_from(index).unwrap_or(u32::MAX)
+}
+
+/// How many records were redriven, and with which outcome.
+#[derive(Default)]
+struct RedriveCounts {
+    records: usize,
+    events: usize,
+    due_deliveries: usize,
+    still_poison: usize,
+}
+
+impl RedriveCounts {
+    fn add(&mut self, outcome: &RedriveOutcome) {
+        self.records += 1;
+        match outcome {
+            RedriveOutcome::Event { recorded, .. } => {
+                self.events += 1;
+                self.due_deliveries += recorded;
+            }
+            RedriveOutcome::Nothing => {}
+            RedriveOutcome::Stays { recorded, .. } => {
+                self.still_poison += 1;
+                self.due_deliveries += recorded;
+            }
+        }
+    }
+
+    fn print(&self) -> std::io::Result<()> {
+        if self.records == 0 {
+            return writeln!(std::io::stderr(), "No poison records.");
+        }
+        let hint = if self.due_deliveries > 0 {
+            " The sweep sends them, usually within a minute, five events per second."
+        } else {
+            ""
+        };
+        writeln!(
+            std::io::stdout(),
+            "Redrove {}: {}, {} due.{hint}",
+            pluralize_records(self.records),
+            pluralize(self.events, "event", "events"),
+            pluralize_deliveries(self.due_deliveries),
+        )
+    }
+}
+
+fn describe_outcome(outcome: &RedriveOutcome) -> String {
+    match outcome {
+        RedriveOutcome::Event {
+            event,
+            recorded,
+            existing,
+        } => {
+            let deliveries = match (recorded, existing) {
+                (0, 0) => "no webhook subscribes to it".to_owned(),
+                (new, 0) => format!("{} due", pluralize_deliveries(*new)),
+                (0, old) => format!("{} recorded before", pluralize_deliveries(*old)),
+                (new, old) => {
+                    format!("{} due, {old} recorded before", pluralize_deliveries(*new))
+                }
+            };
+            let event_type = event.outcome.event_type().as_str();
+            format!(
+                "{event_type} of job {}, account {}, {}: {deliveries}",
+                event.task_id, event.account, event.id
+            )
+        }
+        RedriveOutcome::Nothing => "no event: the job was not finished".to_owned(),
+        RedriveOutcome::Stays { reason, .. } => format!("still poison: {reason}"),
+    }
+}
+
+fn pluralize_records(count: usize) -> String {
+    pluralize(count, "record", "records")
+}
+
+fn pluralize_deliveries(count: usize) -> String {
+    pluralize(count, "delivery", "deliveries")
+}

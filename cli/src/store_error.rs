@@ -1,0 +1,51 @@
+//! Explains errors of the tables to the person who ran a command.
+
+use nano_webhooks::store::{self, TableNames};
+
+/// Where the tables are.
+pub enum TablesLocation {
+    /// In the DynamoDB engine at this URL.
+    Engine(String),
+    /// In AWS.
+    Aws,
+}
+
+/// Adds to an error of the store where the tables are and what to check. Other errors stay as they are.
+pub fn explain_store_error(
+    error: anyhow::Error,
+    location: &TablesLocation,
+    tables: &TableNames,
+) -> anyhow::Error {
+    let explanation = match error.downcast_ref() {
+        Some(store::Error::Unavailable(_)) => explain_unavailable(location),
+        Some(store::Error::Internal(_)) => explain_internal(location, tables),
+        Some(store::Error::KeyUnavailable(_)) | None => return error,
+    };
+    error.context(explanation)
+}
+
+fn explain_unavailable(location: &TablesLocation) -> String {
+    match location {
+        TablesLocation::Engine(endpoint) => {
+            format!("cannot reach DynamoDB at {endpoint} (is `nano-webhooks serve` running?)")
+        }
+        TablesLocation::Aws => {
+            "cannot reach DynamoDB, or it throttles (are AWS credentials and a region set?)"
+                .to_owned()
+        }
+    }
+}
+
+fn explain_internal(location: &TablesLocation, tables: &TableNames) -> String {
+    let place = match location {
+        TablesLocation::Engine(endpoint) => format!("at {endpoint}"),
+        TablesLocation::Aws => "in the account of the AWS credentials".to_owned(),
+    };
+    let TableNames {
+        webhooks,
+        deliveries,
+    } = tables;
+    format!(
+        "cannot use the tables `{webhooks}` and `{deliveries}` {place} (check WEBHOOKS_TABLE and DELIVERIES_TABLE)"
+    )
+}
