@@ -130,7 +130,7 @@ impl ApiKeys<'_> {
             account: account.to_string(),
             last_used_on: None,
         })?);
-        let PrimaryKey { pk, sk } = key_schema::api_key_listing(account, key.prefix());
+        let PrimaryKey { pk, sk } = key_schema::api_key_listing(account, key.display_prefix());
         let listed = put(to_item(&ApiKeyListingRow {
             pk,
             sk,

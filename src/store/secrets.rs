@@ -493,7 +493,7 @@ impl Secrets<'_> {
             }
             KeyProvider::Local(key) => {
                 let bytes = KeyMaterial::from_random(random::bytes());
-                let wrapped = bytes.wrap_with(key, &version.to_string());
+                let wrapped = bytes.wrap_with(key, &version.to_string(), random::bytes());
                 (bytes, wrapped, None)
             }
             KeyProvider::Kms { client, key_id } => {
@@ -587,7 +587,7 @@ pub(super) fn encrypt_secret(
         },
         Some(key) => SecretEncoding::Sealed {
             data_key: key.version(),
-            sealed: key.encrypt(account, id, secret),
+            sealed: key.encrypt(account, id, secret, random::bytes()),
         },
     };
     StoredSecret { form, until: None }

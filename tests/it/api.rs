@@ -400,7 +400,7 @@ async fn a_missing_or_invalid_key_is_refused_in_the_documented_words() {
         .world
         .store
         .api_keys()
-        .revoke(&account("acme"), app.key.prefix())
+        .revoke(&account("acme"), app.key.display_prefix())
         .await
         .unwrap();
     assert!(revoked);
@@ -423,7 +423,7 @@ async fn a_key_shows_the_day_of_its_last_use_and_its_beginning_alone() {
         let of = |key: &ApiKey| {
             listed
                 .iter()
-                .find(|listed| listed.prefix == key.prefix())
+                .find(|listed| listed.prefix == key.display_prefix())
                 .unwrap()
                 .last_used_on
                 .clone()
@@ -443,7 +443,7 @@ async fn a_key_shows_the_day_of_its_last_use_and_its_beginning_alone() {
     }
     let everything = format!("{:?}", app.world.items(&app.world.tables.webhooks).await);
     for key in [&unused, &app.key] {
-        assert!(!everything.contains(&key.expose()[key.prefix().len()..]));
+        assert!(!everything.contains(&key.expose()[key.display_prefix().len()..]));
     }
 }
 

@@ -59,7 +59,7 @@ pub async fn revoke(args: RevokeKeyArgs) -> anyhow::Result<()> {
     let account = args.account;
     let key = ApiKey::parse(&args.key);
     let prefix = match &key {
-        Ok(key) => key.prefix(),
+        Ok(key) => key.display_prefix(),
         Err(_) => args.key.trim_end_matches('…'),
     };
     let store = open_store(&args.tables).await?;
