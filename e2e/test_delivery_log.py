@@ -59,8 +59,8 @@ def test_delivery_shows_request_and_response(api, receiver, write_jobs):
     assert delivery["url"] == f"{receiver.url}/hook"
     (attempt,) = delivery["attempts"]
     assert (attempt["number"], attempt["status_code"], attempt["failure"]) == (1, 500, "status")
-    assert 0 < attempt["phases"]["answer_ms"] <= attempt["duration_ms"] + 1 <= 1_501
-    assert attempt["phases"]["tls_ms"] is None and attempt["phases"]["body_ms"] is not None
+    assert 0 < attempt["timings"]["wait_ms"] <= attempt["duration_ms"] + 1 <= 1_501
+    assert attempt["timings"]["tls_ms"] is None and attempt["timings"]["receive_ms"] is not None
     excerpt = attempt["response_excerpt"]
     assert excerpt.startswith("sorry: ü") and len(excerpt.encode()) <= 1024
     logged_headers = {name.lower(): value for name, value in attempt["request_headers"].items()}

@@ -1,115 +1,80 @@
-//! The HTTP API: an axum router, served by the `api` Lambda behind API Gateway and by local mode alike.
+//! The HTTP API: an axum router that the `api` function and local mode serve.
+//!
+//! A request passes [`request_log`], the router, the extractors ([`auth`], [`path`], [`query`],
+//! [`body`]) and its handler ([`webhooks`], [`deliveries`], …). Handlers return [`responses`] or
+//! [`error`].
 
 mod auth;
 mod body;
 mod callbacks;
 pub mod deliveries;
 mod error;
+mod fields;
 #[cfg(fuzzing)]
 pub mod fuzzing;
+mod health_check;
 mod openapi;
+mod path;
 mod portal;
+mod query;
 mod replays;
 mod request_log;
+mod responses;
 mod rotate_secret;
+mod schemas;
+mod state;
 mod test_event;
 mod webhooks;
 
-use std::{any::Any, sync::Arc, time::Duration};
+use std::{
+    any::Any,
+    sync::{Arc, LazyLock},
+};
 
 use axum::{
-    Json, Router,
+    Router,
     extract::Request,
-    http::StatusCode,
+    http::header::CONTENT_TYPE,
     middleware,
     response::{IntoResponse, Response},
-    routing::{get, post},
 };
-use serde::Serialize;
+use hyper::body::Bytes;
 use tower_http::catch_panic::CatchPanicLayer;
-use utoipa::ToSchema;
+use utoipa::OpenApi;
+use utoipa_axum::{router::OpenApiRouter, routes};
 
-use crate::{
-    client::{TargetGuard, WebhookClient},
-    clock::Clock,
-    queue::RetryQueue,
-    store::{Store, rate_limit},
-};
-use body::truncate;
-use error::ApiError;
+use error::{ApiError, truncate};
+pub use state::AppState;
 
-/// What the API's operations work with.
-#[derive(Clone)]
-pub struct AppState {
-    /// The tables.
-    pub store: Store,
-    /// The claim of API Gateway's authorizer that names the account; without it an API key does, and what an authorizer says
-    /// is ignored.
-    pub account_claim: Option<String>,
-    /// Checks the URLs that webhooks are created with.
-    pub guard: TargetGuard,
-    /// Sends test events.
-    pub client: WebhookClient,
-    /// The time.
-    pub clock: Clock,
-    /// Where attempts that are asked for are put.
-    pub queue: RetryQueue,
-    /// How long a settled delivery is kept.
-    pub retention: Duration,
-    /// How many webhooks an account may have.
-    pub webhooks_per_account: u32,
-    /// How many requests an account may make.
-    pub rate_limits: rate_limit::RateLimits,
+/// The router of the API.
+pub fn router(state: AppState) -> Router {
+    router_with_extra_routes(state, Router::new())
 }
 
-/// The router of the whole API. Whatever it answers has the envelope, its description and the portal excepted, and an
-/// `X-Request-Id`. A handler's `utoipa::path` stands in the list of `api/openapi.rs` too.
-pub fn router(api: AppState) -> Router {
-    router_with_extra_routes(api, Router::new())
+/// The router of the API and `extra` routes, which get the same middleware.
+pub fn router_with_extra_routes(state: AppState, extra: Router) -> Router {
+    let router = Router::from(routes()).with_state(Arc::new(state));
+    with_middleware(router.merge(extra))
 }
 
-/// The same with other routes beside it.
-pub fn router_with_extra_routes(api: AppState, beside: Router) -> Router {
-    with_middleware(
-        Router::new()
-            .route(
-                "/api/v1/webhooks",
-                get(webhooks::list).post(webhooks::create),
-            )
-            .route(
-                "/api/v1/webhooks/{id}",
-                get(webhooks::show)
-                    .patch(webhooks::change)
-                    .delete(webhooks::remove),
-            )
-            .route(
-                "/api/v1/webhooks/{id}/rotate-secret",
-                post(rotate_secret::rotate),
-            )
-            .route("/api/v1/webhooks/{id}/test", post(test_event::send))
-            .route("/api/v1/webhooks/{id}/replay", post(replays::begin))
-            .route(
-                "/api/v1/webhooks/{id}/replays/{replay}",
-                get(replays::show).delete(replays::cancel),
-            )
-            .route("/api/v1/webhooks/{id}/deliveries", get(deliveries::list))
-            .route(
-                "/api/v1/webhooks/{id}/deliveries/{event_id}",
-                get(deliveries::show),
-            )
-            .route(
-                "/api/v1/webhooks/{id}/deliveries/{event_id}/retry",
-                post(deliveries::retry),
-            )
-            .route("/api/v1/openapi.json", get(openapi::document))
-            .route("/healthz", get(healthz))
-            .route("/portal", get(portal::serve_portal))
-            .with_state(Arc::new(api))
-            .merge(beside),
-    )
+/// Every route with its OpenAPI description. `routes!` only accepts handlers that have one.
+fn routes() -> OpenApiRouter<Arc<AppState>> {
+    OpenApiRouter::with_openapi(openapi::Description::openapi())
+        .routes(routes!(webhooks::list, webhooks::create))
+        .routes(routes!(webhooks::get, webhooks::update, webhooks::delete))
+        .routes(routes!(rotate_secret::rotate_secret))
+        .routes(routes!(test_event::send_test_event))
+        .routes(routes!(replays::create))
+        .routes(routes!(replays::get, replays::cancel))
+        .routes(routes!(deliveries::list))
+        .routes(routes!(deliveries::get))
+        .routes(routes!(deliveries::retry))
+        .routes(routes!(openapi_document))
+        .routes(routes!(health_check::healthz))
+        .routes(routes!(portal::serve_portal))
 }
 
-/// Wraps a router's routes with what every answer must have.
+/// Adds what every response has: the request id, the envelope of errors, and 500 for panics.
 fn with_middleware(router: Router) -> Router {
     router
         .fallback(not_found)
@@ -118,41 +83,30 @@ fn with_middleware(router: Router) -> Router {
         .layer(middleware::from_fn(request_log::log_request))
 }
 
-/// The envelope of a success.
-#[derive(Serialize)]
-struct SuccessResponse<T> {
-    success: bool,
-    data: T,
-}
+/// The document as JSON.
+static OPENAPI_JSON: LazyLock<Bytes> = LazyLock::new(|| {
+    let mut document = routes().into_openapi();
+    openapi::complete(&mut document);
+    let json = document.to_json().expect("all keys are strings");
+    Bytes::from(json)
+});
 
-/// Answers with `data` in the envelope.
-fn ok<T: Serialize>(data: T) -> Json<SuccessResponse<T>> {
-    Json(SuccessResponse {
-        success: true,
-        data,
-    })
-}
-
-/// What says that the process answers.
-#[derive(Serialize, ToSchema)]
-struct HealthCheckResponse {
-    #[schema(schema_with = openapi::status_ok_schema)]
-    status: &'static str,
-}
-
-/// Whether the service answers
-///
-/// It says nothing of the tables.
-#[utoipa::path(get, path = "/healthz", operation_id = "getHealth", tag = "Service", security(),
-    responses((status = 200, description = "It does.", body = HealthCheckResponse,
-        example = json!({"success":true,"data":{"status":"ok"}}))))]
-async fn healthz() -> Json<SuccessResponse<HealthCheckResponse>> {
-    ok(HealthCheckResponse { status: "ok" })
+/// OpenAPI document
+#[utoipa::path(
+    get,
+    path = "/api/v1/openapi.json",
+    operation_id = "getOpenApiDocument",
+    tag = "Service",
+    security(),
+    responses((status = 200, description = "This document, as OpenAPI 3.1.", body = Object)),
+)]
+async fn openapi_document() -> Response {
+    ([(CONTENT_TYPE, "application/json")], OPENAPI_JSON.clone()).into_response()
 }
 
 async fn not_found(request: Request) -> ApiError {
     ApiError::NotFound(format!(
-        "No route {} {}",
+        "No such route: {} {}",
         request.method(),
         truncate(request.uri().path())
     ))
@@ -166,48 +120,42 @@ async fn method_not_allowed(request: Request) -> ApiError {
     ))
 }
 
+/// A panic of a handler.
+#[derive(Debug, thiserror::Error)]
+#[error("panicked: {0}")]
+struct HandlerPanic(String);
+
 #[expect(
     clippy::needless_pass_by_value,
-    reason = "the signature that the layer asks for"
+    reason = "`CatchPanicLayer` prescribes the signature"
 )]
 fn handle_panic(panic: Box<dyn Any + Send>) -> Response {
-    let text = panic
-        .downcast_ref::<String>()
-        .map(String::as_str)
-        .or_else(|| panic.downcast_ref::<&str>().copied());
-    ApiError::Internal(format!("panicked: {}", text.unwrap_or("no message"))).into_response()
-}
-
-/// A `Location` for what was created.
-fn created_response<T: Serialize>(location: String, data: T) -> Response {
-    (
-        StatusCode::CREATED,
-        [(http::header::LOCATION, location)],
-        ok(data),
-    )
-        .into_response()
+    let message = if let Some(text) = panic.downcast_ref::<String>() {
+        text.clone()
+    } else if let Some(text) = panic.downcast_ref::<&str>() {
+        (*text).to_owned()
+    } else {
+        "no message".to_owned()
+    };
+    ApiError::internal(HandlerPanic(message)).into_response()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use axum::{body::Body, http::StatusCode, routing::get};
     use http_body_util::BodyExt;
     use tower::ServiceExt;
 
+    /// A panic is a 500 response that does not reveal its cause.
     #[tokio::test]
-    async fn a_panic_is_a_500_that_tells_nothing_of_its_cause() {
+    async fn panic_returns_500() {
         let router = with_middleware(Router::new().route(
             "/boom",
             get(async || -> Response { panic!("the secret cause") }),
         ));
-        let response = router
-            .oneshot(
-                Request::get("/boom")
-                    .body(axum::body::Body::empty())
-                    .unwrap(),
-            )
-            .await
-            .unwrap();
+        let request = Request::get("/boom").body(Body::empty()).unwrap();
+        let response = router.oneshot(request).await.unwrap();
         assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
         assert!(response.headers().contains_key("x-request-id"));
         let body = response.into_body().collect().await.unwrap().to_bytes();

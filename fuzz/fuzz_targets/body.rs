@@ -23,7 +23,7 @@ const MAX_MESSAGE: usize = 512;
 const MIN_LEAK: usize = 6;
 
 /// Starts of messages about the whole body, which name no field.
-const BODY_FAULTS: [&str; 3] = ["The body ", "The request body ", "duplicate field `"];
+const BODY_FAULTS: [&str; 2] = ["The request body ", "duplicate field `"];
 
 const LETTERS: &str = "Qz8Xk4Wv2Jm6Yt0P";
 const DIGITS: &str = "7305918264051739";

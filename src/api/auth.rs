@@ -1,4 +1,4 @@
-//! Who is asking: the account behind an API key or an authorizer's claim, within its rate limit.
+//! Authentication and the rate limit.
 
 use std::sync::Arc;
 
@@ -8,33 +8,37 @@ use axum::{
 };
 use lambda_http::request::RequestContext;
 use serde_json::Value;
+use utoipa::IntoResponses;
 
-use super::{ApiError, AppState};
+use super::{
+    error::{ApiError, Responses, error_responses},
+    request_log::LoggedAccount,
+    state::AppState,
+};
 use crate::store::rate_limit::RateLimitDecision;
-use nano_webhooks_core::{account_id::AccountId, api_key::ApiKey};
+use nano_webhooks_core::{account_id::AccountId, api_key::ApiKey, timestamp::Timestamp};
 
-/// The account that the request is made for. An operation that takes this answers 401 and 429 by itself.
+/// The account that a request is for. Extracting it counts the request against the rate limit.
 pub(super) struct AuthenticatedAccount(pub AccountId);
 
 impl FromRequestParts<Arc<AppState>> for AuthenticatedAccount {
     type Rejection = ApiError;
 
-    async fn from_request_parts(parts: &mut Parts, api: &Arc<AppState>) -> Result<Self, ApiError> {
-        let now = api.clock.now();
-        let account = match &api.account_claim {
-            Some(claim) => account_claim(parts, claim).and_then(|name| AccountId::parse(name).ok()),
-            None => match bearer_token(parts).and_then(|token| ApiKey::parse(token).ok()) {
-                Some(key) => api.store.api_keys().authenticate(&key, now).await?,
-                None => None,
-            },
-        };
-        let account = account.ok_or(ApiError::Unauthorized)?;
-        match api
+    async fn from_request_parts(
+        parts: &mut Parts,
+        state: &Arc<AppState>,
+    ) -> Result<Self, ApiError> {
+        let now = state.clock.now();
+        let account = authenticate(parts, state, now).await?;
+        if let Some(logged) = parts.extensions.get::<LoggedAccount>() {
+            logged.set(&account);
+        }
+        let decision = state
             .store
             .rate_limits()
-            .check_and_count(&account, api.rate_limits, now)
-            .await?
-        {
+            .check_and_count(&account, state.rate_limits, now)
+            .await?;
+        match decision {
             RateLimitDecision::Allowed => Ok(Self(account)),
             RateLimitDecision::Refused {
                 retry_after_seconds,
@@ -45,29 +49,54 @@ impl FromRequestParts<Arc<AppState>> for AuthenticatedAccount {
     }
 }
 
-/// What the authorizer in front says of this claim: that of a verified token, or a text of a Lambda authorizer's context. No
-/// caller can put it there: it comes with the gateway's event, beside the request.
+impl IntoResponses for AuthenticatedAccount {
+    fn responses() -> Responses {
+        error_responses(&[401, 429, 500, 503])
+    }
+}
+
+async fn authenticate(
+    parts: &Parts,
+    state: &AppState,
+    now: Timestamp,
+) -> Result<AccountId, ApiError> {
+    if let Some(claim) = &state.account_claim {
+        let name = account_claim(parts, claim).ok_or(ApiError::Unauthorized)?;
+        return AccountId::parse(name).map_err(|_| ApiError::Unauthorized);
+    }
+    let token = bearer_token(parts).ok_or(ApiError::Unauthorized)?;
+    let key = ApiKey::parse(token).map_err(|_| ApiError::Unauthorized)?;
+    let account = state.store.api_keys().authenticate(&key, now).await?;
+    account.ok_or(ApiError::Unauthorized)
+}
+
+/// A claim of the authorizer's verified JWT, or a string in a Lambda authorizer's context. Callers
+/// cannot forge it: it comes with API Gateway's event and is not part of the HTTP request.
 fn account_claim<'a>(parts: &'a Parts, claim: &str) -> Option<&'a str> {
     let RequestContext::ApiGatewayV2(context) = parts.extensions.get()? else {
         return None;
     };
     let authorizer = context.authorizer.as_ref()?;
-    let of_token = authorizer
-        .jwt
-        .as_ref()
-        .and_then(|token| token.claims.get(claim))
-        .map(String::as_str);
-    of_token.or_else(|| authorizer.fields.get(claim).and_then(Value::as_str))
+    if let Some(jwt) = &authorizer.jwt
+        && let Some(value) = jwt.claims.get(claim)
+    {
+        return Some(value);
+    }
+    authorizer.fields.get(claim).and_then(Value::as_str)
 }
 
-/// The token of the one `Authorization: Bearer …`; the scheme's case does not matter (RFC 9110, section 11.1).
+/// The token of `Authorization: Bearer …`. The scheme is case-insensitive (RFC 9110, section 11.1).
+/// `None` if the header occurs more than once.
 fn bearer_token(parts: &Parts) -> Option<&str> {
-    let mut given = parts.headers.get_all(AUTHORIZATION).iter();
-    let (scheme, token) = given
-        .next()
-        .filter(|_| given.next().is_none())?
-        .to_str()
-        .ok()?
-        .split_once(' ')?;
-    scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
+    let mut headers = parts.headers.get_all(AUTHORIZATION).iter();
+    let header = headers.next()?;
+    if headers.next().is_some() {
+        return None;
+    }
+    let (scheme, token) = header.to_str().ok()?.split_once(' ')?;
+    if scheme.eq_ignore_ascii_case("bearer") {
+        Some(token.trim())
+    } else {
+        None
+    }
 }

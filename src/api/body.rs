@@ -1,4 +1,4 @@
-//! A request's body: bounded, JSON, and every field accounted for.
+//! Request bodies: JSON objects of at most 64 KiB without unknown fields.
 
 use axum::{
     extract::{FromRequest, Request},
@@ -6,19 +6,17 @@ use axum::{
 };
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::body::Bytes;
-use serde::{Deserialize, Deserializer, de::DeserializeOwned, de::Error as _};
+use serde::{Deserialize, de::DeserializeOwned};
+use utoipa::IntoResponses;
 
-use super::ApiError;
+use super::error::{ApiError, Responses, error_responses, truncate};
 
-/// The largest request body.
 const MAX_BODY: usize = 64 * 1024;
 
-/// How many characters of what the caller gave an error repeats at most.
-const MAX_SHOWN: usize = 200;
-
-/// A request's body as `T`, and the bytes it was read from.
+/// A required JSON body.
 pub(super) struct JsonBody<T> {
     pub value: T,
+    /// The bytes that `value` was parsed from.
     pub bytes: Bytes,
 }
 
@@ -29,7 +27,7 @@ impl<T: DeserializeOwned, S: Sync> FromRequest<S> for JsonBody<T> {
         let (headers, bytes) = read_limited(request).await?;
         if bytes.is_empty() {
             return Err(ApiError::InvalidRequest(
-                "The body is empty, expected a JSON object".to_owned(),
+                "The request body is empty; expected a JSON object".to_owned(),
             ));
         }
         let value = parse_json(&headers, &bytes)?;
@@ -37,29 +35,40 @@ impl<T: DeserializeOwned, S: Sync> FromRequest<S> for JsonBody<T> {
     }
 }
 
-/// A request's body as `T`, or none: empty, or an object with nothing in it, which some clients send.
+impl<T> IntoResponses for JsonBody<T> {
+    fn responses() -> Responses {
+        error_responses(&[400, 413, 415])
+    }
+}
+
+/// A JSON body that may be absent. An empty body is the same as `{}`.
 pub(super) struct OptionalJson<T>(pub T);
-
-/// The body of a request that needs none.
-pub(super) type EmptyBody = OptionalJson<Nothing>;
-
-/// An object with nothing in it.
-#[derive(Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct Nothing {}
 
 impl<T: DeserializeOwned + Default, S: Sync> FromRequest<S> for OptionalJson<T> {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, _: &S) -> Result<Self, ApiError> {
         let (headers, bytes) = read_limited(request).await?;
-        Ok(Self(if bytes.is_empty() {
-            T::default()
-        } else {
-            parse_json(&headers, &bytes)?
-        }))
+        if bytes.is_empty() {
+            return Ok(Self(T::default()));
+        }
+        parse_json(&headers, &bytes).map(Self)
     }
 }
+
+impl<T> IntoResponses for OptionalJson<T> {
+    fn responses() -> Responses {
+        error_responses(&[400, 413, 415])
+    }
+}
+
+/// No body, or `{}`, which some clients send.
+pub(super) type EmptyBody = OptionalJson<NoFields>;
+
+/// `{}`
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct NoFields {}
 
 async fn read_limited(request: Request) -> Result<(HeaderMap, Bytes), ApiError> {
     let (parts, body) = request.into_parts();
@@ -67,91 +76,60 @@ async fn read_limited(request: Request) -> Result<(HeaderMap, Bytes), ApiError> 
         Ok(collected) => Ok((parts.headers, collected.to_bytes())),
         Err(error) if error.is::<LengthLimitError>() => Err(ApiError::PayloadTooLarge),
         Err(_) => Err(ApiError::InvalidRequest(
-            "The body broke off, expected all of it".to_owned(),
+            "The request body ended early".to_owned(),
         )),
     }
 }
 
-/// Whether the body is declared as `application/json` or another type with the suffix `+json` (RFC 6839).
+/// Whether the body is `application/json` or another type with the suffix `+json` (RFC 6839).
 fn is_json(headers: &HeaderMap) -> bool {
-    let declared = headers
-        .get(CONTENT_TYPE)
-        .and_then(|value| value.to_str().ok())
-        .unwrap_or_default();
-    let essence = declared
-        .split(';')
-        .next()
-        .unwrap_or_default()
-        .trim()
-        .to_ascii_lowercase();
-    essence == "application/json"
-        || (essence.starts_with("application/") && essence.ends_with("+json"))
+    let Some(content_type) = headers.get(CONTENT_TYPE) else {
+        return false;
+    };
+    let Ok(content_type) = content_type.to_str() else {
+        return false;
+    };
+    let media_type = match content_type.split_once(';') {
+        Some((media_type, _parameters)) => media_type,
+        None => content_type,
+    };
+    let media_type = media_type.trim().to_ascii_lowercase();
+    media_type == "application/json"
+        || (media_type.starts_with("application/") && media_type.ends_with("+json"))
 }
 
 fn parse_json<T: DeserializeOwned>(headers: &HeaderMap, bytes: &[u8]) -> Result<T, ApiError> {
     if !is_json(headers) {
         return Err(ApiError::UnsupportedMediaType);
     }
-    // Else an array would pass for an object without names.
+    // serde also accepts an array of the values in the order of the fields.
     if bytes.trim_ascii_start().first() != Some(&b'{') {
         return Err(ApiError::InvalidRequest(
-            "The body is not as expected, expected a JSON object".to_owned(),
+            "The request body is not an object; expected a JSON object".to_owned(),
         ));
     }
     let mut json = serde_json::Deserializer::from_slice(bytes);
-    let value = serde_path_to_error::deserialize(&mut json).map_err(|error| {
-        let path = error.path().to_string();
-        let cause = error.into_inner();
-        // A field's own error needs no place in the text: its name says where it is.
-        let reason = cause.to_string();
-        let place = format!(" at line {} column {}", cause.line(), cause.column());
-        match reason.strip_suffix(&place).filter(|_| cause.is_data()) {
-            Some(reason) if path == "." => ApiError::InvalidRequest(truncate(reason)),
-            Some(reason) => ApiError::field(&truncate(&path), truncate(reason)),
-            None => ApiError::InvalidRequest(format!("The body is not valid JSON: {reason}")),
-        }
-    })?;
-    json.end().map_err(|error| {
-        ApiError::InvalidRequest(format!("The body is not valid JSON: {error}"))
-    })?;
+    let value = serde_path_to_error::deserialize(&mut json).map_err(field_error)?;
+    json.end().map_err(|error| invalid_json(&error))?;
     Ok(value)
 }
 
-/// The beginning of a text that may hold what the caller gave.
-pub(super) fn truncate(text: &str) -> String {
-    text.chars().take(MAX_SHOWN).collect()
-}
-
-/// Reads a field that must be a string. What was given instead is not repeated: it may be a secret.
-pub(super) fn deserialize_string<'de, D: Deserializer<'de>>(from: D) -> Result<String, D::Error> {
-    match serde_json::Value::deserialize(from)? {
-        serde_json::Value::String(text) => Ok(text),
-        _ => Err(D::Error::custom("expected a string")),
+fn field_error(error: serde_path_to_error::Error<serde_json::Error>) -> ApiError {
+    let path = error.path().to_string();
+    let cause = error.into_inner();
+    if !cause.is_data() {
+        return invalid_json(&cause);
     }
-}
-
-/// Reads a field that must be a string or `null`.
-pub(super) fn deserialize_optional_string<'de, D: Deserializer<'de>>(
-    from: D,
-) -> Result<Option<String>, D::Error> {
-    match serde_json::Value::deserialize(from)? {
-        serde_json::Value::Null => Ok(None),
-        serde_json::Value::String(text) => Ok(Some(text)),
-        _ => Err(D::Error::custom("expected a string or null")),
+    // The path says where the error is, so the position is left out.
+    let message = cause.to_string();
+    let position = format!(" at line {} column {}", cause.line(), cause.column());
+    let expected = truncate(message.strip_suffix(&position).unwrap_or(&message));
+    if path == "." {
+        return ApiError::InvalidRequest(expected);
     }
+    ApiError::field(&truncate(&path), expected)
 }
 
-/// Reads a field that must be an array of strings.
-pub(super) fn deserialize_strings<'de, D: Deserializer<'de>>(
-    from: D,
-) -> Result<Vec<String>, D::Error> {
-    let text = |value| match value {
-        serde_json::Value::String(text) => Some(text),
-        _ => None,
-    };
-    let texts = match serde_json::Value::deserialize(from)? {
-        serde_json::Value::Array(values) => values.into_iter().map(text).collect(),
-        _ => None,
-    };
-    texts.ok_or_else(|| D::Error::custom("expected an array of strings"))
+fn invalid_json(error: &serde_json::Error) -> ApiError {
+    ApiError::InvalidRequest(format!("The request body is not valid JSON: {error}"))
 }

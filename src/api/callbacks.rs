@@ -1,132 +1,105 @@
-//! What subscribers receive, as the API's description tells it.
+//! The requests that endpoints receive, for the OpenAPI document.
 
 use serde_json::{Map, Value, json};
 use utoipa::{
     ToSchema,
     openapi::{
-        ContentBuilder, HttpMethod, Object, ObjectBuilder, Paths, PathsBuilder, Ref, Required,
-        Response, Type,
+        ContentBuilder, HttpMethod, Object, Paths, PathsBuilder, Ref, Required, Response,
         path::{OperationBuilder, Parameter, ParameterBuilder, ParameterIn, PathItem},
         request_body::RequestBodyBuilder,
     },
 };
 
-use super::openapi::{event_id_schema, webhook_id_schema};
+use super::schemas;
 use nano_webhooks_core::event_type::EventType;
 
-/// The body that tells of a job.
+const EXAMPLE_TIMESTAMP: &str = "2024-12-23T10:00:00Z";
+
+/// A job completed or failed.
 #[derive(ToSchema)]
 #[expect(
     dead_code,
-    reason = "the body itself is written as canonical bytes, see `event`"
+    reason = "only its schema is used; `JobEvent::to_canonical_json` writes the payload"
 )]
 pub(super) struct JobEvent {
-    #[schema(schema_with = job_event)]
+    #[schema(schema_with = job_event_type)]
     event: String,
     task_id: String,
-    /// `image`, `video`, or any other.
+    /// `image`, `video`, or any other type.
     task_type: String,
     #[schema(schema_with = job_status)]
     status: String,
-    /// What the worker says of the result. A number that no double holds exactly is a string.
+    /// The result of the job. Numbers that a double cannot represent exactly are strings.
     #[schema(value_type = Object)]
     data: Map<String, Value>,
-    /// When the job ended.
+    /// When the job completed or failed.
     #[schema(format = DateTime)]
     timestamp: String,
 }
 
-/// The body that tells an account's other webhooks that one was disabled.
+/// A webhook of the account was disabled.
 #[derive(ToSchema)]
+#[schema(as = WebhookDisabled)]
 #[expect(
     dead_code,
-    reason = "the body itself is written as canonical bytes, see `event`"
+    reason = "only its schema is used; `webhook_disabled_payload` writes the payload"
 )]
-pub(super) struct WebhookDisabled {
-    #[schema(schema_with = webhook_event)]
+pub(super) struct WebhookDisabledEvent {
+    #[schema(schema_with = webhook_disabled_event_type)]
     event: String,
     #[schema(inline)]
     data: DisabledWebhook,
-    /// When it was disabled.
+    /// When the webhook was disabled.
     #[schema(format = DateTime)]
     timestamp: String,
 }
 
 #[derive(ToSchema)]
-#[expect(dead_code, reason = "as above")]
+#[expect(dead_code, reason = "only its schema is used")]
 struct DisabledWebhook {
     disabled_reason: String,
     url: String,
-    #[schema(schema_with = webhook_id_schema)]
+    #[schema(schema_with = schemas::webhook_id)]
     webhook_id: u64,
 }
 
-fn job_event() -> Object {
-    one_of([EventType::JobCompleted, EventType::JobFailed].map(EventType::as_str))
+fn job_event_type() -> Object {
+    schemas::string_enum([
+        EventType::JobCompleted.as_str(),
+        EventType::JobFailed.as_str(),
+    ])
 }
 
 fn job_status() -> Object {
-    one_of(["completed", "failed"])
+    schemas::string_enum(["completed", "failed"])
 }
 
-fn webhook_event() -> Object {
-    one_of([EventType::WebhookDisabled.as_str()])
+fn webhook_disabled_event_type() -> Object {
+    schemas::string_enum([EventType::WebhookDisabled.as_str()])
 }
 
-fn one_of<const N: usize>(texts: [&str; N]) -> Object {
-    ObjectBuilder::new()
-        .schema_type(Type::String)
-        .enum_values(Some(texts))
-        .build()
-}
-
-/// A callback for each event type.
+/// One callback for each event type.
 pub(super) fn callback_paths() -> Paths {
-    let job = |event: &str, task_type: &str, status: &str, data: &Value| {
-        json!({
-            "event": event,
-            "task_id": "task_xxx",
-            "task_type": task_type,
-            "status": status,
-            "data": data,
-            "timestamp": "2024-12-23T10:00:00Z",
-        })
-    };
-    EventType::ALL
-        .into_iter()
-        .fold(PathsBuilder::new(), |callbacks, event| {
-            let (schema, summary, example) = match event {
-                EventType::JobCompleted => {
-                    let data = json!({ "url": "https://cdn.example.com/image.png", "credits_charged": 6 });
-                    ("JobEvent", "A job was completed", job(event.as_str(), "image", "completed", &data))
-                }
-                EventType::JobFailed => {
-                    let data = json!({ "error": "The prompt was refused." });
-                    ("JobEvent", "A job failed", job(event.as_str(), "video", "failed", &data))
-                }
-                EventType::WebhookDisabled => {
-                    let data = json!({
-                        "disabled_reason": "The endpoint answered 410.",
-                        "url": "https://example.com/hooks",
-                        "webhook_id": 1,
-                    });
-                    let body = json!({ "event": event.as_str(), "data": data, "timestamp": "2024-12-23T10:00:00Z" });
-                    ("WebhookDisabled", "One of the account's webhooks was disabled", body)
-                }
-            };
-            callbacks.path(event.as_str(), callback(event, schema, summary, example))
-        })
-        .build()
+    let mut paths = PathsBuilder::new();
+    for event in EventType::ALL {
+        paths = paths.path(event.as_str(), describe_callback(event));
+    }
+    paths.build()
 }
 
-fn callback(event: EventType, schema: &str, summary: &str, example: Value) -> PathItem {
+fn describe_callback(event: EventType) -> PathItem {
+    let (schema, summary) = match event {
+        EventType::JobCompleted => ("JobEvent", "A job completed"),
+        EventType::JobFailed => ("JobEvent", "A job failed"),
+        EventType::WebhookDisabled => ("WebhookDisabled", "A webhook was disabled"),
+    };
     let content = ContentBuilder::new()
         .schema(Some(Ref::from_schema_name(schema)))
-        .example(Some(example))
+        .example(Some(example_payload(event)))
         .build();
     let body = RequestBodyBuilder::new()
         .description(Some(
-            "Signatures are computed over these bytes, as they arrive.",
+            "The payload. Verify signatures over the raw bytes, before parsing them.",
         ))
         .content("application/json", content)
         .required(Some(Required::True));
@@ -134,94 +107,133 @@ fn callback(event: EventType, schema: &str, summary: &str, example: Value) -> Pa
         .operation_id(Some(event.as_str()))
         .summary(Some(summary))
         .description(Some(
-            "Sent to every active webhook that subscribes to it, at least once and in no order. Answer 2xx at once, then do \
-             the work: the first attempt has 1 s, later ones 15 s. What fails is sent again over days.",
+            "Sent to every active webhook that subscribes to the event type. Events are delivered \
+             at least once and in no particular order. Respond with 2xx before you process the \
+             event: the first attempt has a deadline of 1 s, later attempts of 15 s. Failed \
+             deliveries are retried over several days.",
         ))
-        .tag("Callbacks")
+        .tag("Events")
         .securities(Some([]))
-        .parameters(Some(headers(event)))
+        .parameters(Some(header_parameters(event)))
         .request_body(Some(body.build()))
         .response("2XX", Response::new("The event is accepted."))
-        .response("410", Response::new("The webhook is disabled at once: nothing more is sent to it."))
+        .response(
+            "410",
+            Response::new("The webhook is disabled at once and receives no more events."),
+        )
         .response(
             "default",
             Response::new(
-                "A failure, redirects included: the event is sent again. `Retry-After` of a 429 or 5xx can make the wait \
-                 longer.",
+                "The attempt failed and is retried. Redirects are failures. `Retry-After` with \
+                 429 or a 5xx status can delay the next attempt.",
             ),
         );
     PathItem::new(HttpMethod::Post, operation)
 }
 
-fn headers(event: EventType) -> Vec<Parameter> {
-    let text = || ObjectBuilder::new().schema_type(Type::String);
-    let number = || {
-        ObjectBuilder::new()
-            .schema_type(Type::Integer)
-            .minimum(Some(1))
-            .build()
-    };
-    let always = [
-        (
+fn example_payload(event: EventType) -> Value {
+    match event {
+        EventType::JobCompleted => json!({
+            "event": event.as_str(),
+            "task_id": "task_xxx",
+            "task_type": "image",
+            "status": "completed",
+            "data": { "url": "https://cdn.example.com/image.png", "credits_charged": 6 },
+            "timestamp": EXAMPLE_TIMESTAMP,
+        }),
+        EventType::JobFailed => json!({
+            "event": event.as_str(),
+            "task_id": "task_xxx",
+            "task_type": "video",
+            "status": "failed",
+            "data": { "error": "The prompt was rejected." },
+            "timestamp": EXAMPLE_TIMESTAMP,
+        }),
+        EventType::WebhookDisabled => json!({
+            "event": event.as_str(),
+            "data": {
+                "disabled_reason": "The endpoint responded with 410 Gone.",
+                "url": "https://example.com/hooks",
+                "webhook_id": 1,
+            },
+            "timestamp": EXAMPLE_TIMESTAMP,
+        }),
+    }
+}
+
+fn header_parameters(event: EventType) -> Vec<Parameter> {
+    vec![
+        header_parameter(
             "webhook-id",
-            "The event, the same in every attempt: the key by which to drop duplicates.",
-            event_id_schema(),
+            Required::True,
+            "The id of the event. It is the same in every attempt; use it to ignore duplicates.",
+            schemas::event_id(),
         ),
-        (
+        header_parameter(
             "webhook-timestamp",
-            "When this attempt was made, in Unix seconds.",
-            number(),
+            Required::True,
+            "The time of this attempt, in Unix seconds.",
+            schemas::positive_integer(),
         ),
-        ("X-Nano-Timestamp", "The same.", number()),
-        (
+        header_parameter(
+            "X-Nano-Timestamp",
+            Required::True,
+            "The time of this attempt, in Unix seconds.",
+            schemas::positive_integer(),
+        ),
+        header_parameter(
             "X-Nano-Event",
-            "The event's type.",
-            one_of([event.as_str()]),
+            Required::True,
+            "The event type.",
+            schemas::string_enum([event.as_str()]),
         ),
-        ("X-Nano-Attempt", "1 for the first attempt.", number()),
-        (
+        header_parameter(
+            "X-Nano-Attempt",
+            Required::True,
+            "The number of this attempt, starting at 1.",
+            schemas::positive_integer(),
+        ),
+        header_parameter(
             "User-Agent",
-            "The sender and its version.",
-            text().pattern(Some("^nano-webhooks/")).build(),
+            Required::True,
+            "`nano-webhooks/` and its version.",
+            schemas::string_with_pattern("^nano-webhooks/"),
         ),
-    ];
-    let sometimes = [
-        (
+        header_parameter(
             "webhook-signature",
-            "If the webhook has a secret, for each that is live a signature as Standard Webhooks 1.0.0 has it, separated by \
-             a space: `v1,` and the base64 of HMAC-SHA256 over `{webhook-id}.{webhook-timestamp}.{body}`.",
-            text()
-                .pattern(Some("^v1,[A-Za-z0-9+/]{43}=( v1,[A-Za-z0-9+/]{43}=)*$"))
-                .build(),
+            Required::False,
+            "Present if the webhook has a secret. One signature for each active secret, separated \
+             by spaces, as in Standard Webhooks 1.0.0: `v1,` and the base64 of HMAC-SHA256 over \
+             `{webhook-id}.{webhook-timestamp}.{body}`.",
+            schemas::string_with_pattern("^v1,[A-Za-z0-9+/]{43}=( v1,[A-Za-z0-9+/]{43}=)*$"),
         ),
-        (
+        header_parameter(
             "X-Nano-Signature",
-            "If the webhook has a secret: `v1=` and the lower-case hex of HMAC-SHA256 over `{X-Nano-Timestamp}.{body}`, \
-             keyed with the UTF-8 bytes of the newest secret.",
-            text().pattern(Some("^v1=[0-9a-f]{64}$")).build(),
+            Required::False,
+            "Present if the webhook has a secret. `v1=` and the lowercase hex of HMAC-SHA256 over \
+             `{X-Nano-Timestamp}.{body}`, keyed with the UTF-8 bytes of the newest secret.",
+            schemas::string_with_pattern("^v1=[0-9a-f]{64}$"),
         ),
-        (
+        header_parameter(
             "traceparent",
-            "If the job belongs to a trace: the `traceparent` of W3C Trace Context that the job has.",
-            text()
-                .pattern(Some("^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}"))
-                .build(),
+            Required::False,
+            "The `traceparent` (W3C Trace Context) of the job, if it has one.",
+            schemas::string_with_pattern("^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}"),
         ),
-    ];
-    let described = always.into_iter().map(|header| (header, Required::True));
-    let described = described.chain(
-        sometimes
-            .into_iter()
-            .map(|header| (header, Required::False)),
-    );
-    let parameter = |((name, description, schema), required)| {
-        ParameterBuilder::new()
-            .name::<&str>(name)
-            .parameter_in(ParameterIn::Header)
-            .description(Some::<&str>(description))
-            .required(required)
-            .schema::<Object>(Some(schema))
-            .build()
-    };
-    described.map(parameter).collect()
+    ]
+}
+
+fn header_parameter(
+    name: &str,
+    required: Required,
+    description: &str,
+    schema: Object,
+) -> Parameter {
+    ParameterBuilder::new()
+        .name(name)
+        .parameter_in(ParameterIn::Header)
+        .description(Some(description))
+        .required(required)
+        .schema(Some(schema))
+        .build()
 }

@@ -1,5 +1,4 @@
-//! `GET /portal`: a page for people, one file that uses the API as anyone can. It is the same for everybody and holds nothing;
-//! the key is typed into it.
+//! `GET /portal`: one HTML page that uses the public API with the key that its user enters.
 
 use std::sync::LazyLock;
 
@@ -18,30 +17,44 @@ use sha2::{Digest, Sha256};
 
 const PAGE: &str = include_str!("portal.html");
 
-/// Nothing but the page's own script and style, known by their hashes (CSP Level 3), and requests to where it came from.
+/// Allows the page's own script and style by their hashes (CSP Level 3), and requests to its own
+/// origin.
 static POLICY: LazyLock<HeaderValue> = LazyLock::new(|| {
     let policy = format!(
-        "default-src 'none'; script-src '{}'; style-src '{}'; connect-src 'self'; base-uri 'none'; form-action 'none'; \
-         frame-ancestors 'none'; require-trusted-types-for 'script'",
+        "default-src 'none'; script-src '{}'; style-src '{}'; connect-src 'self'; base-uri 'none'; \
+         form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'",
         csp_hash("script"),
         csp_hash("style"),
     );
-    HeaderValue::try_from(policy).expect("a policy is printable ASCII")
+    HeaderValue::try_from(policy).expect("the policy is printable ASCII")
 });
 
-/// The hash of the page's one element of this name.
+/// The CSP hash of the page's only `script` or `style` element.
 fn csp_hash(element: &str) -> String {
-    let inside = PAGE
+    let content = PAGE
         .split_once(&format!("<{element}>"))
         .and_then(|(_, rest)| rest.split_once(&format!("</{element}>")));
-    let (text, _) = inside.expect("the page has a script and a style");
+    let (text, _) = content.expect("the page has a script and a style");
     format!("sha256-{}", STANDARD.encode(Sha256::digest(text)))
 }
 
-/// A page for people
-#[utoipa::path(get, path = "/portal", operation_id = "getPortal", tag = "Service", security(),
-    responses((status = 200, description = "A page that uses this API with the key that is typed into it.", body = String,
-        content_type = "text/html; charset=utf-8")))]
+/// Customer portal
+#[utoipa::path(
+    get,
+    path = "/portal",
+    operation_id = "getPortal",
+    tag = "Service",
+    security(),
+    responses(
+        (
+            status = 200,
+            description = "A web page to manage webhooks. It uses this API with the API key that \
+                its user enters.",
+            body = String,
+            content_type = "text/html; charset=utf-8",
+        ),
+    ),
+)]
 pub(super) async fn serve_portal() -> Response {
     const HEADERS: [(HeaderName, &str); 4] = [
         (CONTENT_TYPE, "text/html; charset=utf-8"),
@@ -56,12 +69,13 @@ pub(super) async fn serve_portal() -> Response {
 mod tests {
     use super::*;
 
+    /// The content security policy names one script and one style, and no other origin.
     #[test]
-    fn the_page_has_one_script_and_one_style_and_names_no_other_host() {
+    fn page_is_self_contained() {
         for element in ["script", "style"] {
             assert_eq!(PAGE.matches(&format!("<{element}")).count(), 1, "{element}");
         }
-        for foreign in [
+        for forbidden in [
             "https://",
             "http://",
             "src=",
@@ -69,13 +83,10 @@ mod tests {
             "javascript:",
             "innerHTML",
         ] {
-            let lines: Vec<_> = PAGE.lines().filter(|line| line.contains(foreign)).collect();
-            assert!(
-                lines
-                    .iter()
-                    .all(|line| line.contains("example.com") || line.contains("w3.org")),
-                "{lines:?}"
-            );
+            for line in PAGE.lines().filter(|line| line.contains(forbidden)) {
+                let is_example = line.contains("example.com") || line.contains("w3.org");
+                assert!(is_example, "{line}");
+            }
         }
     }
 }

@@ -1,81 +1,85 @@
-//! `/api/v1/webhooks/{id}/replay`: what failed in a window of time, delivered again.
+//! `/api/v1/webhooks/{id}/replay`: sends the deliveries of a time window again.
 
 use std::{sync::Arc, time::Duration};
 
-use axum::{
-    Json,
-    extract::{FromRequestParts, Path, State},
-    http::{StatusCode, header::LOCATION, request::Parts},
-    response::{IntoResponse, Response},
-};
+use axum::{Json, extract::State, http::StatusCode, response::Response};
 use serde::{Deserialize, Deserializer, Serialize, de::Error as _};
 use utoipa::ToSchema;
 
 use super::{
-    ApiError, AppState, SuccessResponse,
     auth::AuthenticatedAccount,
-    body::{self, EmptyBody, JsonBody, truncate},
-    error, ok, openapi,
-    webhooks::{WebhookPath, webhook_not_found},
+    body::{EmptyBody, JsonBody},
+    error::{ApiError, ErrorResponse},
+    fields::{EXPECTED_TIME, deserialize_string, deserialize_time},
+    path::{ApiPath, ReplayPath, WebhookPath},
+    responses::{SuccessResponse, created, ok},
+    schemas,
+    state::AppState,
+    webhooks::require_active_webhook,
 };
-use crate::random;
 use crate::{
     clock::Deadline,
     queue::ScheduledRetry,
+    random,
     store::replays::{INITIAL_STEP_SIZE, Replay, ReplayFilter, ReplayKey, ReplayState},
 };
-use nano_webhooks_core::{
-    replay::ReplayId,
-    timestamp::Timestamp,
-    webhook::{WebhookId, WebhookStatus},
-};
+use nano_webhooks_core::{replay::ReplayId, timestamp::Timestamp};
 
-/// How long the first step may take, which the request waits for.
-const FIRST_STEP_TIME: Duration = Duration::from_secs(5);
+/// Limit of the first step of a replay, which the client waits for.
+const FIRST_STEP_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What is to be delivered again.
+/// The deliveries to send again.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-#[schema(as = NewReplay)]
 pub(super) struct CreateReplayRequest {
-    /// Events from this time on, by when the job's write reached the stream, in whole seconds; before `until`, and before now.
-    #[serde(default, deserialize_with = "time")]
+    /// Start of the time window, inclusive, in whole seconds. It must be before `until` and in the
+    /// past. Deliveries are selected by the time of their event.
+    #[serde(default, deserialize_with = "deserialize_time")]
     #[schema(required, value_type = String, format = DateTime)]
     since: Option<Timestamp>,
-    /// Events up to this time; without it, up to now.
-    #[serde(default, deserialize_with = "time")]
+    /// End of the time window. By default the current time.
+    #[serde(default, deserialize_with = "deserialize_time")]
     #[schema(value_type = String, format = DateTime)]
     until: Option<Timestamp>,
-    /// What failed, or all that is settled.
-    #[serde(default, deserialize_with = "selection")]
+    #[serde(default, deserialize_with = "deserialize_filter")]
     #[schema(value_type = ReplayFilterSchema, default = "failed")]
     status: Option<ReplayFilter>,
 }
 
-/// Which deliveries are made again.
+/// `failed`: only failed deliveries. `all`: also delivered ones.
 #[derive(ToSchema)]
 #[schema(as = ReplayFilter, rename_all = "lowercase")]
-#[expect(dead_code, reason = "it is there for its description")]
+#[expect(dead_code, reason = "only its schema is used")]
 enum ReplayFilterSchema {
     Failed,
     All,
 }
 
-/// Where a replay stands.
+/// `running`: not all deliveries are attempted yet. `done`: all are. `cancelled`: the replay was
+/// cancelled, or its webhook was deleted.
 #[derive(ToSchema)]
 #[schema(as = ReplayState, rename_all = "lowercase")]
-#[expect(dead_code, reason = "it is there for its description")]
+#[expect(dead_code, reason = "only its schema is used")]
 enum ReplayStateSchema {
     Running,
     Done,
     Cancelled,
 }
 
-/// A replay and how far it is.
+/// A replay and its progress.
 #[derive(Serialize, ToSchema)]
-#[schema(as = Replay, example = json!({"id":"rpl_0123456789abcdef","state":"running","since":"2024-12-23T10:00:00Z","until":"2024-12-23T12:00:00Z","found":3,"sent":3,"delivered":1,"failed":0}))]
+#[schema(as = Replay, example = json!({
+    "id": "rpl_0123456789abcdef",
+    "state": "running",
+    "since": "2024-12-23T10:00:00Z",
+    "until": "2024-12-23T12:00:00Z",
+    "found": 3,
+    "sent": 3,
+    "delivered": 1,
+    "failed": 0,
+}))]
 pub(super) struct ReplayResponse {
-    #[schema(schema_with = openapi::replay_id_schema)]
+    #[schema(schema_with = schemas::replay_id)]
     id: String,
     #[schema(value_type = ReplayStateSchema)]
     state: &'static str,
@@ -83,13 +87,13 @@ pub(super) struct ReplayResponse {
     since: String,
     #[schema(format = DateTime)]
     until: String,
-    /// How many deliveries were found so far.
+    /// The number of matching deliveries found so far.
     found: u64,
-    /// How many of them are on their way or were attempted.
+    /// The number of deliveries that are scheduled or attempted.
     sent: u64,
-    /// How many were delivered.
+    /// The number of deliveries that succeeded.
     delivered: u64,
-    /// How many failed again.
+    /// The number of deliveries that failed again.
     failed: u64,
 }
 
@@ -108,190 +112,219 @@ impl ReplayResponse {
     }
 }
 
-/// Delivers again what failed
+/// Create a replay
 ///
-/// The deliveries of a window of time are sent again, the oldest first, at most five a second. Each keeps its id; one that fails
-/// again stands where it stood.
-#[utoipa::path(post, path = "/api/v1/webhooks/{id}/replay", operation_id = "beginReplay", tag = "Deliveries",
+/// Sends the deliveries of a time window again, oldest first, at most five a second. Each keeps its
+/// `webhook-id`. A delivery that fails again keeps its place in the retry schedule.
+#[utoipa::path(
+    post,
+    path = "/api/v1/webhooks/{id}/replay",
+    operation_id = "createReplay",
+    tag = "Deliveries",
     params(WebhookPath),
-    request_body(content = CreateReplayRequest, example = json!({"since":"2024-12-23T10:00:00Z","until":"2024-12-23T12:00:00Z","status":"failed"})),
-    responses((status = 202, description = "The replay goes on by itself.", body = ReplayResponse,
-        headers(("Location" = String, description = "The path of the replay."))),
-        (status = 409, description = "A replay of the webhook goes on, or the webhook is disabled.", body = error::ErrorResponse,
-        example = json!({"success":false,"error":{"code":"conflict","message":"Replay rpl_0123456789abcdef of this webhook is not over: wait for it, or cancel it"}})),
-        AuthenticatedAccount, WebhookPath, JsonBody<CreateReplayRequest>))]
-pub(super) async fn begin(
-    State(api): State<Arc<AppState>>,
+    request_body(
+        content = CreateReplayRequest,
+        example = json!({
+            "since": "2024-12-23T10:00:00Z",
+            "until": "2024-12-23T12:00:00Z",
+            "status": "failed",
+        }),
+    ),
+    responses(
+        (
+            status = 202,
+            description = "The replay was created and continues in the background.",
+            body = ReplayResponse,
+            headers(("Location" = String, description = "The path of the replay.")),
+        ),
+        (
+            status = 409,
+            description = "Another replay of the webhook is running, or the webhook is disabled.",
+            body = ErrorResponse,
+            example = json!({
+                "success": false,
+                "error": {
+                    "code": "conflict",
+                    "message": "Replay rpl_0123456789abcdef of this webhook is still running; \
+                        wait until it is done, or cancel it",
+                },
+            }),
+        ),
+        AuthenticatedAccount,
+        ApiPath<WebhookPath>,
+        JsonBody<CreateReplayRequest>,
+    ),
+)]
+pub(super) async fn create(
+    State(state): State<Arc<AppState>>,
     AuthenticatedAccount(account): AuthenticatedAccount,
-    WebhookPath(webhook): WebhookPath,
-    JsonBody {
-        value:
-            CreateReplayRequest {
-                since,
-                until,
-                status,
-            },
-        ..
-    }: JsonBody<CreateReplayRequest>,
+    ApiPath(path): ApiPath<WebhookPath>,
+    JsonBody { value: request, .. }: JsonBody<CreateReplayRequest>,
 ) -> Result<Response, ApiError> {
-    let now = api.clock.now();
-    let since =
-        since.ok_or_else(|| ApiError::field("since", format!("missing, {EXPECTED_TIME}")))?;
-    let until = until.unwrap_or(now).min(now);
-    // An event's time is that of its stream record, in whole seconds; the log shows when it was taken, a moment later.
+    let now = state.clock.now();
+    let replay = new_replay(&request, now)?;
+    require_active_webhook(&state, &account, path.webhook).await?;
+    let key = ReplayKey {
+        account,
+        webhook: path.webhook,
+        id: ReplayId::from_random(random::bytes()),
+    };
+    let started = state
+        .store
+        .replays()
+        .create(&key, &replay, now + state.retention)
+        .await?;
+    if let Err(id) = started {
+        let active = ReplayKey { id, ..key };
+        return Err(replay_conflict(&state, &active).await?);
+    }
+    run_first_step(&state, &key, now).await;
+    let replay = state.store.replays().get(&key).await?.unwrap_or(replay);
+    Ok(created(
+        StatusCode::ACCEPTED,
+        format!("/api/v1/webhooks/{}/replays/{}", key.webhook, key.id),
+        ReplayResponse::new(&key.id, &replay),
+    ))
+}
+
+/// Get a replay
+#[utoipa::path(
+    get,
+    path = "/api/v1/webhooks/{id}/replays/{replay}",
+    operation_id = "getReplay",
+    tag = "Deliveries",
+    params(ReplayPath),
+    responses(
+        (status = 200, description = "The replay.", body = ReplayResponse),
+        AuthenticatedAccount,
+        ApiPath<ReplayPath>,
+    ),
+)]
+pub(super) async fn get(
+    State(state): State<Arc<AppState>>,
+    AuthenticatedAccount(account): AuthenticatedAccount,
+    ApiPath(path): ApiPath<ReplayPath>,
+) -> Result<Json<SuccessResponse<ReplayResponse>>, ApiError> {
+    let key = ReplayKey {
+        account,
+        webhook: path.webhook,
+        id: path.replay,
+    };
+    load_replay(&state, &key).await
+}
+
+/// Cancel a replay
+///
+/// Deliveries that are not sent yet are not sent. A replay that is done stays done. The request
+/// body may be absent or `{}`.
+#[utoipa::path(
+    delete,
+    path = "/api/v1/webhooks/{id}/replays/{replay}",
+    operation_id = "cancelReplay",
+    tag = "Deliveries",
+    params(ReplayPath),
+    responses(
+        (status = 200, description = "The replay.", body = ReplayResponse),
+        AuthenticatedAccount,
+        ApiPath<ReplayPath>,
+        EmptyBody,
+    ),
+)]
+pub(super) async fn cancel(
+    State(state): State<Arc<AppState>>,
+    AuthenticatedAccount(account): AuthenticatedAccount,
+    ApiPath(path): ApiPath<ReplayPath>,
+    _: EmptyBody,
+) -> Result<Json<SuccessResponse<ReplayResponse>>, ApiError> {
+    let key = ReplayKey {
+        account,
+        webhook: path.webhook,
+        id: path.replay,
+    };
+    state.store.replays().cancel(&key).await?;
+    load_replay(&state, &key).await
+}
+
+fn new_replay(request: &CreateReplayRequest, now: Timestamp) -> Result<Replay, ApiError> {
+    let Some(since) = request.since else {
+        let message = format!("required; {EXPECTED_TIME}");
+        return Err(ApiError::field("since", message));
+    };
+    // Events have the time of their stream record, in whole seconds. The delivery log shows the
+    // time when the record was read, a moment later.
     let since = since.floor_to_second();
+    let until = request.until.unwrap_or(now).min(now);
     if since >= until {
         return Err(ApiError::field(
             "since",
             "expected a time before `until` and before now",
         ));
     }
-    match api.store.webhooks().get_record(&account, webhook).await? {
-        None => return Err(webhook_not_found(webhook)),
-        Some(subscriber) if subscriber.webhook.status == WebhookStatus::Disabled => {
-            return Err(ApiError::Conflict(format!(
-                "Webhook {webhook} is disabled: enable it first"
-            )));
-        }
-        Some(_) => {}
-    }
-    let of = ReplayKey {
-        account,
-        webhook,
-        id: ReplayId::from_random(random::bytes()),
+    let filter = request.status.unwrap_or(ReplayFilter::Failed);
+    Ok(Replay::new(since, until, filter))
+}
+
+/// The 409 response if `active` already exists.
+async fn replay_conflict(state: &AppState, active: &ReplayKey) -> Result<ApiError, ApiError> {
+    let replay = state.store.replays().get(active).await?;
+    let is_cancelled = replay.is_some_and(|replay| replay.state() == ReplayState::Cancelled);
+    let message = if is_cancelled {
+        format!(
+            "Replay {} was cancelled and its scheduled deliveries are being withdrawn; try again \
+             in a minute",
+            active.id
+        )
+    } else {
+        format!(
+            "Replay {} of this webhook is still running; wait until it is done, or cancel it",
+            active.id
+        )
     };
-    let replay = Replay::new(since, until, status.unwrap_or(ReplayFilter::Failed));
-    if let Err(other) = api
-        .store
-        .replays()
-        .create(&of, &replay, now + api.retention)
-        .await?
-    {
-        let of = ReplayKey { id: other, ..of };
-        let cancelled = api
-            .store
-            .replays()
-            .get(&of)
-            .await?
-            .is_some_and(|replay| replay.state() == ReplayState::Cancelled);
-        return Err(ApiError::Conflict(if cancelled {
-            format!(
-                "Replay {} was cancelled, and what it had made due is being taken back: try again in a minute",
-                of.id
-            )
-        } else {
-            format!(
-                "Replay {} of this webhook is not over: wait for it, or cancel it",
-                of.id
-            )
-        }));
-    }
-    // The first step at once; the sweep takes the others, and this one too if it fails.
-    match api
+    Ok(ApiError::Conflict(message))
+}
+
+/// Runs the first step of a replay. The sweep runs the other steps, and this one too if it fails.
+async fn run_first_step(state: &AppState, key: &ReplayKey, now: Timestamp) {
+    let step = state
         .store
         .replays()
         .run_step(
-            &of,
+            key,
             INITIAL_STEP_SIZE,
             now,
-            api.retention,
-            Deadline::after(FIRST_STEP_TIME),
+            state.retention,
+            Deadline::after(FIRST_STEP_TIMEOUT),
         )
-        .await
-    {
+        .await;
+    match step {
         Ok(due) => {
-            api.queue
-                .set(due.into_iter().map(ScheduledRetry::from).collect(), now)
-                .await
+            let retries = due.into_iter().map(ScheduledRetry::from).collect();
+            state.queue.set(retries, now).await;
         }
-        Err(error) => {
-            tracing::warn!(account = of.account.as_str(), %webhook, %error, "the replay's first step is left to the sweep");
-        }
-    }
-    let replay = api.store.replays().get(&of).await?.unwrap_or(replay);
-    let location = format!("/api/v1/webhooks/{webhook}/replays/{}", of.id);
-    Ok((
-        StatusCode::ACCEPTED,
-        [(LOCATION, location)],
-        ok(ReplayResponse::new(&of.id, &replay)),
-    )
-        .into_response())
-}
-
-/// Shows how far a replay is
-#[utoipa::path(get, path = "/api/v1/webhooks/{id}/replays/{replay}", operation_id = "getReplay", tag = "Deliveries",
-    params(ReplayPath), responses((status = 200, description = "The replay.", body = ReplayResponse), AuthenticatedAccount, ReplayPath))]
-pub(super) async fn show(
-    State(api): State<Arc<AppState>>,
-    AuthenticatedAccount(account): AuthenticatedAccount,
-    ReplayPath(webhook, id): ReplayPath,
-) -> Result<Json<SuccessResponse<ReplayResponse>>, ApiError> {
-    find(
-        &api,
-        &ReplayKey {
-            account,
-            webhook,
-            id,
-        },
-    )
-    .await
-}
-
-/// Cancels a replay
-///
-/// What it has not sent by now is not sent. One that is done stays so.
-#[utoipa::path(delete, path = "/api/v1/webhooks/{id}/replays/{replay}", operation_id = "cancelReplay", tag = "Deliveries",
-    params(ReplayPath), responses((status = 200, description = "The replay as it stands.", body = ReplayResponse), AuthenticatedAccount, ReplayPath, EmptyBody))]
-pub(super) async fn cancel(
-    State(api): State<Arc<AppState>>,
-    AuthenticatedAccount(account): AuthenticatedAccount,
-    ReplayPath(webhook, id): ReplayPath,
-    _: EmptyBody,
-) -> Result<Json<SuccessResponse<ReplayResponse>>, ApiError> {
-    let of = ReplayKey {
-        account,
-        webhook,
-        id,
-    };
-    api.store.replays().cancel(&of).await?;
-    find(&api, &of).await
-}
-
-async fn find(
-    api: &AppState,
-    of: &ReplayKey,
-) -> Result<Json<SuccessResponse<ReplayResponse>>, ApiError> {
-    let not_found = || ApiError::NotFound(format!("No replay {} of webhook {}", of.id, of.webhook));
-    let replay = api.store.replays().get(of).await?.ok_or_else(not_found)?;
-    Ok(ok(ReplayResponse::new(&of.id, &replay)))
-}
-
-/// The replay that a request's path names. What cannot be an id names nothing that exists.
-pub(super) struct ReplayPath(WebhookId, ReplayId);
-
-impl<S: Send + Sync> FromRequestParts<S> for ReplayPath {
-    type Rejection = ApiError;
-
-    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
-        let path = Path::<(String, String)>::from_request_parts(parts, state).await;
-        let (webhook, replay) = path.map_or_else(|_| Default::default(), |Path(names)| names);
-        let names = WebhookId::parse(&webhook).zip(ReplayId::parse(&replay));
-        let (webhook, replay) =
-            names.ok_or_else(|| ApiError::NotFound(format!("No replay {}", truncate(&replay))))?;
-        Ok(Self(webhook, replay))
+        Err(error) => tracing::warn!(
+            account = key.account.as_str(), webhook = %key.webhook, replay = %key.id, %error,
+            "Could not run the first step of a replay; the sweep will"
+        ),
     }
 }
 
-const EXPECTED_TIME: &str = "expected a time such as `2024-12-23T10:00:00Z` (RFC 3339)";
-
-fn time<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Timestamp>, D::Error> {
-    let time = Timestamp::parse_rfc3339(&body::deserialize_string(from)?);
-    time.map(Some)
-        .ok_or_else(|| D::Error::custom(EXPECTED_TIME))
+async fn load_replay(
+    state: &AppState,
+    key: &ReplayKey,
+) -> Result<Json<SuccessResponse<ReplayResponse>>, ApiError> {
+    match state.store.replays().get(key).await? {
+        Some(replay) => Ok(ok(ReplayResponse::new(&key.id, &replay))),
+        None => Err(ApiError::NotFound(format!(
+            "Webhook {} has no replay {}",
+            key.webhook, key.id
+        ))),
+    }
 }
 
-fn selection<'de, D: Deserializer<'de>>(from: D) -> Result<Option<ReplayFilter>, D::Error> {
-    match body::deserialize_string(from)?.as_str() {
+fn deserialize_filter<'de, D: Deserializer<'de>>(
+    from: D,
+) -> Result<Option<ReplayFilter>, D::Error> {
+    match deserialize_string(from)?.as_str() {
         "failed" => Ok(Some(ReplayFilter::Failed)),
         "all" => Ok(Some(ReplayFilter::All)),
         _ => Err(D::Error::custom("expected `failed` or `all`")),

@@ -1,91 +1,108 @@
-//! `/api/v1/webhooks/{id}/test`: a signed sample event, sent now, and how that went.
+//! `POST /api/v1/webhooks/{id}/test`: sends a signed sample event and returns the attempt.
 
 use std::sync::Arc;
 
 use axum::{Json, extract::State};
-use serde::{Deserialize, Deserializer, Serialize, de::Error as _};
+use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::{
-    ApiError, AppState, SuccessResponse,
     auth::AuthenticatedAccount,
-    body::{self, OptionalJson},
+    body::OptionalJson,
     deliveries::AttemptResponse,
-    ok, openapi,
-    webhooks::{WebhookPath, webhook_not_found},
+    error::ApiError,
+    fields::deserialize_event_type,
+    path::{ApiPath, WebhookPath},
+    responses::{SuccessResponse, ok},
+    schemas::EventTypeSchema,
+    state::AppState,
+    webhooks::load_webhook,
 };
 use nano_webhooks_core::{
     account_id::AccountId,
     delivery::attempt::{Failure, WebhookRequest},
     event::{self, EventId, JobEvent, JobOutcome},
-    event_type::EventType,
+    event_type::{EventType, EventTypes},
     signing,
     timestamp::Timestamp,
     webhook::WebhookId,
 };
 
-/// The job that a sample tells of.
+/// The task id in sample events.
 const SAMPLE_TASK_ID: &str = "task_test";
 
-/// What is asked for.
+/// The test event to send.
 #[derive(Default, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-#[schema(as = Test)]
 pub(super) struct TestEventRequest {
-    #[serde(default, deserialize_with = "event_type")]
-    #[schema(value_type = openapi::EventTypeSchema)]
+    /// The type of the event. By default the first type that the webhook subscribes to.
+    #[serde(default, deserialize_with = "deserialize_event_type")]
+    #[schema(value_type = EventTypeSchema)]
     event: Option<EventType>,
 }
 
-/// The attempt as it went.
+/// A test event and its attempt.
 #[derive(Serialize, ToSchema)]
-#[schema(as = TestAttempt)]
+#[schema(as = TestEvent)]
 pub(super) struct TestEventResponse {
-    #[schema(value_type = openapi::EventTypeSchema)]
+    #[schema(value_type = EventTypeSchema)]
     event: &'static str,
-    /// The body that was sent.
+    /// The request body that was sent.
     payload: String,
+    /// The endpoint URL that it was sent to.
     url: String,
     #[serde(flatten)]
     attempt: AttemptResponse,
-    /// What `X-Nano-Signature` signs, when the receiver refused it: to compare with what the receiver has computed.
+    /// The string that `X-Nano-Signature` signs, if the webhook has a secret and the endpoint
+    /// responded with an error status. Compare it with the string that the endpoint verifies.
     #[schema(required)]
     signed_content: Option<String>,
 }
 
-/// Sends a sample event
+/// Send a test event
 ///
-/// It is signed, sent now, and answered with how that went; it is not in the webhook's deliveries. The event's type is the
-/// first that the webhook subscribes to, unless the body names one.
-#[utoipa::path(post, path = "/api/v1/webhooks/{id}/test", operation_id = "testWebhook", tag = "Webhooks", params(WebhookPath),
-    request_body(content = Option<TestEventRequest>, example = json!({"event":"job.completed"})),
-    responses((status = 200, description = "The attempt, also if it failed.", body = TestEventResponse),
-        AuthenticatedAccount, WebhookPath, OptionalJson<TestEventRequest>))]
-pub(super) async fn send(
-    State(api): State<Arc<AppState>>,
+/// Sends a signed sample event to the endpoint and returns the attempt. A test event is sent once
+/// and does not appear in the webhook's deliveries.
+#[utoipa::path(
+    post,
+    path = "/api/v1/webhooks/{id}/test",
+    operation_id = "sendTestEvent",
+    tag = "Webhooks",
+    params(WebhookPath),
+    request_body(
+        content = Option<TestEventRequest>,
+        example = json!({ "event": "job.completed" }),
+    ),
+    responses(
+        (
+            status = 200,
+            description = "The attempt, whether it succeeded or failed.",
+            body = TestEventResponse,
+        ),
+        AuthenticatedAccount,
+        ApiPath<WebhookPath>,
+        OptionalJson<TestEventRequest>,
+    ),
+)]
+pub(super) async fn send_test_event(
+    State(state): State<Arc<AppState>>,
     AuthenticatedAccount(account): AuthenticatedAccount,
-    WebhookPath(id): WebhookPath,
-    OptionalJson(TestEventRequest { event }): OptionalJson<TestEventRequest>,
+    ApiPath(path): ApiPath<WebhookPath>,
+    OptionalJson(request): OptionalJson<TestEventRequest>,
 ) -> Result<Json<SuccessResponse<TestEventResponse>>, ApiError> {
-    let subscriber = api
-        .store
-        .webhooks()
-        .get_record(&account, id)
-        .await?
-        .ok_or_else(|| webhook_not_found(id))?;
-    let url = &subscriber.webhook.url;
-    let subscribed = EventType::ALL
-        .into_iter()
-        .find(|event| subscriber.webhook.events.contains(*event));
-    let event = event.or(subscribed).unwrap_or(EventType::JobCompleted);
-    let now = api.clock.now();
-    let secrets = api
+    let record = load_webhook(&state, &account, path.webhook).await?;
+    let url = &record.webhook.url;
+    let event = request
+        .event
+        .unwrap_or_else(|| first_subscribed(&record.webhook.events));
+    let now = state.clock.now();
+    let secrets = state
         .store
         .secrets()
-        .decrypt_active(&account, id, &subscriber.secrets, now)
+        .decrypt_active(&account, path.webhook, &record.secrets, now)
         .await?;
     let event_id = EventId::synthetic(now, &account, SAMPLE_TASK_ID, event);
-    let payload = sample_payload(event, &account, id, url.as_str(), now);
+    let payload = sample_payload(event, &account, path.webhook, url.as_str(), now);
     let signatures = signing::sign(&secrets, &event_id, now, payload.as_bytes());
     let request = WebhookRequest {
         event_id: &event_id,
@@ -96,13 +113,16 @@ pub(super) async fn send(
         traceparent: None,
         version: crate::VERSION,
     };
-    let (attempt, outcome) = api
+    let (attempt, outcome) = state
         .client
-        .attempt(url, request, &payload, api.client.limits().total)
+        .attempt(url, request, &payload, state.client.limits().total)
         .await;
-    let refused = matches!(outcome.failure, Some(Failure::Status(_)));
-    let signed_content =
-        (refused && signatures.is_some()).then(|| format!("{}.{payload}", now.as_unix_seconds()));
+    let signed_content = match outcome.failure {
+        Some(Failure::Status(_)) if signatures.is_some() => {
+            Some(format!("{}.{payload}", now.as_unix_seconds()))
+        }
+        _ => None,
+    };
     let attempt = AttemptResponse::new(&event_id, event, None, &attempt);
     Ok(ok(TestEventResponse {
         event: event.as_str(),
@@ -113,11 +133,18 @@ pub(super) async fn send(
     }))
 }
 
-/// An event as it would come, of a job that there never was.
+/// The first of all event types that is in `events`.
+fn first_subscribed(events: &EventTypes) -> EventType {
+    EventType::ALL
+        .into_iter()
+        .find(|event| events.contains(*event))
+        .unwrap_or(EventType::JobCompleted)
+}
+
 fn sample_payload(
     event: EventType,
     account: &AccountId,
-    id: WebhookId,
+    webhook: WebhookId,
     url: &str,
     now: Timestamp,
 ) -> String {
@@ -126,7 +153,7 @@ fn sample_payload(
         EventType::JobFailed => JobOutcome::Failed,
         EventType::WebhookDisabled => {
             return event::webhook_disabled_payload(
-                id,
+                webhook,
                 url,
                 "This is a test: nothing was disabled.",
                 &now.to_rfc3339(),
@@ -141,12 +168,4 @@ fn sample_payload(
         now,
     )
     .to_canonical_json()
-}
-
-fn event_type<'de, D: Deserializer<'de>>(from: D) -> Result<Option<EventType>, D::Error> {
-    let event = EventType::parse(&body::deserialize_string(from)?);
-    let known = || EventType::ALL.map(EventType::as_str).join("`, `");
-    event
-        .map(Some)
-        .ok_or_else(|| D::Error::custom(format!("expected one of `{}`", known())))
 }

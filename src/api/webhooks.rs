@@ -1,481 +1,329 @@
-//! `/api/v1/webhooks`: the documented operations.
+//! `/api/v1/webhooks`: lists, creates, gets, updates and deletes webhooks.
 
-use std::{sync::Arc, time::Duration};
+mod requests;
+mod responses;
+
+use std::sync::Arc;
 
 use axum::{
     Json,
-    extract::{FromRequestParts, Path, State},
-    http::{HeaderMap, request::Parts},
+    extract::State,
+    http::{HeaderMap, StatusCode},
     response::Response,
 };
-use serde::{Deserialize, Deserializer, Serialize, de::Error as _};
-use sha2::{Digest, Sha256};
-use utoipa::ToSchema;
 
 use super::{
-    ApiError, AppState, SuccessResponse,
     auth::AuthenticatedAccount,
-    body::{self, EmptyBody, JsonBody},
-    created_response, error, ok,
-    openapi::{self, EventTypeSchema, FailureKindSchema, HealthStateSchema, WebhookStatusSchema},
+    body::{EmptyBody, JsonBody},
+    error::{ApiError, ErrorResponse},
+    path::{ApiPath, WebhookPath},
+    responses::{SuccessResponse, created, ok},
+    state::AppState,
 };
 use crate::{
     queue::ScheduledRetry,
     store::{
         resume::ResumeJob,
         update::WebhookUpdate,
-        webhooks::{CreateOutcome, IdempotencyKey, NewWebhook, WebhookRecord},
+        webhooks::{CreateOutcome, WebhookRecord},
     },
 };
 use nano_webhooks_core::{
-    delivery::attempt::FailureKind,
+    account_id::AccountId,
     endpoint_url::EndpointUrl,
-    event_type::EventTypes,
-    secret::Secret,
     timestamp::Timestamp,
-    webhook::{Webhook, WebhookId, WebhookStatus},
+    webhook::{WebhookId, WebhookStatus},
 };
+pub(super) use requests::{CreateWebhookRequest, UpdateWebhookRequest};
+use requests::{IdempotencyKeyHeader, parse_idempotency_key};
+use responses::{DeleteWebhookResponse, WebhookDetailResponse, WebhookResponse};
 
-/// How long an `Idempotency-Key` is remembered.
-const IDEMPOTENCY_TTL: Duration = Duration::from_hours(24);
-/// The longest description, in characters.
-pub(super) const MAX_DESCRIPTION: usize = 500;
-/// The longest `Idempotency-Key`.
-pub(super) const MAX_IDEMPOTENCY_KEY: usize = 255;
-
-/// A webhook: an endpoint, and what it subscribes to.
-// Exactly the four documented fields.
-#[derive(Serialize, ToSchema)]
-#[schema(as = Webhook)]
-pub(super) struct WebhookResponse {
-    /// Counted from 1 within the account, never reused.
-    #[schema(schema_with = openapi::webhook_id_schema)]
-    id: u64,
-    /// Where callbacks go, as it was given.
-    url: String,
-    #[schema(value_type = Vec<EventTypeSchema>)]
-    events: Vec<&'static str>,
-    #[schema(value_type = WebhookStatusSchema)]
-    status: &'static str,
-}
-
-impl From<&Webhook> for WebhookResponse {
-    fn from(webhook: &Webhook) -> Self {
-        Self {
-            id: webhook.id.get(),
-            url: webhook.url.as_str().to_owned(),
-            events: webhook.events.names().collect(),
-            status: webhook.status.as_str(),
-        }
-    }
-}
-
-/// A webhook with all that is known of it.
-#[derive(Serialize, ToSchema)]
-#[schema(as = WebhookDetail, example = json!({
-    "id": 1,
-    "url": "https://example.com/hooks",
-    "events": ["job.completed", "job.failed"],
-    "status": "active",
-    "created_at": "2024-12-23T10:00:00Z",
-    "updated_at": "2024-12-23T10:00:00Z",
-    "description": "billing",
-    "signed": true,
-    "disabled_reason": null,
-    "health": {"state": "healthy", "failing_since": null, "last_success_at": null, "last_failure": null},
-}))]
-pub(super) struct WebhookDetailResponse {
-    #[serde(flatten)]
-    webhook: WebhookResponse,
-    #[schema(format = DateTime)]
-    created_at: String,
-    #[schema(format = DateTime)]
-    updated_at: String,
-    /// The account's own note.
-    #[schema(required)]
-    description: Option<String>,
-    /// Whether it has a secret, so that what it receives is signed.
-    signed: bool,
-    /// Why it was disabled; `null` while it is active.
-    #[schema(required)]
-    disabled_reason: Option<String>,
-    health: HealthResponse,
-}
-
-/// How an endpoint does.
-#[derive(Serialize, ToSchema)]
-#[schema(as = Health)]
-pub(super) struct HealthResponse {
-    #[schema(value_type = HealthStateSchema)]
-    state: &'static str,
-    #[schema(required, format = DateTime)]
-    failing_since: Option<String>,
-    /// The first success since something was wrong, or ever: a success among successes is not written down.
-    #[schema(required, format = DateTime)]
-    last_success_at: Option<String>,
-    #[schema(required, value_type = Option<FailureKindSchema>)]
-    last_failure: Option<FailureKind>,
-}
-
-impl From<&WebhookRecord> for WebhookDetailResponse {
-    fn from(
-        WebhookRecord {
-            webhook,
-            secrets,
-            health,
-            detail,
-        }: &WebhookRecord,
-    ) -> Self {
-        Self {
-            webhook: WebhookResponse::from(webhook),
-            created_at: detail.created_at.to_rfc3339(),
-            updated_at: detail.updated_at.to_rfc3339(),
-            description: detail.description.clone(),
-            signed: !secrets.is_empty(),
-            disabled_reason: detail.disabled_reason.clone(),
-            health: HealthResponse {
-                state: health.label(),
-                failing_since: health.failing_since.map(Timestamp::to_rfc3339),
-                last_success_at: health
-                    .first_success_after_failure_at
-                    .map(Timestamp::to_rfc3339),
-                last_failure: health.last_failure,
-            },
-        }
-    }
-}
-
-/// What a webhook is changed by.
-// Of what may be `null`, `Some(None)` is that.
-#[derive(Default, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-#[schema(as = WebhookChange)]
-pub(super) struct UpdateWebhookRequest {
-    #[serde(default, deserialize_with = "url")]
-    #[schema(schema_with = openapi::url_schema)]
-    url: Option<EndpointUrl>,
-    #[serde(default, deserialize_with = "events")]
-    #[schema(schema_with = openapi::events_schema)]
-    events: Option<EventTypes>,
-    #[serde(default, deserialize_with = "status")]
-    #[schema(value_type = WebhookStatusSchema)]
-    status: Option<WebhookStatus>,
-    #[serde(default, deserialize_with = "secret_or_null")]
-    #[schema(schema_with = openapi::secret)]
-    secret_key: Option<Option<Secret>>,
-    #[serde(default, deserialize_with = "description_or_null")]
-    #[schema(schema_with = openapi::description_schema)]
-    description: Option<Option<String>>,
-}
-
-/// What a webhook is created from.
-#[derive(Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-#[schema(as = NewWebhook)]
-pub(super) struct CreateWebhookRequest {
-    #[serde(default, deserialize_with = "url")]
-    #[schema(required, schema_with = openapi::url_schema)]
-    url: Option<EndpointUrl>,
-    #[serde(default, deserialize_with = "events")]
-    #[schema(required, schema_with = openapi::events_schema)]
-    events: Option<EventTypes>,
-    #[serde(default, deserialize_with = "secret")]
-    #[schema(schema_with = openapi::secret)]
-    secret_key: Option<Secret>,
-    #[serde(default, deserialize_with = "description")]
-    #[schema(schema_with = openapi::description_schema)]
-    description: Option<String>,
-}
-
-/// The webhook that was deleted.
-#[derive(Serialize, ToSchema)]
-#[schema(as = DeletedWebhook)]
-pub(super) struct DeleteWebhookResponse {
-    #[schema(schema_with = openapi::webhook_id_schema)]
-    id: u64,
-}
-
-/// Lists the account's webhooks
+/// List webhooks
 ///
-/// All of them, in the order of their ids.
-#[utoipa::path(get, path = "/api/v1/webhooks", operation_id = "listWebhooks", tag = "Webhooks",
-    responses((status = 200, description = "The webhooks.", body = Vec<WebhookResponse>,
-        example = json!({"success":true,"data":[{"id":1,"url":"https://example.com/hooks","events":["job.completed","job.failed"],"status":"active"}]})),
-        AuthenticatedAccount))]
+/// Returns all webhooks of the account, ordered by id.
+#[utoipa::path(
+    get,
+    path = "/api/v1/webhooks",
+    operation_id = "listWebhooks",
+    tag = "Webhooks",
+    responses(
+        (
+            status = 200,
+            description = "The webhooks.",
+            body = Vec<WebhookResponse>,
+            example = json!({
+                "success": true,
+                "data": [{
+                    "id": 1,
+                    "url": "https://example.com/hooks",
+                    "events": ["job.completed", "job.failed"],
+                    "status": "active",
+                }],
+            }),
+        ),
+        AuthenticatedAccount,
+    ),
+)]
 pub(super) async fn list(
-    State(api): State<Arc<AppState>>,
+    State(state): State<Arc<AppState>>,
     AuthenticatedAccount(account): AuthenticatedAccount,
 ) -> Result<Json<SuccessResponse<Vec<WebhookResponse>>>, ApiError> {
-    let webhooks = api.store.webhooks().list(&account).await?;
+    let webhooks = state.store.webhooks().list(&account).await?;
     Ok(ok(webhooks.iter().map(WebhookResponse::from).collect()))
 }
 
-/// Creates a webhook
+/// Create a webhook
 ///
-/// With an `Idempotency-Key`, the same request sent again within 24 hours has the same answer and creates nothing more. The
-/// secret is in no answer.
-#[utoipa::path(post, path = "/api/v1/webhooks", operation_id = "createWebhook", tag = "Webhooks",
-    params(openapi::IdempotencyKey),
-    request_body(content = CreateWebhookRequest, example = json!({"url":"https://example.com/hooks","events":["job.completed","job.failed"],"secret_key":"my-secret-key"})),
-    responses((status = 201, description = "The webhook.", body = WebhookResponse,
-        headers(("Location" = String, description = "The path of the webhook.")),
-        example = json!({"success":true,"data":{"id":1,"url":"https://example.com/hooks","events":["job.completed","job.failed"],"status":"active"}})),
-        (status = 409, description = "The account has as many webhooks as it may have, or the `Idempotency-Key` was used \
-            with another body.", body = error::ErrorResponse,
-        example = json!({"success":false,"error":{"code":"conflict","message":"The account has 50 webhooks, which is its limit: delete one first"}})),
-        AuthenticatedAccount, JsonBody<CreateWebhookRequest>))]
+/// The response does not contain the secret.
+#[utoipa::path(
+    post,
+    path = "/api/v1/webhooks",
+    operation_id = "createWebhook",
+    tag = "Webhooks",
+    params(IdempotencyKeyHeader),
+    request_body(
+        content = CreateWebhookRequest,
+        example = json!({
+            "url": "https://example.com/hooks",
+            "events": ["job.completed", "job.failed"],
+            "secret_key": "my-secret-key",
+        }),
+    ),
+    responses(
+        (
+            status = 201,
+            description = "The webhook was created.",
+            body = WebhookResponse,
+            headers(("Location" = String, description = "The path of the webhook.")),
+            example = json!({
+                "success": true,
+                "data": {
+                    "id": 1,
+                    "url": "https://example.com/hooks",
+                    "events": ["job.completed", "job.failed"],
+                    "status": "active",
+                },
+            }),
+        ),
+        (
+            status = 409,
+            description = "The account has reached its limit of webhooks, or the \
+                `Idempotency-Key` was used for a different request.",
+            body = ErrorResponse,
+            example = json!({
+                "success": false,
+                "error": {
+                    "code": "conflict",
+                    "message": "The account has reached its limit of 50 webhooks; delete one first",
+                },
+            }),
+        ),
+        AuthenticatedAccount,
+        JsonBody<CreateWebhookRequest>,
+    ),
+)]
 pub(super) async fn create(
-    State(api): State<Arc<AppState>>,
+    State(state): State<Arc<AppState>>,
     AuthenticatedAccount(account): AuthenticatedAccount,
     headers: HeaderMap,
     JsonBody { value, bytes }: JsonBody<CreateWebhookRequest>,
 ) -> Result<Response, ApiError> {
-    let now = api.clock.now();
-    let idempotency = idempotency(&headers, &bytes, now)?;
-    let url = value.url.ok_or_else(|| {
-        ApiError::field("url", "missing, expected a URL that begins with `https://`")
-    })?;
-    let events = value
-        .events
-        .ok_or_else(|| ApiError::field("events", "missing, expected an array of events"))?;
-    api.guard
-        .check(&url)
-        .await
-        .map_err(|reason| ApiError::field("url", reason))?;
-    let new = NewWebhook {
-        url,
-        events,
-        secret: value.secret_key,
-        description: value.description,
-    };
-    let limit = api.webhooks_per_account;
-    match api
+    let now = state.clock.now();
+    let idempotency_key = parse_idempotency_key(&headers, &bytes, now)?;
+    let new = value.into_new_webhook()?;
+    check_target(&state, &new.url).await?;
+    let limit = state.webhooks_per_account;
+    let outcome = state
         .store
         .webhooks()
-        .create(&account, &new, limit, idempotency.as_ref(), now)
-        .await?
-    {
-        CreateOutcome::Webhook(webhook) => Ok(created_response(
+        .create(&account, &new, limit, idempotency_key.as_ref(), now)
+        .await?;
+    match outcome {
+        CreateOutcome::Webhook(webhook) => Ok(created(
+            StatusCode::CREATED,
             format!("/api/v1/webhooks/{}", webhook.id),
             WebhookResponse::from(&webhook),
         )),
         CreateOutcome::LimitReached => Err(ApiError::Conflict(format!(
-            "The account has {limit} webhooks, which is its limit: delete one first"
+            "The account has reached its limit of {limit} webhooks; delete one first"
         ))),
         CreateOutcome::IdempotencyKeyReused => Err(ApiError::Conflict(
-            "Idempotency-Key: was used with another body, expected a new key".to_owned(),
+            "Idempotency-Key: already used for a different request; use a new key".to_owned(),
         )),
     }
 }
 
-/// Shows a webhook
+/// Get a webhook
 ///
-/// With its health and, if it is disabled, why.
-#[utoipa::path(get, path = "/api/v1/webhooks/{id}", operation_id = "getWebhook", tag = "Webhooks", params(WebhookPath),
-    responses((status = 200, description = "The webhook.", body = WebhookDetailResponse),
-        AuthenticatedAccount, WebhookPath))]
-pub(super) async fn show(
-    State(api): State<Arc<AppState>>,
+/// Returns the webhook with the health of its endpoint and, if it is disabled, the reason.
+#[utoipa::path(
+    get,
+    path = "/api/v1/webhooks/{id}",
+    operation_id = "getWebhook",
+    tag = "Webhooks",
+    params(WebhookPath),
+    responses(
+        (status = 200, description = "The webhook.", body = WebhookDetailResponse),
+        AuthenticatedAccount,
+        ApiPath<WebhookPath>,
+    ),
+)]
+pub(super) async fn get(
+    State(state): State<Arc<AppState>>,
     AuthenticatedAccount(account): AuthenticatedAccount,
-    WebhookPath(id): WebhookPath,
+    ApiPath(path): ApiPath<WebhookPath>,
 ) -> Result<Json<SuccessResponse<WebhookDetailResponse>>, ApiError> {
-    let subscriber = api
-        .store
-        .webhooks()
-        .get_record(&account, id)
-        .await?
-        .ok_or_else(|| webhook_not_found(id))?;
-    Ok(ok(WebhookDetailResponse::from(&subscriber)))
+    let record = load_webhook(&state, &account, path.webhook).await?;
+    Ok(ok(WebhookDetailResponse::from(&record)))
 }
 
-/// Changes a webhook
+/// Update a webhook
 ///
-/// What is not named stays. Enabling a webhook forgets its bad health and sends what was parked.
-#[utoipa::path(patch, path = "/api/v1/webhooks/{id}", operation_id = "changeWebhook", tag = "Webhooks", params(WebhookPath),
-    request_body(content = UpdateWebhookRequest, example = json!({"status":"active","description":"billing"})),
-    responses((status = 200, description = "The webhook as it is now.", body = WebhookDetailResponse), AuthenticatedAccount, WebhookPath, JsonBody<UpdateWebhookRequest>))]
-pub(super) async fn change(
-    State(api): State<Arc<AppState>>,
+/// Fields that are absent from the request keep their value. Setting `status` to `active` resets
+/// the health of the endpoint and sends the deliveries that were paused.
+#[utoipa::path(
+    patch,
+    path = "/api/v1/webhooks/{id}",
+    operation_id = "updateWebhook",
+    tag = "Webhooks",
+    params(WebhookPath),
+    request_body(
+        content = UpdateWebhookRequest,
+        example = json!({ "status": "active", "description": "billing" }),
+    ),
+    responses(
+        (status = 200, description = "The updated webhook.", body = WebhookDetailResponse),
+        AuthenticatedAccount,
+        ApiPath<WebhookPath>,
+        JsonBody<UpdateWebhookRequest>,
+    ),
+)]
+pub(super) async fn update(
+    State(state): State<Arc<AppState>>,
     AuthenticatedAccount(account): AuthenticatedAccount,
-    WebhookPath(id): WebhookPath,
+    ApiPath(path): ApiPath<WebhookPath>,
     JsonBody { value, .. }: JsonBody<UpdateWebhookRequest>,
 ) -> Result<Json<SuccessResponse<WebhookDetailResponse>>, ApiError> {
-    if let Some(url) = &value.url {
-        api.guard
-            .check(url)
-            .await
-            .map_err(|reason| ApiError::field("url", reason))?;
+    let webhook = path.webhook;
+    let update = WebhookUpdate::from(value);
+    if let Some(url) = &update.url {
+        check_target(&state, url).await?;
     }
-    let UpdateWebhookRequest {
-        url,
-        events,
-        status,
-        secret_key: secret,
-        description,
-    } = value;
-    let change = WebhookUpdate {
-        url,
-        events,
-        status,
-        secret,
-        description,
-    };
-    let now = api.clock.now();
-    if !api
+    let now = state.clock.now();
+    let exists = state
         .store
         .webhooks()
-        .update(&account, id, &change, now)
-        .await?
-    {
-        return Err(webhook_not_found(id));
+        .update(&account, webhook, &update, now)
+        .await?;
+    if !exists {
+        return Err(webhook_not_found(webhook));
     }
-    if status == Some(WebhookStatus::Active) {
-        // The first step at once; the sweep takes the others, and this one too if it fails.
-        match api
-            .store
-            .resumes()
-            .run_step(&ResumeJob::new(account.clone(), id, now), now)
-            .await
-        {
-            Ok(due) => {
-                api.queue
-                    .set(due.into_iter().map(ScheduledRetry::from).collect(), now)
-                    .await
-            }
-            Err(error) => {
-                tracing::warn!(account = account.as_str(), webhook = %id, %error, "parked deliveries are left to the sweep");
-            }
-        }
+    if update.status == Some(WebhookStatus::Active) {
+        start_resume(&state, &account, webhook, now).await;
     }
-    let subscriber = api
-        .store
-        .webhooks()
-        .get_record(&account, id)
-        .await?
-        .ok_or_else(|| webhook_not_found(id))?;
-    Ok(ok(WebhookDetailResponse::from(&subscriber)))
+    let record = load_webhook(&state, &account, webhook).await?;
+    Ok(ok(WebhookDetailResponse::from(&record)))
 }
 
-/// Deletes a webhook
+/// Delete a webhook
 ///
-/// What is pending to it is cancelled; its deliveries stay readable. A body is not needed, and may be `{}`.
-#[utoipa::path(delete, path = "/api/v1/webhooks/{id}", operation_id = "deleteWebhook", tag = "Webhooks", params(WebhookPath),
-    responses((status = 200, description = "The webhook is deleted.", body = DeleteWebhookResponse,
-        example = json!({"success":true,"data":{"id":1}})), AuthenticatedAccount, WebhookPath, EmptyBody))]
-pub(super) async fn remove(
-    State(api): State<Arc<AppState>>,
+/// Pending deliveries are cancelled. All deliveries stay readable. The request body may be absent
+/// or `{}`.
+#[utoipa::path(
+    delete,
+    path = "/api/v1/webhooks/{id}",
+    operation_id = "deleteWebhook",
+    tag = "Webhooks",
+    params(WebhookPath),
+    responses(
+        (
+            status = 200,
+            description = "The webhook was deleted.",
+            body = DeleteWebhookResponse,
+            example = json!({ "success": true, "data": { "id": 1 } }),
+        ),
+        AuthenticatedAccount,
+        ApiPath<WebhookPath>,
+        EmptyBody,
+    ),
+)]
+pub(super) async fn delete(
+    State(state): State<Arc<AppState>>,
     AuthenticatedAccount(account): AuthenticatedAccount,
-    WebhookPath(id): WebhookPath,
+    ApiPath(path): ApiPath<WebhookPath>,
     _: EmptyBody,
 ) -> Result<Json<SuccessResponse<DeleteWebhookResponse>>, ApiError> {
-    if !api.store.webhooks().delete(&account, id).await? {
-        return Err(webhook_not_found(id));
+    let webhook = path.webhook;
+    if !state.store.webhooks().delete(&account, webhook).await? {
+        return Err(webhook_not_found(webhook));
     }
-    if let Err(error) = api
+    let cancelled = state
         .store
         .leases()
-        .cancel_pending(&account, id, api.clock.now(), api.retention)
+        .cancel_pending(&account, webhook, state.clock.now(), state.retention)
+        .await;
+    if let Err(error) = cancelled {
+        // The request succeeded: the webhook is deleted, and a delivery that becomes due is
+        // cancelled then.
+        tracing::warn!(
+            account = account.as_str(), %webhook, %error,
+            "Some pending deliveries of a deleted webhook are not cancelled yet"
+        );
+    }
+    Ok(ok(DeleteWebhookResponse { id: webhook.get() }))
+}
+
+/// Checks a URL against the target policy.
+async fn check_target(state: &AppState, url: &EndpointUrl) -> Result<(), ApiError> {
+    state
+        .guard
+        .check(url)
         .await
-    {
-        // The webhook is deleted, which is what was asked for; what is pending is cancelled as it comes up.
-        tracing::warn!(account = account.as_str(), webhook = %id, %error, "not all pending deliveries were cancelled at once");
-    }
-    Ok(ok(DeleteWebhookResponse { id: id.get() }))
+        .map_err(|reason| ApiError::field("url", reason))
 }
 
-pub(super) fn webhook_not_found(id: WebhookId) -> ApiError {
-    ApiError::NotFound(format!("No webhook {id}"))
-}
-
-/// The webhook that a request's path names. What cannot be an id names nothing that exists.
-pub(super) struct WebhookPath(pub WebhookId);
-
-impl<S: Send + Sync> FromRequestParts<S> for WebhookPath {
-    type Rejection = ApiError;
-
-    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
-        let id = Path::<String>::from_request_parts(parts, state)
-            .await
-            .map_or_else(|_| String::new(), |Path(id)| id);
-        let shown: String = id.chars().take(64).collect();
-        WebhookId::parse(&id)
-            .map(Self)
-            .ok_or_else(|| ApiError::NotFound(format!("No webhook {shown}")))
+/// Runs the first step of sending the paused deliveries. The sweep runs the other steps, and this
+/// one too if it fails.
+async fn start_resume(state: &AppState, account: &AccountId, webhook: WebhookId, now: Timestamp) {
+    let job = ResumeJob::new(account.clone(), webhook, now);
+    match state.store.resumes().run_step(&job, now).await {
+        Ok(due) => {
+            let retries = due.into_iter().map(ScheduledRetry::from).collect();
+            state.queue.set(retries, now).await;
+        }
+        Err(error) => tracing::warn!(
+            account = account.as_str(), %webhook, %error,
+            "Could not resume paused deliveries at once; the sweep will"
+        ),
     }
 }
 
-/// The request's `Idempotency-Key`, with a fingerprint of its body.
-fn idempotency(
-    headers: &HeaderMap,
-    body: &[u8],
-    now: Timestamp,
-) -> Result<Option<IdempotencyKey>, ApiError> {
-    let mut values = headers.get_all("idempotency-key").iter();
-    let Some(value) = values.next() else {
-        return Ok(None);
-    };
-    let key = value
-        .to_str()
-        .ok()
-        .filter(|key| (1..=MAX_IDEMPOTENCY_KEY).contains(&key.len()) && values.next().is_none());
-    let key = key.ok_or_else(|| {
-        ApiError::field(
-            "Idempotency-Key",
-            "expected one, of 1 to 255 printable ASCII characters",
-        )
-    })?;
-    Ok(Some(IdempotencyKey {
-        key: key.to_owned(),
-        sha256: Sha256::digest(body).into(),
-        expires_at: now + IDEMPOTENCY_TTL,
-    }))
+/// Loads a webhook, or returns 404.
+pub(super) async fn load_webhook(
+    state: &AppState,
+    account: &AccountId,
+    webhook: WebhookId,
+) -> Result<WebhookRecord, ApiError> {
+    let record = state.store.webhooks().get_record(account, webhook).await?;
+    record.ok_or_else(|| webhook_not_found(webhook))
 }
 
-fn url<'de, D: Deserializer<'de>>(from: D) -> Result<Option<EndpointUrl>, D::Error> {
-    EndpointUrl::parse(&body::deserialize_string(from)?)
-        .map(Some)
-        .map_err(D::Error::custom)
-}
-
-fn events<'de, D: Deserializer<'de>>(from: D) -> Result<Option<EventTypes>, D::Error> {
-    EventTypes::parse(body::deserialize_strings(from)?.iter().map(String::as_str))
-        .map(Some)
-        .map_err(D::Error::custom)
-}
-
-fn status<'de, D: Deserializer<'de>>(from: D) -> Result<Option<WebhookStatus>, D::Error> {
-    let status = WebhookStatus::parse(&body::deserialize_string(from)?);
-    status
-        .map(Some)
-        .ok_or_else(|| D::Error::custom("expected `active` or `disabled`"))
-}
-
-/// A secret, or `null` for none.
-pub(super) fn secret<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Secret>, D::Error> {
-    body::deserialize_optional_string(from)?
-        .map(Secret::parse)
-        .transpose()
-        .map_err(D::Error::custom)
-}
-
-fn secret_or_null<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Option<Secret>>, D::Error> {
-    secret(from).map(Some)
-}
-
-/// A note, or `null` for none.
-fn description<'de, D: Deserializer<'de>>(from: D) -> Result<Option<String>, D::Error> {
-    let text = body::deserialize_optional_string(from)?;
-    if text
-        .as_ref()
-        .is_some_and(|text| text.chars().count() > MAX_DESCRIPTION)
-    {
-        return Err(D::Error::custom("expected at most 500 characters"));
+/// Returns 404 if the webhook does not exist, and 409 if it is disabled.
+pub(super) async fn require_active_webhook(
+    state: &AppState,
+    account: &AccountId,
+    webhook: WebhookId,
+) -> Result<(), ApiError> {
+    let record = load_webhook(state, account, webhook).await?;
+    match record.webhook.status {
+        WebhookStatus::Active => Ok(()),
+        WebhookStatus::Disabled => Err(ApiError::Conflict(format!(
+            "Webhook {webhook} is disabled; enable it first"
+        ))),
     }
-    Ok(text)
 }
 
-fn description_or_null<'de, D: Deserializer<'de>>(
-    from: D,
-) -> Result<Option<Option<String>>, D::Error> {
-    description(from).map(Some)
+/// The 404 response for a webhook.
+pub(super) fn webhook_not_found(webhook: WebhookId) -> ApiError {
+    ApiError::no_such("webhook", webhook)
 }

@@ -63,7 +63,7 @@ async fn the_old_secret_signs_beside_the_new_for_the_grace_time_and_no_longer() 
         .to_owned();
     assert_eq!(
         answer.json["data"],
-        json!({"id": 1, "secret_key": new, "previous_valid_until": "2024-12-23T12:00:00Z", "live_secrets": 2})
+        json!({"id": 1, "secret_key": new, "previous_valid_until": "2024-12-23T12:00:00Z", "active_secrets": 2})
     );
     let received = deliver(&app, &receiver, 2).await;
     assert!(received.is_signed_by(OLD) && received.is_signed_by(&new));
@@ -95,7 +95,7 @@ async fn a_secret_can_be_given_and_without_grace_the_old_one_ends_at_once() {
     .await;
     assert_eq!(
         answer.json["data"],
-        json!({"id": 1, "previous_valid_until": null, "live_secrets": 1})
+        json!({"id": 1, "previous_valid_until": null, "active_secrets": 1})
     );
     let received = deliver(&app, &receiver, 1).await;
     assert!(!received.is_signed_by(OLD) && received.is_signed_by("the-new-secret"));
@@ -107,7 +107,7 @@ async fn a_webhook_without_a_secret_gets_its_first() {
     app.create(json!({"url": receiver.url("/hook"), "events": ["job.completed"]}))
         .await;
     let answer = app.post_to("/api/v1/webhooks/1/rotate-secret").await;
-    assert_eq!(answer.json["data"]["live_secrets"], 1, "{}", answer.text);
+    assert_eq!(answer.json["data"]["active_secrets"], 1, "{}", answer.text);
     let secret = answer.json["data"]["secret_key"].as_str().unwrap();
     assert!(deliver(&app, &receiver, 1).await.is_signed_by(secret));
 }
@@ -121,7 +121,7 @@ async fn three_secrets_sign_at_most_and_a_fourth_waits_until_one_has_ended() {
     .await;
     for (hours, live) in [(json!(1), 2), (json!(5.0), 3)] {
         assert_eq!(
-            rotate(&app, json!({"grace_hours": hours})).await.json["data"]["live_secrets"],
+            rotate(&app, json!({"grace_hours": hours})).await.json["data"]["active_secrets"],
             live
         );
     }
@@ -140,9 +140,9 @@ async fn three_secrets_sign_at_most_and_a_fourth_waits_until_one_has_ended() {
 
     app.clock.advance(HOUR);
     let answer = rotate(&app, json!({})).await;
-    assert_eq!(answer.json["data"]["live_secrets"], 3, "{}", answer.text);
+    assert_eq!(answer.json["data"]["active_secrets"], 3, "{}", answer.text);
     let answer = rotate(&app, json!({"grace_hours": 0})).await;
-    assert_eq!(answer.json["data"]["live_secrets"], 1, "{}", answer.text);
+    assert_eq!(answer.json["data"]["active_secrets"], 1, "{}", answer.text);
 }
 
 #[tokio::test]
@@ -204,7 +204,7 @@ async fn rotations_at_the_same_time_lose_no_secret() {
     let answers = futures_util::future::join_all((0..4).map(|_| rotate(&app, json!({})))).await;
     let mut live: Vec<_> = answers
         .iter()
-        .filter_map(|answer| answer.json["data"]["live_secrets"].as_u64())
+        .filter_map(|answer| answer.json["data"]["active_secrets"].as_u64())
         .collect();
     live.sort_unstable();
     assert_eq!(live, [2, 3]);

@@ -51,7 +51,7 @@ async fn a_sample_of_the_chosen_event_is_sent_signed_and_the_answer_is_the_attem
             ),
             (&json!(200), &Value::Null, &Value::Null)
         );
-        assert!(data["phases"]["answer_ms"].is_number(), "{data}");
+        assert!(data["timings"]["wait_ms"].is_number(), "{data}");
         assert!(received.is_signed_by("my-secret-key"));
     }
     assert_eq!(

@@ -28,7 +28,7 @@ pub async fn show(args: ShowDeliveryArgs) -> anyhow::Result<()> {
         .is_none();
     let mut out = std::io::stdout();
     if args.json {
-        let response = DeliveryResponse::from(&delivery).of_webhook(is_deleted);
+        let response = DeliveryResponse::from(&delivery).as_cancelled_if(is_deleted);
         writeln!(out, "{}", serde_json::to_string(&response)?)?;
     } else {
         let now = Clock::system().now();

@@ -93,7 +93,7 @@ fn print(deliveries: Vec<ListedDelivery>, as_json: bool) -> anyhow::Result<()> {
             let json = ListedDeliveryJson {
                 webhook_id: delivery.webhook.get(),
                 summary: DeliverySummaryResponse::from(delivery.summary)
-                    .of_webhook(delivery.is_webhook_deleted),
+                    .as_cancelled_if(delivery.is_webhook_deleted),
             };
             writeln!(out, "{}", serde_json::to_string(&json)?)?;
         } else {

@@ -1,0 +1,124 @@
+//! The query of the delivery list, and its cursor.
+
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use serde::{Deserialize, Deserializer, de::Error as _};
+use serde_json::json;
+use utoipa::{
+    IntoParams,
+    openapi::{Object, ObjectBuilder, Ref, RefOr, Schema, Type},
+};
+
+use crate::{
+    api::{
+        error::ApiError,
+        fields::{deserialize_event_type, deserialize_string},
+    },
+    store::delivery_log::{DeliveryFilter, DeliveryStatus},
+};
+use nano_webhooks_core::{event::EventId, event_type::EventType, webhook::WebhookId};
+
+const DEFAULT_LIMIT: usize = 50;
+const MAX_LIMIT: usize = 100;
+
+/// Selects deliveries.
+#[derive(Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(crate) struct ListDeliveriesQuery {
+    /// Only deliveries with this status.
+    #[serde(default, deserialize_with = "deserialize_status")]
+    #[param(required = false, schema_with = status_schema)]
+    status: Option<DeliveryStatus>,
+    /// Only deliveries of events of this type.
+    #[serde(default, deserialize_with = "deserialize_event_type")]
+    #[param(required = false, schema_with = event_schema)]
+    event: Option<EventType>,
+    /// The maximum number of deliveries.
+    #[serde(default = "default_limit", deserialize_with = "deserialize_limit")]
+    #[param(required = false, schema_with = limit_schema)]
+    limit: usize,
+    /// The `next_cursor` of the previous page.
+    #[serde(default)]
+    #[param(required = false, schema_with = cursor_schema)]
+    cursor: Option<String>,
+}
+
+impl ListDeliveriesQuery {
+    /// Resolves the cursor, which is only valid for the deliveries of the same webhook.
+    pub fn into_filter(self, webhook: WebhookId) -> Result<DeliveryFilter, ApiError> {
+        let after = match self.cursor {
+            Some(cursor) => Some(parse_cursor(webhook, &cursor).ok_or_else(|| {
+                ApiError::field(
+                    "cursor",
+                    "expected the `next_cursor` of a page of this webhook's deliveries",
+                )
+            })?),
+            None => None,
+        };
+        Ok(DeliveryFilter {
+            status: self.status,
+            event: self.event,
+            after,
+            limit: self.limit,
+        })
+    }
+}
+
+/// The cursor of the page after `event`.
+pub(crate) fn format_cursor(webhook: WebhookId, event: &EventId) -> String {
+    URL_SAFE_NO_PAD.encode(format!("{webhook}.{event}"))
+}
+
+fn parse_cursor(webhook: WebhookId, cursor: &str) -> Option<EventId> {
+    let text = String::from_utf8(URL_SAFE_NO_PAD.decode(cursor).ok()?).ok()?;
+    EventId::parse(text.strip_prefix(&format!("{webhook}."))?)
+}
+
+const fn default_limit() -> usize {
+    DEFAULT_LIMIT
+}
+
+fn deserialize_status<'de, D: Deserializer<'de>>(
+    from: D,
+) -> Result<Option<DeliveryStatus>, D::Error> {
+    let name = deserialize_string(from)?;
+    for status in DeliveryStatus::ALL {
+        if status.as_str() == name {
+            return Ok(Some(status));
+        }
+    }
+    Err(D::Error::custom(
+        "expected `pending`, `delivered`, `failed` or `cancelled`",
+    ))
+}
+
+fn deserialize_limit<'de, D: Deserializer<'de>>(from: D) -> Result<usize, D::Error> {
+    match deserialize_string(from)?.parse() {
+        Ok(limit) if (1..=MAX_LIMIT).contains(&limit) => Ok(limit),
+        _ => Err(D::Error::custom("expected a whole number from 1 to 100")),
+    }
+}
+
+fn status_schema() -> RefOr<Schema> {
+    Ref::from_schema_name("DeliveryStatus").into()
+}
+
+fn event_schema() -> RefOr<Schema> {
+    Ref::from_schema_name("EventType").into()
+}
+
+fn limit_schema() -> Object {
+    ObjectBuilder::new()
+        .schema_type(Type::Integer)
+        .minimum(Some(1))
+        .maximum(Some(MAX_LIMIT))
+        .default(Some(json!(DEFAULT_LIMIT)))
+        .build()
+}
+
+fn cursor_schema() -> Object {
+    ObjectBuilder::new()
+        .schema_type(Type::String)
+        .min_length(Some(1))
+        .build()
+}

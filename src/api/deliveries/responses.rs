@@ -1,0 +1,283 @@
+//! Deliveries and attempts as clients see them.
+
+use serde::Serialize;
+use serde_json::{Map, Value};
+use utoipa::ToSchema;
+
+use crate::{
+    api::schemas::{self, DeliveryStatusSchema, EventTypeSchema, FailureKindSchema},
+    store::delivery_log::{DeliveryStatus, DeliverySummary},
+};
+use nano_webhooks_core::{
+    delivery::{
+        Delivery, DeliveryState,
+        attempt::{Attempt, FailureKind},
+        timings::PhaseTimings,
+    },
+    event::{EventId, traceparent::Traceparent},
+    event_type::EventType,
+    timestamp::Timestamp,
+};
+
+/// A page of deliveries.
+#[derive(Serialize, ToSchema)]
+#[schema(as = DeliveryList)]
+pub(crate) struct DeliveryListResponse {
+    #[schema(schema_with = schemas::const_true)]
+    pub success: bool,
+    pub data: Vec<DeliverySummaryResponse>,
+    /// The `cursor` of the next page. `null` if this is the last page. A page with fewer than
+    /// `limit` deliveries may be followed by others.
+    #[schema(required)]
+    pub next_cursor: Option<String>,
+}
+
+/// A delivery: one event for one webhook.
+#[derive(Serialize, ToSchema)]
+#[schema(as = DeliverySummary, example = json!({
+    "event_id": "evt_01JFSFB4807P0XDV4PAY2Y4PMB",
+    "event": "job.completed",
+    "task_id": "task_xxx",
+    "status": "delivered",
+    "attempt_count": 1,
+    "created_at": "2024-12-23T10:00:00Z",
+    "next_attempt_at": null,
+    "last_failure": null,
+}))]
+pub struct DeliverySummaryResponse {
+    #[schema(schema_with = schemas::event_id)]
+    event_id: String,
+    #[schema(value_type = EventTypeSchema)]
+    event: String,
+    /// The id of the job. `null` if the event does not concern a job.
+    #[schema(required)]
+    task_id: Option<String>,
+    #[schema(value_type = DeliveryStatusSchema)]
+    status: String,
+    /// The number of attempts so far.
+    attempt_count: u32,
+    #[schema(format = DateTime)]
+    created_at: String,
+    /// When the next attempt is due. `null` if none is.
+    #[schema(required, format = DateTime)]
+    next_attempt_at: Option<String>,
+    /// Why the latest attempt failed. `null` if it succeeded.
+    #[schema(required, value_type = Option<FailureKindSchema>)]
+    last_failure: Option<FailureKind>,
+}
+
+impl DeliverySummaryResponse {
+    /// Shows a pending delivery as cancelled if its webhook was deleted. The delivery itself is
+    /// cancelled a while later.
+    #[must_use]
+    pub fn as_cancelled_if(self, is_webhook_deleted: bool) -> Self {
+        if is_webhook_deleted && self.status == DeliveryStatus::Pending.as_str() {
+            return Self {
+                status: DeliveryStatus::Cancelled.as_str().to_owned(),
+                next_attempt_at: None,
+                ..self
+            };
+        }
+        self
+    }
+}
+
+impl From<DeliverySummary> for DeliverySummaryResponse {
+    fn from(DeliverySummary { event_id, row }: DeliverySummary) -> Self {
+        Self {
+            event_id: event_id.to_string(),
+            event: row.event,
+            task_id: row.task_id,
+            status: row.status,
+            attempt_count: row.attempt_count,
+            created_at: row.created_at.to_rfc3339(),
+            next_attempt_at: row.next_attempt_at.map(Timestamp::to_rfc3339),
+            last_failure: row.last_failure,
+        }
+    }
+}
+
+impl From<&Delivery> for DeliverySummaryResponse {
+    fn from(delivery: &Delivery) -> Self {
+        let next_attempt_at = match delivery.state {
+            DeliveryState::Pending(due_at) => Some(due_at.to_rfc3339()),
+            _ => None,
+        };
+        Self {
+            event_id: delivery.key.event.to_string(),
+            event: delivery.event_type.as_str().to_owned(),
+            task_id: delivery.task_id.clone(),
+            status: delivery.state.as_str().to_owned(),
+            attempt_count: delivery.attempt_count,
+            created_at: delivery.created_at.to_rfc3339(),
+            next_attempt_at,
+            last_failure: delivery.attempts.last().and_then(|attempt| attempt.failure),
+        }
+    }
+}
+
+/// A delivery with its payload and attempts.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Delivery)]
+pub struct DeliveryResponse {
+    #[serde(flatten)]
+    summary: DeliverySummaryResponse,
+    /// The request body that the endpoint receives, exactly as sent.
+    payload: String,
+    /// The endpoint URL.
+    url: String,
+    /// The latest 20 attempts, oldest first.
+    attempts: Vec<AttemptResponse>,
+}
+
+impl DeliveryResponse {
+    /// See [`DeliverySummaryResponse::as_cancelled_if`].
+    #[must_use]
+    pub fn as_cancelled_if(self, is_webhook_deleted: bool) -> Self {
+        Self {
+            summary: self.summary.as_cancelled_if(is_webhook_deleted),
+            ..self
+        }
+    }
+}
+
+impl From<&Delivery> for DeliveryResponse {
+    fn from(delivery: &Delivery) -> Self {
+        let mut attempts = Vec::with_capacity(delivery.attempts.len());
+        for attempt in &delivery.attempts {
+            attempts.push(AttemptResponse::new(
+                &delivery.key.event,
+                delivery.event_type,
+                delivery.traceparent.as_ref(),
+                attempt,
+            ));
+        }
+        Self {
+            summary: DeliverySummaryResponse::from(delivery),
+            payload: delivery.body.to_string(),
+            url: delivery.url.clone(),
+            attempts,
+        }
+    }
+}
+
+/// One request to the endpoint and its outcome.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Attempt, example = json!({
+    "number": 1,
+    "at": "2024-12-23T10:00:00.25Z",
+    "duration_ms": 61,
+    "timings": {
+        "dns_ms": 4.2,
+        "connect_ms": 11.9,
+        "tls_ms": 20.4,
+        "wait_ms": 23.8,
+        "receive_ms": 0.1,
+    },
+    "status_code": 503,
+    "failure": "status",
+    "detail": "The endpoint responded with status 503. Respond with 2xx to accept an event.",
+    "response_excerpt": "Try again later",
+    "request_headers": {
+        "content-type": "application/json",
+        "webhook-id": "evt_01JFSFB4807P0XDV4PAY2Y4PMB",
+    },
+}))]
+pub(crate) struct AttemptResponse {
+    /// 1 for the first attempt.
+    #[schema(minimum = 1)]
+    number: u32,
+    /// When the attempt started.
+    #[schema(format = DateTime)]
+    at: String,
+    duration_ms: u64,
+    timings: TimingsResponse,
+    /// The status code of the response. `null` if there was no response.
+    #[schema(required, minimum = 100, maximum = 999)]
+    status_code: Option<u16>,
+    /// Why the attempt failed. `null` if it succeeded.
+    #[schema(required, value_type = Option<FailureKindSchema>)]
+    failure: Option<FailureKind>,
+    /// The failure in one sentence, with advice.
+    #[schema(required)]
+    detail: Option<String>,
+    /// The first part of the response body.
+    #[schema(required)]
+    response_excerpt: Option<String>,
+    /// The request headers that were sent.
+    #[schema(value_type = std::collections::BTreeMap<String, String>)]
+    request_headers: Map<String, Value>,
+}
+
+impl AttemptResponse {
+    pub fn new(
+        event: &EventId,
+        event_type: EventType,
+        traceparent: Option<&Traceparent>,
+        attempt: &Attempt,
+    ) -> Self {
+        let request = attempt.to_request(event, event_type, traceparent);
+        let mut request_headers = Map::new();
+        for (name, value) in request.headers() {
+            request_headers.insert(name.to_owned(), value.into());
+        }
+        Self {
+            number: attempt.number,
+            at: attempt.started_at.to_rfc3339(),
+            duration_ms: attempt.duration_ms,
+            timings: TimingsResponse::from(attempt.timings),
+            status_code: attempt.status_code,
+            failure: attempt.failure,
+            detail: attempt.detail.clone(),
+            response_excerpt: attempt.response_excerpt.clone(),
+            request_headers,
+        }
+    }
+}
+
+/// The duration of each phase of an attempt in milliseconds. `null`: the phase did not take place.
+/// For example, a reused connection needs no `connect` and no `tls`.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Timings)]
+#[expect(
+    clippy::struct_field_names,
+    reason = "the unit is part of the name on the wire"
+)]
+struct TimingsResponse {
+    /// Resolving the host name.
+    #[schema(required, minimum = 0)]
+    dns_ms: Option<f64>,
+    /// Connecting.
+    #[schema(required, minimum = 0)]
+    connect_ms: Option<f64>,
+    /// The TLS handshake.
+    #[schema(required, minimum = 0)]
+    tls_ms: Option<f64>,
+    /// Sending the request and waiting for the response.
+    #[schema(required, minimum = 0)]
+    wait_ms: Option<f64>,
+    /// Receiving the response body.
+    #[schema(required, minimum = 0)]
+    receive_ms: Option<f64>,
+}
+
+impl From<PhaseTimings> for TimingsResponse {
+    fn from(timings: PhaseTimings) -> Self {
+        Self {
+            dns_ms: to_milliseconds(timings.dns),
+            connect_ms: to_milliseconds(timings.connect),
+            tls_ms: to_milliseconds(timings.tls),
+            wait_ms: to_milliseconds(timings.wait),
+            receive_ms: to_milliseconds(timings.receive),
+        }
+    }
+}
+
+/// Rounds microseconds to tenths of a millisecond.
+#[expect(
+    clippy::cast_precision_loss,
+    reason = "a phase lasts seconds, not centuries"
+)]
+fn to_milliseconds(micros: Option<u64>) -> Option<f64> {
+    micros.map(|micros| (micros as f64 / 100.0).round() / 10.0)
+}

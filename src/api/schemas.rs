@@ -1,0 +1,168 @@
+//! OpenAPI schemas that several operations share.
+
+use std::borrow::Cow;
+
+use serde_json::json;
+use utoipa::{
+    PartialSchema, ToSchema,
+    openapi::{
+        Array, ArrayBuilder, KnownFormat, Object, ObjectBuilder, Ref, RefOr, Schema, SchemaFormat,
+        Type,
+    },
+};
+
+use crate::store::delivery_log::DeliveryStatus;
+use nano_webhooks_core::{
+    delivery::attempt::FailureKind,
+    endpoint_url::EndpointUrl,
+    event_type::EventType,
+    webhook::{WebhookId, WebhookStatus},
+};
+
+/// The id of a webhook.
+pub(super) fn webhook_id() -> Object {
+    ObjectBuilder::new()
+        .schema_type(Type::Integer)
+        .format(Some(SchemaFormat::KnownFormat(KnownFormat::Int64)))
+        .minimum(Some(1))
+        .maximum(Some(WebhookId::MAX))
+        .build()
+}
+
+/// The id of an event.
+pub(super) fn event_id() -> Object {
+    string_with_pattern("^evt_[0-9A-HJKMNP-TV-Z]{26}$")
+}
+
+/// The id of a replay.
+pub(super) fn replay_id() -> Object {
+    string_with_pattern("^rpl_[0-9a-f]{16}$")
+}
+
+/// A string that matches `pattern`.
+pub(super) fn string_with_pattern(pattern: &str) -> Object {
+    ObjectBuilder::new()
+        .schema_type(Type::String)
+        .pattern(Some(pattern))
+        .build()
+}
+
+/// A string that is one of `values`.
+pub(super) fn string_enum<const N: usize>(values: [&str; N]) -> Object {
+    ObjectBuilder::new()
+        .schema_type(Type::String)
+        .enum_values(Some(values))
+        .build()
+}
+
+/// An integer of at least 1.
+pub(super) fn positive_integer() -> Object {
+    ObjectBuilder::new()
+        .schema_type(Type::Integer)
+        .minimum(Some(1))
+        .build()
+}
+
+/// `success` of a successful response.
+pub(super) fn const_true() -> Object {
+    const_bool(true)
+}
+
+/// `success` of an error response.
+pub(super) fn const_false() -> Object {
+    const_bool(false)
+}
+
+fn const_bool(value: bool) -> Object {
+    ObjectBuilder::new()
+        .schema_type(Type::Boolean)
+        .enum_values(Some([value]))
+        .build()
+}
+
+/// The URL of an endpoint.
+pub(super) fn url() -> Object {
+    ObjectBuilder::new()
+        .schema_type(Type::String)
+        .description(Some(
+            "The endpoint URL. It must use `https` (`http` only if the deployment allows it) and \
+             must not contain credentials, a fragment, whitespace, backslashes or control \
+             characters. Its address must be allowed by the deployment's target policy. Returned \
+             exactly as given.",
+        ))
+        .max_length(Some(EndpointUrl::MAX))
+        .pattern(Some(r"^[Hh][Tt][Tt][Pp][Ss]?://[^/?#:@\\\s][^#\\\s]*$"))
+        .build()
+}
+
+/// The event types that a webhook subscribes to.
+pub(super) fn events() -> Array {
+    ArrayBuilder::new()
+        .items(Ref::from_schema_name("EventType"))
+        .min_items(Some(1))
+        .unique_items(true)
+        .description(Some("The event types to subscribe to, without duplicates."))
+        .build()
+}
+
+/// A type whose schema is a named string enum.
+macro_rules! string_enum_schema {
+    ($type:ident, $name:literal, $description:literal, $values:expr) => {
+        #[doc = $description]
+        pub(super) struct $type;
+
+        impl PartialSchema for $type {
+            fn schema() -> RefOr<Schema> {
+                ObjectBuilder::new()
+                    .schema_type(Type::String)
+                    .description(Some($description))
+                    .enum_values(Some($values))
+                    .build()
+                    .into()
+            }
+        }
+
+        impl ToSchema for $type {
+            fn name() -> Cow<'static, str> {
+                Cow::Borrowed($name)
+            }
+        }
+    };
+}
+
+string_enum_schema!(
+    EventTypeSchema,
+    "EventType",
+    "The type of an event.",
+    EventType::ALL.map(EventType::as_str)
+);
+string_enum_schema!(
+    WebhookStatusSchema,
+    "WebhookStatus",
+    "Whether events are sent to the webhook.",
+    WebhookStatus::ALL.map(WebhookStatus::as_str)
+);
+string_enum_schema!(
+    DeliveryStatusSchema,
+    "DeliveryStatus",
+    "`pending`: another attempt will be made. `delivered`: the endpoint responded with a 2xx \
+     status. `failed`: all attempts failed. `cancelled`: the webhook was deleted.",
+    DeliveryStatus::ALL.map(DeliveryStatus::as_str)
+);
+string_enum_schema!(
+    FailureKindSchema,
+    "FailureKind",
+    "Why an attempt failed. `dns`: the host name did not resolve. `connect`: no connection. \
+     `tls`: the TLS handshake failed. `timeout`: no complete response in time. `blocked`: the \
+     target policy does not allow the address. `redirect`: the endpoint responded with a 3xx \
+     status. `status`: the endpoint responded with another status than 2xx. `invalid_response`: \
+     the response was not valid HTTP or ended early.",
+    FailureKind::ALL.map(|kind| json!(kind))
+);
+string_enum_schema!(
+    HealthStateSchema,
+    "HealthState",
+    "`healthy`: attempts succeed, or none was made yet. `slow`: the endpoint responds, but not \
+     before the deadline of the first attempt. `failing`: attempts fail.",
+    ["healthy", "slow", "failing"]
+);

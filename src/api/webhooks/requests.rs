@@ -1,0 +1,187 @@
+//! What clients send to create and update webhooks.
+
+use std::time::Duration;
+
+use axum::http::HeaderMap;
+use serde::Deserialize;
+use serde_json::json;
+use sha2::{Digest, Sha256};
+use utoipa::{
+    IntoParams, ToSchema,
+    openapi::{
+        Object, ObjectBuilder, Required, Type,
+        path::{Parameter, ParameterBuilder, ParameterIn},
+        schema::SchemaType,
+    },
+};
+
+use crate::{
+    api::{
+        error::ApiError,
+        fields::{
+            MAX_DESCRIPTION, deserialize_description, deserialize_description_update,
+            deserialize_events, deserialize_secret, deserialize_secret_update, deserialize_url,
+            deserialize_webhook_status,
+        },
+        schemas::{self, WebhookStatusSchema},
+    },
+    store::{
+        update::WebhookUpdate,
+        webhooks::{IdempotencyKey, NewWebhook},
+    },
+};
+use nano_webhooks_core::{
+    endpoint_url::EndpointUrl, event_type::EventTypes, secret::Secret, timestamp::Timestamp,
+    webhook::WebhookStatus,
+};
+
+/// How long an `Idempotency-Key` is remembered.
+const IDEMPOTENCY_TTL: Duration = Duration::from_hours(24);
+/// Limit of an `Idempotency-Key`, in bytes.
+const MAX_IDEMPOTENCY_KEY: usize = 255;
+
+/// The webhook to create.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct CreateWebhookRequest {
+    #[serde(default, deserialize_with = "deserialize_url")]
+    #[schema(required, schema_with = schemas::url)]
+    url: Option<EndpointUrl>,
+    #[serde(default, deserialize_with = "deserialize_events")]
+    #[schema(required, schema_with = schemas::events)]
+    events: Option<EventTypes>,
+    #[serde(default, deserialize_with = "deserialize_secret")]
+    #[schema(schema_with = secret_schema)]
+    secret_key: Option<Secret>,
+    #[serde(default, deserialize_with = "deserialize_description")]
+    #[schema(schema_with = description_schema)]
+    description: Option<String>,
+}
+
+impl CreateWebhookRequest {
+    /// Checks that the required fields are present.
+    pub fn into_new_webhook(self) -> Result<NewWebhook, ApiError> {
+        let Some(url) = self.url else {
+            return Err(ApiError::field("url", "required"));
+        };
+        let Some(events) = self.events else {
+            return Err(ApiError::field("events", "required"));
+        };
+        Ok(NewWebhook {
+            url,
+            events,
+            secret: self.secret_key,
+            description: self.description,
+        })
+    }
+}
+
+/// The fields to change. Fields that are absent keep their value.
+#[derive(Default, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct UpdateWebhookRequest {
+    #[serde(default, deserialize_with = "deserialize_url")]
+    #[schema(schema_with = schemas::url)]
+    url: Option<EndpointUrl>,
+    #[serde(default, deserialize_with = "deserialize_events")]
+    #[schema(schema_with = schemas::events)]
+    events: Option<EventTypes>,
+    #[serde(default, deserialize_with = "deserialize_webhook_status")]
+    #[schema(value_type = WebhookStatusSchema)]
+    status: Option<WebhookStatus>,
+    // `Some(None)` is `null`.
+    #[serde(default, deserialize_with = "deserialize_secret_update")]
+    #[schema(schema_with = secret_schema)]
+    secret_key: Option<Option<Secret>>,
+    // `Some(None)` is `null`.
+    #[serde(default, deserialize_with = "deserialize_description_update")]
+    #[schema(schema_with = description_schema)]
+    description: Option<Option<String>>,
+}
+
+impl From<UpdateWebhookRequest> for WebhookUpdate {
+    fn from(request: UpdateWebhookRequest) -> Self {
+        Self {
+            url: request.url,
+            events: request.events,
+            status: request.status,
+            secret: request.secret_key,
+            description: request.description,
+        }
+    }
+}
+
+fn secret_schema() -> Object {
+    nullable_string()
+        .description(Some(
+            "The secret that signs requests to the endpoint. `null` means that they are not \
+             signed. After the prefix `whsec_` it must be base64 with padding. It is never \
+             returned.",
+        ))
+        .min_length(Some(*Secret::LENGTH_RANGE.start()))
+        .max_length(Some(*Secret::LENGTH_RANGE.end()))
+        .build()
+}
+
+fn description_schema() -> Object {
+    nullable_string()
+        .description(Some("A note for the account's own use. `null` means none."))
+        .max_length(Some(MAX_DESCRIPTION))
+        .build()
+}
+
+fn nullable_string() -> ObjectBuilder {
+    ObjectBuilder::new().schema_type(SchemaType::from_iter([Type::String, Type::Null]))
+}
+
+/// The header `Idempotency-Key`, for OpenAPI.
+pub(crate) struct IdempotencyKeyHeader;
+
+impl IntoParams for IdempotencyKeyHeader {
+    fn into_params(_: impl Fn() -> Option<ParameterIn>) -> Vec<Parameter> {
+        // HTTP removes spaces at both ends of a header value.
+        let schema = ObjectBuilder::new()
+            .schema_type(Type::String)
+            .min_length(Some(1))
+            .max_length(Some(MAX_IDEMPOTENCY_KEY))
+            .pattern(Some("^[!-~]([ -~]*[!-~])?$"));
+        let header = ParameterBuilder::new()
+            .name("Idempotency-Key")
+            .parameter_in(ParameterIn::Header)
+            .required(Required::False)
+            .description(Some(
+                "A unique value of 1 to 255 printable ASCII characters. A request that is sent \
+                 again with the same key and body within 24 hours returns the same response and \
+                 creates nothing.",
+            ))
+            .schema(Some(schema.build()))
+            .example(Some(json!("order-1234")));
+        vec![header.build()]
+    }
+}
+
+/// The request's `Idempotency-Key` with the hash of its body.
+pub(crate) fn parse_idempotency_key(
+    headers: &HeaderMap,
+    body: &[u8],
+    now: Timestamp,
+) -> Result<Option<IdempotencyKey>, ApiError> {
+    let mut values = headers.get_all("idempotency-key").iter();
+    let Some(value) = values.next() else {
+        return Ok(None);
+    };
+    let is_repeated = values.next().is_some();
+    match value.to_str() {
+        Ok(key) if !is_repeated && (1..=MAX_IDEMPOTENCY_KEY).contains(&key.len()) => {
+            Ok(Some(IdempotencyKey {
+                key: key.to_owned(),
+                sha256: Sha256::digest(body).into(),
+                expires_at: now + IDEMPOTENCY_TTL,
+            }))
+        }
+        _ => Err(ApiError::field(
+            "Idempotency-Key",
+            "expected one value of 1 to 255 printable ASCII characters",
+        )),
+    }
+}
