@@ -25,7 +25,7 @@ use tower::ServiceExt;
 use crate::{
     dispatch::{dispatch_batch, insert_record, job_image},
     proxy::{Fault, Proxy},
-    support::{Receiver, TestTables, account},
+    support::{Receiver, TestTables, account, permissions},
 };
 
 pub const NO_LIMITS: RateLimits = RateLimits {
@@ -82,7 +82,7 @@ impl TestApp {
             .unwrap();
         let router = routed(
             &world,
-            world.store.clone(),
+            world.store_as(permissions::API),
             &clock,
             targets,
             rate_limits,

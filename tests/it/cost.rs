@@ -11,7 +11,10 @@ use crate::{
     api::TestApp,
     dispatch::{dispatch_batch, insert_record, job_image},
     proxy::{ConsumedCapacity, Proxy},
-    support::{Receiver, other_engine},
+    support::{
+        Receiver, other_engine,
+        permissions::{RETRY, run_as},
+    },
 };
 
 const PAGE: &str = "docs/COST.md";
@@ -85,7 +88,9 @@ impl CostFixture {
     async fn retry_all(&self) {
         self.app.clock.advance(Duration::from_secs(10));
         for timer in self.app.world.timers() {
-            self.dispatcher.retry(&timer.message).await.unwrap();
+            run_as(RETRY, self.dispatcher.retry(&timer.message))
+                .await
+                .unwrap();
         }
     }
 }

@@ -28,7 +28,10 @@ use crate::{
     dispatch::{
         batch, dispatch_batch, insert_record, job_image, stream_record, subscribe, subscribe_to,
     },
-    support::{Receiver, TestTables, account},
+    support::{
+        Receiver, TestTables, account,
+        permissions::{RETRY, run_as},
+    },
 };
 
 const START: Timestamp = Timestamp::from_millis(1_734_948_001_500);
@@ -169,7 +172,9 @@ impl PoisonFixture {
             .await
             .unwrap();
         for timer in self.world.timers() {
-            self.dispatcher.retry(&timer.message).await.unwrap();
+            run_as(RETRY, self.dispatcher.retry(&timer.message))
+                .await
+                .unwrap();
         }
         swept
     }

@@ -22,7 +22,10 @@ use crate::{
     api::{NO_LIMITS, TestApp, TestResponse},
     dispatch::{dispatch_batch, insert_record, job_image},
     proxy::{Fault, Proxy},
-    support::{Received, Receiver, account},
+    support::{
+        Received, Receiver, account,
+        permissions::{RETRY, run_as},
+    },
 };
 
 const WEBHOOK: &str = "/api/v1/webhooks/1";
@@ -78,7 +81,9 @@ impl ReplayFixture {
         let timers = self.app.world.timers();
         self.app.clock.advance(Duration::from_mins(10));
         for timer in &timers {
-            self.dispatcher.retry(&timer.message).await.unwrap();
+            run_as(RETRY, self.dispatcher.retry(&timer.message))
+                .await
+                .unwrap();
         }
         timers
     }

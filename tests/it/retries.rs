@@ -25,7 +25,10 @@ use crate::{
     dispatch::{dispatch_batch, insert_record, job_image, subscribe},
     metrics::collect_metrics,
     proxy::Proxy,
-    support::{Receiver, TestTables, account},
+    support::{
+        Receiver, TestTables, account,
+        permissions::{RETRY, run_as},
+    },
 };
 
 const START: Timestamp = Timestamp::from_millis(1_734_948_000_000);
@@ -133,7 +136,7 @@ impl RetryFixture {
     }
 
     async fn retry(&self, message: &RetryMessage) {
-        self.dispatcher.retry(message).await.unwrap();
+        run_as(RETRY, self.dispatcher.retry(message)).await.unwrap();
     }
 
     async fn sweep(&self) -> usize {

@@ -1,6 +1,7 @@
 //! What the tests stand on: tables in a real engine, and a receiver that behaves as its URL says.
 
 mod engine;
+pub mod permissions;
 mod receiver;
 
 use std::{sync::Mutex, time::Duration};
@@ -108,7 +109,7 @@ impl TestTables {
     /// A dispatcher whose clock is the machine's and whose targets may be anything.
     pub fn dispatcher(&self) -> Dispatcher {
         Dispatcher {
-            store: self.store.clone(),
+            store: self.store_as(permissions::DISPATCH),
             direct: WebhookClient::new(
                 TargetGuard::new(TargetPolicy::Any, vec![]),
                 Timeouts::DIRECT,
@@ -124,6 +125,13 @@ impl TestTables {
             disable_after: Duration::from_hours(120),
             metrics: Metrics::embedded(),
         }
+    }
+
+    /// A store with the permissions of a role.
+    pub fn store_as(&self, role: &'static str) -> Store {
+        let enforce = permissions::Enforce::new(role, self.tables.clone());
+        let config = self.client.config().to_builder().interceptor(enforce);
+        self.store_through(aws_sdk_dynamodb::Client::from_conf(config.build()))
     }
 
     /// The same tables through another client.
