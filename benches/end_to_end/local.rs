@@ -26,9 +26,8 @@ use serde_json::{Value, json};
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::{
-    float, local_binary,
-    machine::{self, Process},
-    per_thousand, percentile, platform,
+    float, local_binary, per_thousand, percentile, platform,
+    process_stats::{self, Process},
     receiver::Receiver,
 };
 
@@ -46,7 +45,7 @@ struct Service {
 
 impl Service {
     fn start() -> Self {
-        let begun = machine::now();
+        let begun = process_stats::now();
         let mut command = Command::new(local_binary());
         command.env_clear().env("RUST_LOG", "warn");
         command.args([
@@ -199,7 +198,7 @@ impl Service {
         for n in 0..rate * seconds {
             ticks.tick().await;
             let task = format!("{prefix}{n}");
-            begun.insert(task.clone(), machine::now());
+            begun.insert(task.clone(), process_stats::now());
             let (service, account) = (self.clone(), account.to_owned());
             posts.push(tokio::spawn(async move {
                 service.put_job(&task, &account).await
@@ -250,7 +249,7 @@ pub async fn serve() {
             receiver.wait_for(20 * subscribers).await,
             "every event comes"
         );
-        let (cpu, begun) = (service.process.cpu(), machine::now());
+        let (cpu, begun) = (service.process.cpu(), process_stats::now());
         let posts = (0..EVENTS).map(|n| {
             let service = service.clone();
             async move { service.put_job(&format!("task-{n}"), "demo").await }
@@ -281,14 +280,16 @@ pub async fn serve() {
 }
 
 /// A healthy endpoint at 20 events a second, alone and beside one of another account that hangs, at 200 a second.
-pub async fn neighbour() {
-    println!("\nneighbour: a healthy endpoint at 20/s, alone and beside one that hangs at 200/s");
+pub async fn noisy_neighbor() {
+    println!(
+        "\nnoisy_neighbor: a healthy endpoint at 20/s, alone and beside one that hangs at 200/s"
+    );
     println!("| beside | p50 ms | p99 ms |");
     println!("|---|---|---|");
     let (receiver, service) = (Receiver::start(), Service::start());
     service.subscribe(&format!("{}/ok", receiver.url)).await;
     service
-        .subscribe_other("neighbour", &format!("{}/hang", receiver.url))
+        .subscribe_other("noisy_neighbor", &format!("{}/hang", receiver.url))
         .await;
     service.latencies(&receiver, 2, "lat-warm-", "demo").await;
     let mut alone = service.latencies(&receiver, 15, "lat-alone-", "demo").await;
@@ -301,13 +302,13 @@ pub async fn neighbour() {
         let service = service.clone();
         async move {
             service
-                .put_jobs_at(200, 40, "noise-", "neighbour")
+                .put_jobs_at(200, 40, "noise-", "noisy_neighbor")
                 .await
                 .len()
         }
     });
     // That is when five attempts were given up, each after a second or fifteen.
-    let begun = machine::now();
+    let begun = process_stats::now();
     while !service
         .metrics()
         .await

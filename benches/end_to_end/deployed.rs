@@ -9,11 +9,11 @@ use nano_webhooks_core::{account_id::AccountId, api_key::ApiKey};
 use serde_json::{Value, json};
 
 use super::{
-    Built, float, floor,
+    Built, baseline, float,
     lambda::Function,
-    machine::{self, Process},
     per_thousand, percentile,
     platform::{self, Platform},
+    process_stats::{self, Process},
     receiver::Receiver,
 };
 
@@ -34,7 +34,7 @@ async fn work(
     deliveries: usize,
 ) -> Cost {
     let expected = receiver.count() + deliveries;
-    let (cpu, engine_cpu, begun) = (function.process.cpu(), engine.cpu(), machine::now());
+    let (cpu, engine_cpu, begun) = (function.process.cpu(), engine.cpu(), process_stats::now());
     for batch in batches {
         assert_eq!(function.invoke(batch).await, r#"{"batchItemFailures":[]}"#);
     }
@@ -54,7 +54,7 @@ async fn work(
 pub async fn dispatch(built: &Built) {
     println!("\ndispatch: batches of 100 records, tables and an endpoint in other processes");
     println!(
-        "| tables | subscribers | CPU-s per 1,000 | floor | ratio | engine, CPU-s per 1,000 | deliveries/s | floor/s | peak MiB |"
+        "| tables | subscribers | CPU-s per 1,000 | baseline | ratio | engine, CPU-s per 1,000 | deliveries/s | baseline/s | peak MiB |"
     );
     println!("|---|---|---|---|---|---|---|---|---|");
     let receiver = Receiver::start();
@@ -64,7 +64,7 @@ pub async fn dispatch(built: &Built) {
         ("stand-in", 1, 300),
         ("stand-in", 10, 60),
     ] {
-        let floor = floor::measure(&format!("{}/ok", receiver.url), 30_000);
+        let baseline = baseline::measure(&format!("{}/ok", receiver.url), 30_000);
         let mut platform = Platform::start().await;
         for n in 0..subscribers {
             platform
@@ -77,7 +77,7 @@ pub async fn dispatch(built: &Built) {
             function.invoke(batch).await;
         }
         if tables == "stand-in" {
-            platform.stand_in();
+            platform.fake_deliveries_table();
             function = Function::start(&built.dispatch, &platform.environment()).await;
         }
         // The connections are opened.
@@ -95,14 +95,14 @@ pub async fn dispatch(built: &Built) {
         .await;
         let (own, floor_cpu) = (
             per_thousand(cost.function, cost.deliveries),
-            per_thousand(floor.cpu, 1),
+            per_thousand(baseline.cpu, 1),
         );
         println!(
             "| {tables} | {subscribers} | {own:.4} | {floor_cpu:.4} | {:.2} | {:.4} | {:.0} | {:.0} | {} |",
             own / floor_cpu,
             per_thousand(cost.engine, cost.deliveries),
             float(cost.deliveries) / cost.took.as_secs_f64(),
-            floor.rate,
+            baseline.rate,
             function.process.peak_memory(),
         );
     }
@@ -138,8 +138,8 @@ async fn key_of(platform: &Platform, account: &str) -> String {
 }
 
 /// How long it takes from the start of the process to its first answer.
-pub async fn start(built: &Built) {
-    println!("\nstart: from spawn to the first answer, over 20 starts");
+pub async fn cold_start(built: &Built) {
+    println!("\ncold_start: from spawn to the first answer, over 20 starts");
     println!("| function | median ms | worst ms |");
     println!("|---|---|---|");
     let (receiver, platform) = (Receiver::start(), Platform::start().await);
@@ -155,7 +155,7 @@ pub async fn start(built: &Built) {
                 "api" => listing.clone(),
                 _ => platform::batches(n, 1, 1, &["acme"], 0).remove(0),
             };
-            let begun = machine::now();
+            let begun = process_stats::now();
             let mut function = Function::start(binary, &platform.environment()).await;
             function.invoke(event).await;
             took.push(begun.elapsed());
@@ -181,7 +181,7 @@ pub async fn list(built: &Built) {
     }
     let listing = request("GET", "/api/v1/webhooks", &key_of(&platform, "acme").await);
     for others in [0, 100_000] {
-        platform.crowd(others).await;
+        platform.fill_other_accounts(others).await;
         let mut function = Function::start(&built.api, &platform.environment()).await;
         let answer = function.invoke(listing.clone()).await;
         let body = serde_json::from_slice::<Value>(&answer).expect("JSON")["body"]
@@ -193,9 +193,9 @@ pub async fn list(built: &Built) {
             .expect("a list")
             .len();
         assert_eq!(listed, 10);
-        let (cpu, begun, mut took) = (function.process.cpu(), machine::now(), Vec::new());
+        let (cpu, begun, mut took) = (function.process.cpu(), process_stats::now(), Vec::new());
         for _ in 0..3_000 {
-            let sent = machine::now();
+            let sent = process_stats::now();
             function.invoke(listing.clone()).await;
             took.push(sent.elapsed());
         }
@@ -284,12 +284,12 @@ pub async fn growth(built: &Built) {
                 function.invoke(batch).await;
             }
         } else {
-            platform.lengthen_log(stored, upto).await;
+            platform.fill_delivery_log(stored, upto).await;
         }
         stored = upto;
         let mut took = Vec::new();
         for _ in 0..200 {
-            let sent = machine::now();
+            let sent = process_stats::now();
             api.invoke(listing.clone()).await;
             took.push(sent.elapsed());
         }

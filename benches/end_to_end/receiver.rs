@@ -15,7 +15,7 @@ use hyper::{
     body::{Bytes, Incoming},
 };
 
-use super::{http, machine};
+use super::{http, process_stats};
 
 /// What came.
 #[derive(Clone)]
@@ -45,10 +45,10 @@ impl Receiver {
 
     /// Waits until so many came; `false` if none came for ten seconds.
     pub async fn wait_for(&self, count: usize) -> bool {
-        let (mut seen, mut since) = (0, machine::now());
+        let (mut seen, mut since) = (0, process_stats::now());
         while self.count() < count {
             if self.count() > seen {
-                (seen, since) = (self.count(), machine::now());
+                (seen, since) = (self.count(), process_stats::now());
             } else if since.elapsed() > Duration::from_secs(10) {
                 return false;
             }
@@ -73,7 +73,7 @@ impl Receiver {
             .map(http_body_util::Collected::to_bytes)
             .unwrap_or_default();
         let text = String::from_utf8_lossy(&body[..body.len().min(200)]);
-        // Of the floor's requests none is looked for.
+        // Of the baseline's requests none is looked for.
         let task = text
             .split_once("\"task_id\":\"lat")
             .and_then(|(_, rest)| rest.split_once('"'));
@@ -81,7 +81,7 @@ impl Receiver {
             let mut arrivals = self.arrivals.lock().expect("nobody panics with it");
             arrivals
                 .entry(format!("lat{task}"))
-                .or_insert_with(machine::now);
+                .or_insert_with(process_stats::now);
         }
         self.count.fetch_add(1, Ordering::Relaxed);
         Response::new(Full::new(Bytes::from_static(b"ok")))

@@ -1,5 +1,5 @@
 //! What is pure, measured: first in seconds, then, where valgrind is installed, in instructions, which are the same on a noisy
-//! machine. `cargo bench --bench pure`.
+//! machine. `cargo bench --bench micro`.
 
 #![expect(clippy::print_stdout, reason = "a benchmark prints what it measured")]
 

@@ -1,4 +1,4 @@
-//! The floor: a bare loop of signed POSTs with a common HTTP client, and nothing else. What the service costs is told as a
+//! The baseline: a bare loop of signed POSTs with a common HTTP client, and nothing else. What the service costs is told as a
 //! multiple of it, since seconds differ from machine to machine.
 
 use std::{env, time::Duration};
@@ -7,13 +7,13 @@ use futures_util::{StreamExt, stream};
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 
-use super::machine::{self, Process};
+use super::process_stats::{self, Process};
 
 /// How many requests are in flight.
 const IN_FLIGHT: usize = 64;
 
-/// What the floor costs: CPU and time for each request.
-pub struct Floor {
+/// What the baseline costs: CPU and time for each request.
+pub struct Baseline {
     /// CPU of a request.
     pub cpu: Duration,
     /// Requests a second.
@@ -21,11 +21,11 @@ pub struct Floor {
 }
 
 /// Measures it in a process of its own.
-pub fn measure(url: &str, requests: usize) -> Floor {
-    let (process, line) = Process::role(&["floor", url, &requests.to_string()]);
+pub fn measure(url: &str, requests: usize) -> Baseline {
+    let (process, line) = Process::role(&["baseline", url, &requests.to_string()]);
     let took = Duration::from_nanos(line.parse().expect("it says how long it took"));
     let requests = u32::try_from(requests).expect("there are not that many");
-    Floor {
+    Baseline {
         cpu: process.cpu() / requests,
         rate: f64::from(requests) / took.as_secs_f64(),
     }
@@ -43,11 +43,11 @@ pub async fn run(mut arguments: env::Args) {
         .build()
         .expect("a client");
     let body = super::platform::body(0);
-    let before = machine::now();
+    let before = process_stats::now();
     let send = |n: usize| {
         let (client, url, body) = (client.clone(), url.clone(), body.clone());
         async move {
-            let timestamp = (machine::unix_millis() / 1000).to_string();
+            let timestamp = (process_stats::unix_millis() / 1000).to_string();
             let mut mac =
                 Hmac::<Sha256>::new_from_slice(b"my-secret-key").expect("any length will do");
             mac.update(timestamp.as_bytes());

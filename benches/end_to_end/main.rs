@@ -1,20 +1,20 @@
 //! The whole service, measured: the deployed binaries under a Runtime API, against an engine in another process and an endpoint
-//! that answers at once. Everything is started here, and all figures of a run stand side by side with the floor of the same run.
+//! that answers at once. Everything is started here, and all figures of a run stand side by side with the baseline of the same run.
 //!
-//! `cargo bench --bench whole` runs all parts, `cargo bench --bench whole -- dispatch` one: dispatch, start, list, growth, serve,
-//! neighbour. With `--built .aws-sam/build` the functions are those that `sam build` made. docs/PERFORMANCE.md says what the figures mean.
+//! `cargo bench --bench end_to_end` runs all parts, `cargo bench --bench end_to_end -- dispatch` one: dispatch, cold_start, list, growth, serve,
+//! noisy_neighbor. With `--built .aws-sam/build` the functions are those that `sam build` made. docs/PERFORMANCE.md says what the figures mean.
 
 #![expect(clippy::print_stdout, reason = "a benchmark prints what it measured")]
 
+mod baseline;
 mod deployed;
-mod floor;
+mod fake_dynamodb;
 mod http;
 mod lambda;
 mod local;
-mod machine;
 mod platform;
+mod process_stats;
 mod receiver;
-mod standin;
 
 use std::{
     env,
@@ -38,7 +38,14 @@ fn local_binary() -> PathBuf {
 }
 
 /// What there is to measure.
-const PARTS: [&str; 6] = ["dispatch", "start", "list", "growth", "serve", "neighbour"];
+const PARTS: [&str; 6] = [
+    "dispatch",
+    "cold_start",
+    "list",
+    "growth",
+    "serve",
+    "noisy_neighbor",
+];
 
 /// The deployed binaries.
 struct Built {
@@ -58,7 +65,7 @@ fn main() {
         if argument == "--role" {
             return match arguments.next().as_deref() {
                 Some("engine") => on(Builder::new_multi_thread(), platform::run(arguments)),
-                Some("floor") => on(Builder::new_current_thread(), floor::run(arguments)),
+                Some("baseline") => on(Builder::new_current_thread(), baseline::run(arguments)),
                 other => panic!("no such role: {other:?}"),
             };
         }
@@ -94,8 +101,8 @@ async fn run(built: Built, chosen: Vec<String>) {
     if wanted("dispatch") {
         deployed::dispatch(&built).await;
     }
-    if wanted("start") {
-        deployed::start(&built).await;
+    if wanted("cold_start") {
+        deployed::cold_start(&built).await;
     }
     if wanted("list") {
         deployed::list(&built).await;
@@ -106,8 +113,8 @@ async fn run(built: Built, chosen: Vec<String>) {
     if wanted("serve") {
         local::serve().await;
     }
-    if wanted("neighbour") {
-        local::neighbour().await;
+    if wanted("noisy_neighbor") {
+        local::noisy_neighbor().await;
     }
 }
 

@@ -17,7 +17,7 @@ use tokio::{
 
 use super::{
     http,
-    machine::{self, Process},
+    process_stats::{self, Process},
 };
 
 /// A deployed binary, which takes one invocation after the other.
@@ -94,7 +94,7 @@ async fn answer(wire: Arc<Wire>, request: Request<Incoming>) -> Response<Full<By
             )
             .header(
                 "Lambda-Runtime-Deadline-Ms",
-                (machine::unix_millis() + 60_000).to_string(),
+                (process_stats::unix_millis() + 60_000).to_string(),
             )
             .header(
                 "Lambda-Runtime-Invoked-Function-Arn",

@@ -13,7 +13,7 @@ use hyper_util::{
 use super::http;
 
 #[derive(Clone)]
-struct Standin {
+struct FakeDynamoDb {
     engine: String,
     http: Client<HttpConnector, Full<Bytes>>,
 }
@@ -22,7 +22,7 @@ struct Standin {
 pub fn start(engine: &str) -> String {
     let http = Client::builder(TokioExecutor::new()).build_http();
     http::start(
-        Standin {
+        FakeDynamoDb {
             engine: engine.to_owned(),
             http,
         },
@@ -30,7 +30,7 @@ pub fn start(engine: &str) -> String {
     )
 }
 
-async fn answer(standin: Standin, request: Request<Incoming>) -> Response<Full<Bytes>> {
+async fn answer(fake_dynamodb: FakeDynamoDb, request: Request<Incoming>) -> Response<Full<Bytes>> {
     let (mut head, body) = request.into_parts();
     let body = body
         .collect()
@@ -46,8 +46,8 @@ async fn answer(standin: Standin, request: Request<Incoming>) -> Response<Full<B
         Some("BatchGetItem") => r#"{"Responses":{},"UnprocessedKeys":{}}"#,
         Some("BatchWriteItem") => r#"{"UnprocessedItems":{}}"#,
         _ => {
-            head.uri = standin.engine.parse().expect("it is a URL");
-            let answer = standin
+            head.uri = fake_dynamodb.engine.parse().expect("it is a URL");
+            let answer = fake_dynamodb
                 .http
                 .request(Request::from_parts(head, Full::new(body)))
                 .await;

@@ -27,8 +27,8 @@ use serde_json::{Value, json};
 use tokio::net::TcpListener;
 
 use super::{
-    machine::{self, Process},
-    standin,
+    fake_dynamodb,
+    process_stats::{self, Process},
 };
 
 type Item = HashMap<String, AttributeValue>;
@@ -86,8 +86,8 @@ impl Platform {
     }
 
     /// From here on the tables are a stand-in: it takes deliveries and forgets them.
-    pub fn stand_in(&mut self) {
-        self.endpoint = standin::start(&self.endpoint);
+    pub fn fake_deliveries_table(&mut self) {
+        self.endpoint = fake_dynamodb::start(&self.endpoint);
     }
 
     /// The settings of a function that works on these tables.
@@ -124,7 +124,7 @@ impl Platform {
     }
 
     /// Stores webhooks of so many other accounts, a hundred each.
-    pub async fn crowd(&self, webhooks: usize) {
+    pub async fn fill_other_accounts(&self, webhooks: usize) {
         let model = self.any(&self.tables.webhooks, "url").await;
         for first in (0..webhooks).step_by(25) {
             let copy = |n: usize| {
@@ -148,7 +148,7 @@ impl Platform {
     }
 
     /// Stores copies of a delivery of the account `acme`, under earlier ids, from number `from` to `upto`.
-    pub async fn lengthen_log(&self, from: usize, upto: usize) {
+    pub async fn fill_delivery_log(&self, from: usize, upto: usize) {
         let model = self.any(&self.tables.deliveries, "attempts").await;
         for first in (from..upto).step_by(1_000) {
             let batches = (first..upto.min(first + 1_000)).step_by(25).map(|first| {
@@ -218,7 +218,7 @@ pub fn body(padding: usize) -> String {
 
 /// A record of the stream that tells of such a job. `padding` makes it longer by so many bytes.
 pub fn record(n: usize, account: &str, padding: usize) -> Value {
-    let seconds = machine::unix_millis() / 1000;
+    let seconds = process_stats::unix_millis() / 1000;
     json!({
         "eventID": format!("{n:032x}"), "eventName": "INSERT", "eventVersion": "1.1", "eventSource": "aws:dynamodb",
         "awsRegion": "us-east-1",
