@@ -27,6 +27,7 @@ use crate::{
     store::{Store, poison::NewPoisonRecord, webhooks::WebhookRecord},
 };
 use fan_out::FanOutEvent;
+use in_flight::EndpointKey;
 pub use in_flight::InFlightLimiter;
 use nano_webhooks_core::{
     account_id::AccountId,
@@ -64,13 +65,13 @@ pub struct Dispatcher {
     /// The tables.
     pub store: Store,
     /// Makes the attempts that are made straight from the stream.
-    pub direct: WebhookClient,
+    pub direct_client: WebhookClient,
     /// Makes the attempts that are made from the queue.
-    pub queued: WebhookClient,
+    pub retry_client: WebhookClient,
     /// Where the next attempts are put.
     pub queue: RetryQueue,
     /// What is in flight from the queue.
-    pub gates: InFlightLimiter,
+    pub limiter: InFlightLimiter,
     /// The time.
     pub clock: Clock,
     /// When a failed attempt is followed by another.
@@ -86,7 +87,11 @@ pub struct Dispatcher {
 impl Dispatcher {
     /// Takes a batch of the jobs stream, and names the records that must be read again. A record counts as done when each
     /// of its deliveries is recorded, or when it meant nothing, or when it is kept as poison.
-    pub async fn stream(&self, records: &[Record], deadline: Deadline) -> DynamoDbEventResponse {
+    pub async fn handle_stream_batch(
+        &self,
+        records: &[Record],
+        deadline: Deadline,
+    ) -> DynamoDbEventResponse {
         let mut unfinished = HashSet::new();
         let mut occurrences = Vec::new();
         for (place, record) in records.iter().enumerate() {
@@ -99,7 +104,8 @@ impl Dispatcher {
                 }
             }
         }
-        self.metrics.add(Counter::Events, occurrences.len());
+        self.metrics
+            .increment_by(Counter::Events, occurrences.len());
         let delivered = self.deliver(&occurrences, deadline).await;
         unfinished.extend(delivered.unfinished);
         for (place, reason) in delivered.poisoned {
@@ -149,27 +155,27 @@ impl Dispatcher {
             account = delivery.key.account.as_str(), webhook = %webhook.id, event = delivery.key.event.as_str(), attempt = attempt.number,
             status = outcome.status_code, failure = attempt.failure.map(FailureKind::as_str), duration_ms = attempt.duration_ms, "attempt"
         );
-        self.metrics.count(Counter::Attempts);
+        self.metrics.increment(Counter::Attempts);
         self.metrics
-            .measure(Histogram::AttemptDuration, outcome.duration);
+            .record(Histogram::AttemptDuration, outcome.duration);
         if let Some(kind) = attempt.failure {
-            self.metrics.count(Counter::FailedAttempts(kind));
+            self.metrics.increment(Counter::FailedAttempts(kind));
         }
         let (as_scheduled, now) = (delivery.state_before_retry.is_none(), self.clock.now());
         webhook.url.as_str().clone_into(&mut delivery.url);
         delivery.record_attempt(attempt, &outcome, &self.schedule, now, random::unit_f64);
         match delivery.state {
             DeliveryState::Delivered => {
-                self.metrics.count(Counter::Delivered);
+                self.metrics.increment(Counter::Delivered);
                 if as_scheduled {
-                    self.metrics.measure(
+                    self.metrics.record(
                         Histogram::DeliveryLatency,
                         now.saturating_duration_since(delivery.key.event.created_at()),
                     );
                 }
             }
             // One that had failed before and was attempted out of turn has not failed anew.
-            DeliveryState::Failed if as_scheduled => self.metrics.count(Counter::Failed),
+            DeliveryState::Failed if as_scheduled => self.metrics.increment(Counter::Failed),
             DeliveryState::Failed
             | DeliveryState::Pending(_)
             | DeliveryState::Paused
@@ -197,7 +203,7 @@ impl Dispatcher {
         };
         let timers: Vec<_> = recorded.into_iter().filter_map(timer).collect();
         if !timers.is_empty() {
-            self.queue.set(timers, now).await;
+            self.queue.schedule(timers, now).await;
         }
     }
 
@@ -218,7 +224,10 @@ impl Dispatcher {
             health: before,
             ..
         } = subscriber;
-        let endpoint = (account.clone(), webhook.id);
+        let endpoint = EndpointKey {
+            account: account.clone(),
+            webhook: webhook.id,
+        };
         let learned = |known: EndpointHealth| {
             outcomes.iter().fold(known, |health, outcome| {
                 health.observe(outcome.observation(), now)
@@ -231,14 +240,14 @@ impl Dispatcher {
         let answered = outcomes
             .iter()
             .any(|outcome| !outcome.observation().failure.is_some_and(is_unresponsive));
-        let is_counting = self.gates.hear(&endpoint, succeeded);
+        let is_counting = self.limiter.note_results(&endpoint, succeeded);
         let supposed = learned(*before);
         let is_news = supposed.needs_write(before) || (answered && is_counting);
         if !gone && !supposed.has_failed_for(self.disable_after, now) && !is_news {
             return;
         }
         let written = async {
-            let turn = self.gates.turn(&endpoint);
+            let turn = self.limiter.health_lock(&endpoint);
             let Ok(_turn) = timeout(HEALTH_LOCK_TIMEOUT, turn.lock()).await else {
                 tracing::warn!(account = account.as_str(), webhook = %webhook.id, "health was not learned: others took too long");
                 return Ok(());
@@ -258,7 +267,7 @@ impl Dispatcher {
                 return Ok(());
             }
             let before = current.health;
-            let failures = self.gates.count(
+            let failures = self.limiter.count_failures(
                 &endpoint,
                 before.consecutive_failures,
                 outcomes.iter().map(AttemptOutcome::observation),
@@ -280,21 +289,22 @@ impl Dispatcher {
             }
             let turned = health.is_open() != before.is_open();
             if health.needs_write(&before)
-                && (self.gates.may_write_health(&endpoint, now) || turned)
+                && (self.limiter.try_claim_health_write(&endpoint, now) || turned)
             {
                 self.store
                     .webhooks()
                     .put_health(account, webhook.id, &health)
                     .await?;
-                self.gates.wrote(&endpoint, health.consecutive_failures);
+                self.limiter
+                    .set_stored_failures(&endpoint, health.consecutive_failures);
                 match (before.is_open(), health.is_open()) {
                     (false, true) => {
                         tracing::warn!(account = account.as_str(), webhook = %webhook.id, "circuit breaker opened");
-                        self.metrics.count(Counter::BreakersOpened);
+                        self.metrics.increment(Counter::BreakersOpened);
                     }
                     (true, false) => {
                         tracing::info!(account = account.as_str(), webhook = %webhook.id, "circuit breaker closed");
-                        self.metrics.count(Counter::BreakersClosed);
+                        self.metrics.increment(Counter::BreakersClosed);
                     }
                     (false, false) | (true, true) => {}
                 }
@@ -358,7 +368,7 @@ impl Dispatcher {
             .await?
         {
             tracing::warn!(account = account.as_str(), webhook = %webhook.id, reason, "webhook disabled");
-            self.metrics.count(Counter::WebhooksDisabled);
+            self.metrics.increment(Counter::WebhooksDisabled);
             self.set_timers(&tell, now).await;
         }
         Ok(())
@@ -380,7 +390,7 @@ impl Dispatcher {
             .await
         {
             Ok(()) => {
-                self.metrics.count(Counter::Poison);
+                self.metrics.increment(Counter::Poison);
                 true
             }
             Err(error) => {

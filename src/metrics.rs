@@ -1,7 +1,10 @@
-//! The numbers that an operator watches, counted as they happen. Deployed they go to CloudWatch with the log ([`emf`]); in
-//! local mode Prometheus reads them ([`prometheus`]). None of them tells customers apart: their number would be without bound,
-//! and the delivery log answers for each of them.
+//! Counters and histograms of a process.
+//!
+//! Deployed, they go to CloudWatch through the log ([`emf`]). In local mode, Prometheus scrapes them
+//! ([`prometheus`]). No metric has an account or a webhook as a dimension, because the number of
+//! time series would grow without bound; the delivery log has the details of each account.
 
+mod buckets;
 pub mod emf;
 pub mod prometheus;
 
@@ -11,56 +14,57 @@ use std::{
     time::Duration,
 };
 
+use buckets::HistogramBuckets;
 use nano_webhooks_core::delivery::attempt::FailureKind;
 
 /// What is counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Counter {
-    /// Jobs that ended, as the stream told.
+    /// Events that were read from the stream.
     Events,
     /// Attempts that were made.
     Attempts,
-    /// Those of them that failed.
+    /// Attempts that failed, by kind of failure.
     FailedAttempts(FailureKind),
-    /// Deliveries that a 2xx was read for.
+    /// Deliveries that received a 2xx response.
     Delivered,
-    /// Deliveries whose schedule was exhausted.
+    /// Deliveries whose retry schedule is exhausted.
     Failed,
-    /// Stream records that could not be understood, and were kept.
+    /// Stream records that were stored as poison records.
     Poison,
     /// Circuit breakers that opened.
     BreakersOpened,
     /// Circuit breakers that closed.
     BreakersClosed,
-    /// Webhooks that were disabled because their endpoint was gone, or failed for too long.
+    /// Webhooks that were disabled because of their endpoint's responses or failures.
     WebhooksDisabled,
 }
 
-/// What is measured each time it happens.
+/// A duration that is recorded each time it occurs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Histogram {
-    /// How long an attempt took.
+    /// The duration of an attempt.
     AttemptDuration,
-    /// The time from the write of the job to the 2xx that was read: from the stream record's time, which DynamoDB gives in whole
-    /// seconds, so that it can say up to a second too much. Attempts out of turn, which come when somebody asks for them, do not
-    /// count.
+    /// The time from the write of the job to the 2xx response. The stream reports the time of the
+    /// write in whole seconds, so the value can be up to one second too high. Manual retries and
+    /// replays are not recorded.
     DeliveryLatency,
 }
 
-/// What the latest sweep found.
+/// The result of the latest sweep.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SweepStats {
-    /// How many deliveries it put into the queue because their time had come.
+    /// The number of due deliveries that were sent to the queue.
     pub due: usize,
-    /// For how long the first of them had waited for a sweep: a minute and more says that sweeps are late, or too few.
+    /// How long the oldest due delivery had waited. More than a minute means that sweeps are late
+    /// or cannot keep up.
     pub lag: Duration,
 }
 
-/// Where the numbers are gathered; clones share them.
+/// The metrics of a process; clones share them.
 #[derive(Clone, Debug)]
 pub struct Metrics(Arc<Mutex<Registry>>);
 
-/// What was gathered.
 #[derive(Debug)]
 struct Registry {
     counts: BTreeMap<Counter, u64>,
@@ -68,13 +72,13 @@ struct Registry {
     sweep: Option<SweepStats>,
 }
 
-/// Measured times, as whoever reads them needs them.
+/// Recorded durations, in the form that the exporter needs.
 #[derive(Debug)]
 enum Durations {
-    /// Each of them, until they are written.
-    Each(BTreeMap<Histogram, Vec<Duration>>),
-    /// How many there were within each bound, since the start.
-    Histograms(BTreeMap<Histogram, prometheus::HistogramBuckets>),
+    /// Every value since the last export.
+    Samples(BTreeMap<Histogram, Vec<Duration>>),
+    /// The number of values in each bucket since the process started.
+    Buckets(BTreeMap<Histogram, HistogramBuckets>),
 }
 
 impl Metrics {
@@ -86,28 +90,28 @@ impl Metrics {
         })))
     }
 
-    /// Counts one.
-    pub fn count(&self, what: Counter) {
-        self.add(what, 1);
+    /// Adds one to a counter.
+    pub fn increment(&self, counter: Counter) {
+        self.increment_by(counter, 1);
     }
 
-    /// Counts so many.
-    pub fn add(&self, what: Counter, many: usize) {
-        if many > 0 {
-            *self.lock().counts.entry(what).or_default() += many as u64;
+    /// Adds `amount` to a counter.
+    pub fn increment_by(&self, counter: Counter, amount: usize) {
+        if amount > 0 {
+            *self.lock().counts.entry(counter).or_default() += amount as u64;
         }
     }
 
-    /// Takes a measured time.
-    pub fn measure(&self, what: Histogram, took: Duration) {
+    /// Records a duration.
+    pub fn record(&self, histogram: Histogram, duration: Duration) {
         match &mut self.lock().durations {
-            Durations::Each(each) => each.entry(what).or_default().push(took),
-            Durations::Histograms(histograms) => histograms.entry(what).or_default().take(took),
+            Durations::Samples(samples) => samples.entry(histogram).or_default().push(duration),
+            Durations::Buckets(buckets) => buckets.entry(histogram).or_default().observe(duration),
         }
     }
 
-    /// Takes what a sweep found.
-    pub fn swept(&self, sweep: SweepStats) {
+    /// Replaces the result of the latest sweep.
+    pub fn record_sweep(&self, sweep: SweepStats) {
         self.lock().sweep = Some(sweep);
     }
 

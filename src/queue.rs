@@ -1,7 +1,8 @@
-//! The retry queue: timers that name a delivery. What is true of it is in the table; a message that is lost, late or comes
-//! twice does no harm.
+//! The retry queue: messages that name a delivery and the time of its next attempt.
+//!
+//! The deliveries table has the truth. A message that is lost, late or duplicated changes nothing.
 
-use std::time::Duration;
+use std::{str::FromStr, time::Duration};
 
 use aws_sdk_sqs::{Client, types::SendMessageBatchRequestEntry};
 use serde::{Deserialize, Serialize};
@@ -11,27 +12,30 @@ use tokio::sync::mpsc;
 use crate::{aws::format_sdk_error, concurrency, store::due_index::DueDelivery};
 use nano_webhooks_core::{
     account_id::AccountId,
-    delivery::{DeliveryKey, lease::MAX_QUEUE_DELAY},
+    delivery::{
+        Delivery, DeliveryKey, DeliveryState,
+        lease::{MAX_QUEUE_DELAY, fits_in_queue},
+    },
     event::EventId,
     timestamp::Timestamp,
     webhook::WebhookId,
 };
 
-/// The most messages that SendMessageBatch takes.
+/// The most messages in one SendMessageBatch request.
 const MAX_BATCH_ENTRIES: usize = 10;
-/// How many batches are on their way at the same time.
+/// How many SendMessageBatch requests run at the same time.
 const CONCURRENT_BATCHES: usize = 8;
 
-/// A timer: this delivery is due for the attempt after `attempt_count` others.
+/// A message of the queue: the delivery is due for another attempt.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RetryMessage {
     /// The delivery.
     pub key: DeliveryKey,
-    /// How many attempts were made when the message was sent; if there are more by now, the message is stale.
+    /// The number of attempts when the message was sent. The message is stale if the delivery has
+    /// more by now.
     pub attempt_count: u32,
 }
 
-/// A message as it is in the queue.
 #[derive(Serialize, Deserialize)]
 struct MessageJson {
     account: String,
@@ -40,40 +44,56 @@ struct MessageJson {
     attempt: u32,
 }
 
+/// The text is not a retry message.
+#[derive(Debug, thiserror::Error)]
+pub enum ParseMessageError {
+    /// It is not JSON of the expected shape.
+    #[error("not a retry message: {0}")]
+    Json(#[from] serde_json::Error),
+    /// A field has an invalid value.
+    #[error("invalid `{0}` in a retry message")]
+    InvalidField(&'static str),
+}
+
 impl RetryMessage {
-    /// The message as the text that the queue holds.
+    /// The body of the message.
     pub fn to_json(&self) -> String {
-        let wire = MessageJson {
+        let json = MessageJson {
             account: self.key.account.to_string(),
             webhook_id: self.key.webhook.get(),
             event_id: self.key.event.to_string(),
             attempt: self.attempt_count,
         };
-        serde_json::to_string(&wire).expect("four plain fields can be written")
+        serde_json::to_string(&json).expect("strings and integers always serialize")
     }
 
-    /// Reads a message; `None` if the text is none of ours.
-    pub fn from_json(text: &str) -> Option<Self> {
-        let wire: MessageJson = serde_json::from_str(text).ok()?;
-        let key = DeliveryKey {
-            account: AccountId::parse(&wire.account).ok()?,
-            webhook: WebhookId::new(wire.webhook_id)?,
-            event: EventId::parse(&wire.event_id)?,
-        };
-        Some(Self {
-            key,
-            attempt_count: wire.attempt,
-        })
-    }
-
-    /// The tenant of SQS's fair queues: one webhook's backlog does not delay the others. Hashed, because an account's name
-    /// may hold what a group id may not.
-    fn group(&self) -> String {
+    /// The tenant of SQS fair queues, so that the backlog of one webhook does not delay the
+    /// others. Hashed, because account ids may contain characters that a group id may not.
+    fn message_group_id(&self) -> String {
         hex::encode(&Sha256::digest(format!("{}#{}", self.key.account, self.key.webhook))[..16])
     }
 }
 
-/// A message, and when it is to come.
+impl FromStr for RetryMessage {
+    type Err = ParseMessageError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let json: MessageJson = serde_json::from_str(text)?;
+        Ok(Self {
+            key: DeliveryKey {
+                account: AccountId::parse(&json.account)
+                    .map_err(|_| ParseMessageError::InvalidField("account"))?,
+                webhook: WebhookId::new(json.webhook_id)
+                    .ok_or(ParseMessageError::InvalidField("webhook_id"))?,
+                event: EventId::parse(&json.event_id)
+                    .ok_or(ParseMessageError::InvalidField("event_id"))?,
+            },
+            attempt_count: json.attempt,
+        })
+    }
+}
+
+/// A message and the time at which it should be received.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ScheduledRetry {
     /// The message.
@@ -95,81 +115,102 @@ impl From<DueDelivery> for ScheduledRetry {
     }
 }
 
-/// Where timers are set.
+/// Where retries are scheduled.
 #[derive(Clone, Debug)]
 pub enum RetryQueue {
     /// An SQS queue.
     Sqs {
-        /// The client that reaches it.
+        /// The client.
         client: Client,
-        /// Its URL.
+        /// The URL of the queue.
         url: String,
     },
-    /// The timer of this process, which takes them from the other end of this channel.
+    /// The retry timer of this process, which receives from this channel.
     Local(mpsc::Sender<ScheduledRetry>),
 }
 
 impl RetryQueue {
-    /// Sets timers. One that cannot be set is logged and left to the sweep, which finds the delivery in the table.
-    pub async fn set(&self, timers: Vec<ScheduledRetry>, now: Timestamp) {
+    /// Sends a message for each retry. A message that cannot be sent is logged and left to the
+    /// sweep, which finds the delivery in the due index.
+    pub async fn schedule(&self, retries: Vec<ScheduledRetry>, now: Timestamp) {
         match self {
             Self::Local(channel) => {
-                for timer in timers {
-                    // The other end takes them up at once, and is gone only when the process ends.
-                    let _ = channel.send(timer).await;
+                for retry in retries {
+                    // The receiver is dropped only when the process ends; the next start reads the
+                    // due index.
+                    let _ = channel.send(retry).await;
                 }
             }
             Self::Sqs { client, url } => {
-                let batches = timers
+                let batches = retries
                     .chunks(MAX_BATCH_ENTRIES)
-                    .map(|batch| send(client, url, batch, now))
+                    .map(|batch| send_batch(client, url, batch, now))
                     .collect();
                 concurrency::join_bounded(batches, CONCURRENT_BATCHES).await;
             }
         }
     }
+
+    /// Schedules the next attempts of recorded deliveries. Deliveries that are due beyond the
+    /// longest delay of the queue are left to the sweep.
+    pub async fn schedule_pending<'a>(
+        &self,
+        deliveries: impl IntoIterator<Item = &'a Delivery>,
+        now: Timestamp,
+    ) {
+        let mut retries = Vec::new();
+        for delivery in deliveries {
+            if let DeliveryState::Pending(due) = delivery.state
+                && fits_in_queue(due, now)
+            {
+                let message = RetryMessage {
+                    key: delivery.key.clone(),
+                    attempt_count: delivery.attempt_count,
+                };
+                retries.push(ScheduledRetry { message, due });
+            }
+        }
+        if !retries.is_empty() {
+            self.schedule(retries, now).await;
+        }
+    }
 }
 
-async fn send(client: &Client, url: &str, batch: &[ScheduledRetry], now: Timestamp) {
-    let entries = batch.iter().enumerate().map(|(place, timer)| {
-        SendMessageBatchRequestEntry::builder()
-            .id(place.to_string())
-            .message_body(timer.message.to_json())
-            .message_group_id(timer.message.group())
-            .delay_seconds(delay_seconds(timer.due.saturating_duration_since(now)))
-            .build()
-            .expect("every required part is set")
-    });
-    match client
-        .send_message_batch()
-        .queue_url(url)
-        .set_entries(Some(entries.collect()))
-        .send()
-        .await
-    {
-        Ok(answer) if answer.failed.is_empty() => {}
-        Ok(answer) => {
-            let reasons: Vec<_> = answer
+async fn send_batch(client: &Client, url: &str, batch: &[ScheduledRetry], now: Timestamp) {
+    let mut entries = Vec::with_capacity(batch.len());
+    for (index, retry) in batch.iter().enumerate() {
+        let entry = SendMessageBatchRequestEntry::builder()
+            .id(index.to_string())
+            .message_body(retry.message.to_json())
+            .message_group_id(retry.message.message_group_id())
+            .delay_seconds(delay_seconds(retry.due.saturating_duration_since(now)));
+        entries.push(entry.build().expect("id and body are set"));
+    }
+    let request = client.send_message_batch().queue_url(url);
+    match request.set_entries(Some(entries)).send().await {
+        Ok(response) if response.failed.is_empty() => {}
+        Ok(response) => {
+            let codes: Vec<_> = response
                 .failed
                 .iter()
                 .map(|failed| failed.code.as_str())
                 .collect();
             tracing::error!(
-                ?reasons,
-                "messages were not queued; the sweep will find their deliveries"
+                ?codes,
+                "SQS rejected retry messages; the sweep will send them again"
             );
         }
         Err(error) => {
             tracing::error!(
                 error = format_sdk_error(&error),
                 messages = batch.len(),
-                "messages were not queued; the sweep will find their deliveries"
+                "Failed to send retry messages to SQS; the sweep will send them again"
             );
         }
     }
 }
 
-/// Whole seconds, rounded up so that no message comes early, up to what SQS allows.
+/// Whole seconds, rounded up so that no message is received early, limited to the longest delay.
 fn delay_seconds(wait: Duration) -> i32 {
     let seconds = wait.min(MAX_QUEUE_DELAY).as_millis().div_ceil(1000);
     i32::try_from(seconds).unwrap_or(0)
@@ -180,7 +221,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_message_is_read_back_and_other_text_is_not_one() {
+    fn message_round_trips_as_json() {
         let message = RetryMessage {
             key: DeliveryKey {
                 account: AccountId::parse("a#b \"c\"").unwrap(),
@@ -194,18 +235,18 @@ mod tests {
             text,
             r#"{"account":"a#b \"c\"","webhook_id":7,"event_id":"evt_01JFS8TX800000000000000000","attempt":3}"#
         );
-        assert_eq!(RetryMessage::from_json(&text), Some(message));
+        assert_eq!(text.parse::<RetryMessage>().unwrap(), message);
         for other in [
             "",
             "{}",
             r#"{"account":"","webhook_id":7,"event_id":"evt_01JFS8TX800000000000000000","attempt":3}"#,
         ] {
-            assert_eq!(RetryMessage::from_json(other), None);
+            assert!(other.parse::<RetryMessage>().is_err(), "{other}");
         }
     }
 
     #[test]
-    fn a_delay_is_rounded_up_and_held_to_what_sqs_allows() {
+    fn delay_is_rounded_up_and_limited() {
         for (millis, seconds) in [
             (0, 0),
             (1, 1),

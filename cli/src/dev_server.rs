@@ -363,10 +363,10 @@ fn build_dispatcher(
 ) -> anyhow::Result<Dispatcher> {
     Ok(Dispatcher {
         store,
-        direct: config.client(Timeouts::DIRECT)?,
-        queued: config.client(Timeouts::QUEUED)?,
+        direct_client: config.client(Timeouts::DIRECT)?,
+        retry_client: config.client(Timeouts::QUEUED)?,
         queue,
-        gates: InFlightLimiter::default(),
+        limiter: InFlightLimiter::default(),
         clock: clock.clone(),
         schedule: config.retry_schedule.clone(),
         retention: config.retention,
@@ -384,5 +384,5 @@ async fn serve_api(listener: TcpListener, router: Router, shutdown: Cancellation
 
 /// The metrics of this process for Prometheus.
 async fn metrics_handler(State(metrics): State<Metrics>) -> impl IntoResponse {
-    ([(CONTENT_TYPE, prometheus::CONTENT_TYPE)], metrics.text())
+    ([(CONTENT_TYPE, prometheus::CONTENT_TYPE)], metrics.render())
 }

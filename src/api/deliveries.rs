@@ -192,7 +192,7 @@ pub(super) async fn retry(
         attempt_count: retried.attempt_count,
     };
     let scheduled = ScheduledRetry { message, due: now };
-    state.queue.set(vec![scheduled], now).await;
+    state.queue.schedule(vec![scheduled], now).await;
     Ok((StatusCode::ACCEPTED, ok(response)))
 }
 

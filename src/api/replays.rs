@@ -299,7 +299,7 @@ async fn run_first_step(state: &AppState, key: &ReplayKey, now: Timestamp) {
     match step {
         Ok(due) => {
             let retries = due.into_iter().map(ScheduledRetry::from).collect();
-            state.queue.set(retries, now).await;
+            state.queue.schedule(retries, now).await;
         }
         Err(error) => tracing::warn!(
             account = key.account.as_str(), webhook = %key.webhook, replay = %key.id, %error,

@@ -289,7 +289,7 @@ async fn start_resume(state: &AppState, account: &AccountId, webhook: WebhookId,
     match state.store.resumes().run_step(&job, now).await {
         Ok(due) => {
             let retries = due.into_iter().map(ScheduledRetry::from).collect();
-            state.queue.set(retries, now).await;
+            state.queue.schedule(retries, now).await;
         }
         Err(error) => tracing::warn!(
             account = account.as_str(), %webhook, %error,

@@ -34,13 +34,13 @@ async fn run() -> Result<(), lambda_runtime::Error> {
     let stack = stack_name(env_var)?;
     let aws = aws::load_sdk_config().await;
     let dispatcher = Dispatcher {
-        direct: config.client(Timeouts::DIRECT)?,
-        queued: config.client(Timeouts::QUEUED)?,
+        direct_client: config.client(Timeouts::DIRECT)?,
+        retry_client: config.client(Timeouts::QUEUED)?,
         queue: RetryQueue::Sqs {
             client: aws_sdk_sqs::Client::new(&aws),
             url: retry_queue_url(env_var)?,
         },
-        gates: InFlightLimiter::default(),
+        limiter: InFlightLimiter::default(),
         clock: Clock::system(),
         schedule: config.retry_schedule,
         retention: config.retention,
@@ -64,7 +64,7 @@ async fn run() -> Result<(), lambda_runtime::Error> {
         let deadline = Deadline::after(left.saturating_sub(now + RECORDING_RESERVE));
         let invocation = Invocation::from_json(event.payload.get())?;
         let answer = dispatcher.invoke(invocation, deadline).await;
-        for line in dispatcher.metrics.lines(&stack, dispatcher.clock.now()) {
+        for line in dispatcher.metrics.drain_emf(&stack, dispatcher.clock.now()) {
             writeln!(std::io::stdout(), "{line}")?;
         }
         Ok::<_, lambda_runtime::Error>(answer?)

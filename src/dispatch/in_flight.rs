@@ -1,4 +1,5 @@
-//! How many attempts from the queue are in flight to each endpoint, in this process.
+//! Limits on the attempts from the queue that are in flight in this process, and the health of
+//! their endpoints as far as it is not stored yet.
 
 use std::{
     collections::HashMap,
@@ -13,170 +14,180 @@ use nano_webhooks_core::{
     webhook::WebhookId,
 };
 
-/// How long what finds no place waits before it asks again: 5 s, and as much again by jitter.
+/// How long a delivery without a slot waits at first. Jitter adds up to the same again.
 const BASE_WAIT: Duration = Duration::from_secs(5);
-/// How many may be turned away before they ask more rarely; counted since the last success.
+/// The wait grows by [`BASE_WAIT`] after this many rejections since the last success.
 const REJECTIONS_PER_STEP: u32 = 100;
-/// The longest that one waits: it bounds how late the last one hears that the endpoint is well again.
+/// The longest wait. It bounds how late a delivery learns that its endpoint has recovered.
 const MAX_WAIT: Duration = Duration::from_mins(2);
-/// How many attempts from the queue may be in flight to one account's endpoints, so that none takes all places.
+/// The most attempts in flight to the endpoints of one account, so that one account cannot use all
+/// slots.
 const MAX_IN_FLIGHT_PER_ACCOUNT: usize = 64;
-/// How many may be in flight in all.
+/// The most attempts in flight in this process.
 const MAX_IN_FLIGHT: usize = 2_048;
-/// The time between two health writes of one endpoint whose breaker does not open or close.
+/// The shortest time between two health writes of one endpoint. Transitions of the breaker are
+/// written at once.
 const HEALTH_WRITE_INTERVAL: Duration = Duration::from_secs(1);
-/// How long an endpoint with nothing in flight is remembered.
+/// How long an idle endpoint is remembered.
 const IDLE_TTL: Duration = Duration::from_mins(10);
 
-/// Whose endpoint it is, and which.
-pub(super) type EndpointKey = (AccountId, WebhookId);
+/// Identifies an endpoint.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct EndpointKey {
+    pub account: AccountId,
+    pub webhook: WebhookId,
+}
 
-/// Held by whoever learns how healthy an endpoint is.
+/// Held while an endpoint's health is read and written.
 pub(super) type HealthLock = tokio::sync::Mutex<()>;
 
-/// What this process has under way.
+/// The attempts in flight in this process; clones share the limits.
 #[derive(Clone, Debug, Default)]
 pub struct InFlightLimiter(Arc<Mutex<LimiterState>>);
 
 #[derive(Debug, Default)]
 struct LimiterState {
     endpoints: HashMap<EndpointKey, EndpointSlots>,
-    in_flight_of_account: HashMap<AccountId, usize>,
+    in_flight_per_account: HashMap<AccountId, usize>,
     in_flight: usize,
 }
 
 #[derive(Debug, Default)]
 struct EndpointSlots {
     in_flight: usize,
-    /// How many found no place since an attempt succeeded.
-    turned_away: u32,
+    /// Deliveries that found no slot since the last success.
+    rejected: u32,
     health_written_at: Option<Timestamp>,
-    turn: Arc<HealthLock>,
-    /// Failures to answer, one after the other.
+    health_lock: Arc<HealthLock>,
+    /// Consecutive attempts without a response.
     failures: u32,
-    /// The same as it was last read from the table, or written to it.
-    known_failures: u32,
+    /// The same count as it was last read from the table or written to it.
+    stored_failures: u32,
 }
 
-/// A place among those in flight; given back when dropped.
+/// The right to make one attempt; dropping it frees the slot.
 #[derive(Debug)]
 pub(super) struct InFlightPermit {
-    gates: InFlightLimiter,
+    limiter: InFlightLimiter,
     endpoint: EndpointKey,
 }
 
+/// No slot is free.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct NoFreeSlot {
+    /// How long to wait before the next try.
+    pub wait: Duration,
+}
+
 impl InFlightLimiter {
-    /// Takes a place, if fewer than `limit` are in flight to the endpoint and the account and the process have places left;
-    /// else says how long to wait. `jitter` is from 0 to 1.
-    pub(super) fn enter(
+    /// Takes a slot if fewer than `limit` attempts are in flight to the endpoint, and the account
+    /// and the process have slots left. `jitter` is from 0 to 1.
+    pub(super) fn try_acquire(
         &self,
         endpoint: &EndpointKey,
         limit: usize,
         jitter: f64,
-    ) -> Result<InFlightPermit, Duration> {
+    ) -> Result<InFlightPermit, NoFreeSlot> {
         let mut state = self.lock();
-        let of_account = state
-            .in_flight_of_account
-            .get(&endpoint.0)
+        let account_in_flight = state
+            .in_flight_per_account
+            .get(&endpoint.account)
             .copied()
             .unwrap_or_default();
-        let full = of_account >= MAX_IN_FLIGHT_PER_ACCOUNT || state.in_flight >= MAX_IN_FLIGHT;
-        let gate = state.endpoints.entry(endpoint.clone()).or_default();
-        if full || gate.in_flight >= limit {
-            gate.turned_away = gate.turned_away.saturating_add(1);
-            let wait =
-                BASE_WAIT.mul_f64(1.0 + jitter) * (1 + gate.turned_away / REJECTIONS_PER_STEP);
-            return Err(wait.min(MAX_WAIT.mul_f64(0.5 + jitter / 2.0)));
+        let is_full =
+            account_in_flight >= MAX_IN_FLIGHT_PER_ACCOUNT || state.in_flight >= MAX_IN_FLIGHT;
+        let slots = state.endpoints.entry(endpoint.clone()).or_default();
+        if is_full || slots.in_flight >= limit {
+            slots.rejected = slots.rejected.saturating_add(1);
+            return Err(NoFreeSlot {
+                wait: wait_after(slots.rejected, jitter),
+            });
         }
-        gate.in_flight += 1;
+        slots.in_flight += 1;
         state.in_flight += 1;
         *state
-            .in_flight_of_account
-            .entry(endpoint.0.clone())
+            .in_flight_per_account
+            .entry(endpoint.account.clone())
             .or_default() += 1;
         Ok(InFlightPermit {
-            gates: self.clone(),
+            limiter: self.clone(),
             endpoint: endpoint.clone(),
         })
     }
 
-    /// Hears that attempts ended, and says whether failures are counted here that an answer would end.
-    pub(super) fn hear(&self, endpoint: &EndpointKey, of_success: bool) -> bool {
+    /// Takes note of ended attempts. A success resets the wait of rejected deliveries. Returns
+    /// whether failures are counted here that a response would reset.
+    pub(super) fn note_results(&self, endpoint: &EndpointKey, any_success: bool) -> bool {
         let mut state = self.lock();
-        let Some(gate) = state.endpoints.get_mut(endpoint) else {
+        let Some(slots) = state.endpoints.get_mut(endpoint) else {
             return false;
         };
-        if of_success {
-            // It is well: those that were turned away need not be patient any more.
-            gate.turned_away = 0;
+        if any_success {
+            slots.rejected = 0;
         }
-        gate.failures > 0
+        slots.failures > 0
     }
 
-    /// Counts how attempts ended, and says how many in a row got no answer, with those that were not worth a write.
-    /// `known` is the count that the table has: another than this process read or wrote last is another process's, and what
-    /// was counted here is void. It is the caller's turn.
-    pub(super) fn count(
+    /// Counts consecutive failures to respond, including those that were not written yet. `stored`
+    /// is the table's count: if it is not the one that this process knows, another process wrote
+    /// it, and the local count is discarded. The caller holds the health lock.
+    pub(super) fn count_failures(
         &self,
         endpoint: &EndpointKey,
-        known: u32,
-        seen: impl Iterator<Item = Observation>,
+        stored: u32,
+        observations: impl Iterator<Item = Observation>,
     ) -> u32 {
         let mut state = self.lock();
-        let gate = state.endpoints.entry(endpoint.clone()).or_default();
-        if gate.known_failures != known {
-            (gate.known_failures, gate.failures) = (known, known);
+        let slots = state.endpoints.entry(endpoint.clone()).or_default();
+        if slots.stored_failures != stored {
+            slots.stored_failures = stored;
+            slots.failures = stored;
         }
-        for seen in seen {
-            gate.failures = if seen.failure.is_some_and(is_unresponsive) {
-                gate.failures.saturating_add(1)
+        for observation in observations {
+            if observation.failure.is_some_and(is_unresponsive) {
+                slots.failures = slots.failures.saturating_add(1);
             } else {
-                0
-            };
+                slots.failures = 0;
+            }
         }
-        gate.failures
+        slots.failures
     }
 
-    /// The table has this count of failures now. It is the caller's turn.
-    pub(super) fn wrote(&self, endpoint: &EndpointKey, failures: u32) {
-        self.lock()
-            .endpoints
-            .entry(endpoint.clone())
-            .or_default()
-            .known_failures = failures;
-    }
-
-    /// The turn of whoever reads the endpoint's health and writes it: side by side, they would overwrite each other's.
-    pub(super) fn turn(&self, endpoint: &EndpointKey) -> Arc<HealthLock> {
-        self.lock()
-            .endpoints
-            .entry(endpoint.clone())
-            .or_default()
-            .turn
-            .clone()
-    }
-
-    /// Whether the endpoint's health may be written again now; counts it as written.
-    pub(super) fn may_write_health(&self, endpoint: &EndpointKey, now: Timestamp) -> bool {
+    /// Remembers the count of failures that was written. The caller holds the health lock.
+    pub(super) fn set_stored_failures(&self, endpoint: &EndpointKey, failures: u32) {
         let mut state = self.lock();
-        let written_at = &mut state
-            .endpoints
-            .entry(endpoint.clone())
-            .or_default()
-            .health_written_at;
-        let may = written_at.is_none_or(|at| at + HEALTH_WRITE_INTERVAL <= now);
-        if may {
-            *written_at = Some(now);
-        }
-        may
+        let slots = state.endpoints.entry(endpoint.clone()).or_default();
+        slots.stored_failures = failures;
     }
 
-    /// Forgets endpoints with nothing in flight, so that the map does not grow with the number of customers.
-    pub(super) fn forget_idle(&self, now: Timestamp) {
-        self.lock().endpoints.retain(|_, gate| {
-            gate.in_flight > 0
-                || Arc::strong_count(&gate.turn) > 1
-                || gate.health_written_at.is_some_and(|at| at + IDLE_TTL > now)
+    /// The lock of the endpoint's health. Without it, concurrent updates would overwrite each
+    /// other.
+    pub(super) fn health_lock(&self, endpoint: &EndpointKey) -> Arc<HealthLock> {
+        let mut state = self.lock();
+        let slots = state.endpoints.entry(endpoint.clone()).or_default();
+        slots.health_lock.clone()
+    }
+
+    /// Claims the next health write if [`HEALTH_WRITE_INTERVAL`] has passed since the last one.
+    pub(super) fn try_claim_health_write(&self, endpoint: &EndpointKey, now: Timestamp) -> bool {
+        let mut state = self.lock();
+        let slots = state.endpoints.entry(endpoint.clone()).or_default();
+        if let Some(written_at) = slots.health_written_at
+            && written_at + HEALTH_WRITE_INTERVAL > now
+        {
+            return false;
+        }
+        slots.health_written_at = Some(now);
+        true
+    }
+
+    /// Removes idle endpoints, so that the memory does not grow with the number of customers.
+    pub(super) fn evict_idle(&self, now: Timestamp) {
+        self.lock().endpoints.retain(|_, slots| {
+            let recently_written = slots
+                .health_written_at
+                .is_some_and(|written_at| written_at + IDLE_TTL > now);
+            slots.in_flight > 0 || Arc::strong_count(&slots.health_lock) > 1 || recently_written
         });
     }
 
@@ -185,17 +196,23 @@ impl InFlightLimiter {
     }
 }
 
+fn wait_after(rejections: u32, jitter: f64) -> Duration {
+    let wait = BASE_WAIT.mul_f64(1.0 + jitter) * (1 + rejections / REJECTIONS_PER_STEP);
+    wait.min(MAX_WAIT.mul_f64(0.5 + jitter / 2.0))
+}
+
 impl Drop for InFlightPermit {
     fn drop(&mut self) {
-        let mut state = self.gates.lock();
+        let mut state = self.limiter.lock();
         state.in_flight -= 1;
-        if let Some(gate) = state.endpoints.get_mut(&self.endpoint) {
-            gate.in_flight -= 1;
+        if let Some(slots) = state.endpoints.get_mut(&self.endpoint) {
+            slots.in_flight -= 1;
         }
-        if let Some(of_account) = state.in_flight_of_account.get_mut(&self.endpoint.0) {
-            *of_account -= 1;
-            if *of_account == 0 {
-                state.in_flight_of_account.remove(&self.endpoint.0);
+        let account = &self.endpoint.account;
+        if let Some(in_flight) = state.in_flight_per_account.get_mut(account) {
+            *in_flight -= 1;
+            if *in_flight == 0 {
+                state.in_flight_per_account.remove(account);
             }
         }
     }
@@ -206,128 +223,150 @@ mod tests {
     use super::*;
     use nano_webhooks_core::delivery::attempt::FailureKind;
 
+    const TIMEOUT: Observation = Observation {
+        failure: Some(FailureKind::Timeout),
+        duration: Duration::ZERO,
+    };
+    const SUCCESS: Observation = Observation {
+        failure: None,
+        duration: Duration::ZERO,
+    };
+
     fn endpoint(id: u64) -> EndpointKey {
-        (
-            AccountId::parse("acme").unwrap(),
-            WebhookId::new(id).unwrap(),
-        )
+        EndpointKey {
+            account: AccountId::parse("acme").unwrap(),
+            webhook: WebhookId::new(id).unwrap(),
+        }
     }
 
     #[test]
-    fn a_place_is_free_again_when_its_holder_has_gone_and_endpoints_do_not_share() {
-        let gates = InFlightLimiter::default();
-        let first = gates.enter(&endpoint(1), 1, 0.0).unwrap();
-        assert!(gates.enter(&endpoint(1), 1, 0.0).is_err());
-        assert!(gates.enter(&endpoint(2), 1, 0.0).is_ok());
-        drop(first);
-        assert!(gates.enter(&endpoint(1), 1, 0.0).is_ok());
+    fn dropped_permit_frees_its_slot() {
+        let limiter = InFlightLimiter::default();
+        let permit = limiter.try_acquire(&endpoint(1), 1, 0.0).unwrap();
+        assert!(limiter.try_acquire(&endpoint(1), 1, 0.0).is_err());
+        assert!(limiter.try_acquire(&endpoint(2), 1, 0.0).is_ok());
+        drop(permit);
+        assert!(limiter.try_acquire(&endpoint(1), 1, 0.0).is_ok());
     }
 
     #[test]
-    fn the_more_wait_the_more_rarely_they_ask() {
-        let gates = InFlightLimiter::default();
-        let _held = gates.enter(&endpoint(1), 1, 0.0).unwrap();
-        let wait = |jitter| gates.enter(&endpoint(1), 1, jitter).unwrap_err();
-        assert_eq!(wait(0.0), Duration::from_secs(5));
-        assert_eq!(wait(1.0), Duration::from_secs(10));
+    fn wait_grows_with_rejections_up_to_limit() {
+        for (rejections, jitter, seconds) in [
+            (1, 0.0, 5),
+            (2, 1.0, 10),
+            (1_000, 0.0, 55),
+            (1_000_000, 0.0, 60),
+            (1_000_000, 1.0, 120),
+        ] {
+            let expected = Duration::from_secs(seconds);
+            assert_eq!(
+                wait_after(rejections, jitter),
+                expected,
+                "{rejections} {jitter}"
+            );
+        }
+    }
+
+    #[test]
+    fn success_resets_wait() {
+        let limiter = InFlightLimiter::default();
+        let _permit = limiter.try_acquire(&endpoint(1), 1, 0.0).unwrap();
         for _ in 0..1000 {
-            wait(0.5);
+            limiter.try_acquire(&endpoint(1), 1, 0.5).unwrap_err();
         }
-        assert_eq!(wait(0.0), Duration::from_secs(55));
-        for _ in 0..1_000_000 {
-            wait(0.5);
-        }
-        assert_eq!(
-            (wait(0.0), wait(1.0)),
-            (Duration::from_mins(1), Duration::from_mins(2))
-        );
-        assert!(!gates.hear(&endpoint(1), false));
-        assert_ne!(wait(0.0), Duration::from_secs(5));
-        assert!(!gates.hear(&endpoint(1), true));
-        assert_eq!(wait(0.0), Duration::from_secs(5), "it is well again");
+        assert!(!limiter.note_results(&endpoint(1), false));
+        let rejection = limiter.try_acquire(&endpoint(1), 1, 0.0).unwrap_err();
+        assert_eq!(rejection.wait, Duration::from_secs(55));
+        assert!(!limiter.note_results(&endpoint(1), true));
+        let rejection = limiter.try_acquire(&endpoint(1), 1, 0.0).unwrap_err();
+        assert_eq!(rejection.wait, Duration::from_secs(5));
     }
 
     #[test]
-    fn no_account_takes_all_places() {
-        let gates = InFlightLimiter::default();
-        let places: Vec<_> = (1..=20)
-            .flat_map(|id| {
-                (0..8)
-                    .filter_map(|_| gates.enter(&endpoint(id), 8, 0.0).ok())
-                    .collect::<Vec<_>>()
-            })
+    fn account_cannot_take_all_slots() {
+        let limiter = InFlightLimiter::default();
+        let mut permits = Vec::new();
+        for id in 1..=20 {
+            for _ in 0..8 {
+                permits.extend(limiter.try_acquire(&endpoint(id), 8, 0.0));
+            }
+        }
+        assert_eq!(permits.len(), MAX_IN_FLIGHT_PER_ACCOUNT);
+        let other_account = EndpointKey {
+            account: AccountId::parse("other").unwrap(),
+            webhook: WebhookId::new(1).unwrap(),
+        };
+        assert!(limiter.try_acquire(&other_account, 8, 0.0).is_ok());
+        drop(permits);
+        assert!(limiter.try_acquire(&endpoint(1), 8, 0.0).is_ok());
+        assert_eq!(limiter.lock().in_flight, 0);
+    }
+
+    /// Failures of concurrent attempts add up until they are written. A count in the table that
+    /// this process did not write replaces them.
+    #[test]
+    fn stored_count_of_other_process_replaces_local() {
+        let limiter = InFlightLimiter::default();
+        let endpoint = endpoint(1);
+        let count = |stored, observations: &[Observation]| {
+            limiter.count_failures(&endpoint, stored, observations.iter().copied())
+        };
+        assert_eq!(count(0, &[TIMEOUT; 3]), 3);
+        assert_eq!(count(0, &[TIMEOUT]), 4, "not written yet");
+        limiter.set_stored_failures(&endpoint, 4);
+        assert_eq!(count(4, &[TIMEOUT]), 5, "written failures count once");
+        assert_eq!(count(0, &[TIMEOUT]), 1, "another process saw a response");
+        assert_eq!(count(3, &[TIMEOUT]), 4, "another process saw failures");
+        assert!(limiter.note_results(&endpoint, true));
+        assert_eq!(count(3, &[SUCCESS, TIMEOUT]), 1, "success not written yet");
+        assert_eq!(count(3, &[SUCCESS]), 0);
+        assert!(!limiter.note_results(&endpoint, true));
+    }
+
+    fn remaining_after_eviction(limiter: &InFlightLimiter, now: Timestamp) -> Vec<u64> {
+        limiter.evict_idle(now);
+        let state = limiter.lock();
+        let mut remaining: Vec<_> = state
+            .endpoints
+            .keys()
+            .map(|key| key.webhook.get())
             .collect();
-        assert_eq!(places.len(), MAX_IN_FLIGHT_PER_ACCOUNT);
-        let other = (
-            AccountId::parse("other").unwrap(),
-            WebhookId::new(1).unwrap(),
-        );
-        assert!(gates.enter(&other, 8, 0.0).is_ok());
-        drop(places);
-        assert!(gates.enter(&endpoint(1), 8, 0.0).is_ok());
-        assert_eq!(gates.lock().in_flight, 0);
+        remaining.sort_unstable();
+        remaining
+    }
+
+    /// Endpoints stay while an attempt is in flight, their lock is held, or their health was just
+    /// written.
+    #[test]
+    fn only_idle_endpoints_are_evicted() {
+        let limiter = InFlightLimiter::default();
+        let now = Timestamp::from_millis(0);
+        let permit = limiter.try_acquire(&endpoint(1), 1, 0.0).unwrap();
+        let lock = limiter.health_lock(&endpoint(2));
+        assert!(limiter.try_claim_health_write(&endpoint(3), now));
+        assert_eq!(limiter.count_failures(&endpoint(4), 0, [].into_iter()), 0);
+        assert_eq!(remaining_after_eviction(&limiter, now), [1, 2, 3]);
+        assert_eq!(remaining_after_eviction(&limiter, now + IDLE_TTL), [1, 2]);
+        drop((permit, lock));
+        assert_eq!(remaining_after_eviction(&limiter, now + IDLE_TTL), [0; 0]);
     }
 
     #[test]
-    fn failures_add_up_over_attempts_side_by_side_and_are_void_once_another_process_wrote() {
-        let silent = Observation {
-            failure: Some(FailureKind::Timeout),
-            duration: Duration::ZERO,
-        };
-        let well = Observation {
-            failure: None,
-            duration: Duration::ZERO,
-        };
-        let (gates, endpoint) = (InFlightLimiter::default(), endpoint(1));
-        let count =
-            |known, seen: &[Observation]| gates.count(&endpoint, known, seen.iter().copied());
-        assert_eq!(count(0, &[silent; 3]), 3);
-        assert_eq!(count(0, &[silent]), 4, "as long as nothing is written");
-        gates.wrote(&endpoint, 4);
-        assert_eq!(
-            count(4, &[silent]),
-            5,
-            "what was written is not counted again"
-        );
-        assert_eq!(count(0, &[silent]), 1, "another process had an answer");
-        assert_eq!(count(3, &[silent]), 4, "another process had failures");
-        assert!(gates.hear(&endpoint, true));
-        assert_eq!(count(3, &[well, silent]), 1, "the answer was not written");
-        assert_eq!(count(3, &[well]), 0);
-        assert!(!gates.hear(&endpoint, true));
-    }
-
-    #[test]
-    fn what_is_idle_is_forgotten_unless_its_health_was_just_written_or_somebody_learns_of_it() {
-        let (gates, now) = (InFlightLimiter::default(), Timestamp::from_millis(0));
-        let held = gates.enter(&endpoint(1), 1, 0.0).unwrap();
-        let turn = gates.turn(&endpoint(2));
-        assert!(gates.may_write_health(&endpoint(3), now));
-        assert_eq!(gates.count(&endpoint(4), 0, [].into_iter()), 0);
-        let left = |now| {
-            gates.forget_idle(now);
-            let mut left: Vec<_> = gates
-                .lock()
-                .endpoints
-                .keys()
-                .map(|(_, id)| id.to_string())
-                .collect();
-            left.sort();
-            left.concat()
-        };
-        assert_eq!(left(now), "123");
-        assert_eq!(left(now + IDLE_TTL), "12");
-        drop((held, turn));
-        assert_eq!(left(now + IDLE_TTL), "");
-    }
-
-    #[test]
-    fn health_is_written_at_most_once_a_second() {
-        let gates = InFlightLimiter::default();
-        let at = Timestamp::from_millis;
-        let may: Vec<_> = [0, 999, 1000, 1500, 2000]
-            .map(|ms| gates.may_write_health(&endpoint(1), at(ms)))
-            .into();
-        assert_eq!(may, [true, false, true, false, true]);
+    fn health_is_written_once_per_second() {
+        let limiter = InFlightLimiter::default();
+        for (millis, expected) in [
+            (0, true),
+            (999, false),
+            (1000, true),
+            (1500, false),
+            (2000, true),
+        ] {
+            let now = Timestamp::from_millis(millis);
+            assert_eq!(
+                limiter.try_claim_health_write(&endpoint(1), now),
+                expected,
+                "{millis}"
+            );
+        }
     }
 }

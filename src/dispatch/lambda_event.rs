@@ -96,18 +96,20 @@ impl Dispatcher {
     ) -> Result<Value, crate::store::Error> {
         let answer = match invocation {
             Invocation::Stream(records) => {
-                serde_json::to_value(self.stream(&records, deadline).await)
+                serde_json::to_value(self.handle_stream_batch(&records, deadline).await)
             }
-            Invocation::Queue(messages) => serde_json::to_value(self.retry_all(messages).await),
+            Invocation::Queue(messages) => {
+                serde_json::to_value(self.handle_queue_batch(messages).await)
+            }
             Invocation::Sweep => serde_json::to_value(self.sweep(deadline).await?),
         };
         Ok(answer.expect("answers are plain data"))
     }
 
     /// Works on a batch of messages, and names those that must come again.
-    async fn retry_all(&self, messages: Vec<SqsMessage>) -> SqsBatchResponse {
+    async fn handle_queue_batch(&self, messages: Vec<SqsMessage>) -> SqsBatchResponse {
         let retries = messages.iter().map(|message| async move {
-            let Some(read) = message.body.as_deref().and_then(RetryMessage::from_json) else {
+            let Some(read) = message.body.as_deref().and_then(|body| body.parse::<RetryMessage>().ok()) else {
                 // It names no delivery, so none can be lost with it.
                 tracing::error!(message_id = message.message_id, "a message that is none of ours");
                 return None;
@@ -124,7 +126,7 @@ impl Dispatcher {
             .into_iter()
             .flatten()
             .collect();
-        self.gates.forget_idle(self.clock.now());
+        self.limiter.evict_idle(self.clock.now());
         let mut response = SqsBatchResponse::default();
         response.batch_item_failures = failed
             .into_iter()

@@ -62,21 +62,24 @@ impl Dispatcher {
             }
             Err(error) => return Err(error),
         };
-        let endpoint = (key.account.clone(), key.webhook);
-        let place = self.gates.enter(
+        let endpoint = super::in_flight::EndpointKey {
+            account: key.account.clone(),
+            webhook: key.webhook,
+        };
+        let place = self.limiter.try_acquire(
             &endpoint,
             subscriber.health.max_in_flight(),
             random::unit_f64(),
         );
         let place = match place {
             Ok(place) => place,
-            Err(wait) => return self.put_off(message, wait, now).await,
+            Err(full) => return self.put_off(message, full.wait, now).await,
         };
         let claim = match self.store.leases().claim(key, *attempt_count, now).await? {
             ClaimOutcome::Acquired(claim) => claim,
             ClaimOutcome::NotDue(due) if fits_in_queue(due, now) => {
                 self.queue
-                    .set(
+                    .schedule(
                         vec![ScheduledRetry {
                             message: message.clone(),
                             due,
@@ -99,7 +102,7 @@ impl Dispatcher {
         }
         let outcome = self
             .attempt(
-                &self.queued,
+                &self.retry_client,
                 &subscriber.webhook,
                 &secrets,
                 &mut delivery,
@@ -130,7 +133,7 @@ impl Dispatcher {
             .await?
         {
             self.queue
-                .set(
+                .schedule(
                     vec![ScheduledRetry {
                         message: message.clone(),
                         due,

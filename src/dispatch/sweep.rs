@@ -54,7 +54,7 @@ impl Dispatcher {
                 break;
             }
             let step = self.store.resumes().run_step(&of, self.clock.now()).await;
-            sent += self.take_step(&of.account, step).await;
+            sent += self.enqueue_step(&of.account, step).await;
         }
         let mut replaying = self.store.replays().list_active(MAX_JOBS_PER_SWEEP).await?;
         replaying.sort_by_cached_key(|_| random::bytes::<8>());
@@ -67,27 +67,27 @@ impl Dispatcher {
                 .replays()
                 .run_step(&of, STEP_SIZE, self.clock.now(), self.retention, deadline)
                 .await;
-            sent += self.take_step(&of.account, step).await;
+            sent += self.enqueue_step(&of.account, step).await;
         }
         if sent > 0 {
             tracing::info!(deliveries = sent, "sweep");
         }
-        self.gates.forget_idle(self.clock.now());
+        self.limiter.evict_idle(self.clock.now());
         // Last, since a sweep that tells nothing is one that did not come to its end.
-        self.metrics.swept(SweepStats { due, lag });
+        self.metrics.record_sweep(SweepStats { due, lag });
         Ok(sent)
     }
 
     /// Sets the timers of what a step has made due. A step that fails is taken again by the next sweep, and keeps no other from
     /// its turn.
-    async fn take_step(&self, account: &AccountId, step: Result<Vec<DueDelivery>>) -> usize {
+    async fn enqueue_step(&self, account: &AccountId, step: Result<Vec<DueDelivery>>) -> usize {
         let due = step.unwrap_or_else(|error| {
             tracing::error!(account = account.as_str(), %error, "a step of a sweep failed; the next sweep takes it again");
             Vec::new()
         });
         let sent = due.len();
         self.queue
-            .set(
+            .schedule(
                 due.into_iter().map(ScheduledRetry::from).collect(),
                 self.clock.now(),
             )
@@ -100,7 +100,7 @@ impl Dispatcher {
     ///
     /// # Errors
     /// If DynamoDB does not answer.
-    pub async fn take_over(&self) -> Result<usize> {
+    pub async fn recover_abandoned(&self) -> Result<usize> {
         let now = self.clock.now();
         let due = self
             .store
@@ -113,7 +113,7 @@ impl Dispatcher {
             .into_iter()
             .partition(|due| due.is_sweepable_by(now + LEASE_DURATION));
         self.queue
-            .set(queued.into_iter().map(ScheduledRetry::from).collect(), now)
+            .schedule(queued.into_iter().map(ScheduledRetry::from).collect(), now)
             .await;
         self.enqueue(claimed, true).await?;
         Ok(taken)
@@ -140,7 +140,7 @@ impl Dispatcher {
         }
         // What was taken is sent, whatever became of the others.
         let sent = timers.len();
-        self.queue.set(timers, now).await;
+        self.queue.schedule(timers, now).await;
         failed.map_or(Ok(sent), Err)
     }
 }

@@ -1,157 +1,211 @@
-//! CloudWatch's embedded metric format: lines of the log that CloudWatch Logs takes the metrics from
+//! CloudWatch's embedded metric format: log lines from which CloudWatch Logs extracts metrics
 //! (<https://docs.aws.amazon.com/AmazonCloudWatch/latest/monitoring/CloudWatch_Embedded_Metric_Format_Specification.html>).
 
 use std::{collections::BTreeMap, mem, time::Duration};
 
 use serde_json::{Map, Value, json};
 
-use super::{Counter, Durations, Histogram, Metrics, SweepStats};
-use nano_webhooks_core::timestamp::Timestamp;
+use super::{Counter, Durations, Histogram, Metrics, Registry, SweepStats};
+use nano_webhooks_core::{delivery::attempt::FailureKind, timestamp::Timestamp};
 
-/// The namespace of the metrics.
+/// The namespace of the metrics in CloudWatch.
 const NAMESPACE: &str = "NanoWebhooks";
-/// The most values that a line may have of one metric.
+/// The most values of one metric in a line, by the specification.
 const MAX_VALUES: usize = 100;
 
 impl Metrics {
-    /// Numbers that are gathered for [`Metrics::lines`].
+    /// Metrics for [`Metrics::drain_emf`].
     pub fn embedded() -> Self {
-        Self::new(Durations::Each(BTreeMap::new()))
+        Self::new(Durations::Samples(BTreeMap::new()))
     }
 
-    /// What was gathered since the last call, as lines for the log. The metrics' dimension is the name of the stack, so that two
-    /// stacks of an account do not mix.
-    pub fn lines(&self, stack: &str, now: Timestamp) -> Vec<String> {
-        let mut numbers = self.lock();
-        let (counts, sweep) = (mem::take(&mut numbers.counts), numbers.sweep.take());
-        let durations = match &mut numbers.durations {
-            Durations::Each(each) => mem::take(each),
-            Durations::Histograms(_) => BTreeMap::new(),
-        };
-        drop(numbers);
+    /// Takes what was recorded since the last call, as lines for the log. The stack's name is a
+    /// dimension, so that two stacks of one AWS account do not mix.
+    pub fn drain_emf(&self, stack: &str, now: Timestamp) -> Vec<String> {
+        let recorded = take_recorded(&mut self.lock());
         let mut lines = Vec::new();
-        let mut first = Vec::new();
-        for (what, many) in counts {
-            let name = match what {
-                Counter::FailedAttempts(kind) => {
-                    // Once in all, and once of its kind.
-                    let dimensions = json!([["Stack"], ["Stack", "Failure"]]);
-                    let metrics = vec![("FailedAttempts", COUNT, json!(many))];
-                    lines.push(line(
-                        stack,
-                        now,
-                        &dimensions,
-                        Some(("Failure", json!(kind.as_str()))),
-                        metrics,
-                    ));
-                    continue;
+        let mut aggregated = Vec::new();
+        for (counter, count) in recorded.counts {
+            match emf_counter(counter) {
+                EmfCounter::Plain(name) => aggregated.push(Metric::count(name, json!(count))),
+                EmfCounter::FailedAttempts(kind) => {
+                    lines.push(render_failed_attempts(stack, now, kind, count));
                 }
-                Counter::Events => "Events",
-                Counter::Attempts => "Attempts",
-                Counter::Delivered => "Delivered",
-                Counter::Failed => "Failed",
-                Counter::Poison => "Poison",
-                Counter::BreakersOpened => "BreakersOpened",
-                Counter::BreakersClosed => "BreakersClosed",
-                Counter::WebhooksDisabled => "WebhooksDisabled",
-            };
-            first.push((name, COUNT, json!(many)));
+            }
         }
-        if let Some(SweepStats { due, lag }) = sweep {
-            first.extend([
-                ("RetriesDue", COUNT, json!(due)),
-                ("SweepLag", MILLISECONDS, milliseconds(lag)),
-            ]);
+        if let Some(SweepStats { due, lag }) = recorded.sweep {
+            aggregated.push(Metric::count("RetriesDue", json!(due)));
+            aggregated.push(Metric::milliseconds("SweepLag", to_milliseconds(lag)));
         }
-        let stack_alone = json!([["Stack"]]);
-        if !first.is_empty() {
-            lines.push(line(stack, now, &stack_alone, None, first));
+        if !aggregated.is_empty() {
+            lines.push(Line::new(stack, now).render(aggregated));
         }
-        for (what, took) in durations {
-            let name = match what {
-                Histogram::AttemptDuration => "AttemptDuration",
-                Histogram::DeliveryLatency => "DeliveryLatency",
-            };
-            lines.extend(took.chunks(MAX_VALUES).map(|values| {
-                let values = values.iter().copied().map(milliseconds).collect();
-                line(
-                    stack,
-                    now,
-                    &stack_alone,
-                    None,
-                    vec![(name, MILLISECONDS, values)],
-                )
-            }));
+        for (histogram, samples) in recorded.samples {
+            let name = histogram_name(histogram);
+            for chunk in samples.chunks(MAX_VALUES) {
+                let values = chunk.iter().copied().map(to_milliseconds).collect();
+                lines.push(Line::new(stack, now).render(vec![Metric::milliseconds(name, values)]));
+            }
         }
         lines
     }
 }
 
-const COUNT: &str = "Count";
-const MILLISECONDS: &str = "Milliseconds";
-
-/// To a tenth.
-fn milliseconds(took: Duration) -> Value {
-    json!((took.as_secs_f64() * 10_000.0).round() / 10.0)
+struct Recorded {
+    counts: BTreeMap<Counter, u64>,
+    sweep: Option<SweepStats>,
+    samples: BTreeMap<Histogram, Vec<Duration>>,
 }
 
-fn line(
-    stack: &str,
+fn take_recorded(registry: &mut Registry) -> Recorded {
+    let samples = match &mut registry.durations {
+        Durations::Samples(samples) => mem::take(samples),
+        Durations::Buckets(_) => BTreeMap::new(),
+    };
+    Recorded {
+        counts: mem::take(&mut registry.counts),
+        sweep: registry.sweep.take(),
+        samples,
+    }
+}
+
+/// How a counter is exported.
+enum EmfCounter {
+    /// With the stack as its only dimension.
+    Plain(&'static str),
+    /// In total and by kind of failure.
+    FailedAttempts(FailureKind),
+}
+
+const fn emf_counter(counter: Counter) -> EmfCounter {
+    match counter {
+        Counter::Events => EmfCounter::Plain("Events"),
+        Counter::Attempts => EmfCounter::Plain("Attempts"),
+        Counter::FailedAttempts(kind) => EmfCounter::FailedAttempts(kind),
+        Counter::Delivered => EmfCounter::Plain("Delivered"),
+        Counter::Failed => EmfCounter::Plain("Failed"),
+        Counter::Poison => EmfCounter::Plain("Poison"),
+        Counter::BreakersOpened => EmfCounter::Plain("BreakersOpened"),
+        Counter::BreakersClosed => EmfCounter::Plain("BreakersClosed"),
+        Counter::WebhooksDisabled => EmfCounter::Plain("WebhooksDisabled"),
+    }
+}
+
+const fn histogram_name(histogram: Histogram) -> &'static str {
+    match histogram {
+        Histogram::AttemptDuration => "AttemptDuration",
+        Histogram::DeliveryLatency => "DeliveryLatency",
+    }
+}
+
+/// Milliseconds with one decimal.
+fn to_milliseconds(duration: Duration) -> Value {
+    json!((duration.as_secs_f64() * 10_000.0).round() / 10.0)
+}
+
+struct Metric {
+    name: &'static str,
+    unit: &'static str,
+    value: Value,
+}
+
+impl Metric {
+    const fn count(name: &'static str, value: Value) -> Self {
+        Self {
+            name,
+            unit: "Count",
+            value,
+        }
+    }
+
+    const fn milliseconds(name: &'static str, value: Value) -> Self {
+        Self {
+            name,
+            unit: "Milliseconds",
+            value,
+        }
+    }
+}
+
+fn render_failed_attempts(stack: &str, now: Timestamp, kind: FailureKind, count: u64) -> String {
+    let mut line = Line::new(stack, now);
+    line.dimension_sets = json!([["Stack"], ["Stack", "Failure"]]);
+    line.failure = Some(kind);
+    line.render(vec![Metric::count("FailedAttempts", json!(count))])
+}
+
+/// A line of the log.
+struct Line<'a> {
+    stack: &'a str,
     now: Timestamp,
-    dimensions: &Value,
-    dimension: Option<(&'static str, Value)>,
-    metrics: Vec<(&'static str, &'static str, Value)>,
-) -> String {
-    let definitions: Vec<_> = metrics
-        .iter()
-        .map(|(name, unit, _)| json!({ "Name": name, "Unit": unit }))
-        .collect();
-    let directive =
-        json!({ "Namespace": NAMESPACE, "Dimensions": dimensions, "Metrics": definitions });
-    let mut line = Map::new();
-    // Lambda's JSON format files lines by these two.
-    line.insert("timestamp".to_owned(), json!(now.to_rfc3339()));
-    line.insert("level".to_owned(), json!("INFO"));
-    line.insert(
-        "_aws".to_owned(),
-        json!({ "Timestamp": now.as_unix_millis(), "CloudWatchMetrics": [directive] }),
-    );
-    line.insert("Stack".to_owned(), json!(stack));
-    line.extend(dimension.map(|(name, value)| (name.to_owned(), value)));
-    line.extend(
-        metrics
-            .into_iter()
-            .map(|(name, _, value)| (name.to_owned(), value)),
-    );
-    Value::Object(line).to_string()
+    /// CloudWatch aggregates the values once for each set.
+    dimension_sets: Value,
+    failure: Option<FailureKind>,
+}
+
+impl<'a> Line<'a> {
+    fn new(stack: &'a str, now: Timestamp) -> Self {
+        Self {
+            stack,
+            now,
+            dimension_sets: json!([["Stack"]]),
+            failure: None,
+        }
+    }
+
+    fn render(self, metrics: Vec<Metric>) -> String {
+        let definitions: Vec<_> = metrics
+            .iter()
+            .map(|metric| json!({ "Name": metric.name, "Unit": metric.unit }))
+            .collect();
+        let directive = json!({
+            "Namespace": NAMESPACE, "Dimensions": self.dimension_sets, "Metrics": definitions,
+        });
+        let mut line = Map::new();
+        // Lambda's JSON log format sorts lines by these two fields.
+        line.insert("timestamp".to_owned(), json!(self.now.to_rfc3339()));
+        line.insert("level".to_owned(), json!("INFO"));
+        line.insert(
+            "_aws".to_owned(),
+            json!({ "Timestamp": self.now.as_unix_millis(), "CloudWatchMetrics": [directive] }),
+        );
+        line.insert("Stack".to_owned(), json!(self.stack));
+        if let Some(kind) = self.failure {
+            line.insert("Failure".to_owned(), json!(kind.as_str()));
+        }
+        for metric in metrics {
+            line.insert(metric.name.to_owned(), metric.value);
+        }
+        Value::Object(line).to_string()
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use nano_webhooks_core::delivery::attempt::FailureKind;
 
-    fn lines(metrics: &Metrics) -> Vec<Value> {
-        let lines = metrics.lines("nano", Timestamp::from_millis(1_734_948_000_000));
+    fn drain(metrics: &Metrics) -> Vec<Value> {
+        let now = Timestamp::from_millis(1_734_948_000_000);
+        let lines = metrics.drain_emf("nano", now);
         lines
             .iter()
             .map(|line| serde_json::from_str(line).unwrap())
             .collect()
     }
 
+    /// What was recorded is exported once; without new values nothing is written.
     #[test]
-    fn what_was_gathered_is_written_once_and_silence_writes_nothing() {
+    fn drain_exports_each_value_once() {
         let metrics = Metrics::embedded();
-        assert_eq!(lines(&metrics), Vec::<Value>::new());
-        metrics.count(Counter::Events);
-        metrics.count(Counter::Events);
-        metrics.swept(SweepStats {
+        assert_eq!(drain(&metrics), Vec::<Value>::new());
+        metrics.increment(Counter::Events);
+        metrics.increment(Counter::Events);
+        metrics.record_sweep(SweepStats {
             due: 0,
             lag: Duration::ZERO,
         });
-        let metric = |name, unit| json!({"Name": name, "Unit": unit});
         assert_eq!(
-            lines(&metrics),
+            drain(&metrics),
             [json!({
                 "timestamp": "2024-12-23T10:00:00Z",
                 "level": "INFO",
@@ -161,44 +215,41 @@ mod tests {
                         "Namespace": "NanoWebhooks",
                         "Dimensions": [["Stack"]],
                         "Metrics": [
-                            metric("Events", "Count"), metric("RetriesDue", "Count"), metric("SweepLag", "Milliseconds"),
+                            {"Name": "Events", "Unit": "Count"},
+                            {"Name": "RetriesDue", "Unit": "Count"},
+                            {"Name": "SweepLag", "Unit": "Milliseconds"},
                         ],
                     }],
                 },
                 "Stack": "nano", "Events": 2, "RetriesDue": 0, "SweepLag": 0.0,
             })]
         );
-        assert_eq!(lines(&metrics), Vec::<Value>::new());
+        assert_eq!(drain(&metrics), Vec::<Value>::new());
     }
 
     #[test]
-    fn failures_count_in_all_and_by_their_kind() {
+    fn failed_attempts_count_in_total_and_by_kind() {
         let metrics = Metrics::embedded();
-        metrics.count(Counter::FailedAttempts(FailureKind::Dns));
-        metrics.count(Counter::FailedAttempts(FailureKind::Tls));
-        metrics.count(Counter::FailedAttempts(FailureKind::Tls));
-        let written = lines(&metrics);
-        let told: Vec<_> = written
-            .iter()
-            .map(|line| (&line["Failure"], &line["FailedAttempts"]))
-            .collect();
-        assert_eq!(
-            told,
-            [(&json!("dns"), &json!(1)), (&json!("tls"), &json!(2))]
-        );
-        for line in &written {
+        metrics.increment(Counter::FailedAttempts(FailureKind::Dns));
+        metrics.increment(Counter::FailedAttempts(FailureKind::Tls));
+        metrics.increment(Counter::FailedAttempts(FailureKind::Tls));
+        let lines = drain(&metrics);
+        assert_eq!(lines.len(), 2);
+        for (line, (kind, count)) in lines.iter().zip([("dns", 1), ("tls", 2)]) {
+            assert_eq!(line["Failure"], kind);
+            assert_eq!(line["FailedAttempts"], count);
             let dimensions = &line["_aws"]["CloudWatchMetrics"][0]["Dimensions"];
             assert_eq!(dimensions, &json!([["Stack"], ["Stack", "Failure"]]));
         }
     }
 
     #[test]
-    fn a_line_has_no_more_values_than_cloudwatch_takes() {
+    fn line_has_at_most_100_values() {
         let metrics = Metrics::embedded();
         for n in 0..250 {
-            metrics.measure(Histogram::DeliveryLatency, Duration::from_micros(n * 100));
+            metrics.record(Histogram::DeliveryLatency, Duration::from_micros(n * 100));
         }
-        let values: Vec<_> = lines(&metrics)
+        let values: Vec<_> = drain(&metrics)
             .iter()
             .map(|line| line["DeliveryLatency"].as_array().unwrap().clone())
             .collect();

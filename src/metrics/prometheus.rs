@@ -1,141 +1,143 @@
-//! The text that Prometheus reads (<https://prometheus.io/docs/instrumenting/exposition_formats/>, version 0.0.4).
+//! Prometheus' text format, version 0.0.4
+//! (<https://prometheus.io/docs/instrumenting/exposition_formats/>).
 
 use std::{
     collections::BTreeMap,
     fmt::{Display, Write},
-    time::Duration,
 };
 
-use super::{Counter, Durations, Histogram, Metrics};
+use super::{
+    Counter, Durations, Histogram, Metrics, Registry,
+    buckets::{BUCKETS, HistogramBuckets},
+};
 use nano_webhooks_core::delivery::attempt::FailureKind;
 
-/// The `Content-Type` of that text.
+/// The `Content-Type` of the text format.
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// The upper bounds of the histograms, in seconds: from an answer over loopback to the last attempts of a schedule.
-const BUCKETS: [f64; 18] = [
-    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0, 600.0,
-    3600.0, 21600.0, 86400.0,
-];
-
-/// How many measured times lay within each bound.
-#[derive(Debug, Default)]
-pub(super) struct HistogramBuckets {
-    /// The last one counts those beyond the last bound.
-    within: [u64; BUCKETS.len() + 1],
-    sum: Duration,
-}
-
-impl HistogramBuckets {
-    pub(super) fn take(&mut self, took: Duration) {
-        let place = BUCKETS
-            .iter()
-            .position(|bound| took.as_secs_f64() <= *bound)
-            .unwrap_or(BUCKETS.len());
-        self.within[place] += 1;
-        self.sum += took;
-    }
-}
-
 impl Metrics {
-    /// Numbers that are gathered for [`Metrics::text`].
+    /// Metrics for [`Metrics::render`].
     pub fn prometheus() -> Self {
-        Self::new(Durations::Histograms(BTreeMap::new()))
+        Self::new(Durations::Buckets(BTreeMap::new()))
     }
 
-    /// What was gathered since the process started.
-    pub fn text(&self) -> String {
-        let numbers = self.lock();
-        let count = |what| numbers.counts.get(&what).copied().unwrap_or(0);
+    /// Everything since the process started, in the text format.
+    pub fn render(&self) -> String {
+        let registry = self.lock();
         let mut text = Exposition::default();
-        text.counter(
-            "events_total",
-            "Jobs that ended, as the stream told.",
-            [(String::new(), count(Counter::Events))],
-        );
-        text.counter(
-            "attempts_total",
-            "Attempts that were made.",
-            [(String::new(), count(Counter::Attempts))],
-        );
-        let failed = FailureKind::ALL.map(|kind| {
-            (
-                format!("{{failure=\"{}\"}}", kind.as_str()),
-                count(Counter::FailedAttempts(kind)),
-            )
-        });
-        text.counter(
-            "failed_attempts_total",
-            "Attempts that failed, by the kind of the failure.",
-            failed,
-        );
-        let outcomes = [
-            ("delivered", Counter::Delivered),
-            ("failed", Counter::Failed),
-        ];
-        let outcomes =
-            outcomes.map(|(name, what)| (format!("{{outcome=\"{name}\"}}"), count(what)));
-        text.counter(
-            "deliveries_total",
-            "Deliveries that ended, by how they did.",
-            outcomes,
-        );
-        let poison = [(String::new(), count(Counter::Poison))];
-        text.counter(
-            "poison_records_total",
-            "Stream records that could not be understood, and were kept.",
-            poison,
-        );
-        let transitions = [
-            ("open", Counter::BreakersOpened),
-            ("closed", Counter::BreakersClosed),
-        ];
-        let transitions =
-            transitions.map(|(name, what)| (format!("{{to=\"{name}\"}}"), count(what)));
-        text.counter(
-            "breaker_transitions_total",
-            "Circuit breakers that attempts opened or closed.",
-            transitions,
-        );
-        let disabled = [(String::new(), count(Counter::WebhooksDisabled))];
-        text.counter(
-            "webhooks_disabled_total",
-            "Webhooks disabled for what their endpoint answered.",
-            disabled,
-        );
-        if let Durations::Histograms(histograms) = &numbers.durations {
-            let none = HistogramBuckets::default();
-            let histogram = |what| histograms.get(&what).unwrap_or(&none);
-            let attempts = histogram(Histogram::AttemptDuration);
-            text.histogram(
-                "attempt_duration_seconds",
-                "How long attempts took.",
-                attempts,
-            );
-            let latency = histogram(Histogram::DeliveryLatency);
-            text.histogram(
-                "delivery_latency_seconds",
-                "From the write of the job to the 2xx that was read.",
-                latency,
-            );
-        }
-        if let Some(sweep) = numbers.sweep {
-            text.gauge(
-                "retries_due",
-                "Deliveries that the latest sweep found due.",
-                &sweep.due,
-            );
-            text.gauge(
-                "sweep_lag_seconds",
-                "For how long the first of them had waited for a sweep.",
-                &sweep.lag.as_secs_f64(),
-            );
-        }
+        render_attempts(&mut text, &registry);
+        render_deliveries(&mut text, &registry);
+        render_webhooks(&mut text, &registry);
+        render_durations(&mut text, &registry);
+        render_sweep(&mut text, &registry);
         text.0
     }
 }
 
-/// Lines of the exposition format.
+fn count(registry: &Registry, counter: Counter) -> u64 {
+    registry.counts.get(&counter).copied().unwrap_or(0)
+}
+
+fn render_attempts(text: &mut Exposition, registry: &Registry) {
+    text.counter(
+        "events_total",
+        "Events that were read from the stream.",
+        count(registry, Counter::Events),
+    );
+    text.counter(
+        "attempts_total",
+        "Attempts that were made.",
+        count(registry, Counter::Attempts),
+    );
+    text.head(
+        "failed_attempts_total",
+        "counter",
+        "Attempts that failed, by kind of failure.",
+    );
+    for kind in FailureKind::ALL {
+        let failed = count(registry, Counter::FailedAttempts(kind));
+        text.labeled("failed_attempts_total", "failure", kind.as_str(), failed);
+    }
+}
+
+fn render_deliveries(text: &mut Exposition, registry: &Registry) {
+    text.head(
+        "deliveries_total",
+        "counter",
+        "Deliveries that ended, by outcome.",
+    );
+    for (outcome, counter) in [
+        ("delivered", Counter::Delivered),
+        ("failed", Counter::Failed),
+    ] {
+        let ended = count(registry, counter);
+        text.labeled("deliveries_total", "outcome", outcome, ended);
+    }
+    text.counter(
+        "poison_records_total",
+        "Stream records that were stored as poison records.",
+        count(registry, Counter::Poison),
+    );
+}
+
+fn render_webhooks(text: &mut Exposition, registry: &Registry) {
+    text.head(
+        "breaker_transitions_total",
+        "counter",
+        "Circuit breakers that opened or closed.",
+    );
+    for (state, counter) in [
+        ("open", Counter::BreakersOpened),
+        ("closed", Counter::BreakersClosed),
+    ] {
+        let transitions = count(registry, counter);
+        text.labeled("breaker_transitions_total", "to", state, transitions);
+    }
+    text.counter(
+        "webhooks_disabled_total",
+        "Webhooks that were disabled because of their endpoint's responses or failures.",
+        count(registry, Counter::WebhooksDisabled),
+    );
+}
+
+fn render_durations(text: &mut Exposition, registry: &Registry) {
+    let Durations::Buckets(histograms) = &registry.durations else {
+        return;
+    };
+    let empty = HistogramBuckets::default();
+    text.histogram(
+        "attempt_duration_seconds",
+        "The duration of attempts.",
+        histograms
+            .get(&Histogram::AttemptDuration)
+            .unwrap_or(&empty),
+    );
+    text.histogram(
+        "delivery_latency_seconds",
+        "The time from the write of the job to the 2xx response.",
+        histograms
+            .get(&Histogram::DeliveryLatency)
+            .unwrap_or(&empty),
+    );
+}
+
+fn render_sweep(text: &mut Exposition, registry: &Registry) {
+    let Some(sweep) = registry.sweep else {
+        return;
+    };
+    text.gauge(
+        "retries_due",
+        "Due deliveries that the latest sweep sent to the queue.",
+        &sweep.due,
+    );
+    text.gauge(
+        "sweep_lag_seconds",
+        "How long the oldest due delivery had waited for the latest sweep.",
+        &sweep.lag.as_secs_f64(),
+    );
+}
+
+/// Lines of the text format. Writing to a `String` cannot fail.
 #[derive(Default)]
 struct Exposition(String);
 
@@ -147,11 +149,16 @@ impl Exposition {
         );
     }
 
-    fn counter<const N: usize>(&mut self, name: &str, help: &str, values: [(String, u64); N]) {
+    fn counter(&mut self, name: &str, help: &str, value: u64) {
         self.head(name, "counter", help);
-        for (labels, value) in values {
-            let _ = writeln!(self.0, "nano_webhooks_{name}{labels} {value}");
-        }
+        let _ = writeln!(self.0, "nano_webhooks_{name} {value}");
+    }
+
+    fn labeled(&mut self, name: &str, label: &str, label_value: &str, value: u64) {
+        let _ = writeln!(
+            self.0,
+            "nano_webhooks_{name}{{{label}=\"{label_value}\"}} {value}"
+        );
     }
 
     fn gauge(&mut self, name: &str, help: &str, value: &dyn Display) {
@@ -161,81 +168,73 @@ impl Exposition {
 
     fn histogram(&mut self, name: &str, help: &str, histogram: &HistogramBuckets) {
         self.head(name, "histogram", help);
-        let mut so_far = 0;
-        let bounds = BUCKETS
-            .iter()
-            .map(ToString::to_string)
-            .chain(["+Inf".to_owned()]);
-        for (bound, within) in bounds.zip(histogram.within) {
-            so_far += within;
-            let _ = writeln!(
-                self.0,
-                "nano_webhooks_{name}_bucket{{le=\"{bound}\"}} {so_far}"
-            );
+        let bucket = format!("{name}_bucket");
+        let mut cumulative = 0;
+        for (bound, count) in BUCKETS.iter().zip(histogram.counts) {
+            cumulative += count;
+            self.labeled(&bucket, "le", &bound.to_string(), cumulative);
         }
+        cumulative += histogram.counts[BUCKETS.len()];
+        self.labeled(&bucket, "le", "+Inf", cumulative);
         let sum = histogram.sum.as_secs_f64();
         let _ = writeln!(
             self.0,
-            "nano_webhooks_{name}_sum {sum}\nnano_webhooks_{name}_count {so_far}"
+            "nano_webhooks_{name}_sum {sum}\nnano_webhooks_{name}_count {cumulative}"
         );
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use crate::metrics::SweepStats;
 
     fn value(metrics: &Metrics, name: &str) -> Option<String> {
+        let prefix = format!("nano_webhooks_{name} ");
         metrics
-            .text()
+            .render()
             .lines()
-            .find_map(|line| Some(line.strip_prefix(name)?.strip_prefix(' ')?.to_owned()))
+            .find_map(|line| line.strip_prefix(&prefix).map(str::to_owned))
     }
 
+    /// Counters are rendered from the start, and rendering does not reset them.
     #[test]
-    fn every_count_is_there_from_the_start_and_adds_up() {
+    fn counters_start_at_zero_and_accumulate() {
         let metrics = Metrics::prometheus();
-        let of = |name: &str| value(&metrics, &format!("nano_webhooks_{name}"));
-        assert_eq!(
-            of("failed_attempts_total{failure=\"tls\"}").as_deref(),
-            Some("0")
-        );
-        assert_eq!(of("retries_due"), None, "before the first sweep");
-        metrics.count(Counter::FailedAttempts(FailureKind::Tls));
-        metrics.swept(SweepStats {
+        let tls_failures = "failed_attempts_total{failure=\"tls\"}";
+        assert_eq!(value(&metrics, tls_failures).as_deref(), Some("0"));
+        assert_eq!(value(&metrics, "retries_due"), None, "no sweep yet");
+        metrics.increment(Counter::FailedAttempts(FailureKind::Tls));
+        metrics.record_sweep(SweepStats {
             due: 3,
             lag: Duration::from_millis(1500),
         });
         for _ in 0..2 {
-            assert_eq!(
-                of("failed_attempts_total{failure=\"tls\"}").as_deref(),
-                Some("1")
-            );
-            assert_eq!(of("retries_due").as_deref(), Some("3"));
-            assert_eq!(of("sweep_lag_seconds").as_deref(), Some("1.5"));
+            assert_eq!(value(&metrics, tls_failures).as_deref(), Some("1"));
+            assert_eq!(value(&metrics, "retries_due").as_deref(), Some("3"));
+            assert_eq!(value(&metrics, "sweep_lag_seconds").as_deref(), Some("1.5"));
         }
     }
 
     #[test]
-    fn a_histogram_counts_up_to_each_bound() {
+    fn histogram_buckets_are_cumulative() {
         let metrics = Metrics::prometheus();
         for millis in [1, 2, 400, 100_000_000] {
-            metrics.measure(Histogram::AttemptDuration, Duration::from_millis(millis));
+            metrics.record(Histogram::AttemptDuration, Duration::from_millis(millis));
         }
-        let of = |name: &str| {
-            value(
-                &metrics,
-                &format!("nano_webhooks_attempt_duration_seconds{name}"),
-            )
-            .unwrap()
-        };
-        let buckets = ["0.001", "0.0025", "0.5", "86400", "+Inf"]
-            .map(|le| of(&format!("_bucket{{le=\"{le}\"}}")));
-        assert_eq!(buckets, ["1", "2", "3", "3", "4"]);
-        assert_eq!(
-            (of("_count"), of("_sum")),
-            ("4".to_owned(), "100000.403".to_owned())
-        );
+        for (suffix, expected) in [
+            ("_bucket{le=\"0.001\"}", "1"),
+            ("_bucket{le=\"0.0025\"}", "2"),
+            ("_bucket{le=\"0.5\"}", "3"),
+            ("_bucket{le=\"86400\"}", "3"),
+            ("_bucket{le=\"+Inf\"}", "4"),
+            ("_count", "4"),
+            ("_sum", "100000.403"),
+        ] {
+            let name = format!("attempt_duration_seconds{suffix}");
+            assert_eq!(value(&metrics, &name).as_deref(), Some(expected), "{name}");
+        }
     }
 }

@@ -112,7 +112,9 @@ pub fn insert_record(sequence: usize, job: Value) -> Value {
 }
 
 pub async fn dispatch_batch(dispatcher: &Dispatcher, records: &[Value]) -> Vec<Option<String>> {
-    let response = dispatcher.stream(&batch(records), deadline()).await;
+    let response = dispatcher
+        .handle_stream_batch(&batch(records), deadline())
+        .await;
     response
         .batch_item_failures
         .into_iter()
@@ -495,10 +497,10 @@ async fn attempts_that_wait_for_their_endpoints_keep_no_other_from_beginning() {
         connect: 2 * TEST_TIMEOUT,
         total: 2 * TEST_TIMEOUT,
     };
-    let direct =
+    let direct_client =
         WebhookClient::new(TargetGuard::new(TargetPolicy::Any, vec![]), limits, None).unwrap();
     let dispatcher = Dispatcher {
-        direct,
+        direct_client,
         ..world.dispatcher()
     };
     let jobs: Vec<_> = (0..32)
@@ -506,7 +508,7 @@ async fn attempts_that_wait_for_their_endpoints_keep_no_other_from_beginning() {
         .collect();
     let run = tokio::spawn(async move {
         dispatcher
-            .stream(&batch(&jobs), Deadline::after(3 * TEST_TIMEOUT))
+            .handle_stream_batch(&batch(&jobs), Deadline::after(3 * TEST_TIMEOUT))
             .await
     });
     // None of them ends: all that may be in flight to three endpoints is.
@@ -619,7 +621,7 @@ async fn what_the_invocation_has_no_time_for_is_recorded_as_due_at_once() {
     let dispatcher = world.dispatcher();
     let records = batch(&[insert_record(1, job_image("t", "failed"))]);
     let response = dispatcher
-        .stream(&records, Deadline::after(Duration::ZERO))
+        .handle_stream_batch(&records, Deadline::after(Duration::ZERO))
         .await;
     assert_eq!(response.batch_item_failures, []);
     let items = world.items(&world.tables.deliveries).await;
@@ -711,7 +713,7 @@ async fn a_deployed_dispatcher_calls_no_private_address() {
     let limits = nano_webhooks::client::attempt::Timeouts::DIRECT;
     let client = nano_webhooks::client::WebhookClient::new(guard, limits, None).unwrap();
     let dispatcher = Dispatcher {
-        direct: client,
+        direct_client: client,
         ..world.dispatcher()
     };
     assert_eq!(
@@ -769,7 +771,7 @@ async fn what_a_hot_partition_leaves_undone_is_written_again_and_harms_no_other(
     // Until the deadline nothing of it is.
     proxy.arm("BatchWriteItem", 0, Fault::LeavesHot(usize::MAX));
     let response = dispatcher
-        .stream(
+        .handle_stream_batch(
             &batch(&records(10)),
             Deadline::after(Duration::from_secs(6)),
         )

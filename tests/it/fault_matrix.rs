@@ -195,7 +195,7 @@ struct FaultCase {
     store: Store,
     endpoints: Endpoints,
     clock: Clock,
-    gates: InFlightLimiter,
+    limiter: InFlightLimiter,
     disturbance: Interference,
 }
 
@@ -254,7 +254,7 @@ impl FaultCase {
             store,
             endpoints,
             clock,
-            gates: InFlightLimiter::default(),
+            limiter: InFlightLimiter::default(),
             disturbance,
         }
     }
@@ -269,9 +269,9 @@ impl FaultCase {
         };
         Dispatcher {
             store: self.store.clone(),
-            direct: client(),
-            queued: client(),
-            gates: self.gates.clone(),
+            direct_client: client(),
+            retry_client: client(),
+            limiter: self.limiter.clone(),
             clock: self.clock.clone(),
             // Within the queue's reach, and beyond it.
             schedule: "1s,20m".parse().unwrap(),
@@ -297,7 +297,7 @@ impl FaultCase {
         }
         if result.is_none() {
             // What a process knows dies with it.
-            self.gates = InFlightLimiter::default();
+            self.limiter = InFlightLimiter::default();
         }
         result
     }
@@ -313,7 +313,7 @@ impl FaultCase {
         for _ in 0..10 {
             let response = self
                 .run(Phase::Stream, &mut armed, async |dispatcher| {
-                    dispatcher.stream(&records, deadline()).await
+                    dispatcher.handle_stream_batch(&records, deadline()).await
                 })
                 .await;
             if response.is_some_and(|response| response.batch_item_failures.is_empty()) {

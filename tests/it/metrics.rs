@@ -33,7 +33,10 @@ async fn scene() -> (TestTables, Receiver, Dispatcher) {
 /// is left out.
 pub fn collect_metrics(dispatcher: &Dispatcher) -> BTreeMap<String, f64> {
     let mut sums = BTreeMap::new();
-    for line in dispatcher.metrics.lines("tested", dispatcher.clock.now()) {
+    for line in dispatcher
+        .metrics
+        .drain_emf("tested", dispatcher.clock.now())
+    {
         let line: Value = serde_json::from_str(&line).unwrap();
         assert_eq!(line["Stack"], "tested");
         for metric in line["_aws"]["CloudWatchMetrics"][0]["Metrics"]

@@ -54,8 +54,8 @@ impl RetryFixture {
         let dispatcher = Dispatcher {
             clock: clock.clone(),
             schedule: schedule.parse().unwrap(),
-            direct: impatient(),
-            queued: impatient(),
+            direct_client: impatient(),
+            retry_client: impatient(),
             ..world.dispatcher()
         };
         Self {
@@ -328,7 +328,7 @@ async fn a_process_that_owns_the_tables_alone_takes_over_at_once() {
         .claim(&timers[0].message.key, 1, scene.clock.now())
         .await
         .unwrap();
-    assert_eq!(scene.dispatcher.take_over().await.unwrap(), 2);
+    assert_eq!(scene.dispatcher.recover_abandoned().await.unwrap(), 2);
     for timer in scene.world.timers() {
         scene.retry(&timer.message).await;
     }
@@ -872,10 +872,10 @@ async fn a_success_that_began_while_the_endpoint_was_well_closes_the_breaker_tha
         connect: Duration::from_secs(10),
         total: Duration::from_secs(10),
     };
-    let direct =
+    let direct_client =
         WebhookClient::new(TargetGuard::new(TargetPolicy::Any, vec![]), patient, None).unwrap();
     let patient = Dispatcher {
-        direct,
+        direct_client,
         ..scene.dispatcher.clone()
     };
     let held = tokio::spawn(async move {

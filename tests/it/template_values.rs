@@ -79,17 +79,17 @@ fn metrics() -> Value {
         Counter::WebhooksDisabled,
     ];
     for count in counts {
-        metrics.count(count);
+        metrics.increment(count);
     }
     for measure in [Histogram::AttemptDuration, Histogram::DeliveryLatency] {
-        metrics.measure(measure, Duration::from_secs(1));
+        metrics.record(measure, Duration::from_secs(1));
     }
-    metrics.swept(SweepStats {
+    metrics.record_sweep(SweepStats {
         due: 1,
         lag: Duration::from_secs(1),
     });
     let mut dimensions = Map::new();
-    for line in metrics.lines("stack", Timestamp::from_millis(0)) {
+    for line in metrics.drain_emf("stack", Timestamp::from_millis(0)) {
         let line: Value = serde_json::from_str(&line).unwrap();
         let directive = &line["_aws"]["CloudWatchMetrics"][0];
         assert_eq!(directive["Namespace"], "NanoWebhooks");

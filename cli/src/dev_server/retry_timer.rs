@@ -75,7 +75,7 @@ async fn run_retry(dispatcher: Dispatcher, message: RetryMessage) {
 
 async fn sweep_periodically(dispatcher: Dispatcher) {
     // The data directory has one owner, so deliveries that look leased or queued were left by a process that ended.
-    if let Err(error) = dispatcher.take_over().await {
+    if let Err(error) = dispatcher.recover_abandoned().await {
         tracing::error!(
             %error,
             "Could not recover the deliveries of the previous process; later sweeps retry them"

@@ -182,7 +182,7 @@ impl ShardReader {
         let response = self
             .source
             .dispatcher
-            .stream(&records, Deadline::after(BATCH_TIMEOUT))
+            .handle_stream_batch(&records, Deadline::after(BATCH_TIMEOUT))
             .await;
         let last_processed = processed_records(&records, &response).last();
         if let Some(sequence_number) = last_processed.and_then(Record::sequence_number) {

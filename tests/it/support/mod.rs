@@ -110,15 +110,15 @@ impl TestTables {
     pub fn dispatcher(&self) -> Dispatcher {
         Dispatcher {
             store: self.store_as(permissions::DISPATCH),
-            direct: WebhookClient::new(
+            direct_client: WebhookClient::new(
                 TargetGuard::new(TargetPolicy::Any, vec![]),
                 Timeouts::DIRECT,
                 None,
             )
             .unwrap(),
-            queued: client(),
+            retry_client: client(),
             queue: self.queue.clone(),
-            gates: InFlightLimiter::default(),
+            limiter: InFlightLimiter::default(),
             clock: Clock::system(),
             schedule: RetrySchedule::default(),
             retention: Duration::from_hours(24),
