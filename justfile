@@ -53,6 +53,10 @@ docs:
 openapi:
     UPDATE_OPENAPI=1 cargo test --test it openapi
 
+# Write ci/template-values.json from the code.
+template-values:
+    UPDATE_TEMPLATE_VALUES=1 cargo test --test it template_values
+
 # Check the template, build the functions with SAM, and test them in an emulated account.
 deploy-check *options: build-binary
     ci/template

@@ -1,7 +1,8 @@
 """Checks the properties of template.yaml that the code relies on.
 
 `ci/template-values.json` has the values of the code, which `cargo test --test it template_values`
-verifies. `ci/permissions.json` has the permissions of each function's code.
+verifies. `ci/permissions.json` has the permissions of each function's code, which the integration
+tests enforce for DynamoDB.
 """
 
 import itertools

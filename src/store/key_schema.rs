@@ -143,7 +143,7 @@ pub fn parse_poison(primary: &PrimaryKey) -> (&str, &str) {
 
 /// The position of a reader of a stream's shard.
 pub fn checkpoint(stream: &str, shard: &str) -> PrimaryKey {
-    PrimaryKey::new(format!("POSITION#{stream}"), shard)
+    PrimaryKey::new(format!("CHECKPOINT#{stream}"), shard)
 }
 
 /// The partition of a webhook's deliveries.
@@ -158,7 +158,7 @@ pub fn parse_deliveries(pk: &str) -> Option<(AccountId, WebhookId)> {
 }
 
 /// The partition of webhooks whose parked deliveries are being made due.
-pub const PENDING_RESUMES: &str = "UNPARKING";
+pub const PENDING_RESUMES: &str = "RESUME";
 
 /// A webhook that was enabled again and may still have parked deliveries.
 pub fn pending_resume(of: &AccountId, id: WebhookId) -> PrimaryKey {
@@ -171,7 +171,7 @@ pub fn replay(of: &AccountId, id: WebhookId, replay: &ReplayId) -> PrimaryKey {
 }
 
 /// The partition of webhooks of which a replay goes on.
-pub const ACTIVE_REPLAYS: &str = "REPLAYING";
+pub const ACTIVE_REPLAYS: &str = "REPLAY";
 
 /// A webhook of which a replay goes on: one at a time.
 pub fn active_replay(of: &AccountId, id: WebhookId) -> PrimaryKey {

@@ -850,7 +850,7 @@ async fn a_webhook_is_shown_with_all_that_is_known_of_it_and_changed_in_part() {
         (404, "not_found", "No such webhook: 1")
     );
     assert_eq!(
-        app.world.items_under("UNPARKING").await.len(),
+        app.world.items_under("RESUME").await.len(),
         1,
         "the sweep forgets it"
     );

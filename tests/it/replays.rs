@@ -484,7 +484,7 @@ async fn deleting_the_webhook_ends_its_replay() {
         "cancelled",
         "although nothing of it is due any more"
     );
-    assert!(scene.app.world.items_under("REPLAYING").await.is_empty());
+    assert!(scene.app.world.items_under("REPLAY").await.is_empty());
 }
 
 #[tokio::test]
@@ -574,7 +574,7 @@ async fn a_replay_that_cannot_be_read_keeps_no_other_from_its_turn() {
             .table_name(&scene.app.world.tables.webhooks);
         let text = |text: &str| aws_sdk_dynamodb::types::AttributeValue::S(text.to_owned());
         marker
-            .item("PK", text("REPLAYING"))
+            .item("PK", text("REPLAY"))
             .item("SK", text(sort_key))
             .item("replay", text("?"))
             .send()

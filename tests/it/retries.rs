@@ -681,13 +681,13 @@ async fn enabling_forgets_what_was_wrong_and_makes_parked_deliveries_due_one_aft
             .all(|delivery| delivery.state == DeliveryState::Delivered)
     );
     assert_eq!(
-        scene.world.items_under("UNPARKING").await.len(),
+        scene.world.items_under("RESUME").await.len(),
         1,
         "a worker may have parked one since"
     );
     scene.clock.advance(Duration::from_mins(2));
     assert_eq!(scene.sweep().await, 0);
-    assert_eq!(scene.world.items_under("UNPARKING").await.len(), 0);
+    assert_eq!(scene.world.items_under("RESUME").await.len(), 0);
 }
 
 #[tokio::test]
