@@ -39,7 +39,7 @@ use super::{
     tags(
         (name = "Webhooks", description = "Create and manage webhooks."),
         (name = "Deliveries", description = "Inspect, retry and replay deliveries."),
-        (name = "Service", description = "Endpoints that need no API key."),
+        (name = "Service", description = "Operations that need no API key."),
         (name = "Events", description = "The requests that your endpoints receive."),
     ),
 )]

@@ -1,15 +1,20 @@
 //! Ids in a request's path. A malformed id identifies no resource, so the response is 404.
 
+use std::fmt;
+
 use axum::{
     extract::{FromRequestParts, Path, path::ErrorKind, rejection::PathRejection},
     http::request::Parts,
 };
-use serde::{Deserialize, Deserializer, de::DeserializeOwned, de::Error as _};
+use serde::{
+    Deserialize, Deserializer,
+    de::{self, DeserializeOwned, Visitor},
+};
 use utoipa::{IntoParams, IntoResponses};
 
 use super::{
     error::{ApiError, Responses, error_responses},
-    schemas,
+    schemas::{EventIdSchema, ReplayIdSchema, WebhookIdSchema},
 };
 use nano_webhooks_core::{event::EventId, replay::ReplayId, webhook::WebhookId};
 
@@ -22,7 +27,7 @@ pub(super) struct ApiPath<T>(pub T);
 pub(super) struct WebhookPath {
     /// The id of the webhook.
     #[serde(rename = "id", deserialize_with = "deserialize_webhook_id")]
-    #[param(schema_with = schemas::webhook_id, example = 1)]
+    #[param(value_type = WebhookIdSchema, inline, example = 1)]
     pub webhook: WebhookId,
 }
 
@@ -32,11 +37,11 @@ pub(super) struct WebhookPath {
 pub(super) struct DeliveryPath {
     /// The id of the webhook.
     #[serde(rename = "id", deserialize_with = "deserialize_webhook_id")]
-    #[param(schema_with = schemas::webhook_id, example = 1)]
+    #[param(value_type = WebhookIdSchema, inline, example = 1)]
     pub webhook: WebhookId,
     /// The id of the event.
     #[serde(rename = "event_id", deserialize_with = "deserialize_event_id")]
-    #[param(schema_with = schemas::event_id, example = "evt_01JFSFB4807P0XDV4PAY2Y4PMB")]
+    #[param(value_type = EventIdSchema, inline, example = "evt_01JFSFB4807P0XDV4PAY2Y4PMB")]
     pub event: EventId,
 }
 
@@ -46,11 +51,11 @@ pub(super) struct DeliveryPath {
 pub(super) struct ReplayPath {
     /// The id of the webhook.
     #[serde(rename = "id", deserialize_with = "deserialize_webhook_id")]
-    #[param(schema_with = schemas::webhook_id, example = 1)]
+    #[param(value_type = WebhookIdSchema, inline, example = 1)]
     pub webhook: WebhookId,
     /// The id of the replay.
     #[serde(deserialize_with = "deserialize_replay_id")]
-    #[param(schema_with = schemas::replay_id, example = "rpl_0123456789abcdef")]
+    #[param(value_type = ReplayIdSchema, inline, example = "rpl_0123456789abcdef")]
     pub replay: ReplayId,
 }
 
@@ -96,16 +101,29 @@ fn resource_name(parameter: &str) -> &'static str {
 }
 
 fn deserialize_webhook_id<'de, D: Deserializer<'de>>(from: D) -> Result<WebhookId, D::Error> {
-    let text = String::deserialize(from)?;
-    WebhookId::parse(&text).ok_or_else(|| D::Error::custom("malformed webhook id"))
+    from.deserialize_str(IdVisitor(WebhookId::parse))
 }
 
 fn deserialize_event_id<'de, D: Deserializer<'de>>(from: D) -> Result<EventId, D::Error> {
-    let text = String::deserialize(from)?;
-    EventId::parse(&text).ok_or_else(|| D::Error::custom("malformed event id"))
+    from.deserialize_str(IdVisitor(EventId::parse))
 }
 
 fn deserialize_replay_id<'de, D: Deserializer<'de>>(from: D) -> Result<ReplayId, D::Error> {
-    let text = String::deserialize(from)?;
-    ReplayId::parse(&text).ok_or_else(|| D::Error::custom("malformed replay id"))
+    from.deserialize_str(IdVisitor(ReplayId::parse))
+}
+
+/// Parses an id. axum only adds the parameter's name and value to errors that a visitor returns.
+struct IdVisitor<T>(fn(&str) -> Option<T>);
+
+impl<T> Visitor<'_> for IdVisitor<T> {
+    type Value = T;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("an id")
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<T, E> {
+        let Self(parse) = self;
+        parse(text).ok_or_else(|| E::custom("malformed id"))
+    }
 }

@@ -215,7 +215,7 @@ pub(super) async fn get(
 
 /// Cancel a replay
 ///
-/// Deliveries that are not sent yet are not sent. A replay that is done stays done. The request
+/// Deliveries that it has not sent yet are withdrawn. A replay that is done stays done. The request
 /// body may be absent or `{}`.
 #[utoipa::path(
     delete,

@@ -105,6 +105,25 @@ pub(super) fn events() -> Array {
         .build()
 }
 
+/// A type whose schema is inlined into parameters.
+macro_rules! inline_schema {
+    ($type:ident, $schema:expr) => {
+        pub(super) struct $type;
+
+        impl PartialSchema for $type {
+            fn schema() -> RefOr<Schema> {
+                $schema.into()
+            }
+        }
+
+        impl ToSchema for $type {}
+    };
+}
+
+inline_schema!(WebhookIdSchema, webhook_id());
+inline_schema!(EventIdSchema, event_id());
+inline_schema!(ReplayIdSchema, replay_id());
+
 /// A type whose schema is a named string enum.
 macro_rules! string_enum_schema {
     ($type:ident, $name:literal, $description:literal, $values:expr) => {

@@ -2,16 +2,13 @@
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use serde::{Deserialize, Deserializer, de::Error as _};
-use serde_json::json;
-use utoipa::{
-    IntoParams,
-    openapi::{Object, ObjectBuilder, Ref, RefOr, Schema, Type},
-};
+use utoipa::IntoParams;
 
 use crate::{
     api::{
         error::ApiError,
         fields::{deserialize_event_type, deserialize_string},
+        schemas::{DeliveryStatusSchema, EventTypeSchema},
     },
     store::delivery_log::{DeliveryFilter, DeliveryStatus},
 };
@@ -27,19 +24,19 @@ const MAX_LIMIT: usize = 100;
 pub(crate) struct ListDeliveriesQuery {
     /// Only deliveries with this status.
     #[serde(default, deserialize_with = "deserialize_status")]
-    #[param(required = false, schema_with = status_schema)]
+    #[param(value_type = Option<DeliveryStatusSchema>)]
     status: Option<DeliveryStatus>,
     /// Only deliveries of events of this type.
     #[serde(default, deserialize_with = "deserialize_event_type")]
-    #[param(required = false, schema_with = event_schema)]
+    #[param(value_type = Option<EventTypeSchema>)]
     event: Option<EventType>,
     /// The maximum number of deliveries.
     #[serde(default = "default_limit", deserialize_with = "deserialize_limit")]
-    #[param(required = false, schema_with = limit_schema)]
+    #[param(value_type = Option<usize>, minimum = 1, maximum = 100, default = 50)]
     limit: usize,
     /// The `next_cursor` of the previous page.
-    #[serde(default)]
-    #[param(required = false, schema_with = cursor_schema)]
+    #[serde(default, deserialize_with = "deserialize_cursor")]
+    #[param(value_type = Option<String>, min_length = 1)]
     cursor: Option<String>,
 }
 
@@ -92,33 +89,13 @@ fn deserialize_status<'de, D: Deserializer<'de>>(
     ))
 }
 
+fn deserialize_cursor<'de, D: Deserializer<'de>>(from: D) -> Result<Option<String>, D::Error> {
+    deserialize_string(from).map(Some)
+}
+
 fn deserialize_limit<'de, D: Deserializer<'de>>(from: D) -> Result<usize, D::Error> {
     match deserialize_string(from)?.parse() {
         Ok(limit) if (1..=MAX_LIMIT).contains(&limit) => Ok(limit),
         _ => Err(D::Error::custom("expected a whole number from 1 to 100")),
     }
-}
-
-fn status_schema() -> RefOr<Schema> {
-    Ref::from_schema_name("DeliveryStatus").into()
-}
-
-fn event_schema() -> RefOr<Schema> {
-    Ref::from_schema_name("EventType").into()
-}
-
-fn limit_schema() -> Object {
-    ObjectBuilder::new()
-        .schema_type(Type::Integer)
-        .minimum(Some(1))
-        .maximum(Some(MAX_LIMIT))
-        .default(Some(json!(DEFAULT_LIMIT)))
-        .build()
-}
-
-fn cursor_schema() -> Object {
-    ObjectBuilder::new()
-        .schema_type(Type::String)
-        .min_length(Some(1))
-        .build()
 }
