@@ -67,7 +67,7 @@ class Visit:
         self.page, self.api = page, api
         self.messages, self.urls, self.dialogs = [], [], []
         self.main = page.locator("main")
-        self.status = page.locator("#said")
+        self.status = page.locator("#announcement")
         page.set_default_timeout(TEST_TIMEOUT * 1000)
         page.on(
             "console",
@@ -207,7 +207,7 @@ class Journey:
 
     def see_first_delivery(self):
         self.tab.follow("Deliveries")
-        expect(self.page.get_by_text("Nothing was sent to this webhook yet.")).to_be_visible()
+        expect(self.page.get_by_text("No deliveries yet.")).to_be_visible()
         put_job(self.service, self.api, "first")
         wait_for_status(self.api, self.webhook, "delivered")
         self.tab.press("Refresh")
@@ -240,7 +240,7 @@ class Journey:
         first, second = delivery["attempts"]
         newest, older = self.attempt(second["number"]), self.attempt(first["number"])
         expect(newest).to_contain_text(second["detail"])
-        expect(newest.get_by_label("Phases", exact=True)).to_contain_text("Wait for the answer")
+        expect(newest.get_by_label("Timings", exact=True)).to_contain_text("Wait for the response")
         expect(self.tab.text_block("Response, status 500", newest)).to_have_text(
             "KeyError: 'credits'"
         )
@@ -268,9 +268,9 @@ class Journey:
         self.tab.go(f"webhooks/{self.webhook}/test")
         self.page.get_by_label("Event").select_option("job.failed")
         self.tab.press("Send a test event")
-        expect(self.tab.heading("The test event was refused")).to_be_focused()
+        expect(self.tab.heading("The test event failed")).to_be_focused()
         expect(self.tab.main).to_contain_text("KeyError: 'credits'")
-        expect(self.page.get_by_label("Phases", exact=True)).to_contain_text("Connect")
+        expect(self.page.get_by_label("Timings", exact=True)).to_contain_text("Connect")
         (request,) = self.receiver.requests_to("/hook")[before:]
         assert request.json["event"] == "job.failed"
         signed = self.tab.text_block("What was signed").inner_text()
@@ -283,7 +283,7 @@ class Journey:
 
     def retry_failed_delivery(self):
         self.tab.go(f"webhooks/{self.webhook}/deliveries/{self.failed_event}")
-        self.tab.press("Send it again now")
+        self.tab.press("Retry now")
         self.tab.expect_status("Attempt 3 was accepted with status 200.")
         expect(self.attempt(3)).to_contain_text("Accepted with status 200.")
         assert self.api.get_delivery(self.webhook, self.failed_event).data["status"] == "delivered"
@@ -310,10 +310,10 @@ class Journey:
     def rotate_secret(self):
         """The new secret is shown once, in a dialog that only its button closes."""
         self.tab.follow("Settings")
-        self.page.get_by_label("Hours for which").fill("999")
+        self.page.get_by_label("Hours until").fill("999")
         self.tab.press("Rotate the secret")
         expect(self.page.get_by_role("alert")).to_contain_text("grace_hours")
-        self.page.get_by_label("Hours for which").fill("1")
+        self.page.get_by_label("Hours until").fill("1")
         self.tab.press("Rotate the secret")
         secret = self.page.get_by_role("dialog").get_by_role("region").inner_text()
         assert secret.startswith("whsec_")
@@ -353,7 +353,7 @@ class Journey:
         assert len(self.api.list_webhooks().data) == 1
         self.tab.press("Delete…")
         self.tab.press("Delete the webhook")
-        self.tab.expect_status(f"Webhook {self.webhook} is deleted.")
+        self.tab.expect_status(f"Webhook {self.webhook} was deleted.")
         expect(self.tab.heading("No webhooks yet")).to_be_visible()
         assert self.api.list_webhooks().data == []
         self.tab.go(f"webhooks/{self.webhook}")
@@ -361,7 +361,7 @@ class Journey:
         expect(self.tab.rows()).to_have_count(6)
 
     def leave(self):
-        self.tab.press("Forget key")
+        self.tab.press("Remove key")
         expect(self.page.get_by_label("API key")).to_be_focused()
         self.page.go_back()
         expect(self.page.get_by_label("API key")).to_be_visible()
@@ -435,7 +435,7 @@ def test_api_error_appears_at_its_field(service, visit, api, receiver):
         tab.go("webhooks/7")
         expect(tab.page.get_by_role("alert")).to_contain_text("404 not_found")
         tab.go("nowhere")
-        expect(tab.heading("There is no such page")).to_be_focused()
+        expect(tab.heading("Page not found")).to_be_focused()
 
         # A delivery cannot be retried while its webhook is disabled.
         webhook = api.subscribe(f"{receiver.url}/hook")
@@ -444,7 +444,7 @@ def test_api_error_appears_at_its_field(service, visit, api, receiver):
         tab.go(f"webhooks/{webhook}/deliveries/{event}")
         expect(tab.heading("job.completed")).to_be_visible()
         api.update(webhook, status="disabled")
-        tab.press("Send it again now")
+        tab.press("Retry now")
         expect(tab.page.get_by_role("alert")).to_contain_text("409 conflict")
 
 
@@ -455,7 +455,7 @@ def test_rate_limit_and_outage_are_shown(start, visit):
     with visit(service.api, key="", expected=expected) as tab:
         # The first request checks the key. The second one, for the list, exceeds the limit.
         tab.enter_key(service.api.key)
-        expect(tab.heading("That did not work")).to_be_focused()
+        expect(tab.heading("Something went wrong")).to_be_focused()
         alert = tab.page.get_by_role("alert")
         expect(alert).to_contain_text("429 rate_limited")
         expect(alert).to_contain_text(
@@ -478,7 +478,7 @@ def test_running_replay_is_cancelled(quick_service, visit, receiver):
     with visit(api) as tab:
         tab.go(f"webhooks/{webhook}/replay")
         tab.press("24 hours")
-        tab.page.get_by_label("What failed").check()
+        tab.page.get_by_label("Failed deliveries").check()
         tab.press("Start the replay")
         expect(tab.page.get_by_text("running", exact=True)).to_be_visible()
         tab.page.reload()
@@ -718,7 +718,7 @@ def test_every_view_is_accessible(populated_portal, visit, scheme, viewport):
                 expect(tab.main).not_to_contain_text("…")
             if name == "test":
                 tab.press("Send a test event")
-                expect(tab.heading("The test event was refused")).to_be_focused()
+                expect(tab.heading("The test event failed")).to_be_focused()
             check_view(name)
         tab.go(views["settings"][0])
         expect(tab.page).to_have_title(views["settings"][1])
