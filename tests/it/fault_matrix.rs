@@ -56,19 +56,19 @@ const STEPS: [FaultPoint; 9] = [
     },
     FaultPoint {
         doing: Phase::Stream,
-        name: "stream: look for what exists",
+        name: "stream: find existing deliveries",
         operation: "BatchGetItem",
         skip: 0,
     },
     FaultPoint {
         doing: Phase::Stream,
-        name: "stream: record (after sending)",
+        name: "stream: write deliveries (after sending)",
         operation: "BatchWriteItem",
         skip: 0,
     },
     FaultPoint {
         doing: Phase::Stream,
-        name: "stream: health (after enqueueing)",
+        name: "stream: update health (after scheduling)",
         operation: "PutItem",
         skip: 0,
     },
@@ -80,25 +80,25 @@ const STEPS: [FaultPoint; 9] = [
     },
     FaultPoint {
         doing: Phase::Retry,
-        name: "retry: claim",
+        name: "retry: lease",
         operation: "UpdateItem",
         skip: 0,
     },
     FaultPoint {
         doing: Phase::Retry,
-        name: "retry: settle (after sending)",
+        name: "retry: complete (after sending)",
         operation: "PutItem",
         skip: 0,
     },
     FaultPoint {
         doing: Phase::Sweep,
-        name: "sweep: find what is due",
+        name: "sweep: list due deliveries",
         operation: "Query",
         skip: 3,
     },
     FaultPoint {
         doing: Phase::Sweep,
-        name: "sweep: take (before enqueueing)",
+        name: "sweep: mark enqueued (before sending)",
         operation: "UpdateItem",
         skip: 0,
     },
@@ -107,10 +107,10 @@ const STEPS: [FaultPoint; 9] = [
 const FAULTS: [(Fault, &str); 6] = [
     (Fault::CrashBefore, "crash before"),
     (Fault::CrashAfter, "crash after"),
-    (Fault::Fails, "fails"),
-    (Fault::Throttles, "throttles"),
-    (Fault::AnswerLost, "answer lost"),
-    (Fault::Hangs, "hangs"),
+    (Fault::Fails, "server error"),
+    (Fault::Throttles, "throttled"),
+    (Fault::AnswerLost, "response lost"),
+    (Fault::Hangs, "timeout"),
 ];
 
 /// What goes wrong on the way to and from the queue, and with the stream's batches.
@@ -477,7 +477,7 @@ async fn whatever_goes_wrong_nothing_is_lost() {
 
     let deliveries = EVENTS * PATHS.len();
     let mut table =
-        format!("Each cell: {deliveries} deliveries, none lost, so many accepted twice.\n\n| |");
+        format!("Deliveries that were accepted twice, of {deliveries} in each cell.\n\n| |");
     for (_, column) in FAULTS {
         write!(table, " {column} |").unwrap();
     }
