@@ -27,7 +27,8 @@ pub struct Cli {
 }
 
 impl Cli {
-    /// Parses the arguments of this process. Prints a usage error and exits with status 2 if they are malformed.
+    /// Parses the arguments of this process. Prints a usage error and exits with status 2 if they
+    /// are malformed.
     pub fn from_process_args() -> Self {
         Self::parse_from(default_to_serve(std::env::args_os().collect()))
     }
@@ -58,17 +59,19 @@ pub enum Command {
     Deliveries(DeliveriesCommand),
     /// Count pending deliveries, poison records, replays and resumes
     ///
-    /// Without --account: the pending deliveries of all accounts, counted in the index `due` (at most 100,000; larger counts
-    /// are printed as "at least"), the poison records of each day (at most 10,000 per day), and the webhooks with an active
-    /// replay or resume. Paused and failed deliveries and endpoint health are only counted with --account.
+    /// Without --account: the pending deliveries of all accounts, counted in the index `due` (at
+    /// most 100,000; larger counts are printed as "at least"), the poison records of each day (at
+    /// most 10,000 per day), and the webhooks with an active replay or resume. Paused and failed
+    /// deliveries and endpoint health are only counted with --account.
     ///
-    /// With --account: each webhook of the account, the health of its endpoint, and its pending, paused and failed
-    /// deliveries, counted in the index `by_state` (at most 10,000 of each).
+    /// With --account: each webhook of the account, the health of its endpoint, and its pending,
+    /// paused and failed deliveries, counted in the index `by_state` (at most 10,000 of each).
     Stats(StatsArgs),
 }
 
 impl Command {
-    /// The tables that an operator command works on. `None` for commands that run their own service or none.
+    /// The tables that an operator command works on. `None` for commands that run their own service
+    /// or none.
     pub fn tables(&self) -> Option<&TablesArgs> {
         match self {
             Self::Serve(_) | Self::Demo | Self::Listen(_) => None,
@@ -130,7 +133,12 @@ pub struct ListenArgs {
     #[arg(long)]
     pub secret: Option<String>,
     /// Status code of the responses
-    #[arg(long, value_name = "STATUS", default_value_t = 200, value_parser = clap::value_parser!(u16).range(200..=599))]
+    #[arg(
+        long,
+        value_name = "STATUS",
+        default_value_t = 200,
+        value_parser = clap::value_parser!(u16).range(200..=599),
+    )]
     pub respond: u16,
     /// Seconds to wait before each response
     #[arg(long, value_name = "SECONDS", default_value_t = 0.0, value_parser = parse_delay)]
@@ -141,7 +149,13 @@ pub struct ListenArgs {
 #[derive(Args, Clone)]
 pub struct TablesArgs {
     /// URL of the DynamoDB engine; the default is the engine of a local `serve`
-    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:8000", conflicts_with = "aws", value_parser = parse_endpoint)]
+    #[arg(
+        long,
+        value_name = "URL",
+        default_value = "http://127.0.0.1:8000",
+        conflicts_with = "aws",
+        value_parser = parse_endpoint,
+    )]
     pub dynamodb_endpoint: String,
     /// Use the tables in AWS, with the credentials and the region that every AWS tool uses
     #[arg(long)]
@@ -212,8 +226,8 @@ pub struct RevokeKeyArgs {
 pub enum SecretsCommand {
     /// Encrypt every stored secret with the newest data key
     ///
-    /// Run it after secrets were stored without a data key, and after a new data key was created. Secrets that are already
-    /// encrypted with the newest data key do not change.
+    /// Run it after secrets were stored without a data key, and after a new data key was created.
+    /// Secrets that are already encrypted with the newest data key do not change.
     ReEncrypt(ReEncryptArgs),
 }
 
@@ -223,8 +237,8 @@ pub struct ReEncryptArgs {
     /// Create a new data key first
     #[arg(long)]
     pub new_key: bool,
-    /// Data directory of the local `serve`, which has the key that wraps data keys; with --aws `SECRETS_KMS_KEY_ID` names
-    /// the KMS key instead
+    /// Data directory of the local `serve`, which has the key that wraps data keys; with --aws
+    /// `SECRETS_KMS_KEY_ID` names the KMS key instead
     #[arg(long, env = "DATA_DIR", default_value = ".nano-webhooks")]
     pub data_dir: PathBuf,
     #[command(flatten)]
@@ -266,10 +280,11 @@ pub enum PoisonCommand {
     List(ListPoisonArgs),
     /// Read poison records again and create the events of those that are valid now
     ///
-    /// The command reads the current job from the jobs table (`JOBS_TABLE`; with --aws only if it is set), so correct the job
-    /// first. If the job is gone or has another status, the command uses the image that was stored with the record. It
-    /// records a delivery for each subscribed webhook that has none for the event. The sweep sends these deliveries, usually
-    /// within a minute. Records that are still invalid stay, and the exit status is 1.
+    /// The command reads the current job from the jobs table (`JOBS_TABLE`; with --aws only if it
+    /// is set), so correct the job first. If the job is gone or has another status, the command
+    /// uses the image that was stored with the record. It records a delivery for each subscribed
+    /// webhook that has none for the event. The sweep sends these deliveries, usually within a
+    /// minute. Records that are still invalid stay, and the exit status is 1.
     Redrive(RedrivePoisonArgs),
 }
 
@@ -285,7 +300,8 @@ impl PoisonCommand {
 /// Options of `poison list`.
 #[derive(Args, Clone)]
 pub struct ListPoisonArgs {
-    /// Only records that were stored on this day (UTC); by default all days within `RETENTION_DAYS` (30)
+    /// Only records that were stored on this day (UTC); by default all days within `RETENTION_DAYS`
+    /// (30)
     #[arg(long, value_name = "YYYY-MM-DD", value_parser = parse_day)]
     pub day: Option<String>,
     /// Print one JSON object per line, with the stored image
@@ -299,13 +315,24 @@ pub struct ListPoisonArgs {
 #[derive(Args, Clone)]
 pub struct RedrivePoisonArgs {
     /// Ids of the records, as `poison list` prints them
-    #[arg(value_name = "ID", required_unless_present = "all", conflicts_with = "all", value_parser = parse_poison_id)]
+    #[arg(
+        value_name = "ID",
+        required_unless_present = "all",
+        conflicts_with = "all",
+        value_parser = parse_poison_id,
+    )]
     pub ids: Vec<PoisonId>,
     /// Redrive all records
     #[arg(long)]
     pub all: bool,
     /// With --all: only records that were stored on this day (UTC)
-    #[arg(long, value_name = "YYYY-MM-DD", requires = "all", conflicts_with = "ids", value_parser = parse_day)]
+    #[arg(
+        long,
+        value_name = "YYYY-MM-DD",
+        requires = "all",
+        conflicts_with = "ids",
+        value_parser = parse_day,
+    )]
     pub day: Option<String>,
     #[command(flatten)]
     pub tables: TablesArgs,
@@ -318,7 +345,8 @@ pub enum DeliveriesCommand {
     List(ListDeliveriesArgs),
     /// Show one delivery: payload, attempts and next step
     Show(ShowDeliveryArgs),
-    /// Make the next attempt of a delivery due now; the next sweep sends it, usually within a minute
+    /// Make the next attempt of a delivery due now; the next sweep sends it, usually within a
+    /// minute
     Retry(RetryDeliveryArgs),
 }
 

@@ -1,4 +1,5 @@
-//! The whole service in one process: API, dispatcher, embedded DynamoDB, stream poller and retry timer.
+//! The whole service in one process: API, dispatcher, embedded DynamoDB, stream poller and retry
+//! timer.
 
 mod data_dir;
 mod lambda_record;
@@ -276,7 +277,8 @@ impl Preparation<'_> {
         };
         let cache = DataKeyCache::new(KeyProvider::Local(key));
         let store = Store::new(client, self.config.tables.clone(), cache);
-        // Checked at the start and not with the first secret, because the tables may belong to another data directory.
+        // Checked at the start and not with the first secret, because the tables may belong to
+        // another data directory.
         match (
             store.secrets().active_data_key(self.clock.now()).await,
             created_file,
@@ -307,7 +309,8 @@ impl Preparation<'_> {
             StoredKey::Existing(key) if !tables_are_new => {
                 if store.api_keys().authenticate(&key, now).await?.is_none() {
                     tracing::warn!(
-                        "The API key in the data directory is revoked; create a key with `nano-webhooks keys create`"
+                        "The API key in the data directory is revoked; create a key with \
+                         `nano-webhooks keys create`"
                     );
                 }
                 Ok(key)
@@ -320,11 +323,13 @@ impl Preparation<'_> {
     }
 }
 
-/// The tables have data keys that another key wraps. Removes the key that was just created, since it is useless.
+/// The tables have data keys that another key wraps. Removes the key that was just created, since
+/// it is useless.
 fn explain_missing_secrets_key(error: store::Error, path: &Path) -> anyhow::Result<anyhow::Error> {
     fs::remove_file(path).with_context(|| format!("cannot remove {}", path.display()))?;
     let explanation = format!(
-        "{} is missing, and only it decrypts the secrets in these tables: restore it, or use other tables",
+        "{} is missing, and only it decrypts the secrets in these tables: restore it, or use \
+         other tables",
         path.display()
     );
     Ok(anyhow::Error::new(error).context(explanation))

@@ -18,13 +18,15 @@ const DATABASE_FILE: &str = "dynamodb.sqlite";
 /// How long stream records are kept, as in DynamoDB.
 const STREAM_RETENTION: Duration = Duration::from_hours(24);
 
-/// Every write of the engine looks for the highest sequence number among all stream records. Without this index it scans them.
+/// Every write of the engine looks for the highest sequence number among all stream records.
+/// Without this index it scans them.
 const CREATE_SEQUENCE_INDEX: &str = "CREATE INDEX IF NOT EXISTS stream_records_by_sequence_number
     ON _stream_records (table_name, CAST(sequence_number AS INTEGER))";
 
 /// A running engine.
 pub struct EmbeddedDynamoDb {
-    /// A second connection to the engine's database: it sees changes and deletes old stream records.
+    /// A second connection to the engine's database: it sees changes and deletes old stream
+    /// records.
     sqlite: Mutex<Connection>,
     database: Database,
     shutdown: oneshot::Sender<()>,
@@ -34,7 +36,8 @@ pub struct EmbeddedDynamoDb {
 }
 
 impl EmbeddedDynamoDb {
-    /// Starts an engine with its data in `directory`. Without a directory the data ends with the engine.
+    /// Starts an engine with its data in `directory`. Without a directory the data ends with the
+    /// engine.
     pub fn start(listener: TcpListener, directory: Option<&Path>) -> anyhow::Result<Self> {
         let Some(directory) = directory else {
             return Self::start_temporary(listener);

@@ -1,6 +1,7 @@
 //! The command line `nano-webhooks`: the whole service on one machine, and the operator's commands.
 //!
-//! [`local_client`] and [`embedded_dynamodb`] are public because the integration tests and the benchmarks use them.
+//! [`local_client`] and [`embedded_dynamodb`] are public because the integration tests and the
+//! benchmarks use them.
 
 mod args;
 mod commands;

@@ -1,4 +1,5 @@
-//! Clients of a DynamoDB engine on this machine. They ignore the environment: AWS settings as well as proxies.
+//! Clients of a DynamoDB engine on this machine. They ignore the environment: AWS settings as well
+//! as proxies.
 
 use aws_sdk_dynamodb::config::{
     BehaviorVersion, Credentials, Region, SharedHttpClient, timeout::TimeoutConfig,
@@ -9,7 +10,8 @@ const REGION: Region = Region::from_static("us-east-1");
 
 /// Creates a client of the engine at `endpoint`.
 ///
-/// The service uses the timeouts of [`nano_webhooks::aws::timeouts`]. Tests that are not about timeouts pass longer ones.
+/// The service uses the timeouts of [`nano_webhooks::aws::timeouts`]. Tests that are not about
+/// timeouts pass longer ones.
 pub fn local_client(endpoint: &str, timeouts: TimeoutConfig) -> aws_sdk_dynamodb::Client {
     let config = aws_sdk_dynamodb::Config::builder()
         .behavior_version(BehaviorVersion::latest())

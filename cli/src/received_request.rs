@@ -123,6 +123,7 @@ fn write_stale_timestamp(out: &mut impl Write, stale_by: i64) -> std::fmt::Resul
     let style = AnsiColor::Red.on_default();
     writeln!(
         out,
-        "  {style}✗ the timestamp is {distance} {explanation} (at most five minutes are allowed){style:#}"
+        "  {style}✗ the timestamp is {distance} {explanation} (at most five minutes are \
+         allowed){style:#}"
     )
 }

@@ -10,7 +10,8 @@ pub enum TablesLocation {
     Aws,
 }
 
-/// Adds to an error of the store where the tables are and what to check. Other errors stay as they are.
+/// Adds to an error of the store where the tables are and what to check. Other errors stay as they
+/// are.
 pub fn explain_store_error(
     error: anyhow::Error,
     location: &TablesLocation,
@@ -46,6 +47,7 @@ fn explain_internal(location: &TablesLocation, tables: &TableNames) -> String {
         deliveries,
     } = tables;
     format!(
-        "cannot use the tables `{webhooks}` and `{deliveries}` {place} (check WEBHOOKS_TABLE and DELIVERIES_TABLE)"
+        "cannot use the tables `{webhooks}` and `{deliveries}` {place} (check WEBHOOKS_TABLE and \
+         DELIVERIES_TABLE)"
     )
 }

@@ -18,7 +18,13 @@ pub fn escape_for_terminal(text: &str) -> String {
 /// Whether a character is a control character, is invisible, or changes the writing direction.
 fn is_unsafe(character: char) -> bool {
     character.is_control()
-        || matches!(character, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}')
+        || matches!(
+            character,
+            '\u{200b}'..='\u{200f}'
+                | '\u{2028}'..='\u{202e}'
+                | '\u{2066}'..='\u{2069}'
+                | '\u{feff}'
+        )
 }
 
 /// Formats a time with its distance from now, such as `2024-12-23T10:04:00Z (in 4 min)`.

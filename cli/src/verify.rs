@@ -31,7 +31,8 @@ pub enum Reason {
     Reformatted,
     /// The body is not compact JSON, which every sent body is.
     BodyChanged,
-    /// The secret is valid for the other header only, because it was rotated and its grace time has not ended.
+    /// The secret is valid for the other header only, because it was rotated and its grace time has
+    /// not ended.
     RotatedSecret,
     /// The other signature is valid, so a header that only this one covers was changed.
     HeaderChanged,
@@ -43,20 +44,24 @@ impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Malformed => {
-                "the header is malformed, expected `v1=` and 64 hexadecimal digits, or `v1,` and base64"
+                "the header is malformed, expected `v1=` and 64 hexadecimal digits, or `v1,` and \
+                 base64"
             }
             Self::MissingInput => {
                 "a header that it covers is missing or malformed (its timestamp, or webhook-id)"
             }
             Self::Reformatted => {
-                "the body was reformatted on the way (it is valid without white space); verify the bytes as received"
+                "the body was reformatted on the way (it is valid without white space); verify \
+                 the bytes as received"
             }
             Self::BodyChanged => "the body was changed on the way; sent bodies are compact JSON",
             Self::RotatedSecret => {
-                "this secret was rotated and is in its grace time; X-Nano-Signature uses the newer secret"
+                "this secret was rotated and is in its grace time; X-Nano-Signature uses the \
+                 newer secret"
             }
             Self::HeaderChanged => {
-                "webhook-id or webhook-timestamp was changed on the way; the other signature is valid"
+                "webhook-id or webhook-timestamp was changed on the way; the other signature is \
+                 valid"
             }
             Self::WrongSecretOrBody => {
                 "it was made with another secret, or the body or timestamp was changed on the way"
@@ -72,7 +77,8 @@ pub struct VerificationReport {
     pub nano: SignatureStatus,
     /// `webhook-signature`.
     pub standard: SignatureStatus,
-    /// The age of the timestamp in seconds if it exceeds five minutes; negative for a time in the future.
+    /// The age of the timestamp in seconds if it exceeds five minutes; negative for a time in the
+    /// future.
     pub stale_by: Option<i64>,
 }
 
@@ -225,7 +231,8 @@ impl<'a> SignedRequest<'a> {
         to_match(constant_time_eq(signature, &expected))
     }
 
-    /// Checks `webhook-signature`, which covers the id, the timestamp and the body. One of its signatures must match.
+    /// Checks `webhook-signature`, which covers the id, the timestamp and the body. One of its
+    /// signatures must match.
     fn match_standard(&self, secret: &Secret, body: &[u8]) -> Match {
         let (Some(signatures), Some(timestamp), Some(event_id)) = (
             self.standard_signature,

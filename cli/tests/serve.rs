@@ -1,4 +1,5 @@
-//! The whole way over real sockets, with the built binary: a job is written with the SDK, a webhook arrives.
+//! The whole way over real sockets, with the built binary: a job is written with the SDK, a webhook
+//! arrives.
 
 #[path = "../../tests/it/support/engine.rs"]
 mod engine;
@@ -82,7 +83,11 @@ impl Serve {
     }
 
     async fn register(&self, url: &str) -> Value {
-        let body = json!({"url": url, "events": ["job.completed", "job.failed"], "secret_key": "my-secret-key"});
+        let body = json!({
+            "url": url,
+            "events": ["job.completed", "job.failed"],
+            "secret_key": "my-secret-key",
+        });
         let request = http::Request::post(format!("{}/api/v1/webhooks", self.part("api")))
             .header("authorization", format!("Bearer {}", self.part("api_key")))
             .header("content-type", "application/json")

@@ -67,7 +67,8 @@ pub async fn retry(args: RetryDeliveryArgs) -> anyhow::Result<()> {
     }
     writeln!(
         std::io::stdout(),
-        "Attempt {} of {event} to webhook {webhook} is due. The next sweep sends it, usually within a minute.",
+        "Attempt {} of {event} to webhook {webhook} is due. The next sweep sends it, usually \
+         within a minute.",
         delivery.attempt_count + 1
     )?;
     Ok(())
@@ -81,7 +82,8 @@ async fn find_delivery(store: &Store, args: DeliveryArgs) -> anyhow::Result<Deli
     };
     store.deliveries().get(&key).await?.with_context(|| {
         format!(
-            "account {} has no delivery {} to webhook {}; list its deliveries with `deliveries list`",
+            "account {} has no delivery {} to webhook {}; list its deliveries with `deliveries \
+             list`",
             key.account, key.event, key.webhook
         )
     })

@@ -43,7 +43,8 @@ struct DemoJob {
     data: Value,
 }
 
-/// Runs the service in memory with a receiver, and prints the webhooks of a completed and a failed job.
+/// Runs the service in memory with a receiver, and prints the webhooks of a completed and a failed
+/// job.
 pub async fn run() -> anyhow::Result<()> {
     let mut out = anstream::stdout();
     let server = DevServer::start(serve_args()).await?;
@@ -86,7 +87,8 @@ pub async fn run() -> anyhow::Result<()> {
     server.stop().await;
     writeln!(
         out,
-        "\nBoth webhooks arrived, and their signatures are valid. Next: start the service with `cargo run`."
+        "\nBoth webhooks arrived, and their signatures are valid. \
+         Next: start the service with `cargo run`."
     )?;
     Ok(())
 }

@@ -54,7 +54,8 @@ fn parse_data(text: &str) -> anyhow::Result<AttributeValue> {
     Ok(data)
 }
 
-/// Converts JSON to a DynamoDB value. Numbers keep their text, because it may have more digits than a double.
+/// Converts JSON to a DynamoDB value. Numbers keep their text, because it may have more digits than
+/// a double.
 fn to_attribute_value(json: &RawValue) -> serde_json::Result<AttributeValue> {
     let text = json.get();
     Ok(match text.as_bytes().first() {

@@ -1,4 +1,5 @@
-//! The progress of long work, on stderr. It appears only on a terminal and disappears when the work is done.
+//! The progress of long work, on stderr. It appears only on a terminal and disappears when the work
+//! is done.
 
 use std::time::Duration;
 

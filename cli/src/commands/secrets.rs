@@ -34,7 +34,8 @@ pub async fn re_encrypt(args: ReEncryptArgs) -> anyhow::Result<()> {
     let re_encrypted = pluralize_webhooks(total.sealed);
     if total.changed > 0 {
         bail!(
-            "{} changed while the command ran, and {re_encrypted} were re-encrypted; run the command again",
+            "{} changed while the command ran, and {re_encrypted} were re-encrypted; run the \
+             command again",
             pluralize_webhooks(total.changed)
         );
     }

@@ -66,7 +66,8 @@ nano-webhooks is ready.
   Data       {data}
 
 Register a webhook:
-  curl http://{api}/api/v1/webhooks -H 'Authorization: Bearer {key}' -H 'Content-Type: application/json' \\
+  curl http://{api}/api/v1/webhooks \\
+    -H 'Authorization: Bearer {key}' -H 'Content-Type: application/json' \\
     -d '{{\"url\":\"http://127.0.0.1:9000/\",\"events\":[\"job.completed\",\"job.failed\"],\"secret_key\":\"my-secret-key\"}}'
 Receive it in a second terminal:
   nano-webhooks listen --port 9000 --secret my-secret-key

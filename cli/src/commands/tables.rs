@@ -44,7 +44,8 @@ pub fn jobs_table(args: &TablesArgs) -> Result<Option<String>, ConfigError> {
     }
 }
 
-/// Adds to an error of the store where the tables are and what to check. Other errors stay as they are.
+/// Adds to an error of the store where the tables are and what to check. Other errors stay as they
+/// are.
 pub fn explain_error(error: anyhow::Error, args: &TablesArgs) -> anyhow::Error {
     let location = if args.aws {
         TablesLocation::Aws

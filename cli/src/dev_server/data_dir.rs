@@ -14,7 +14,8 @@ use zeroize::Zeroizing;
 
 const LOCK_FILE: &str = "lock";
 const API_KEY_FILE: &str = "api-key";
-/// Has the key that wraps data keys. It is a file of its own so that the tables alone do not reveal secrets.
+/// Has the key that wraps data keys. It is a file of its own so that the tables alone do not reveal
+/// secrets.
 const SECRETS_KEY_FILE: &str = "secrets-key";
 
 /// A data directory that only this process uses.
@@ -114,7 +115,8 @@ fn read_if_exists(path: &Path) -> anyhow::Result<Option<Zeroizing<String>>> {
     }
 }
 
-/// Writes a temporary file and renames it, so that the file is either missing or complete. Only the owner may read it.
+/// Writes a temporary file and renames it, so that the file is either missing or complete. Only the
+/// owner may read it.
 fn write_atomically(path: &Path, text: &str) -> io::Result<()> {
     let directory = path.parent().unwrap_or(Path::new("."));
     let mut file = NamedTempFile::new_in(directory)?;

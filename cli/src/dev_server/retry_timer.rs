@@ -22,12 +22,14 @@ use tokio_util::{sync::CancellationToken, time::DelayQueue};
 pub const CHANNEL_CAPACITY: usize = 10_000;
 /// How many timers run. The sweep finds the deliveries of timers that were not accepted.
 const MAX_TIMERS: usize = 200_000;
-/// How many retries run at the same time. The dispatcher's limiter bounds how many of them send a request.
+/// How many retries run at the same time. The dispatcher's limiter bounds how many of them send a
+/// request.
 const CONCURRENT_RETRIES: usize = 4_096;
 /// The time between two sweeps, as in the template.
 pub const SWEEP_INTERVAL: Duration = Duration::from_mins(1);
 
-/// Runs retries when they are due and the sweep every minute. Finishes running retries after `shutdown` is cancelled.
+/// Runs retries when they are due and the sweep every minute. Finishes running retries after
+/// `shutdown` is cancelled.
 pub async fn run(
     dispatcher: Dispatcher,
     mut scheduled_retries: mpsc::Receiver<ScheduledRetry>,
@@ -35,7 +37,8 @@ pub async fn run(
 ) {
     let mut timers: DelayQueue<RetryMessage> = DelayQueue::new();
     let mut running_retries = JoinSet::new();
-    // A separate task, because a sweep may take long and sends what it finds through the same channel.
+    // A separate task, because a sweep may take long and sends what it finds through the same
+    // channel.
     let sweeper = tokio::spawn(sweep_periodically(dispatcher.clone()));
     loop {
         tokio::select! {
@@ -74,7 +77,8 @@ async fn run_retry(dispatcher: Dispatcher, message: RetryMessage) {
 }
 
 async fn sweep_periodically(dispatcher: Dispatcher) {
-    // The data directory has one owner, so deliveries that look leased or queued were left by a process that ended.
+    // The data directory has one owner, so deliveries that look leased or queued were left by a
+    // process that ended.
     if let Err(error) = dispatcher.recover_abandoned().await {
         tracing::error!(
             %error,

@@ -20,7 +20,8 @@ use crate::embedded_dynamodb::EmbeddedDynamoDb;
 
 /// The most records of a batch, as in the template.
 pub const BATCH_SIZE: i32 = 100;
-/// How long the dispatcher may take for a batch: the function's timeout in the template, less its reserve.
+/// How long the dispatcher may take for a batch: the function's timeout in the template, less its
+/// reserve.
 pub const BATCH_TIMEOUT: Duration = Duration::from_secs(25);
 /// How often the embedded engine is checked for changes while there are some.
 const BUSY_POLL: Duration = Duration::from_millis(2);
@@ -145,7 +146,8 @@ impl ShardReader {
         })
     }
 
-    /// Gets an iterator that starts after the checkpoint, or at the oldest record if that was trimmed or there is none.
+    /// Gets an iterator that starts after the checkpoint, or at the oldest record if that was
+    /// trimmed or there is none.
     async fn get_iterator(&self) -> anyhow::Result<Option<String>> {
         let request = self
             .source
@@ -196,7 +198,8 @@ impl ShardReader {
         }
     }
 
-    /// Stores a checkpoint. If that fails, a restarted reader repeats records, and the dispatcher finds their deliveries.
+    /// Stores a checkpoint. If that fails, a restarted reader repeats records, and the dispatcher
+    /// finds their deliveries.
     async fn save_checkpoint(&self, checkpoint: &str) {
         let result = self
             .source
@@ -206,7 +209,11 @@ impl ShardReader {
             .put(&self.stream_arn, &self.shard_id, checkpoint)
             .await;
         if let Err(error) = result {
-            tracing::warn!(shard = self.shard_id, %error, "Could not store the checkpoint of the jobs stream");
+            tracing::warn!(
+                shard = self.shard_id,
+                %error,
+                "Could not store the checkpoint of the jobs stream"
+            );
         }
     }
 

@@ -136,7 +136,8 @@ fn is_finished(checkpoints: &HashMap<&str, Option<String>>, shard_id: &str) -> b
     matches!(checkpoints.get(shard_id), Some(Some(checkpoint)) if checkpoint == SHARD_END)
 }
 
-/// DynamoDB no longer lists a parent whose records it has trimmed. Such a parent counts as finished.
+/// DynamoDB no longer lists a parent whose records it has trimmed. Such a parent counts as
+/// finished.
 fn is_parent_finished(checkpoints: &HashMap<&str, Option<String>>, shard: &Shard) -> bool {
     match shard.parent_shard_id() {
         None => true,

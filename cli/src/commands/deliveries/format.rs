@@ -281,7 +281,8 @@ mod tests {
         };
         assert_eq!(
             describe_next_step(&retried, false, NOW),
-            "an attempt at 1970-01-01T00:00:01Z (in 1 s), requested by a manual retry (if it fails: failed as before)"
+            "an attempt at 1970-01-01T00:00:01Z (in 1 s), requested by a manual retry (if it \
+             fails: failed as before)"
         );
         let replayed = Delivery {
             replay: ReplayId::parse("rpl_0123456789abcdef"),

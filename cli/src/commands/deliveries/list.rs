@@ -18,7 +18,8 @@ use serde::Serialize;
 use super::format::{ListedDelivery, format_line};
 use crate::{args::ListDeliveriesArgs, commands::tables::open_store};
 
-/// How many pages of a webhook's log are read at most. A page reads 500 items, of which filters may leave few.
+/// How many pages of a webhook's log are read at most. A page reads 500 items, of which filters may
+/// leave few.
 const MAX_PAGES: usize = 20;
 /// How many logs are read at the same time.
 const CONCURRENT_LOGS: usize = 8;
@@ -141,7 +142,8 @@ const fn to_listed_delivery(webhook: ListedWebhook, summary: DeliverySummary) ->
     }
 }
 
-/// Finds the webhooks whose deliveries to list: the given one, which may be deleted, or all that exist.
+/// Finds the webhooks whose deliveries to list: the given one, which may be deleted, or all that
+/// exist.
 async fn resolve_webhooks(
     store: &Store,
     account: &AccountId,
@@ -176,7 +178,8 @@ fn print_webhooks(account: &AccountId, ids: &[WebhookId]) -> std::io::Result<()>
     if ids.is_empty() {
         return writeln!(
             err,
-            "Account {account} has no webhooks. To list the deliveries of a deleted webhook, pass --webhook."
+            "Account {account} has no webhooks. To list the deliveries of a deleted webhook, pass \
+             --webhook."
         );
     }
     let ids: Vec<_> = ids.iter().map(ToString::to_string).collect();

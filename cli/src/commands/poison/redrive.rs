@@ -158,7 +158,8 @@ impl RedriveRun {
     }
 }
 
-/// When the deliveries of the event with this index are due. Redriven events are spaced so that they flood no endpoint.
+/// When the deliveries of the event with this index are due. Redriven events are spaced so that
+/// they flood no endpoint.
 fn spaced_due_time(now: Timestamp, index: usize) -> Timestamp {
     now + PACING_INTERVAL * u32::try_from(index).unwrap_or(u32::MAX)
 }
