@@ -41,7 +41,7 @@ pub async fn re_encrypt(args: ReEncryptArgs) -> anyhow::Result<()> {
     }
     writeln!(
         std::io::stdout(),
-        "Re-encrypted the secrets of {re_encrypted}; {} already used the newest data key.",
+        "Re-encrypted the secrets of {re_encrypted}; {} needed no change.",
         total.kept
     )?;
     Ok(())
