@@ -373,7 +373,7 @@ def test_stats_count_items(own_service, operate, receiver):
         and "Waiting       2 deliveries, the next due at " in text
     )
     assert f"Poison        {poison['id'][:10]}: 1 record\n" in text
-    assert f"account {api.account}, webhook {failing}: 3" in text
+    assert f"Top webhooks  account {api.account}, webhook {failing}: 3" in text
 
     by_webhook = {
         stats["webhook_id"]: stats for stats in operate.json("stats", "--account", api.account)
