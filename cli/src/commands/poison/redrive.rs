@@ -43,7 +43,9 @@ pub async fn redrive(args: RedrivePoisonArgs) -> anyhow::Result<()> {
     } else {
         run.redrive_ids(args.ids).await?
     };
-    run.counts.print()?;
+    if run.counts.records > 0 || missing.is_empty() {
+        run.counts.print()?;
+    }
     if !missing.is_empty() {
         bail!(
             "there is no poison record {}; list the records with `poison list`",
