@@ -136,7 +136,8 @@ def test_second_process_on_data_dir_fails(start, data_dir):
     start("--data-dir", data_dir)
     second = run_command("serve", "--data-dir", data_dir, *LISTEN, check=False)
     assert second.returncode == 1
-    assert "in use" in second.stderr and second.stderr.count("\n") == 1, second.stderr
+    assert "another process uses the data directory" in second.stderr
+    assert second.stderr.count("\n") == 1, second.stderr
 
 
 def test_kill_under_load_loses_no_webhook(start, data_dir):
