@@ -26,7 +26,9 @@ fuzz_target!(|query: &str| {
             assert!(message.chars().count() <= MAX_MESSAGE, "{message}");
             let (name, _) = message.split_once(": ").expect("a parameter name");
             assert!(
-                PARAMETERS.contains(&name) || message.contains(": unknown field `") || message.ends_with(": expected at most once"),
+                PARAMETERS.contains(&name)
+                    || message.contains(": unknown field `")
+                    || message.ends_with(": expected at most once"),
                 "{message}"
             );
             return;
