@@ -196,7 +196,7 @@ def test_webhook_lifecycle(deployed, receiver):
     for function in (deployed.started[dispatch], deployed.started[retry_function]):
         for metric, value in {"Attempts": 2, "FailedAttempts": 1, "Delivered": 1}.items():
             function.wait_for_metric(metric, value)
-    statuses = [line["status"] for line in deployed.started[api].log_lines("request")]
+    statuses = [line["status"] for line in deployed.started[api].log_lines("API request completed")]
     assert statuses == [401, 404, 201, 201, 200, 200, 404, 200]
     for name, function in deployed.started.items():
         assert SECRET not in function.log_text() and key not in function.log_text(), name

@@ -1,4 +1,4 @@
-//! The API's description: it is what the router serves, it leaves out nothing, and what it shows is so.
+//! The OpenAPI document: `docs/openapi.json` is current, and responses match the document.
 
 use std::{collections::BTreeSet, fs, path::Path};
 
@@ -19,29 +19,29 @@ use crate::api::TestApp;
 
 const PATH: &str = "/api/v1/openapi.json";
 
-async fn served(app: &TestApp) -> Value {
-    let answer = app
-        .send(Request::get(PATH).body(Body::empty()).unwrap())
-        .await;
-    assert_eq!(answer.status, StatusCode::OK, "it needs no key");
-    answer.json
+/// The document, which needs no API key.
+async fn get_document(app: &TestApp) -> Value {
+    let request = Request::get(PATH).body(Body::empty()).unwrap();
+    let response = app.send(request).await;
+    assert_eq!(response.status, StatusCode::OK);
+    response.json
 }
 
 #[tokio::test]
-async fn the_description_in_the_repository_is_the_one_that_is_served() {
-    let text = format!("{:#}\n", served(&TestApp::new().await).await);
+async fn committed_document_is_current() {
+    let text = format!("{:#}\n", get_document(&TestApp::new().await).await);
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/openapi.json");
     #[expect(
         clippy::disallowed_methods,
-        reason = "whoever changes the API says here that the file is to be renewed"
+        reason = "a test has no configuration file"
     )]
     if std::env::var("UPDATE_OPENAPI").is_ok() {
         fs::write(&file, &text).unwrap();
     }
-    let same = fs::read_to_string(file).is_ok_and(|kept| kept == text);
+    let committed = fs::read_to_string(file).unwrap();
     assert!(
-        same,
-        "docs/openapi.json is not what is served: renew it with UPDATE_OPENAPI=1 cargo test --test it openapi"
+        committed == text,
+        "docs/openapi.json is out of date; run UPDATE_OPENAPI=1 cargo test --test it openapi"
     );
 }
 
@@ -49,7 +49,7 @@ async fn the_description_in_the_repository_is_the_one_that_is_served() {
 #[tokio::test]
 async fn described_operation_has_route() {
     let app = TestApp::new().await;
-    let document = served(&app).await;
+    let document = get_document(&app).await;
     let mut count = 0;
     for (path, method, operation) in operations(&document) {
         let request = Request::builder()
@@ -68,29 +68,30 @@ async fn described_operation_has_route() {
     assert_eq!(count, 16);
 }
 
+/// Operations that need an API key describe 401, 429, 500 and 503; the others have no security.
 #[tokio::test]
-async fn what_needs_a_key_is_described_with_401_and_429_and_what_does_not_without_security() {
-    let document = served(&TestApp::new().await).await;
+async fn operation_describes_authentication_errors() {
+    let document = get_document(&TestApp::new().await).await;
     for (path, method, operation) in operations(&document) {
-        let open = operation["security"] == json!([]);
-        assert_eq!(open, !path.contains("/webhooks"), "{method} {path}");
+        let is_open = operation["security"] == json!([]);
+        assert_eq!(is_open, !path.contains("/webhooks"), "{method} {path}");
         for status in ["401", "429", "500", "503"] {
             assert_eq!(
                 operation["responses"].get(status).is_some(),
-                !open,
+                !is_open,
                 "{method} {path}: {status}"
             );
         }
         for (status, response) in operation["responses"].as_object().unwrap() {
-            let response = resolved(&document, response);
+            let response = resolve(&document, response);
             assert!(
                 response["headers"].get("X-Request-Id").is_some(),
                 "{method} {path}: {status}"
             );
-            let waits = ["429", "503"].contains(&status.as_str());
+            let has_retry_after = ["429", "503"].contains(&status.as_str());
             assert_eq!(
                 response["headers"].get("Retry-After").is_some(),
-                waits,
+                has_retry_after,
                 "{method} {path}: {status}"
             );
         }
@@ -102,17 +103,16 @@ const WEBHOOK: &str = r#"{"id":1,"url":"https://example.com/hooks","events":["jo
 const COMPLETED: &str = r#"{"event":"job.completed","task_id":"task_xxx","task_type":"image","status":"completed","data":{"url":"https://cdn.example.com/image.png","credits_charged":6},"timestamp":"2024-12-23T10:00:00Z"}"#;
 
 #[tokio::test]
-async fn the_documented_examples_are_what_is_answered() {
+async fn responses_equal_documented_examples() {
     let app = TestApp::new().await;
-    let document = served(&app).await;
+    let document = get_document(&app).await;
     let operation = |method: &str, path: &str| document["paths"][path][method].clone();
     let example = |operation: &Value, status: &str| {
-        resolved(&document, &operation["responses"][status])["content"]["application/json"]["example"].to_string()
+        let response = resolve(&document, &operation["responses"][status]);
+        response["content"]["application/json"]["example"].to_string()
     };
-    let (list, create) = (
-        operation("get", "/api/v1/webhooks"),
-        operation("post", "/api/v1/webhooks"),
-    );
+    let list = operation("get", "/api/v1/webhooks");
+    let create = operation("post", "/api/v1/webhooks");
     let delete = operation("delete", "/api/v1/webhooks/{id}");
 
     let created = app
@@ -161,8 +161,8 @@ async fn the_documented_examples_are_what_is_answered() {
 }
 
 #[tokio::test]
-async fn the_headers_of_a_callback_are_those_that_are_sent() {
-    let document = served(&TestApp::new().await).await;
+async fn callback_headers_equal_sent_headers() {
+    let document = get_document(&TestApp::new().await).await;
     for event in EventType::ALL {
         let signatures = Signatures {
             nano: "v1=".into(),
@@ -187,7 +187,7 @@ async fn the_headers_of_a_callback_are_those_that_are_sent() {
             .iter()
             .map(|header| header["name"].as_str().unwrap().to_lowercase())
             .collect();
-        // That one is said of the body.
+        // The media type of the body is described with the body.
         let sent = request
             .headers()
             .into_iter()
@@ -208,14 +208,14 @@ fn operations(document: &Value) -> impl Iterator<Item = (&str, &str, &Value)> {
         })
 }
 
-/// What a reference stands for.
-fn resolved<'a>(document: &'a Value, value: &'a Value) -> &'a Value {
+/// Follows a reference.
+fn resolve<'a>(document: &'a Value, value: &'a Value) -> &'a Value {
     let target = value["$ref"]
         .as_str()
         .map(|target| target.strip_prefix('#').unwrap());
     target.map_or(value, |target| {
         document
             .pointer(target)
-            .unwrap_or_else(|| panic!("{target} is nowhere"))
+            .unwrap_or_else(|| panic!("{target} does not exist"))
     })
 }
