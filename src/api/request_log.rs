@@ -44,18 +44,17 @@ pub(super) async fn log_request(mut request: Request, next: Next) -> Response {
 
     let status = response.status().as_u16();
     let account = logged_account.0.get();
-    match response.extensions_mut().remove::<InternalCause>() {
-        Some(InternalCause(cause)) => {
-            let cause = error_chain(&*cause);
-            tracing::error!(
-                request_id, account, %method, route, status, duration_ms, cause,
-                "API request failed"
-            );
-        }
-        None => tracing::info!(
+    if let Some(InternalCause(cause)) = response.extensions_mut().remove::<InternalCause>() {
+        let cause = error_chain(&*cause);
+        tracing::error!(
+            request_id, account, %method, route, status, duration_ms, cause,
+            "API request failed"
+        );
+    } else {
+        tracing::info!(
             request_id, account, %method, route, status, duration_ms,
             "API request completed"
-        ),
+        );
     }
     if let Ok(value) = HeaderValue::try_from(request_id) {
         response.headers_mut().insert(REQUEST_ID, value);
