@@ -1,18 +1,19 @@
-//! AWS clients.
+//! The configuration of AWS clients.
 
 use std::time::Duration;
 
 use aws_config::{BehaviorVersion, SdkConfig, timeout::TimeoutConfig};
 use aws_sdk_dynamodb::error::{ProvideErrorMetadata, SdkError};
 
-use crate::telemetry::error_chain;
+use crate::error_chain::error_chain;
 
-/// How long one try of a request to AWS may take; the SDK makes up to three.
+/// The timeout of one attempt of a request. The SDK makes up to three.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(2);
-/// How long a request may take in all.
+/// The timeout of a request, retries included.
 const OPERATION_TIMEOUT: Duration = Duration::from_secs(4);
 
-/// The ordinary configuration: region, credentials and endpoints from where every AWS SDK takes them, with bounded waits.
+/// Loads region, credentials and endpoints from where every AWS SDK takes them, with
+/// [`timeouts`].
 pub async fn load_sdk_config() -> SdkConfig {
     aws_config::defaults(BehaviorVersion::latest())
         .timeout_config(timeouts())
@@ -20,7 +21,7 @@ pub async fn load_sdk_config() -> SdkConfig {
         .await
 }
 
-/// The bounds of every request to AWS.
+/// The timeouts of every request to AWS.
 pub fn timeouts() -> TimeoutConfig {
     TimeoutConfig::builder()
         .operation_attempt_timeout(ATTEMPT_TIMEOUT)
@@ -28,19 +29,23 @@ pub fn timeouts() -> TimeoutConfig {
         .build()
 }
 
-/// What AWS answered to a request that it refused, or why it could not be asked, in a line for the log.
+/// Formats the code, message and request id of an AWS error in one line, or the reason why there
+/// was no response.
 pub fn format_sdk_error<E, R>(error: &SdkError<E, R>) -> String
 where
     E: std::error::Error + ProvideErrorMetadata + 'static,
     R: std::fmt::Debug + 'static,
 {
-    let Some(said) = error.as_service_error().map(ProvideErrorMetadata::meta) else {
+    let Some(service_error) = error.as_service_error() else {
         return error_chain(error);
     };
-    let part = |part: Option<&str>| part.unwrap_or("(none)").to_owned();
-    let (code, message) = (part(said.code()), part(said.message()));
-    format!(
-        "{code}: {message} (request {})",
-        part(said.extra("aws_request_id"))
-    )
+    let metadata = service_error.meta();
+    let code = or_none(metadata.code());
+    let message = or_none(metadata.message());
+    let request_id = or_none(metadata.extra("aws_request_id"));
+    format!("{code}: {message} (request {request_id})")
+}
+
+fn or_none(text: Option<&str>) -> &str {
+    text.unwrap_or("(none)")
 }

@@ -1,9 +1,10 @@
-//! HTTP out: guarded targets, bounded exchanges.
+//! Requests to endpoints: guarded targets and bounded exchanges.
 
-pub mod attempt;
-pub mod guard;
+mod connector;
+mod phase_recorder;
+mod pool;
 pub mod resolver;
-
-pub use attempt::WebhookClient;
-pub use guard::TargetGuard;
-pub use resolver::Resolver;
+pub(crate) mod response_body;
+pub mod target_guard;
+pub mod tls;
+pub mod webhook_client;

@@ -1,4 +1,4 @@
-//! Time: the one reader of the machine's clock, and the instant that everything else takes as a parameter.
+//! Time. This module is the only one that reads a clock.
 
 use std::{
     fmt,
@@ -11,7 +11,7 @@ use std::{
 
 use nano_webhooks_core::timestamp::Timestamp;
 
-/// Where the time comes from: the machine, or a test's hand.
+/// A source of wall-clock time.
 #[derive(Clone)]
 pub struct Clock(ClockSource);
 
@@ -22,44 +22,46 @@ enum ClockSource {
 }
 
 impl Clock {
-    /// The machine's clock.
+    /// The system's clock.
     pub const fn system() -> Self {
         Self(ClockSource::System)
     }
 
-    /// A clock that stands still at `start` until it is moved with [`Clock::advance`]; clones move together.
+    /// A clock for tests, which stays at `start` until [`Clock::advance`] moves it. Clones move
+    /// together.
     pub fn manual(start: Timestamp) -> Self {
         Self(ClockSource::Manual(Arc::new(AtomicI64::new(
             start.as_unix_millis(),
         ))))
     }
 
-    /// Now.
+    /// The current time.
     #[expect(
         clippy::disallowed_methods,
-        reason = "this is the one reader of the clock"
+        reason = "this module is the one that reads a clock"
     )]
     pub fn now(&self) -> Timestamp {
         match &self.0 {
             ClockSource::System => {
-                let since = std::time::SystemTime::now()
+                let since_epoch = std::time::SystemTime::now()
                     .duration_since(std::time::UNIX_EPOCH)
                     .unwrap_or_default();
-                Timestamp::from_millis(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
+                Timestamp::from_millis(to_millis(since_epoch))
             }
-            ClockSource::Manual(at) => Timestamp::from_millis(at.load(Ordering::SeqCst)),
+            ClockSource::Manual(millis) => Timestamp::from_millis(millis.load(Ordering::SeqCst)),
         }
     }
 
-    /// Moves a manual clock forward; the machine's clock moves by itself.
-    pub fn advance(&self, by: Duration) {
-        if let ClockSource::Manual(at) = &self.0 {
-            at.fetch_add(
-                i64::try_from(by.as_millis()).unwrap_or(i64::MAX),
-                Ordering::SeqCst,
-            );
+    /// Moves a manual clock forward. Does nothing to the system's clock.
+    pub fn advance(&self, duration: Duration) {
+        if let ClockSource::Manual(millis) = &self.0 {
+            millis.fetch_add(to_millis(duration), Ordering::SeqCst);
         }
     }
+}
+
+fn to_millis(duration: Duration) -> i64 {
+    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
 }
 
 impl fmt::Debug for Clock {
@@ -71,37 +73,37 @@ impl fmt::Debug for Clock {
     }
 }
 
-/// Measures how long something takes.
+/// Measures elapsed time.
 #[derive(Clone, Copy, Debug)]
 pub struct Stopwatch(tokio::time::Instant);
 
 impl Stopwatch {
-    /// Starts now.
+    /// Starts a measurement.
     #[expect(
         clippy::disallowed_methods,
-        reason = "this is the one reader of the clock"
+        reason = "this module is the one that reads a clock"
     )]
     pub fn start() -> Self {
         Self(tokio::time::Instant::now())
     }
 
-    /// The time since it was started.
+    /// The time since the start.
     pub fn elapsed(self) -> Duration {
         self.0.elapsed()
     }
 }
 
-/// The moment by which an invocation must have handed over its work.
+/// The time by which an invocation must have handed over its work.
 #[derive(Clone, Copy, Debug)]
 pub struct Deadline(tokio::time::Instant);
 
 impl Deadline {
-    /// The moment `wait` from now.
-    pub fn after(wait: Duration) -> Self {
-        Self(Stopwatch::start().0 + wait)
+    /// The deadline in `duration` from now.
+    pub fn from_now(duration: Duration) -> Self {
+        Self(Stopwatch::start().0 + duration)
     }
 
-    /// What is left of the time; nothing once it has passed.
+    /// The remaining time; zero after the deadline.
     pub fn remaining(self) -> Duration {
         self.0.saturating_duration_since(Stopwatch::start().0)
     }
@@ -111,7 +113,7 @@ impl Deadline {
 mod tests {
     use super::*;
 
-    /// Clones of a manual clock move together, and only by hand.
+    /// Clones of a manual clock move together, and only by `advance`.
     #[test]
     fn manual_clock_moves_by_hand() {
         let clock = Clock::manual(Timestamp::from_millis(5));

@@ -1,81 +1,90 @@
-//! Settings: the one reader of the environment. A missing or malformed setting stops the start with a line that names it.
+//! Settings. This module is the only one that reads the environment.
+//!
+//! A missing or malformed setting stops the start with one line that names it.
 
-use std::{fmt, path::PathBuf, str::FromStr, time::Duration};
+use std::{fmt, num::NonZeroU32, path::PathBuf, str::FromStr, time::Duration};
 
 use ipnet::IpNet;
+use nano_webhooks_core::{delivery::schedule::RetrySchedule, target_policy::TargetPolicy};
 
 use crate::{
     client::{
-        attempt::{CaFileError, Timeouts, WebhookClient},
-        guard::{TargetGuard, TargetPolicy},
+        target_guard::TargetGuard,
+        tls::CaFileError,
+        webhook_client::{Timeouts, WebhookClient},
     },
-    store::{TableNames, rate_limit},
+    store::{TableNames, rate_limit::RateLimits},
+    telemetry::LogFilter,
 };
-use nano_webhooks_core::delivery::schedule::RetrySchedule;
 
-/// After how long of nothing but failures a webhook is disabled, unless it is set: five days.
+/// The default of `DISABLE_AFTER`: five days.
 const DEFAULT_DISABLE_AFTER: Duration = Duration::from_hours(120);
+/// The default of `RETENTION_DAYS`.
+const DEFAULT_RETENTION_DAYS: u32 = 30;
+/// The default of `WEBHOOKS_PER_ACCOUNT`.
+const DEFAULT_WEBHOOKS_PER_ACCOUNT: u32 = 50;
 
-/// The settings that deployed functions and local mode share.
+/// The settings that the functions and local mode share.
 #[derive(Clone, Debug)]
 pub struct Config {
     /// `WEBHOOKS_TABLE` and `DELIVERIES_TABLE`.
     pub tables: TableNames,
     /// `TARGETS`: `public` or `any`.
     pub targets: TargetPolicy,
-    /// `ALLOW_CIDRS`: ranges permitted beside the public ones, separated by commas.
+    /// `ALLOW_CIDRS`: ranges that are allowed in addition to public addresses.
     pub allow_cidrs: Vec<IpNet>,
-    /// `RETRY_SCHEDULE`: the waits between attempts, separated by commas.
+    /// `RETRY_SCHEDULE`: the delays between attempts.
     pub retry_schedule: RetrySchedule,
     /// `RETENTION_DAYS`: how long settled deliveries are kept.
     pub retention: Duration,
-    /// `DEFAULT_DISABLE_AFTER`: after how long of nothing but failures a webhook is disabled.
+    /// `DISABLE_AFTER`: a webhook is disabled when every attempt has failed for this time.
     pub disable_after: Duration,
     /// `WEBHOOKS_PER_ACCOUNT`.
     pub webhooks_per_account: u32,
     /// `RATE_LIMIT_PER_MINUTE` and `RATE_LIMIT_PER_DAY`.
-    pub rate_limits: rate_limit::RateLimits,
-    /// `ACCOUNT_CLAIM`: the claim of API Gateway's authorizer that names the account, for platforms that authenticate in front;
-    /// API keys are not looked at then. Deployed functions only.
+    pub rate_limits: RateLimits,
+    /// `ACCOUNT_CLAIM`: the claim of API Gateway's authorizer that has the account's name. API keys
+    /// are not used then. For the functions only.
     pub account_claim: Option<String>,
-    /// `SECRETS_KMS_KEY_ID`: the KMS key that wraps the data keys under which secrets are stored. Deployed functions only: local
+    /// `SECRETS_KMS_KEY_ID`: the KMS key that wraps the data keys. For the functions only; local
     /// mode has a key in its data directory.
     pub secrets_kms_key_id: Option<String>,
-    /// `EXTRA_CA_FILE`: a PEM file with certificates that are trusted beside the public ones.
+    /// `EXTRA_CA_FILE`: a PEM file with certificates that are trusted in addition to Mozilla's.
     pub extra_ca_file: Option<PathBuf>,
 }
 
-/// What differs between a deployed function and local mode.
+/// The defaults that differ between the functions and local mode.
 #[derive(Clone, Copy, Debug)]
 pub struct ConfigDefaults {
-    /// The names of the tables, if there are any to assume.
+    /// The names of the webhooks and the deliveries table; `None` if the settings are required.
     pub tables: Option<(&'static str, &'static str)>,
     /// The target policy.
     pub targets: TargetPolicy,
     /// The rate limits.
-    pub rate_limits: rate_limit::RateLimits,
+    pub rate_limits: RateLimits,
 }
 
 impl ConfigDefaults {
-    /// A deployed function: the template names the tables, only public targets are called, and requests are limited.
+    /// For the functions: the template names the tables, only public targets are called, and
+    /// requests are limited.
     pub const DEPLOYED: Self = Self {
         tables: None,
         targets: TargetPolicy::Public,
-        rate_limits: rate_limit::RateLimits {
+        rate_limits: RateLimits {
             per_minute: Some(60),
             per_day: Some(10_000),
         },
     };
-    /// A developer's machine.
+    /// For local mode.
     pub const LOCAL: Self = Self {
         tables: Some(("nano-webhooks", "nano-webhooks-deliveries")),
         targets: TargetPolicy::Any,
-        rate_limits: rate_limit::RateLimits {
+        rate_limits: RateLimits {
             per_minute: None,
             per_day: None,
         },
     };
-    /// The name of the platform's jobs table in local mode.
+    /// The name of the jobs table in local mode.
     pub const LOCAL_JOBS_TABLE: &'static str = "jobs";
 }
 
@@ -88,17 +97,17 @@ pub struct ConfigError {
 }
 
 impl ConfigError {
-    /// The setting `name` is not as expected.
-    pub fn new(name: impl Into<String>, reason: impl Into<String>) -> Self {
+    /// Makes an error for the setting `name`.
+    pub fn new(name: impl Into<String>, reason: impl fmt::Display) -> Self {
         Self {
             name: name.into(),
-            reason: reason.into(),
+            reason: reason.to_string(),
         }
     }
 }
 
 impl fmt::Debug for ConfigError {
-    /// As it is shown: a function that does not start prints this form.
+    /// Writes the message, because the Lambda runtime prints this form when a function cannot start.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
     }
@@ -106,15 +115,33 @@ impl fmt::Debug for ConfigError {
 
 impl From<CaFileError> for ConfigError {
     fn from(error: CaFileError) -> Self {
-        Self::new("EXTRA_CA_FILE", error.to_string())
+        Self::new("EXTRA_CA_FILE", error)
+    }
+}
+
+/// The value of a setting, if it is set.
+type Setting<T> = Result<Option<T>, ConfigError>;
+
+/// Reads an environment variable. An empty one counts as not set.
+pub fn env_var(name: &str) -> Setting<String> {
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "this module is the one that reads the environment"
+    )]
+    let value = std::env::var(name);
+    match value {
+        Ok(value) if value.is_empty() => Ok(None),
+        Ok(value) => Ok(Some(value)),
+        Err(std::env::VarError::NotPresent) => Ok(None),
+        Err(std::env::VarError::NotUnicode(_)) => {
+            Err(ConfigError::new(name, "expected text in UTF-8"))
+        }
     }
 }
 
 /// Reads the URL of the SQS retry queue from `RETRY_QUEUE_URL`.
-pub fn retry_queue_url(
-    get: impl Fn(&str) -> Result<Option<String>, ConfigError>,
-) -> Result<String, ConfigError> {
-    match get("RETRY_QUEUE_URL")? {
+pub fn retry_queue_url(lookup: impl Fn(&str) -> Setting<String>) -> Result<String, ConfigError> {
+    match lookup("RETRY_QUEUE_URL")? {
         Some(url) => Ok(url),
         None => Err(ConfigError::new(
             "RETRY_QUEUE_URL",
@@ -124,162 +151,155 @@ pub fn retry_queue_url(
 }
 
 /// Reads the name of the stack from `STACK_NAME`. The default is `nano-webhooks`.
-pub fn stack_name(
-    get: impl Fn(&str) -> Result<Option<String>, ConfigError>,
-) -> Result<String, ConfigError> {
-    Ok(get("STACK_NAME")?.unwrap_or_else(|| "nano-webhooks".to_owned()))
+pub fn stack_name(lookup: impl Fn(&str) -> Setting<String>) -> Result<String, ConfigError> {
+    let name = lookup("STACK_NAME")?;
+    Ok(name.unwrap_or_else(|| "nano-webhooks".to_owned()))
 }
 
-/// A variable of the environment, if it is set and not empty.
-///
-/// # Errors
-/// If it is not text.
-pub fn env_var(name: &str) -> Result<Option<String>, ConfigError> {
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "this is the one reader of the environment"
-    )]
-    match std::env::var(name) {
-        Ok(value) => Ok(Some(value).filter(|value| !value.is_empty())),
-        Err(std::env::VarError::NotPresent) => Ok(None),
-        Err(std::env::VarError::NotUnicode(_)) => {
-            Err(ConfigError::new(name, "expected text in UTF-8"))
-        }
-    }
+/// Reads the log filter from `RUST_LOG`.
+pub fn log_filter(
+    lookup: impl Fn(&str) -> Setting<String>,
+    default: &str,
+) -> Result<LogFilter, ConfigError> {
+    let text = lookup("RUST_LOG")?;
+    let filter = text.as_deref().unwrap_or(default).parse();
+    filter.map_err(|error| ConfigError::new("RUST_LOG", error))
 }
 
 impl Config {
-    /// Reads the settings with `get`, which is [`env_var`] but in tests.
+    /// Reads the settings. `lookup` is [`env_var`], except in tests.
     ///
-    /// # Errors
-    /// Names the first setting that is missing or malformed.
-    pub fn read(
-        get: impl Fn(&str) -> Result<Option<String>, ConfigError>,
+    /// Fails with the first setting that is missing or malformed.
+    pub fn from_env(
+        lookup: impl Fn(&str) -> Setting<String>,
         defaults: ConfigDefaults,
     ) -> Result<Self, ConfigError> {
-        let table = |name: &str, default: Option<&str>| {
-            let value = get(name)?.or_else(|| default.map(str::to_owned));
-            value.ok_or_else(|| ConfigError::new(name, "missing, expected the name of a table"))
-        };
-        let limit = |name: &str, default| {
-            parse_env(name, get(name)?, "expected a whole number, 1 or more").map(|n| n.or(default))
-        };
-        let cidrs = get("ALLOW_CIDRS")?.unwrap_or_default();
-        let cidrs = cidrs.split(',').map(str::trim).filter(|part| !part.is_empty()).map(|part| {
-            part.parse().map_err(|_| {
-                ConfigError::new(
-                    "ALLOW_CIDRS",
-                    format!("expected CIDR ranges such as 10.1.0.0/16, separated by commas; `{part}` is not one"),
-                )
-            })
-        });
+        let settings = Settings(lookup);
+        let (webhooks, deliveries) = defaults.tables.unzip();
+        let retention_days = settings
+            .positive(
+                "RETENTION_DAYS",
+                "expected a whole number of days, 1 or more",
+            )?
+            .unwrap_or(DEFAULT_RETENTION_DAYS);
         Ok(Self {
             tables: TableNames {
-                webhooks: table(
-                    "WEBHOOKS_TABLE",
-                    defaults.tables.map(|(webhooks, _)| webhooks),
-                )?,
-                deliveries: table(
-                    "DELIVERIES_TABLE",
-                    defaults.tables.map(|(_, deliveries)| deliveries),
-                )?,
+                webhooks: settings.table("WEBHOOKS_TABLE", webhooks)?,
+                deliveries: settings.table("DELIVERIES_TABLE", deliveries)?,
             },
-            targets: match get("TARGETS")? {
-                None => defaults.targets,
-                Some(text) => text
-                    .parse()
-                    .map_err(|reason| ConfigError::new("TARGETS", reason))?,
+            targets: settings.parse("TARGETS")?.unwrap_or(defaults.targets),
+            allow_cidrs: settings.cidrs("ALLOW_CIDRS")?,
+            retry_schedule: settings.parse("RETRY_SCHEDULE")?.unwrap_or_default(),
+            retention: Duration::from_hours(24 * u64::from(retention_days)),
+            disable_after: settings
+                .duration("DISABLE_AFTER")?
+                .unwrap_or(DEFAULT_DISABLE_AFTER),
+            webhooks_per_account: settings
+                .limit("WEBHOOKS_PER_ACCOUNT")?
+                .unwrap_or(DEFAULT_WEBHOOKS_PER_ACCOUNT),
+            rate_limits: RateLimits {
+                per_minute: settings
+                    .limit("RATE_LIMIT_PER_MINUTE")?
+                    .or(defaults.rate_limits.per_minute),
+                per_day: settings
+                    .limit("RATE_LIMIT_PER_DAY")?
+                    .or(defaults.rate_limits.per_day),
             },
-            allow_cidrs: cidrs.collect::<Result<_, _>>()?,
-            retry_schedule: match get("RETRY_SCHEDULE")? {
-                None => RetrySchedule::default(),
-                Some(text) => RetrySchedule::from_str(&text)
-                    .map_err(|error| ConfigError::new("RETRY_SCHEDULE", error.to_string()))?,
-            },
-            retention: Duration::from_secs(
-                parse_env::<Positive>(
-                    "RETENTION_DAYS",
-                    get("RETENTION_DAYS")?,
-                    "expected a whole number of days, 1 or more",
-                )?
-                .map_or(30, |days| u64::from(days.0))
-                    * 24
-                    * 60
-                    * 60,
-            ),
-            disable_after: match get("DISABLE_AFTER")? {
-                None => DEFAULT_DISABLE_AFTER,
-                Some(text) => humantime::parse_duration(&text)
-                    .ok()
-                    .filter(|time| !time.is_zero())
-                    .ok_or_else(|| {
-                        ConfigError::new(
-                            "DISABLE_AFTER",
-                            format!("expected a time such as `120h`; `{text}` is not one"),
-                        )
-                    })?,
-            },
-            webhooks_per_account: limit("WEBHOOKS_PER_ACCOUNT", Some(Positive(50)))?
-                .map_or(50, |n| n.0),
-            rate_limits: rate_limit::RateLimits {
-                per_minute: limit(
-                    "RATE_LIMIT_PER_MINUTE",
-                    defaults.rate_limits.per_minute.map(Positive),
-                )?
-                .map(|n| n.0),
-                per_day: limit(
-                    "RATE_LIMIT_PER_DAY",
-                    defaults.rate_limits.per_day.map(Positive),
-                )?
-                .map(|n| n.0),
-            },
-            account_claim: get("ACCOUNT_CLAIM")?,
-            secrets_kms_key_id: get("SECRETS_KMS_KEY_ID")?,
-            extra_ca_file: get("EXTRA_CA_FILE")?.map(PathBuf::from),
+            account_claim: settings.text("ACCOUNT_CLAIM")?,
+            secrets_kms_key_id: settings.text("SECRETS_KMS_KEY_ID")?,
+            extra_ca_file: settings.text("EXTRA_CA_FILE")?.map(PathBuf::from),
         })
     }
 
-    /// The target guard that these settings ask for.
+    /// Makes the target guard of these settings.
     pub fn guard(&self) -> TargetGuard {
         TargetGuard::new(self.targets, self.allow_cidrs.clone())
     }
 
-    /// An HTTP client behind that guard.
-    ///
-    /// # Errors
-    /// If `EXTRA_CA_FILE` cannot be read.
-    pub fn client(&self, limits: Timeouts) -> Result<WebhookClient, ConfigError> {
-        Ok(WebhookClient::new(
-            self.guard(),
-            limits,
-            self.extra_ca_file.as_deref(),
-        )?)
+    /// Makes an HTTP client with that guard.
+    pub fn client(&self, timeouts: Timeouts) -> Result<WebhookClient, ConfigError> {
+        let client = WebhookClient::new(self.guard(), timeouts, self.extra_ca_file.as_deref());
+        Ok(client?)
     }
 }
 
-/// A number from 1.
-struct Positive(u32);
+/// Parses settings that a function looks up by name.
+struct Settings<F>(F);
 
-impl FromStr for Positive {
-    type Err = ();
-
-    fn from_str(text: &str) -> Result<Self, ()> {
-        text.parse().ok().filter(|n| *n > 0).map(Self).ok_or(())
+impl<F: Fn(&str) -> Setting<String>> Settings<F> {
+    fn text(&self, name: &str) -> Setting<String> {
+        (self.0)(name)
     }
-}
 
-fn parse_env<T: FromStr>(
-    name: &str,
-    value: Option<String>,
-    expected: &str,
-) -> Result<Option<T>, ConfigError> {
-    value
-        .map(|text| {
-            text.trim()
-                .parse()
-                .map_err(|_| ConfigError::new(name, format!("{expected}; `{text}` is not one")))
-        })
-        .transpose()
+    fn table(&self, name: &str, default: Option<&str>) -> Result<String, ConfigError> {
+        match (self.text(name)?, default) {
+            (Some(table), _) => Ok(table),
+            (None, Some(default)) => Ok(default.to_owned()),
+            (None, None) => Err(ConfigError::new(
+                name,
+                "missing, expected the name of a table",
+            )),
+        }
+    }
+
+    fn parse<T: FromStr<Err: fmt::Display>>(&self, name: &str) -> Setting<T> {
+        let Some(text) = self.text(name)? else {
+            return Ok(None);
+        };
+        match text.parse() {
+            Ok(value) => Ok(Some(value)),
+            Err(error) => Err(ConfigError::new(name, error)),
+        }
+    }
+
+    fn limit(&self, name: &str) -> Setting<u32> {
+        self.positive(name, "expected a whole number, 1 or more")
+    }
+
+    fn positive(&self, name: &str, expected: &str) -> Setting<u32> {
+        let Some(text) = self.text(name)? else {
+            return Ok(None);
+        };
+        match text.trim().parse::<NonZeroU32>() {
+            Ok(number) => Ok(Some(number.get())),
+            Err(_) => Err(ConfigError::new(
+                name,
+                format!("{expected}; `{text}` is not one"),
+            )),
+        }
+    }
+
+    fn duration(&self, name: &str) -> Setting<Duration> {
+        let Some(text) = self.text(name)? else {
+            return Ok(None);
+        };
+        match humantime::parse_duration(&text) {
+            Ok(duration) if !duration.is_zero() => Ok(Some(duration)),
+            _ => Err(ConfigError::new(
+                name,
+                format!("expected a time such as `120h`; `{text}` is not one"),
+            )),
+        }
+    }
+
+    fn cidrs(&self, name: &str) -> Result<Vec<IpNet>, ConfigError> {
+        let text = self.text(name)?.unwrap_or_default();
+        let mut ranges = Vec::new();
+        for part in text.split(',').map(str::trim) {
+            if part.is_empty() {
+                continue;
+            }
+            let Ok(range) = part.parse() else {
+                let expected = "expected CIDR ranges such as 10.1.0.0/16, separated by commas";
+                return Err(ConfigError::new(
+                    name,
+                    format!("{expected}; `{part}` is not one"),
+                ));
+            };
+            ranges.push(range);
+        }
+        Ok(ranges)
+    }
 }
 
 #[cfg(test)]
@@ -287,38 +307,54 @@ mod tests {
     use super::*;
 
     fn read(settings: &[(&str, &str)]) -> Result<Config, String> {
-        let all = [
-            settings,
-            &[("WEBHOOKS_TABLE", "w"), ("DELIVERIES_TABLE", "d")],
-        ]
-        .concat();
-        let get = |name: &str| {
-            Ok(all
-                .iter()
-                .find(|(known, _)| *known == name)
-                .map(|(_, value)| (*value).to_owned()))
+        let mut settings = settings.to_vec();
+        settings.extend([("WEBHOOKS_TABLE", "w"), ("DELIVERIES_TABLE", "d")]);
+        let lookup = |name: &str| {
+            let setting = settings.iter().find(|(known, _)| *known == name);
+            Ok(setting.map(|(_, value)| (*value).to_owned()))
         };
-        Config::read(get, ConfigDefaults::DEPLOYED).map_err(|error| error.to_string())
+        Config::from_env(lookup, ConfigDefaults::DEPLOYED).map_err(|error| error.to_string())
     }
 
+    /// By default a deployed function calls public targets only and limits requests.
     #[test]
-    fn a_deployed_function_calls_public_targets_and_limits_requests_unless_told_otherwise() {
+    fn deployed_defaults_are_safe() {
         let config = read(&[]).unwrap();
         assert_eq!(config.targets, TargetPolicy::Public);
-        assert_eq!(
-            config.rate_limits,
-            rate_limit::RateLimits {
-                per_minute: Some(60),
-                per_day: Some(10_000)
-            }
-        );
+        assert_eq!(config.rate_limits, ConfigDefaults::DEPLOYED.rate_limits);
         assert_eq!(config.webhooks_per_account, 50);
         assert_eq!(config.retention, Duration::from_hours(720));
+        assert_eq!(config.disable_after, Duration::from_hours(120));
         assert_eq!(config.retry_schedule, RetrySchedule::default());
     }
 
     #[test]
-    fn a_malformed_setting_is_named() {
+    fn settings_override_defaults() {
+        let config = read(&[
+            ("TARGETS", "any"),
+            ("ALLOW_CIDRS", "10.0.0.0/8, fd00::/8"),
+            ("RETRY_SCHEDULE", "1s,2s"),
+            ("RETENTION_DAYS", "7"),
+            ("DISABLE_AFTER", "36h"),
+            ("WEBHOOKS_PER_ACCOUNT", "5"),
+            ("RATE_LIMIT_PER_MINUTE", "6"),
+            ("RATE_LIMIT_PER_DAY", "70"),
+            ("EXTRA_CA_FILE", "/opt/ca.pem"),
+        ])
+        .unwrap();
+        assert_eq!(config.targets, TargetPolicy::Any);
+        assert_eq!(config.allow_cidrs.len(), 2);
+        assert_eq!(config.retry_schedule.to_string(), "1s,2s");
+        assert_eq!(config.retention, Duration::from_hours(168));
+        assert_eq!(config.disable_after, Duration::from_hours(36));
+        assert_eq!(config.webhooks_per_account, 5);
+        assert_eq!(config.rate_limits.per_minute, Some(6));
+        assert_eq!(config.rate_limits.per_day, Some(70));
+        assert_eq!(config.extra_ca_file, Some(PathBuf::from("/opt/ca.pem")));
+    }
+
+    #[test]
+    fn malformed_setting_is_named() {
         for (name, value) in [
             ("TARGETS", "private"),
             ("ALLOW_CIDRS", "10.0.0.0/8, office"),
@@ -335,20 +371,14 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_table_is_named() {
-        let error = Config::read(|_| Ok(None), ConfigDefaults::DEPLOYED)
-            .unwrap_err()
-            .to_string();
+    fn missing_table_is_named() {
+        let nothing_is_set = |_: &str| Ok(None);
+        let error = Config::from_env(nothing_is_set, ConfigDefaults::DEPLOYED).unwrap_err();
         assert_eq!(
-            error,
+            error.to_string(),
             "WEBHOOKS_TABLE: missing, expected the name of a table"
         );
-        assert_eq!(
-            Config::read(|_| Ok(None), ConfigDefaults::LOCAL)
-                .unwrap()
-                .tables
-                .webhooks,
-            "nano-webhooks"
-        );
+        let config = Config::from_env(nothing_is_set, ConfigDefaults::LOCAL).unwrap();
+        assert_eq!(config.tables.webhooks, "nano-webhooks");
     }
 }

@@ -19,7 +19,7 @@ use aws_lambda_events::event::streams::{DynamoDbBatchItemFailure, DynamoDbEventR
 use tokio::time::timeout;
 
 use crate::{
-    client::WebhookClient,
+    client::webhook_client::WebhookClient,
     clock::{Clock, Deadline},
     metrics::{Counter, Histogram, Metrics},
     queue::{RetryMessage, RetryQueue, ScheduledRetry},

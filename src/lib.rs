@@ -19,6 +19,8 @@ pub mod clock;
 pub mod concurrency;
 pub mod config;
 pub mod dispatch;
+pub mod error_chain;
+pub mod lambda;
 pub mod metrics;
 pub mod queue;
 pub mod random;

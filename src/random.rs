@@ -1,12 +1,12 @@
-//! Randomness: the one reader of the system's entropy. What decides takes a number from here as a parameter.
+//! Randomness. This module is the only one that reads the system's entropy.
 
-/// `N` bytes that nobody can guess.
+/// Returns `N` unpredictable bytes.
 ///
 /// # Panics
-/// If the operating system has no entropy to give, which leaves nothing safe to do.
+/// If the operating system has no entropy. Nothing can be done safely without it.
 #[expect(
     clippy::disallowed_methods,
-    reason = "this is the one reader of entropy"
+    reason = "this module is the one that reads entropy"
 )]
 pub fn bytes<const N: usize>() -> [u8; N] {
     let mut bytes = [0; N];
@@ -14,16 +14,13 @@ pub fn bytes<const N: usize>() -> [u8; N] {
     bytes
 }
 
-/// A number from 0 up to, but without, 1.
-#[expect(
-    clippy::cast_precision_loss,
-    reason = "53 bits are what a double holds exactly"
-)]
+/// Returns a number from 0 to 1, without 1.
+#[expect(clippy::cast_precision_loss, reason = "a double holds 53 bits exactly")]
 pub fn unit_f64() -> f64 {
     (u64::from_le_bytes(bytes()) >> 11) as f64 / (1_u64 << 53) as f64
 }
 
-/// An identifier of a request: 32 lower-case hex digits.
+/// Returns a request id: 32 lowercase hex digits.
 pub fn request_id() -> String {
     hex::encode(bytes::<16>())
 }

@@ -133,7 +133,7 @@ impl Store {
         &self,
         parts: Vec<TransactWriteItem>,
     ) -> Result<std::result::Result<(), usize>> {
-        let deadline = Deadline::after(TRANSACTION_RETRY_LIMIT);
+        let deadline = Deadline::from_now(TRANSACTION_RETRY_LIMIT);
         for tried in 0.. {
             if deadline.remaining().is_zero() {
                 break;

@@ -1,124 +1,105 @@
-//! Logs: JSON lines when deployed, a readable form on a terminal.
+//! Logging: JSON lines when deployed, a readable form on a terminal.
 
 use std::{
-    fmt,
-    io::{IsTerminal, Write},
-    process::ExitCode,
+    io::{self, IsTerminal},
+    str::FromStr,
 };
 
-use tracing::Level;
+use tracing::{Level, Metadata};
 use tracing_subscriber::{
     filter::{Targets, filter_fn},
     fmt::layer,
     prelude::*,
 };
 
-use crate::config::{ConfigError, env_var};
+/// The prefix of the log targets of this project's packages.
+const OWN_TARGETS: &str = env!("CARGO_CRATE_NAME");
 
-/// How log lines look.
+/// The form of log lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogFormat {
-    /// One JSON object a line, for CloudWatch.
+    /// One JSON object for each line, for CloudWatch.
     Json,
     /// For a person at a terminal.
     Text,
 }
 
-/// Runs a function until Lambda ends it. What keeps it from starting is an error in its log like any other.
-pub async fn run_lambda<E: fmt::Display>(run: impl AsyncFnOnce() -> Result<(), E>) -> ExitCode {
-    if let Err(error) = init_tracing(LogFormat::Json, "info") {
-        // There is no log to write it to.
-        let _ = writeln!(std::io::stderr(), "{error}");
-        return ExitCode::FAILURE;
-    }
-    // Boxed, since the compiler has a bound for how deep futures lie in each other, and a function's come near it.
-    match Box::pin(run()).await {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            tracing::error!(%error, "the function does not start");
-            ExitCode::FAILURE
+/// What is logged: levels, and targets with levels, separated by commas.
+#[derive(Clone, Debug)]
+pub struct LogFilter(Targets);
+
+/// A directive of a log filter is malformed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}`: expected levels, and targets with levels, as in `info,hyper=warn`")]
+pub struct LogFilterError(String);
+
+impl FromStr for LogFilter {
+    type Err = LogFilterError;
+
+    fn from_str(text: &str) -> Result<Self, LogFilterError> {
+        let mut directives = Vec::new();
+        for directive in text.split(',').map(str::trim) {
+            if !directive.is_empty() {
+                directives.push(validate_directive(directive)?);
+            }
         }
+        let targets = directives.join(",").parse();
+        Ok(Self(targets.expect("every directive is valid")))
     }
 }
 
-/// An error and what caused it, in a line; some of the SDK's texts are several.
-pub fn error_chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text = format!("{text}: {cause_text}");
-        }
-        source = cause.source();
+/// Refuses directives for spans and fields, which the filter would take for the name of a target.
+fn validate_directive(directive: &str) -> Result<&str, LogFilterError> {
+    if directive.contains('[') || directive.parse::<Targets>().is_err() {
+        return Err(LogFilterError(directive.to_owned()));
     }
-    text.lines().map(str::trim).collect::<Vec<_>>().join(" ")
+    Ok(directive)
 }
 
-/// Starts logging to stderr. `RUST_LOG` chooses what is logged; without it, `default` does.
+/// Starts logging to stderr.
 ///
-/// # Errors
-/// If `RUST_LOG` is malformed.
-pub fn init_tracing(format: LogFormat, default: &str) -> Result<(), ConfigError> {
-    let filter = filter(&env_var("RUST_LOG")?.unwrap_or_else(|| default.to_owned()))?;
-    // Below this level the libraries print requests and answers as they are, and with them secrets.
-    let bodies = filter_fn(|line| {
-        *line.level() <= Level::INFO || line.target().starts_with(env!("CARGO_CRATE_NAME"))
-    });
-    let registry = tracing_subscriber::registry().with(filter).with(bodies);
+/// # Panics
+/// If logging was started before.
+pub fn init_tracing(format: LogFormat, filter: LogFilter) {
+    let registry = tracing_subscriber::registry()
+        .with(filter.0)
+        .with(filter_fn(shows_no_bodies));
     match format {
-        // With `timestamp` and `level` at the top, as Lambda's JSON format knows them, and with the request id of the invocation
-        // in `span`.
         LogFormat::Json => {
+            // Lambda's JSON format expects `timestamp` and `level` at the top. The request id of
+            // the invocation is in `span`.
             let lines = layer()
                 .json()
                 .flatten_event(true)
                 .with_span_list(false)
                 .with_target(false);
-            registry.with(lines.with_writer(std::io::stderr)).init();
+            registry.with(lines.with_writer(io::stderr)).init();
         }
         LogFormat::Text => {
-            registry
-                .with(
-                    layer()
-                        .with_ansi(std::io::stderr().is_terminal())
-                        .with_target(false)
-                        .with_writer(std::io::stderr),
-                )
-                .init();
+            let lines = layer()
+                .with_ansi(io::stderr().is_terminal())
+                .with_target(false);
+            registry.with(lines.with_writer(io::stderr)).init();
         }
     }
-    Ok(())
 }
 
-/// What is logged: levels, and targets with levels, separated by commas.
-fn filter(directives: &str) -> Result<Targets, ConfigError> {
-    let directives: Vec<_> = directives
-        .split(',')
-        .map(str::trim)
-        .filter(|one| !one.is_empty())
-        .collect();
-    // Of spans and fields nothing here knows; as the name of a target they would silence everything.
-    let is_one = |one: &str| !one.contains('[') && one.parse::<Targets>().is_ok();
-    match directives.iter().find(|one| !is_one(one)) {
-        Some(other) => {
-            let expected = "expected levels, and targets with levels, as in `info,hyper=warn`";
-            Err(ConfigError::new(
-                "RUST_LOG",
-                format!("`{other}`: {expected}"),
-            ))
-        }
-        None => Ok(directives.join(",").parse().expect("each was read")),
-    }
+/// Below `info` the libraries log requests and responses, which contain secrets.
+fn shows_no_bodies(metadata: &Metadata<'_>) -> bool {
+    *metadata.level() <= Level::INFO || metadata.target().starts_with(OWN_TARGETS)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn parse(text: &str) -> Result<LogFilter, LogFilterError> {
+        text.parse()
+    }
+
     #[test]
-    fn what_is_logged_is_said_by_levels_and_targets_and_nothing_else_silences_it() {
-        for (directives, own, others) in [
+    fn filter_has_levels_and_targets() {
+        for (text, own, others) in [
             ("info", true, true),
             ("info,", true, true),
             ("warn, nano_webhooks=info", true, false),
@@ -126,21 +107,22 @@ mod tests {
             ("info,nano_webhooks=off", false, true),
             ("off", false, false),
         ] {
-            let filter = filter(directives).unwrap();
-            let would = [own, others];
-            assert_eq!(
-                ["nano_webhooks::x", "hyper"]
-                    .map(|target| filter.would_enable(target, &Level::INFO)),
-                would,
-                "{directives}"
-            );
+            let LogFilter(targets) = parse(text).unwrap();
+            let enabled = ["nano_webhooks::x", "hyper"]
+                .map(|target| targets.would_enable(target, &Level::INFO));
+            assert_eq!(enabled, [own, others], "{text}");
         }
-        for directives in ["nano_webhooks=loud", "info,x[y]=debug", "info,[y]"] {
-            let refused = filter(directives).unwrap_err().to_string();
-            assert!(
-                refused.contains(directives.rsplit(',').next().unwrap()),
-                "{refused}"
-            );
+    }
+
+    #[test]
+    fn malformed_directive_is_named() {
+        for (text, directive) in [
+            ("nano_webhooks=loud", "nano_webhooks=loud"),
+            ("info,x[y]=debug", "x[y]=debug"),
+            ("info,[y]", "[y]"),
+        ] {
+            let expected = LogFilterError(directive.to_owned());
+            assert_eq!(parse(text).unwrap_err(), expected);
         }
     }
 }

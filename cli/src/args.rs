@@ -4,10 +4,8 @@ use std::{ffi::OsString, net::SocketAddr, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand, builder::FalseyValueParser};
 use ipnet::IpNet;
-use nano_webhooks::{
-    client::guard::TargetPolicy,
-    store::{delivery_log::DeliveryStatus, key_schema, poison::PoisonId},
-};
+use nano_webhooks::store::{delivery_log::DeliveryStatus, key_schema, poison::PoisonId};
+use nano_webhooks_core::target_policy::TargetPolicy;
 use nano_webhooks_core::{
     account_id::AccountId, delivery::schedule::RetrySchedule, event::EventId,
     event_type::EventType, webhook::WebhookId,

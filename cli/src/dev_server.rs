@@ -15,7 +15,7 @@ use http::header::CONTENT_TYPE;
 use nano_webhooks::{
     api::{self, AppState},
     aws,
-    client::attempt::Timeouts,
+    client::webhook_client::Timeouts,
     clock::Clock,
     config::{Config, ConfigDefaults, env_var},
     dispatch::{Dispatcher, InFlightLimiter},
@@ -188,7 +188,7 @@ fn describe_retry_timer_end(result: Result<(), JoinError>) -> anyhow::Error {
 }
 
 fn read_config(args: &ServeArgs) -> anyhow::Result<Config> {
-    let mut config = Config::read(env_var, ConfigDefaults::LOCAL)?;
+    let mut config = Config::from_env(env_var, ConfigDefaults::LOCAL)?;
     config.targets = args.targets;
     config.allow_cidrs.clone_from(&args.allow_cidrs);
     config.retry_schedule = args.retry_schedule.clone();

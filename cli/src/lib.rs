@@ -14,7 +14,11 @@ mod store_error;
 mod terminal;
 mod verify;
 
-use nano_webhooks::telemetry::{self, LogFormat};
+use nano_webhooks::{
+    config::{env_var, log_filter},
+    error_chain::error_chain,
+    telemetry::{self, LogFormat},
+};
 
 use args::{Cli, Command};
 pub use dev_server::{BATCH_SIZE, BATCH_TIMEOUT, SWEEP_INTERVAL};
@@ -28,11 +32,11 @@ pub async fn run() -> anyhow::Result<()> {
         Command::Serve(_) => "info,dynoxide=error",
         _ => "error",
     };
-    telemetry::init_tracing(LogFormat::Text, default_level)?;
+    telemetry::init_tracing(LogFormat::Text, log_filter(env_var, default_level)?);
     commands::run(command).await
 }
 
 /// Formats an error and its causes as one line, with control characters escaped.
 pub fn format_error(error: &anyhow::Error) -> String {
-    terminal::escape_for_terminal(&telemetry::error_chain(error.as_ref()))
+    terminal::escape_for_terminal(&error_chain(error.as_ref()))
 }

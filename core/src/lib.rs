@@ -12,5 +12,6 @@ pub mod event_type;
 pub mod replay;
 pub mod secret;
 pub mod signing;
+pub mod target_policy;
 pub mod timestamp;
 pub mod webhook;

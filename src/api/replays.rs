@@ -293,7 +293,7 @@ async fn run_first_step(state: &AppState, key: &ReplayKey, now: Timestamp) {
             INITIAL_STEP_SIZE,
             now,
             state.retention,
-            Deadline::after(FIRST_STEP_TIMEOUT),
+            Deadline::from_now(FIRST_STEP_TIMEOUT),
         )
         .await;
     match step {

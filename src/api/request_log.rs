@@ -11,7 +11,7 @@ use axum::{
 use lambda_http::request::RequestContext;
 
 use super::error::InternalCause;
-use crate::{clock::Stopwatch, random, telemetry::error_chain};
+use crate::{clock::Stopwatch, error_chain::error_chain, random};
 use nano_webhooks_core::account_id::AccountId;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");

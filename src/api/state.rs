@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::{
-    client::{TargetGuard, WebhookClient},
+    client::{target_guard::TargetGuard, webhook_client::WebhookClient},
     clock::Clock,
     queue::RetryQueue,
     store::{Store, rate_limit::RateLimits},

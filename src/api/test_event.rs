@@ -115,7 +115,7 @@ pub(super) async fn send_test_event(
     };
     let (attempt, outcome) = state
         .client
-        .attempt(url, request, &payload, state.client.limits().total)
+        .attempt(url, request, &payload, state.client.timeouts().total)
         .await;
     let signed_content = match outcome.failure {
         Some(Failure::Status(_)) if signatures.is_some() => {

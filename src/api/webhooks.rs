@@ -277,9 +277,9 @@ pub(super) async fn delete(
 async fn check_target(state: &AppState, url: &EndpointUrl) -> Result<(), ApiError> {
     state
         .guard
-        .check(url)
+        .check_registration(url)
         .await
-        .map_err(|reason| ApiError::field("url", reason))
+        .map_err(|error| ApiError::field("url", error.to_string()))
 }
 
 /// Runs the first step of sending the paused deliveries. The sweep runs the other steps, and this

@@ -5,21 +5,20 @@ use std::process::ExitCode;
 use nano_webhooks::{
     api::{self, AppState},
     aws,
-    client::attempt::Timeouts,
+    client::webhook_client::Timeouts,
     clock::Clock,
     config::{Config, ConfigDefaults, env_var, retry_queue_url},
     queue::RetryQueue,
     store::{Store, secrets::DataKeyCache},
-    telemetry,
 };
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
-    telemetry::run_lambda(run).await
+    nano_webhooks::lambda::run_lambda(run).await
 }
 
 async fn run() -> Result<(), lambda_http::Error> {
-    let config = Config::read(env_var, ConfigDefaults::DEPLOYED)?;
+    let config = Config::from_env(env_var, ConfigDefaults::DEPLOYED)?;
     let aws = aws::load_sdk_config().await;
     let client = aws_sdk_dynamodb::Client::new(&aws);
     let router = api::router(AppState {

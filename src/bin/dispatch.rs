@@ -10,14 +10,13 @@ use lambda_runtime::{LambdaEvent, service_fn};
 use mimalloc::MiMalloc;
 use nano_webhooks::{
     aws,
-    client::attempt::Timeouts,
+    client::webhook_client::Timeouts,
     clock::{Clock, Deadline},
     config::{Config, ConfigDefaults, env_var, retry_queue_url, stack_name},
     dispatch::{Dispatcher, InFlightLimiter, RECORDING_RESERVE, lambda_event::Invocation},
     metrics::Metrics,
     queue::RetryQueue,
     store::{Store, secrets::DataKeyCache},
-    telemetry,
 };
 use serde_json::value::RawValue;
 
@@ -26,11 +25,11 @@ static ALLOCATOR: MiMalloc = MiMalloc;
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
-    telemetry::run_lambda(run).await
+    nano_webhooks::lambda::run_lambda(run).await
 }
 
 async fn run() -> Result<(), lambda_runtime::Error> {
-    let config = Config::read(env_var, ConfigDefaults::DEPLOYED)?;
+    let config = Config::from_env(env_var, ConfigDefaults::DEPLOYED)?;
     let stack = stack_name(env_var)?;
     let aws = aws::load_sdk_config().await;
     let dispatcher = Dispatcher {
@@ -61,7 +60,7 @@ async fn run() -> Result<(), lambda_runtime::Error> {
         let now = Duration::from_millis(
             u64::try_from(dispatcher.clock.now().as_unix_millis()).unwrap_or(0),
         );
-        let deadline = Deadline::after(left.saturating_sub(now + RECORDING_RESERVE));
+        let deadline = Deadline::from_now(left.saturating_sub(now + RECORDING_RESERVE));
         let invocation = Invocation::from_json(event.payload.get())?;
         let answer = dispatcher.invoke(invocation, deadline).await;
         for line in dispatcher.metrics.drain_emf(&stack, dispatcher.clock.now()) {

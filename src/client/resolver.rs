@@ -1,9 +1,10 @@
-//! Names, looked up by the system's resolver each time they are needed: nothing is cached, so a name that changes is seen to.
+//! Resolves host names through the system's resolver. Nothing is cached, so that a changed record
+//! takes effect at once.
 
 use std::{
     collections::HashMap,
     fmt, io,
-    net::SocketAddr,
+    net::IpAddr,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -13,95 +14,104 @@ use tokio::sync::watch;
 
 use crate::clock::Stopwatch;
 
-/// How long those who ask for a name wait for a look-up that others have begun, rather than begin one of their own: longer than
-/// the system's resolver takes to give up (resolv.conf(5): 5 s, twice, for each server).
+/// How long attempts join a lookup that another attempt started. It is longer than the system's
+/// resolver takes to give up (resolv.conf(5): 5 s, twice, for each server).
 const SHARE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// What looks a name up; the ports of the addresses mean nothing.
-pub type Lookup =
-    Arc<dyn Fn(String) -> BoxFuture<'static, io::Result<Vec<SocketAddr>>> + Send + Sync>;
+/// A function that looks up a name.
+pub type Lookup = Arc<dyn Fn(String) -> BoxFuture<'static, io::Result<Vec<IpAddr>>> + Send + Sync>;
 
-/// Looks names up.
+/// Resolves host names.
 ///
-/// The system's resolver takes a thread for each look-up and cannot be told to stop. One of a name that hangs is therefore
-/// shared by all who ask for the name while it lasts: a subscriber's dead name server costs one thread, not one an attempt.
+/// The system's resolver takes a thread for each lookup and cannot be cancelled. Attempts share a
+/// lookup of the same name while it runs, so a dead name server costs one thread for each name
+/// instead of one for each attempt.
 #[derive(Clone)]
 pub struct Resolver {
     lookup: Lookup,
-    shared_for: Duration,
-    under_way: Arc<Mutex<HashMap<String, InFlightLookup>>>,
+    share_timeout: Duration,
+    lookups: InFlightLookups,
 }
 
+type InFlightLookups = Arc<Mutex<HashMap<String, InFlightLookup>>>;
+
+/// The addresses, once the lookup has ended.
+type LookupResult = Option<Vec<IpAddr>>;
+
 struct InFlightLookup {
-    since: Stopwatch,
-    answer: watch::Receiver<Option<Vec<SocketAddr>>>,
+    started: Stopwatch,
+    result: watch::Receiver<LookupResult>,
 }
 
 impl Resolver {
-    /// The system's resolver.
+    /// Makes a resolver that uses the system's.
     pub fn system() -> Self {
-        Self::new(Arc::new(|name| {
-            async { Ok(tokio::net::lookup_host((name, 0)).await?.collect()) }.boxed()
-        }))
+        Self::new(Arc::new(|name| lookup_host(name).boxed()))
     }
 
-    /// One that asks `lookup`.
+    /// Makes a resolver that calls `lookup`.
     pub fn new(lookup: Lookup) -> Self {
         Self {
             lookup,
-            shared_for: SHARE_TIMEOUT,
-            under_way: Arc::default(),
+            share_timeout: SHARE_TIMEOUT,
+            lookups: Arc::default(),
         }
     }
 
-    /// The addresses of a name; none if it does not resolve.
-    pub async fn addresses(&self, name: &str) -> Vec<SocketAddr> {
-        let mut answer = self.ask(name);
-        let answered = answer.wait_for(Option::is_some).await;
-        answered
-            .ok()
-            .and_then(|answer| answer.clone())
-            .unwrap_or_default()
+    /// Looks up the addresses of a name. Returns none if the name does not resolve.
+    pub async fn lookup(&self, name: &str) -> Vec<IpAddr> {
+        let mut result = self.join_or_start(name);
+        match result.wait_for(Option::is_some).await {
+            Ok(addresses) => addresses.clone().unwrap_or_default(),
+            Err(_) => Vec::new(),
+        }
     }
 
-    /// Joins the look-up that is under way, or begins one. It goes on even if all who asked have left.
-    fn ask(&self, name: &str) -> watch::Receiver<Option<Vec<SocketAddr>>> {
-        let mut under_way = self
-            .under_way
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        if let Some(InFlightLookup { since, answer }) = under_way.get(name)
-            && since.elapsed() < self.shared_for
+    /// Joins a running lookup or starts one. It runs to its end even if every attempt that waits
+    /// for it is cancelled.
+    fn join_or_start(&self, name: &str) -> watch::Receiver<LookupResult> {
+        let mut lookups = self.lookups.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(running) = lookups.get(name)
+            && running.started.elapsed() < self.share_timeout
         {
-            return answer.clone();
+            return running.result.clone();
         }
-        let (tell, answer) = watch::channel(None);
-        under_way.insert(
-            name.to_owned(),
-            InFlightLookup {
-                since: Stopwatch::start(),
-                answer: answer.clone(),
-            },
-        );
-        let (lookup, all, name) = (
-            (self.lookup)(name.to_owned()),
-            self.under_way.clone(),
-            name.to_owned(),
-        );
-        tokio::spawn(async move {
-            let found = lookup.await.unwrap_or_default();
-            let mut all = all.lock().unwrap_or_else(PoisonError::into_inner);
-            // A later one may have taken its place.
-            if all
-                .get(&name)
-                .is_some_and(|of_name| of_name.answer.same_channel(&tell.subscribe()))
-            {
-                all.remove(&name);
-            }
-            drop(all);
-            tell.send_replace(Some(found));
-        });
-        answer
+        let (sender, receiver) = watch::channel(None);
+        let running = InFlightLookup {
+            started: Stopwatch::start(),
+            result: receiver.clone(),
+        };
+        lookups.insert(name.to_owned(), running);
+        let lookup = (self.lookup)(name.to_owned());
+        let lookups = self.lookups.clone();
+        tokio::spawn(run_lookup(name.to_owned(), lookup, lookups, sender));
+        receiver
+    }
+}
+
+async fn lookup_host(name: String) -> io::Result<Vec<IpAddr>> {
+    let addresses = tokio::net::lookup_host((name, 0)).await?;
+    Ok(addresses.map(|address| address.ip()).collect())
+}
+
+async fn run_lookup(
+    name: String,
+    lookup: BoxFuture<'static, io::Result<Vec<IpAddr>>>,
+    lookups: InFlightLookups,
+    sender: watch::Sender<LookupResult>,
+) {
+    let addresses = lookup.await.unwrap_or_default();
+    forget(&name, &lookups, &sender);
+    sender.send_replace(Some(addresses));
+}
+
+/// Removes a lookup that has ended, unless a later one has replaced it.
+fn forget(name: &str, lookups: &InFlightLookups, sender: &watch::Sender<LookupResult>) {
+    let mut lookups = lookups.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(running) = lookups.get(name)
+        && running.result.same_channel(&sender.subscribe())
+    {
+        lookups.remove(name);
     }
 }
 
@@ -119,68 +129,67 @@ mod tests {
 
     use super::*;
 
-    /// A resolver whose look-ups end when `gate` lets them, and how many it has begun.
-    fn gated(gate: Arc<Semaphore>) -> (Resolver, Arc<AtomicUsize>) {
-        let begun = Arc::new(AtomicUsize::new(0));
-        let count = begun.clone();
+    /// A resolver whose lookups wait for `gate`, and the number of lookups that started. The nth
+    /// lookup finds the address 10.0.0.n.
+    fn gated_resolver(gate: Arc<Semaphore>) -> (Resolver, Arc<AtomicUsize>) {
+        let started = Arc::new(AtomicUsize::new(0));
+        let counter = started.clone();
         let lookup: Lookup = Arc::new(move |_| {
-            let nth = count.fetch_add(1, Ordering::Relaxed);
-            let gate = gate.clone();
-            async move {
-                gate.acquire().await.unwrap().forget();
-                Ok(vec![([10, 0, 0, u8::try_from(nth).unwrap()], 0).into()])
-            }
-            .boxed()
+            let index = counter.fetch_add(1, Ordering::Relaxed);
+            gated_lookup(gate.clone(), index).boxed()
         });
-        (Resolver::new(lookup), begun)
+        (Resolver::new(lookup), started)
     }
 
+    async fn gated_lookup(gate: Arc<Semaphore>, index: usize) -> io::Result<Vec<IpAddr>> {
+        gate.acquire().await.unwrap().forget();
+        Ok(vec![address(index)])
+    }
+
+    fn address(index: usize) -> IpAddr {
+        IpAddr::from([10, 0, 0, u8::try_from(index).unwrap()])
+    }
+
+    /// A name that hangs takes one lookup, however many attempts wait for it and are cancelled.
     #[tokio::test]
-    async fn a_name_that_hangs_takes_one_look_up_however_many_ask_and_leave() {
+    async fn hanging_name_takes_one_lookup() {
         let gate = Arc::new(Semaphore::new(0));
-        let (resolver, begun) = gated(gate.clone());
+        let (resolver, started) = gated_resolver(gate.clone());
         for _ in 0..20 {
-            assert_eq!(resolver.addresses("hangs.example").now_or_never(), None);
+            assert_eq!(resolver.lookup("hangs.example").now_or_never(), None);
         }
-        assert_eq!(begun.load(Ordering::Relaxed), 1);
-        assert_eq!(resolver.addresses("other.example").now_or_never(), None);
-        assert_eq!(begun.load(Ordering::Relaxed), 2, "another name has its own");
-        let joined = resolver.addresses("hangs.example");
+        assert_eq!(started.load(Ordering::Relaxed), 1);
+        assert_eq!(resolver.lookup("other.example").now_or_never(), None);
+        assert_eq!(started.load(Ordering::Relaxed), 2);
+        let joined = resolver.lookup("hangs.example");
         gate.add_permits(2);
-        assert_eq!(joined.await, [([10, 0, 0, 0], 0).into()]);
+        assert_eq!(joined.await, [address(0)]);
     }
 
     #[tokio::test]
-    async fn a_look_up_that_was_begun_long_ago_is_joined_no_more() {
+    async fn old_lookup_is_not_joined() {
         let gate = Arc::new(Semaphore::new(0));
-        let (resolver, _) = gated(gate.clone());
-        let resolver = Resolver {
-            shared_for: Duration::ZERO,
-            ..resolver
-        };
-        assert_eq!(resolver.addresses("hangs.example").now_or_never(), None);
-        let second = resolver.addresses("hangs.example");
+        let (mut resolver, _) = gated_resolver(gate.clone());
+        resolver.share_timeout = Duration::ZERO;
+        assert_eq!(resolver.lookup("hangs.example").now_or_never(), None);
+        let second = resolver.lookup("hangs.example");
         gate.add_permits(2);
-        assert_eq!(second.await, [([10, 0, 0, 1], 0).into()]);
+        assert_eq!(second.await, [address(1)]);
     }
 
     #[tokio::test]
-    async fn nothing_is_kept_of_a_look_up_that_has_ended() {
-        let (resolver, _) = gated(Arc::new(Semaphore::new(3)));
-        for nth in 0..3 {
-            assert_eq!(
-                resolver.addresses("example.com").await,
-                [([10, 0, 0, nth], 0).into()]
-            );
+    async fn ended_lookup_is_forgotten() {
+        let (resolver, _) = gated_resolver(Arc::new(Semaphore::new(3)));
+        for index in 0..3 {
+            assert_eq!(resolver.lookup("example.com").await, [address(index)]);
         }
-        assert!(resolver.under_way.lock().unwrap().is_empty());
+        assert!(resolver.lookups.lock().unwrap().is_empty());
     }
 
     #[tokio::test]
-    async fn what_fails_has_no_addresses() {
-        let resolver = Resolver::new(Arc::new(|_| {
-            async { Err(io::Error::other("refused")) }.boxed()
-        }));
-        assert!(resolver.addresses("example.com").await.is_empty());
+    async fn failed_lookup_has_no_addresses() {
+        let lookup: Lookup = Arc::new(|_| async { Err(io::Error::other("refused")) }.boxed());
+        let resolver = Resolver::new(lookup);
+        assert!(resolver.lookup("example.com").await.is_empty());
     }
 }

@@ -435,7 +435,7 @@ impl Dispatcher {
         let mut delivery = due.delivery(part.webhook(), self.clock.now());
         let remaining = deadline.remaining();
         // What is cut short by the end of the invocation would look like a slow endpoint.
-        let in_time = remaining >= self.direct_client.limits().total;
+        let in_time = remaining >= self.direct_client.timeouts().total;
         let mut outcome = None;
         if let SigningSecrets::Opened(secrets) = &part.secrets
             && in_time

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::Dispatcher;
 use crate::{
-    client::attempt::Timeouts,
+    client::webhook_client::Timeouts,
     queue::{RetryMessage, ScheduledRetry},
     random,
     store::{

@@ -419,7 +419,7 @@ fn parse_state(status: &str, at: Option<Timestamp>) -> Result<DeliveryState> {
 mod tests {
     use super::*;
     use crate::{
-        client::attempt::MAX_BODY_KEPT,
+        client::response_body::MAX_BODY_KEPT,
         store::{from_item, rotation::MAX_ACTIVE_SECRETS},
     };
     use nano_webhooks_core::{

@@ -54,7 +54,7 @@ impl Webhooks<'_> {
     ) -> Result<RotateOutcome> {
         let key = self.store.secrets().active_data_key(now).await?;
         let new = encrypt_secret(key.as_deref(), account, id, secret);
-        let deadline = Deadline::after(ROTATION_RETRY_LIMIT);
+        let deadline = Deadline::from_now(ROTATION_RETRY_LIMIT);
         for tried in 0.. {
             if deadline.remaining().is_zero() {
                 break;

@@ -334,7 +334,7 @@ impl Webhooks<'_> {
         };
         let record = idempotency.zip(fingerprint);
         let mut last_id = self.account_counters(account).await?.last_id;
-        let deadline = Deadline::after(TRANSACTION_RETRY_LIMIT);
+        let deadline = Deadline::from_now(TRANSACTION_RETRY_LIMIT);
         for tried in 0.. {
             if deadline.remaining().is_zero() {
                 break;

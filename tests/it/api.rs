@@ -12,12 +12,16 @@ use nano_webhooks::random;
 use nano_webhooks::{
     api::{AppState, router},
     aws,
-    client::{TargetGuard, WebhookClient, attempt, guard::TargetPolicy},
+    client::{
+        target_guard::TargetGuard,
+        webhook_client::{self, WebhookClient},
+    },
     clock::Clock,
     dispatch::Dispatcher,
     store::{Store, rate_limit::RateLimits},
 };
 use nano_webhooks_cli::local_client;
+use nano_webhooks_core::target_policy::TargetPolicy;
 use nano_webhooks_core::{api_key::ApiKey, timestamp::Timestamp};
 use serde_json::{Value, json};
 use tower::ServiceExt;
@@ -195,7 +199,7 @@ fn routed(
         account_claim: None,
         client: WebhookClient::new(
             TargetGuard::new(targets, vec![]),
-            attempt::Timeouts::QUEUED,
+            webhook_client::Timeouts::QUEUED,
             None,
         )
         .unwrap(),

@@ -175,7 +175,7 @@ async fn deliveries() -> String {
 
     scene
         .dispatcher
-        .sweep(Deadline::after(Duration::from_mins(1)))
+        .sweep(Deadline::from_now(Duration::from_mins(1)))
         .await
         .unwrap();
     table += "\n| one sweep | requests | read units | write units |\n|---|---|---|---|\n";

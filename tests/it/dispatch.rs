@@ -5,9 +5,8 @@ use std::time::Duration;
 use nano_webhooks::{
     aws,
     client::{
-        WebhookClient,
-        attempt::Timeouts,
-        guard::{TargetGuard, TargetPolicy},
+        target_guard::TargetGuard,
+        webhook_client::{Timeouts, WebhookClient},
     },
     clock::{Clock, Deadline},
     dispatch::{Dispatcher, lambda_event::Invocation, stream_record::Record},
@@ -17,6 +16,7 @@ use nano_webhooks::{
     },
 };
 use nano_webhooks_cli::local_client;
+use nano_webhooks_core::target_policy::TargetPolicy;
 use nano_webhooks_core::{
     delivery::{
         Delivery, DeliveryKey, DeliveryState, attempt::FailureKind, endpoint_health::EndpointHealth,
@@ -39,7 +39,7 @@ const ARN: &str =
     "arn:aws:dynamodb:eu-west-1:123456789012:table/jobs/stream/2024-12-23T00:00:00.000";
 
 pub fn deadline() -> Deadline {
-    Deadline::after(Duration::from_secs(20))
+    Deadline::from_now(Duration::from_secs(20))
 }
 
 pub async fn subscribe(
@@ -508,7 +508,7 @@ async fn attempts_that_wait_for_their_endpoints_keep_no_other_from_beginning() {
         .collect();
     let run = tokio::spawn(async move {
         dispatcher
-            .handle_stream_batch(&batch(&jobs), Deadline::after(3 * TEST_TIMEOUT))
+            .handle_stream_batch(&batch(&jobs), Deadline::from_now(3 * TEST_TIMEOUT))
             .await
     });
     // None of them ends: all that may be in flight to three endpoints is.
@@ -621,7 +621,7 @@ async fn what_the_invocation_has_no_time_for_is_recorded_as_due_at_once() {
     let dispatcher = world.dispatcher();
     let records = batch(&[insert_record(1, job_image("t", "failed"))]);
     let response = dispatcher
-        .handle_stream_batch(&records, Deadline::after(Duration::ZERO))
+        .handle_stream_batch(&records, Deadline::from_now(Duration::ZERO))
         .await;
     assert_eq!(response.batch_item_failures, []);
     let items = world.items(&world.tables.deliveries).await;
@@ -706,12 +706,13 @@ async fn a_deployed_dispatcher_calls_no_private_address() {
         None,
     )
     .await;
-    let guard = nano_webhooks::client::TargetGuard::new(
-        nano_webhooks::client::guard::TargetPolicy::Public,
+    let guard = nano_webhooks::client::target_guard::TargetGuard::new(
+        nano_webhooks_core::target_policy::TargetPolicy::Public,
         vec![],
     );
-    let limits = nano_webhooks::client::attempt::Timeouts::DIRECT;
-    let client = nano_webhooks::client::WebhookClient::new(guard, limits, None).unwrap();
+    let limits = nano_webhooks::client::webhook_client::Timeouts::DIRECT;
+    let client =
+        nano_webhooks::client::webhook_client::WebhookClient::new(guard, limits, None).unwrap();
     let dispatcher = Dispatcher {
         direct_client: client,
         ..world.dispatcher()
@@ -773,7 +774,7 @@ async fn what_a_hot_partition_leaves_undone_is_written_again_and_harms_no_other(
     let response = dispatcher
         .handle_stream_batch(
             &batch(&records(10)),
-            Deadline::after(Duration::from_secs(6)),
+            Deadline::from_now(Duration::from_secs(6)),
         )
         .await;
     assert_eq!(response.batch_item_failures.len(), 10);

@@ -7,12 +7,13 @@ use lambda_runtime::Context;
 use nano_webhooks::random;
 use nano_webhooks::{
     api::{AppState, router},
-    client::{TargetGuard, guard::TargetPolicy},
+    client::target_guard::TargetGuard,
     clock::{Clock, Deadline},
     dispatch::lambda_event::Invocation,
     store::rate_limit::RateLimits,
 };
 use nano_webhooks_core::api_key::ApiKey;
+use nano_webhooks_core::target_policy::TargetPolicy;
 use serde_json::{Value, json};
 use tower::Service;
 
@@ -226,7 +227,7 @@ async fn the_dispatch_function_takes_each_sample() {
         let invocation = Invocation::from_json(&event(name)).unwrap();
         let response = world
             .dispatcher()
-            .invoke(invocation, Deadline::after(Duration::from_secs(20)))
+            .invoke(invocation, Deadline::from_now(Duration::from_secs(20)))
             .await
             .unwrap();
         assert_eq!(response, json!({ "batchItemFailures": [] }), "{name}");
@@ -260,7 +261,7 @@ async fn the_dispatch_function_takes_messages_of_the_queue_and_the_schedule() {
         let invocation = Invocation::from_json(&event(name)).unwrap();
         let given = world
             .dispatcher()
-            .invoke(invocation, Deadline::after(Duration::from_secs(20)))
+            .invoke(invocation, Deadline::from_now(Duration::from_secs(20)))
             .await
             .unwrap();
         assert_eq!(given, answer, "{name}");

@@ -15,12 +15,16 @@ use axum::{
 };
 use futures_util::{StreamExt, stream};
 use nano_webhooks::{
-    client::{TargetGuard, WebhookClient, attempt::Timeouts, guard::TargetPolicy},
+    client::{
+        target_guard::TargetGuard,
+        webhook_client::{Timeouts, WebhookClient},
+    },
     clock::{Clock, Deadline},
     dispatch::{Dispatcher, InFlightLimiter, lambda_event::Invocation, stream_record::Record},
     queue::ScheduledRetry,
     store::Store,
 };
+use nano_webhooks_core::target_policy::TargetPolicy;
 use nano_webhooks_core::{delivery::endpoint_health::EndpointHealth, timestamp::Timestamp};
 use serde_json::json;
 use tokio::net::TcpListener;
@@ -304,7 +308,7 @@ impl FaultCase {
 
     /// Lets the batch be read until it is acknowledged, then time pass until nothing is pending.
     async fn play(&mut self, records: Vec<Record>, mut armed: Option<(&FaultPoint, Fault)>) {
-        let deadline = || Deadline::after(Duration::from_secs(10));
+        let deadline = || Deadline::from_now(Duration::from_secs(10));
         let mut readings = if self.disturbance == Interference::BatchTwice {
             2
         } else {

@@ -3,7 +3,7 @@
 use std::{fs, path::Path, time::Duration};
 
 use nano_webhooks::{
-    client::attempt::Timeouts,
+    client::webhook_client::Timeouts,
     config::ConfigDefaults,
     dispatch::RECORDING_RESERVE,
     store::{poison, replays, rotation},

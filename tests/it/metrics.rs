@@ -122,7 +122,7 @@ async fn a_sweep_tells_how_many_were_due_and_how_late_it_came() {
         []
     );
     collect_metrics(&dispatcher);
-    let sweep = || dispatcher.sweep(Deadline::after(Duration::from_mins(1)));
+    let sweep = || dispatcher.sweep(Deadline::from_now(Duration::from_mins(1)));
     assert_eq!(sweep().await.unwrap(), 0);
     assert_eq!(
         collect_metrics(&dispatcher),

@@ -168,7 +168,7 @@ impl PoisonFixture {
     async fn sweep(&self) -> usize {
         let swept = self
             .dispatcher
-            .sweep(Deadline::after(Duration::from_secs(20)))
+            .sweep(Deadline::from_now(Duration::from_secs(20)))
             .await
             .unwrap();
         for timer in self.world.timers() {

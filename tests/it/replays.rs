@@ -112,7 +112,7 @@ impl ReplayFixture {
 
     async fn sweep(&self) -> usize {
         self.dispatcher
-            .sweep(Deadline::after(Duration::from_mins(1)))
+            .sweep(Deadline::from_now(Duration::from_mins(1)))
             .await
             .unwrap()
     }

@@ -3,7 +3,10 @@
 use std::time::Duration;
 
 use nano_webhooks::{
-    client::{TargetGuard, WebhookClient, attempt::Timeouts, guard::TargetPolicy},
+    client::{
+        target_guard::TargetGuard,
+        webhook_client::{Timeouts, WebhookClient},
+    },
     clock::{Clock, Deadline},
     dispatch::{Dispatcher, lambda_event::Invocation},
     queue::{RetryMessage, ScheduledRetry},
@@ -13,6 +16,7 @@ use nano_webhooks::{
         update::WebhookUpdate,
     },
 };
+use nano_webhooks_core::target_policy::TargetPolicy;
 use nano_webhooks_core::{
     delivery::{Delivery, DeliveryState, attempt::FailureKind, endpoint_health::EndpointHealth},
     endpoint_url::EndpointUrl,
@@ -141,7 +145,7 @@ impl RetryFixture {
 
     async fn sweep(&self) -> usize {
         self.dispatcher
-            .sweep(Deadline::after(Duration::from_secs(20)))
+            .sweep(Deadline::from_now(Duration::from_secs(20)))
             .await
             .unwrap()
     }
@@ -1129,7 +1133,7 @@ async fn a_queue_batch_names_the_messages_that_must_come_again_and_drops_what_is
         dispatcher
             .invoke(
                 Invocation::from_json(&event).unwrap(),
-                Deadline::after(Duration::from_secs(20)),
+                Deadline::from_now(Duration::from_secs(20)),
             )
             .await
             .unwrap()

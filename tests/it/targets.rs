@@ -2,7 +2,7 @@
 
 use std::{
     collections::VecDeque,
-    net::{IpAddr, SocketAddr},
+    net::IpAddr,
     sync::{
         Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
@@ -10,8 +10,11 @@ use std::{
 };
 
 use nano_webhooks::client::{
-    Resolver, TargetGuard, WebhookClient, attempt::Timeouts, guard::TargetPolicy,
+    resolver::Resolver,
+    target_guard::TargetGuard,
+    webhook_client::{Timeouts, WebhookClient},
 };
+use nano_webhooks_core::target_policy::TargetPolicy;
 use nano_webhooks_core::{
     delivery::attempt::{AttemptOutcome, Failure},
     endpoint_url::EndpointUrl,
@@ -50,24 +53,24 @@ impl ConnectionCounter {
     }
 }
 
-/// A resolver that gives these answers one after the other, and what it has not given yet.
-fn answers(answers: &[&[&str]]) -> (Resolver, Arc<Mutex<VecDeque<Vec<SocketAddr>>>>) {
-    let address = |ip: &&str| SocketAddr::from((ip.parse::<IpAddr>().unwrap(), 0));
-    let left: VecDeque<_> = answers
-        .iter()
-        .map(|answer| answer.iter().map(address).collect())
-        .collect();
-    let left = Arc::new(Mutex::new(left));
-    let given = left.clone();
+/// A resolver that returns these addresses, one list for each lookup, and the lists that are left.
+fn scripted_resolver(lookups: &[&[&str]]) -> (Resolver, Arc<Mutex<VecDeque<Vec<IpAddr>>>>) {
+    let mut remaining = VecDeque::new();
+    for addresses in lookups {
+        remaining.push_back(
+            addresses
+                .iter()
+                .map(|address| address.parse().unwrap())
+                .collect(),
+        );
+    }
+    let remaining = Arc::new(Mutex::new(remaining));
+    let script = remaining.clone();
     let lookup = move |_| {
-        let answer = given
-            .lock()
-            .unwrap()
-            .pop_front()
-            .expect("a look-up more than was expected");
-        Box::pin(async { Ok(answer) }) as _
+        let addresses = script.lock().unwrap().pop_front();
+        Box::pin(async { Ok(addresses.expect("another lookup is expected")) }) as _
     };
-    (Resolver::new(Arc::new(lookup)), left)
+    (Resolver::new(Arc::new(lookup)), remaining)
 }
 
 async fn attempt(guard: &TargetGuard, url: &EndpointUrl) -> AttemptOutcome {
@@ -79,7 +82,7 @@ async fn attempt(guard: &TargetGuard, url: &EndpointUrl) -> AttemptOutcome {
 async fn a_name_that_is_public_when_it_is_registered_and_private_when_it_is_called_reaches_nothing()
 {
     let canary = ConnectionCounter::start().await;
-    let (resolver, left) = answers(&[
+    let (resolver, left) = scripted_resolver(&[
         &["93.184.215.14"],
         &["127.0.0.1"],
         &["93.184.215.14", "127.0.0.1"],
@@ -87,7 +90,7 @@ async fn a_name_that_is_public_when_it_is_registered_and_private_when_it_is_call
     ]);
     let guard = TargetGuard::new(TargetPolicy::Public, vec![]).with_resolver(resolver);
     let url = canary.url("rebinding.example");
-    assert_eq!(guard.check(&url).await, Ok(()));
+    assert_eq!(guard.check_registration(&url).await, Ok(()));
     for rule in [
         "loopback address",
         "loopback address",
@@ -103,7 +106,7 @@ async fn a_name_that_is_public_when_it_is_registered_and_private_when_it_is_call
 async fn the_address_that_was_checked_is_the_one_that_is_connected_to() {
     let canary = ConnectionCounter::start().await;
     // A second look-up in the same attempt would get the other answer, and reach what is not allowed.
-    let (resolver, left) = answers(&[&["127.0.0.2"], &["127.0.0.1"]]);
+    let (resolver, left) = scripted_resolver(&[&["127.0.0.2"], &["127.0.0.1"]]);
     let guard = TargetGuard::new(TargetPolicy::Public, vec!["127.0.0.2/32".parse().unwrap()])
         .with_resolver(resolver);
     let url = canary.url("changing.example");
@@ -123,7 +126,8 @@ async fn the_address_that_was_checked_is_the_one_that_is_connected_to() {
 #[tokio::test]
 async fn literals_go_through_the_guard_although_they_need_no_resolver() {
     let canary = ConnectionCounter::start().await;
-    let guard = TargetGuard::new(TargetPolicy::Public, vec![]).with_resolver(answers(&[]).0);
+    let guard =
+        TargetGuard::new(TargetPolicy::Public, vec![]).with_resolver(scripted_resolver(&[]).0);
     for host in [
         "127.0.0.1",
         "127.1",

@@ -58,7 +58,7 @@ fn environment() -> Value {
         names.borrow_mut().insert(name.to_owned());
         Ok(REQUIRED.contains(&name).then(|| "value".to_owned()))
     };
-    Config::read(read, ConfigDefaults::DEPLOYED).unwrap();
+    Config::from_env(read, ConfigDefaults::DEPLOYED).unwrap();
     retry_queue_url(read).unwrap();
     stack_name(read).unwrap();
     json!(names.into_inner())

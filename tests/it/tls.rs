@@ -2,8 +2,12 @@
 
 use std::{io::Write, sync::Arc};
 
-use nano_webhooks::client::{TargetGuard, WebhookClient, attempt::Timeouts, guard::TargetPolicy};
+use nano_webhooks::client::{
+    target_guard::TargetGuard,
+    webhook_client::{Timeouts, WebhookClient},
+};
 use nano_webhooks_core::delivery::attempt::{AttemptOutcome, Failure};
+use nano_webhooks_core::target_policy::TargetPolicy;
 use rustls::{
     ServerConfig,
     pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer},

@@ -15,9 +15,9 @@ use http_body_util::{BodyExt, Full};
 use hyper_util::{client::legacy::Client, rt::TokioExecutor};
 use nano_webhooks::{
     aws,
-    client::guard::TargetPolicy,
     clock::{Clock, Stopwatch},
 };
+use nano_webhooks_core::target_policy::TargetPolicy;
 use nano_webhooks_core::{
     api_key::ApiKey, delivery::schedule::RetrySchedule, event::JobOutcome, secret::Secret,
 };

@@ -17,7 +17,7 @@ use crate::{
 };
 
 pub fn load_config() -> Result<Config, ConfigError> {
-    Config::read(env_var, ConfigDefaults::LOCAL)
+    Config::from_env(env_var, ConfigDefaults::LOCAL)
 }
 
 pub async fn dynamodb_client(args: &TablesArgs) -> Client {

@@ -89,7 +89,7 @@ async fn sweep_periodically(dispatcher: Dispatcher) {
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        if let Err(error) = dispatcher.sweep(Deadline::after(SWEEP_INTERVAL)).await {
+        if let Err(error) = dispatcher.sweep(Deadline::from_now(SWEEP_INTERVAL)).await {
             tracing::error!(%error, "Sweep failed; the next sweep repeats it");
         }
     }

@@ -10,7 +10,7 @@ use aws_sdk_dynamodbstreams::{
 use nano_webhooks::{
     clock::{Clock, Deadline},
     dispatch::{Dispatcher, stream_record::Record},
-    telemetry::error_chain,
+    error_chain::error_chain,
 };
 use tokio::time::{interval, sleep};
 use tokio_util::sync::CancellationToken;
@@ -184,7 +184,7 @@ impl ShardReader {
         let response = self
             .source
             .dispatcher
-            .handle_stream_batch(&records, Deadline::after(BATCH_TIMEOUT))
+            .handle_stream_batch(&records, Deadline::from_now(BATCH_TIMEOUT))
             .await;
         let last_processed = processed_records(&records, &response).last();
         if let Some(sequence_number) = last_processed.and_then(Record::sequence_number) {

@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::Context;
 use aws_sdk_dynamodbstreams::types::Shard;
-use nano_webhooks::telemetry::error_chain;
+use nano_webhooks::error_chain::error_chain;
 use tokio::{task::JoinSet, time::interval};
 
 use super::shard_reader::{SHARD_END, ShardReader, StreamSource};

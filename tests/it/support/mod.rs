@@ -9,7 +9,10 @@ use std::{sync::Mutex, time::Duration};
 use aws_sdk_dynamodb::types::{AttributeValue, TimeToLiveSpecification};
 use nano_webhooks::{
     aws,
-    client::{TargetGuard, WebhookClient, attempt::Timeouts, guard::TargetPolicy},
+    client::{
+        target_guard::TargetGuard,
+        webhook_client::{Timeouts, WebhookClient},
+    },
     clock::Clock,
     dispatch::{Dispatcher, InFlightLimiter},
     metrics::Metrics,
@@ -22,6 +25,7 @@ use nano_webhooks::{
     },
 };
 use nano_webhooks_cli::{embedded_dynamodb::EmbeddedDynamoDb, local_client};
+use nano_webhooks_core::target_policy::TargetPolicy;
 use nano_webhooks_core::{
     account_id::AccountId,
     data_key::KeyMaterial,

@@ -1,0 +1,164 @@
+//! Makes connections to checked addresses.
+//!
+//! The connector is below every way in which the HTTP library reaches a host. A literal address, a
+//! redirect or a proxy setting cannot bypass the target guard.
+
+use std::{
+    future::Future,
+    net::SocketAddr,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use futures_util::{StreamExt, stream::FuturesUnordered};
+use http::{Uri, uri::Scheme};
+use hyper_rustls::MaybeHttpsStream;
+use hyper_util::rt::TokioIo;
+use nano_webhooks_core::delivery::{
+    attempt::{Failure, TimeoutStage},
+    timings::Phase,
+};
+use rustls::pki_types::ServerName;
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tower::Service;
+
+use super::phase_recorder::PhaseRecorder;
+
+/// How long one address has before the next one is tried as well (RFC 8305, section 8: 100 ms to
+/// 2 s).
+const HAPPY_EYEBALLS_DELAY: Duration = Duration::from_millis(150);
+
+tokio::task_local! {
+    /// The target of the current attempt. The HTTP library between the client and the connector
+    /// does not pass it on.
+    static RESOLVED_TARGET: ResolvedTarget;
+}
+
+/// The addresses that an attempt may connect to.
+#[derive(Clone)]
+pub(super) struct ResolvedTarget {
+    /// Every address of the host, each checked by the guard.
+    pub addresses: Arc<[SocketAddr]>,
+    /// The recorder of the attempt.
+    pub recorder: PhaseRecorder,
+}
+
+impl ResolvedTarget {
+    /// Runs a request whose connection, if it needs a new one, goes to this target.
+    pub(super) async fn scope<F: Future>(self, request: F) -> F::Output {
+        RESOLVED_TARGET.scope(self, request).await
+    }
+}
+
+/// The connection failed.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(super) struct ConnectError(pub Failure);
+
+/// Makes connections to the target of the current attempt.
+#[derive(Clone)]
+pub(super) struct Connector {
+    tls: TlsConnector,
+    timeout: Duration,
+    connections_opened: Arc<AtomicUsize>,
+}
+
+type Connection = MaybeHttpsStream<TokioIo<TcpStream>>;
+
+impl Connector {
+    /// Makes a connector. `timeout` covers resolving, connecting and the TLS handshake.
+    pub(super) fn new(tls: TlsConnector, timeout: Duration) -> Self {
+        Self {
+            tls,
+            timeout,
+            connections_opened: Arc::default(),
+        }
+    }
+
+    /// Makes a connector with the same configuration and a count of its own.
+    pub(super) fn renew(&self) -> Self {
+        Self::new(self.tls.clone(), self.timeout)
+    }
+
+    /// The number of connections that this connector and its clones opened.
+    pub(super) fn connections_opened(&self) -> usize {
+        self.connections_opened.load(Ordering::Relaxed)
+    }
+
+    async fn connect_within_timeout(self, uri: Uri) -> Result<Connection, ConnectError> {
+        let target = RESOLVED_TARGET
+            .try_with(ResolvedTarget::clone)
+            .map_err(|_| ConnectError(Failure::Connect))?;
+        let remaining = self.timeout.saturating_sub(target.recorder.elapsed());
+        let connect = self.connect(&uri, &target);
+        match tokio::time::timeout(remaining, connect).await {
+            Ok(connection) => connection.map_err(ConnectError),
+            Err(_) => Err(ConnectError(Failure::Timeout(TimeoutStage::Connect))),
+        }
+    }
+
+    async fn connect(&self, uri: &Uri, target: &ResolvedTarget) -> Result<Connection, Failure> {
+        target.recorder.mark(Phase::Connect);
+        self.connections_opened.fetch_add(1, Ordering::Relaxed);
+        let tcp = connect_happy_eyeballs(&target.addresses)
+            .await
+            .ok_or(Failure::Connect)?;
+        // Nagle's algorithm delays small requests. A socket that refuses the option still works.
+        let _ = tcp.set_nodelay(true);
+        if uri.scheme() == Some(&Scheme::HTTP) {
+            target.recorder.mark(Phase::Wait);
+            return Ok(MaybeHttpsStream::Http(TokioIo::new(tcp)));
+        }
+        target.recorder.mark(Phase::Tls);
+        let host = uri.host().ok_or(Failure::Tls)?;
+        let host = host.trim_matches(['[', ']']).to_owned();
+        let name = ServerName::try_from(host).map_err(|_| Failure::Tls)?;
+        let stream = TokioIo::new(TokioIo::new(tcp));
+        let tls = self.tls.connect(name, stream).await;
+        let tls = tls.map_err(|_| Failure::Tls)?;
+        target.recorder.mark(Phase::Wait);
+        Ok(MaybeHttpsStream::Https(TokioIo::new(tls)))
+    }
+}
+
+impl Service<Uri> for Connector {
+    type Response = Connection;
+    type Error = ConnectError;
+    type Future = Pin<Box<dyn Future<Output = Result<Connection, ConnectError>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), ConnectError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, uri: Uri) -> Self::Future {
+        Box::pin(self.clone().connect_within_timeout(uri))
+    }
+}
+
+/// Connects to the first address that accepts. The next address is tried when one fails, and in
+/// parallel when one does not respond.
+async fn connect_happy_eyeballs(addresses: &[SocketAddr]) -> Option<TcpStream> {
+    let mut waiting = addresses.iter();
+    let mut connecting = FuturesUnordered::new();
+    loop {
+        match waiting.next() {
+            Some(address) => connecting.push(TcpStream::connect(address)),
+            None if connecting.is_empty() => return None,
+            None => {}
+        }
+        let timeout = if waiting.len() == 0 {
+            Duration::MAX
+        } else {
+            HAPPY_EYEBALLS_DELAY
+        };
+        if let Ok(Some(Ok(tcp))) = tokio::time::timeout(timeout, connecting.next()).await {
+            return Some(tcp);
+        }
+    }
+}

@@ -1,0 +1,218 @@
+//! Resolves the targets of requests and applies the target policy to every address.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
+
+use ipnet::IpNet;
+use nano_webhooks_core::{
+    delivery::attempt::Failure,
+    endpoint_url::EndpointUrl,
+    target_policy::{TargetPolicy, TargetRules},
+};
+use url::Host;
+
+use super::resolver::Resolver;
+
+/// How long a name may take to resolve when a webhook is registered. A name that takes longer is
+/// accepted, like a name that does not resolve yet.
+const REGISTRATION_LOOKUP_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Decides which targets may be called, and resolves their names.
+#[derive(Clone, Debug)]
+pub struct TargetGuard {
+    rules: TargetRules,
+    resolver: Resolver,
+}
+
+/// This rule of the target policy refuses the target.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("expected a public https address; this target is refused ({0})")]
+pub struct TargetBlockedError(&'static str);
+
+impl TargetGuard {
+    /// Makes a guard that uses the system's resolver. The operator allows `allowed` in addition to
+    /// public addresses.
+    pub fn new(policy: TargetPolicy, allowed: Vec<IpNet>) -> Self {
+        Self {
+            rules: TargetRules::new(policy, allowed),
+            resolver: Resolver::system(),
+        }
+    }
+
+    /// Replaces the resolver.
+    #[must_use]
+    pub fn with_resolver(self, resolver: Resolver) -> Self {
+        Self { resolver, ..self }
+    }
+
+    /// Checks a URL when a webhook is created or changed.
+    ///
+    /// A name that does not resolve is accepted. Its attempts will fail with `dns`.
+    pub async fn check_registration(&self, url: &EndpointUrl) -> Result<(), TargetBlockedError> {
+        let resolved = tokio::time::timeout(REGISTRATION_LOOKUP_TIMEOUT, self.resolve(url)).await;
+        match resolved {
+            Ok(Err(Failure::Blocked(rule))) => Err(TargetBlockedError(rule)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Resolves the host of a URL and checks every address.
+    ///
+    /// Fails with [`Failure::Blocked`] if the policy refuses the scheme or one of the addresses, and
+    /// with [`Failure::Dns`] if there is no address.
+    pub async fn resolve(&self, url: &EndpointUrl) -> Result<Vec<SocketAddr>, Failure> {
+        let url = url.url();
+        if let Some(rule) = self.rules.blocked_scheme(url) {
+            return Err(Failure::Blocked(rule));
+        }
+        let port = url.port_or_known_default().ok_or(Failure::Dns)?;
+        let addresses: Vec<IpAddr> = match url.host().ok_or(Failure::Dns)? {
+            Host::Ipv4(address) => vec![address.into()],
+            Host::Ipv6(address) => vec![address.into()],
+            Host::Domain(name) => self.resolver.lookup(name).await,
+        };
+        if addresses.is_empty() {
+            return Err(Failure::Dns);
+        }
+        let mut targets = Vec::with_capacity(addresses.len());
+        for address in addresses {
+            if let Some(rule) = self.rules.blocked_address(address) {
+                return Err(Failure::Blocked(rule));
+            }
+            targets.push(SocketAddr::new(address, port));
+        }
+        Ok(targets)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{net::IpAddr, sync::Arc};
+
+    use super::*;
+
+    fn url(text: &str) -> EndpointUrl {
+        EndpointUrl::parse(text).unwrap()
+    }
+
+    /// Literal addresses are refused in every form that the URL standard normalizes.
+    #[tokio::test]
+    async fn private_literals_are_refused() {
+        let guard = TargetGuard::new(TargetPolicy::Public, vec![]);
+        for literal in [
+            "127.0.0.1",
+            "127.1",
+            "2130706433",
+            "0x7f000001",
+            "0177.0.0.1",
+            "0x7f.0.0.0x1",
+            "１２７.0.0.1",
+            "127.0.0.1.",
+            "169.254.169.254",
+            "[::1]",
+            "[::ffff:127.0.0.1]",
+            "[::ffff:7f00:1]",
+            "[64:ff9b::7f00:1]",
+            "[2002:7f00:1::]",
+            "[2001:0:4136:e378:8000:63bf:3fff:fdd2]",
+            "0",
+            "localhost",
+        ] {
+            let target = url(&format!("https://{literal}/hook"));
+            assert!(
+                matches!(guard.resolve(&target).await, Err(Failure::Blocked(_))),
+                "{literal}"
+            );
+            assert!(
+                guard
+                    .check_registration(&target)
+                    .await
+                    .unwrap_err()
+                    .to_string()
+                    .starts_with("expected a public https address"),
+                "{literal}"
+            );
+        }
+    }
+
+    #[tokio::test]
+    async fn public_policy_needs_https() {
+        let guard = TargetGuard::new(TargetPolicy::Public, vec!["10.1.0.0/16".parse().unwrap()]);
+        assert_eq!(
+            guard.resolve(&url("http://1.1.1.1/")).await,
+            Err(Failure::Blocked("not https"))
+        );
+        assert!(guard.resolve(&url("https://1.1.1.1/")).await.is_ok());
+        assert!(guard.resolve(&url("https://10.1.2.3/")).await.is_ok());
+        assert_eq!(
+            guard.resolve(&url("https://10.2.2.3/")).await,
+            Err(Failure::Blocked("private address"))
+        );
+        assert_eq!(
+            guard.resolve(&url("http://10.1.2.3/")).await,
+            Err(Failure::Blocked("not https")),
+            "an allowed range does not allow plain HTTP"
+        );
+    }
+
+    #[tokio::test]
+    async fn unresolved_name_is_accepted_at_registration() {
+        let guard = TargetGuard::new(TargetPolicy::Public, vec![]);
+        let target = url("https://no-such-host.invalid/");
+        assert_eq!(guard.check_registration(&target).await, Ok(()));
+        assert_eq!(guard.resolve(&target).await, Err(Failure::Dns));
+    }
+
+    #[tokio::test]
+    async fn one_blocked_address_refuses_name() {
+        let name = url("https://mixed.example/");
+        for (addresses, blocked) in [
+            (&["93.184.215.14", "2606:4700::1111"][..], None),
+            (&["93.184.215.14", "127.0.0.1"], Some("loopback address")),
+            (
+                &["169.254.169.254", "93.184.215.14"],
+                Some("link-local address"),
+            ),
+            (
+                &["93.184.215.14", "::1"],
+                Some("not a global unicast address"),
+            ),
+            (
+                &["2606:4700::1111", "::ffff:10.0.0.1"],
+                Some("not a global unicast address"),
+            ),
+        ] {
+            let found: Vec<IpAddr> = addresses
+                .iter()
+                .map(|address| address.parse().unwrap())
+                .collect();
+            let resolver = Resolver::new(Arc::new(move |_| {
+                let found = found.clone();
+                Box::pin(async { Ok(found) })
+            }));
+            let guard = TargetGuard::new(TargetPolicy::Public, vec![]).with_resolver(resolver);
+            let resolved = guard.resolve(&name).await.map(|_| ());
+            assert_eq!(
+                resolved,
+                blocked.map_or(Ok(()), |rule| Err(Failure::Blocked(rule))),
+                "{addresses:?}"
+            );
+            assert_eq!(
+                guard.check_registration(&name).await.is_err(),
+                blocked.is_some(),
+                "{addresses:?}"
+            );
+        }
+    }
+
+    #[tokio::test]
+    async fn any_policy_allows_private_http() {
+        let guard = TargetGuard::new(TargetPolicy::Any, vec![]);
+        assert_eq!(
+            guard.resolve(&url("http://127.0.0.1:9000/")).await,
+            Ok(vec!["127.0.0.1:9000".parse().unwrap()])
+        );
+    }
+}

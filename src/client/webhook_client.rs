@@ -1,0 +1,182 @@
+//! The client that makes attempts: one bounded exchange each, over pooled connections.
+//!
+//! The client follows no redirect, reads no proxy from the environment and decompresses nothing.
+
+use std::{path::Path, sync::Arc, time::Duration};
+
+use http::{HeaderName, HeaderValue, Method, header::RETRY_AFTER};
+use http_body_util::Full;
+use hyper::body::Bytes;
+use nano_webhooks_core::{
+    delivery::{
+        attempt::{Attempt, AttemptOutcome, Failure, TimeoutStage, WebhookRequest},
+        timings::{Phase, PhaseTimings},
+    },
+    endpoint_url::EndpointUrl,
+};
+use url::Host;
+
+use super::{
+    connector::ResolvedTarget,
+    phase_recorder::PhaseRecorder,
+    pool::SharedPool,
+    response_body::read_excerpt,
+    target_guard::TargetGuard,
+    tls::{CaFileError, tls_connector},
+};
+
+/// The deadlines of an exchange.
+#[derive(Clone, Copy, Debug)]
+pub struct Timeouts {
+    /// For resolving the name, connecting and the TLS handshake.
+    pub connect: Duration,
+    /// For the whole exchange, connecting and the response body included.
+    pub total: Duration,
+}
+
+impl Timeouts {
+    /// For attempts that a stream batch waits for.
+    pub const DIRECT: Self = Self {
+        connect: Duration::from_millis(500),
+        total: Duration::from_secs(1),
+    };
+    /// For attempts from the queue.
+    pub const QUEUED: Self = Self {
+        connect: Duration::from_secs(5),
+        total: Duration::from_secs(15),
+    };
+}
+
+/// Sends signed requests to endpoints.
+#[derive(Clone)]
+pub struct WebhookClient {
+    guard: TargetGuard,
+    pool: SharedPool,
+    timeouts: Timeouts,
+}
+
+impl WebhookClient {
+    /// Makes a client that calls the targets that `guard` allows.
+    ///
+    /// It trusts Mozilla's root certificates and those of `extra_ca`, a PEM file.
+    pub fn new(
+        guard: TargetGuard,
+        timeouts: Timeouts,
+        extra_ca: Option<&Path>,
+    ) -> Result<Self, CaFileError> {
+        let tls = tls_connector(extra_ca)?;
+        Ok(Self {
+            guard,
+            pool: SharedPool::new(tls, timeouts.connect),
+            timeouts,
+        })
+    }
+
+    /// The deadlines of an exchange.
+    pub const fn timeouts(&self) -> Timeouts {
+        self.timeouts
+    }
+
+    /// Posts `body` to `url`, within the client's deadlines and `limit`.
+    pub async fn attempt(
+        &self,
+        url: &EndpointUrl,
+        request: WebhookRequest<'_>,
+        body: &str,
+        limit: Duration,
+    ) -> (Attempt, AttemptOutcome) {
+        let recorder = PhaseRecorder::start();
+        let http_request = to_http_request(url, &request, body);
+        let exchange = Exchange {
+            client: self,
+            url,
+            recorder: &recorder,
+        };
+        let mut outcome = exchange.run(http_request, limit).await;
+        (outcome.duration, outcome.timings) = recorder.finish();
+        (Attempt::new(&request, &outcome), outcome)
+    }
+}
+
+fn to_http_request(
+    url: &EndpointUrl,
+    request: &WebhookRequest<'_>,
+    body: &str,
+) -> http::Request<Full<Bytes>> {
+    let body = Bytes::copy_from_slice(body.as_bytes());
+    let mut http_request = http::Request::new(Full::new(body));
+    *http_request.method_mut() = Method::POST;
+    *http_request.uri_mut() = url.uri().clone();
+    let headers = http_request.headers_mut();
+    for (name, value) in request.headers() {
+        let value = HeaderValue::try_from(value).expect("header values are printable ASCII");
+        headers.append(HeaderName::from_static(name), value);
+    }
+    http_request
+}
+
+/// One exchange with an endpoint.
+struct Exchange<'a> {
+    client: &'a WebhookClient,
+    url: &'a EndpointUrl,
+    recorder: &'a PhaseRecorder,
+}
+
+impl Exchange<'_> {
+    async fn run(&self, request: http::Request<Full<Bytes>>, limit: Duration) -> AttemptOutcome {
+        let mut outcome = AttemptOutcome {
+            duration: Duration::ZERO,
+            timings: PhaseTimings::default(),
+            status_code: None,
+            failure: None,
+            retry_after: None,
+            body_excerpt: None,
+        };
+        let deadline = self.client.timeouts.total.min(limit);
+        let exchange = self.exchange(request, &mut outcome);
+        let result = tokio::time::timeout(deadline, exchange).await;
+        outcome.failure = match result {
+            Ok(result) => result.err(),
+            Err(_) if outcome.status_code.is_some() => Some(Failure::Timeout(TimeoutStage::Body)),
+            Err(_) => Some(Failure::Timeout(TimeoutStage::AwaitingResponse)),
+        };
+        outcome
+    }
+
+    async fn exchange(
+        &self,
+        request: http::Request<Full<Bytes>>,
+        outcome: &mut AttemptOutcome,
+    ) -> Result<(), Failure> {
+        let target = self.resolve_target().await?;
+        let response = self.client.pool.send(target, request).await?;
+        self.recorder.mark(Phase::Receive);
+        let status = response.status().as_u16();
+        outcome.status_code = Some(status);
+        if let Some(value) = response.headers().get(&RETRY_AFTER) {
+            outcome.retry_after = value.to_str().ok().map(str::to_owned);
+        }
+        read_excerpt(response.into_body(), &mut outcome.body_excerpt).await?;
+        match status {
+            200..=299 => Ok(()),
+            300..=399 => Err(Failure::Redirect(status)),
+            _ => Err(Failure::Status(status)),
+        }
+    }
+
+    /// Resolves and checks the target for every request. A name may have changed since a pooled
+    /// connection was made.
+    async fn resolve_target(&self) -> Result<ResolvedTarget, Failure> {
+        if matches!(self.url.url().host(), Some(Host::Domain(_))) {
+            self.recorder.mark(Phase::Dns);
+        }
+        let resolve = self.client.guard.resolve(self.url);
+        let resolved = tokio::time::timeout(self.client.timeouts.connect, resolve).await;
+        let addresses = resolved.unwrap_or(Err(Failure::Timeout(TimeoutStage::Connect)))?;
+        self.recorder.mark_resolved();
+        Ok(ResolvedTarget {
+            addresses: Arc::from(addresses),
+            recorder: self.recorder.clone(),
+        })
+    }
+}
