@@ -341,6 +341,6 @@ async fn the_page_of_costs_has_the_units_that_the_engine_counts() {
     }
     assert_eq!(
         written, counted,
-        "renew {PAGE} with UPDATE_COST=1 cargo test --test it units"
+        "renew {PAGE} with UPDATE_COST=1 cargo test --test it cost"
     );
 }
