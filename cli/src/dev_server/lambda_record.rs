@@ -7,13 +7,13 @@ use aws_sdk_dynamodbstreams::types::{AttributeValue, Record, StreamRecord as Str
 
 pub fn to_lambda_record(record: &Record, stream_arn: &str) -> EventRecord {
     let mut event = EventRecord::default();
-    event.event_id = record.event_id().unwrap_or_default().to_owned();
+    event.event_id = record.event_id().map(str::to_owned).unwrap_or_default();
     if let Some(event_name) = record.event_name() {
-        event_name.as_str().clone_into(&mut event.event_name);
+        event.event_name = event_name.to_string();
     }
     event.event_source = record.event_source().map(str::to_owned);
     event.event_source_arn = Some(stream_arn.to_owned());
-    event.aws_region = record.aws_region().unwrap_or_default().to_owned();
+    event.aws_region = record.aws_region().map(str::to_owned).unwrap_or_default();
     if let Some(change) = record.dynamodb() {
         event.change = to_lambda_change(change);
     }

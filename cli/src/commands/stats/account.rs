@@ -166,17 +166,20 @@ impl WebhookStats {
 
     fn format_health(&self, now: Timestamp) -> String {
         let health = &self.record.health;
-        let mut line = health.label().to_owned();
-        if let Some(time) = health.failing_since {
-            line += &format!(" since {}", format_relative(time, now));
-        }
-        if let Some(kind) = health.last_failure {
-            line += &format!(", last failure {}", kind.as_str());
-        }
-        if health.is_open() {
-            line += ", breaker open";
-        }
-        line
+        let since = match health.failing_since {
+            Some(time) => format!(" since {}", format_relative(time, now)),
+            None => String::new(),
+        };
+        let failure = match health.last_failure {
+            Some(kind) => format!(", last failure {}", kind.as_str()),
+            None => String::new(),
+        };
+        let breaker = if health.is_open() {
+            ", breaker open"
+        } else {
+            ""
+        };
+        format!("{}{since}{failure}{breaker}", health.label())
     }
 }
 

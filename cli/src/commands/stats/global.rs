@@ -242,16 +242,18 @@ impl PendingStats {
     }
 
     fn write(&self, out: &mut impl Write, now: Timestamp) -> std::io::Result<()> {
-        let mut overdue = self.overdue.with_noun("delivery", "deliveries");
-        if let Some(time) = self.oldest_due_at {
-            overdue += &format!(", the oldest since {}", format_relative(time, now));
-        }
-        write_row(out, "Overdue", &overdue)?;
-        let mut waiting = self.waiting.with_noun("delivery", "deliveries");
-        if let Some(time) = self.next_due_at {
-            waiting += &format!(", the next due at {}", format_relative(time, now));
-        }
-        write_row(out, "Waiting", &waiting)?;
+        let overdue = self.overdue.with_noun("delivery", "deliveries");
+        let oldest = match self.oldest_due_at {
+            Some(time) => format!(", the oldest since {}", format_relative(time, now)),
+            None => String::new(),
+        };
+        write_row(out, "Overdue", &format!("{overdue}{oldest}"))?;
+        let waiting = self.waiting.with_noun("delivery", "deliveries");
+        let next = match self.next_due_at {
+            Some(time) => format!(", the next due at {}", format_relative(time, now)),
+            None => String::new(),
+        };
+        write_row(out, "Waiting", &format!("{waiting}{next}"))?;
         for top in &self.top_webhooks {
             let webhook = format_webhook(&top.account, top.webhook);
             write_row(out, "Top webhooks", &format!("{webhook}: {}", top.pending))?;

@@ -1,0 +1,83 @@
+//! The API and the dispatcher, built over the same tables and queue.
+
+use axum::{Router, extract::State, response::IntoResponse, routing::get};
+use http::header::CONTENT_TYPE;
+use nano_webhooks::{
+    api::{self, AppState},
+    client::webhook_client::Timeouts,
+    clock::Clock,
+    config::{Config, ConfigError},
+    dispatch::{Dispatcher, InFlightLimiter},
+    metrics::{Metrics, prometheus},
+    queue::{RetryQueue, ScheduledRetry},
+    store::Store,
+};
+use tokio::sync::mpsc;
+
+use super::retry_timer::CHANNEL_CAPACITY;
+
+pub struct Services<'a> {
+    store: Store,
+    queue: RetryQueue,
+    metrics: Metrics,
+    config: &'a Config,
+    clock: Clock,
+}
+
+impl<'a> Services<'a> {
+    /// Returns the services and the receiver of the retries that they schedule.
+    pub fn new(
+        store: Store,
+        config: &'a Config,
+        clock: Clock,
+    ) -> (Self, mpsc::Receiver<ScheduledRetry>) {
+        let (sender, scheduled_retries) = mpsc::channel(CHANNEL_CAPACITY);
+        let services = Self {
+            store,
+            queue: RetryQueue::Local(sender),
+            metrics: Metrics::prometheus(),
+            config,
+            clock,
+        };
+        (services, scheduled_retries)
+    }
+
+    /// Builds the API with the additional route `/metrics`.
+    pub fn build_router(&self) -> Result<Router, ConfigError> {
+        let state = AppState {
+            store: self.store.clone(),
+            queue: self.queue.clone(),
+            retention: self.config.retention,
+            account_claim: None,
+            guard: self.config.guard(),
+            client: self.config.client(Timeouts::QUEUED)?,
+            clock: self.clock.clone(),
+            webhooks_per_account: self.config.webhooks_per_account,
+            rate_limits: self.config.rate_limits,
+        };
+        let metrics_routes = Router::new()
+            .route("/metrics", get(metrics_handler))
+            .with_state(self.metrics.clone());
+        Ok(api::router_with_extra_routes(state, metrics_routes))
+    }
+
+    pub fn build_dispatcher(&self) -> Result<Dispatcher, ConfigError> {
+        Ok(Dispatcher {
+            store: self.store.clone(),
+            direct_client: self.config.client(Timeouts::DIRECT)?,
+            retry_client: self.config.client(Timeouts::QUEUED)?,
+            queue: self.queue.clone(),
+            limiter: InFlightLimiter::default(),
+            clock: self.clock.clone(),
+            schedule: self.config.retry_schedule.clone(),
+            retention: self.config.retention,
+            disable_after: self.config.disable_after,
+            metrics: self.metrics.clone(),
+        })
+    }
+}
+
+/// The metrics of this process for Prometheus.
+async fn metrics_handler(State(metrics): State<Metrics>) -> impl IntoResponse {
+    ([(CONTENT_TYPE, prometheus::CONTENT_TYPE)], metrics.render())
+}
