@@ -216,8 +216,9 @@ fn valid() -> Value {
     json!({ "url": "https://example.com/hooks", "events": ["job.completed", "job.failed"] })
 }
 
+/// A webhook is created, listed and deleted as documented.
 #[tokio::test]
-async fn a_webhook_is_created_listed_and_deleted_as_documented() {
+async fn webhook_routes_match_documentation() {
     let app = TestApp::new().await;
     let listed = app.get(WEBHOOKS).await;
     assert_eq!(
@@ -252,8 +253,9 @@ async fn a_webhook_is_created_listed_and_deleted_as_documented() {
     assert_eq!(app.get(WEBHOOKS).await.json["data"], json!([]));
 }
 
+/// Ids count from 1 and are never reused.
 #[tokio::test]
-async fn ids_count_from_1_and_are_never_reused() {
+async fn ids_are_never_reused() {
     let app = TestApp::new().await;
     for id in 1..=3 {
         assert_eq!(app.create(valid()).await.json["data"]["id"], id);
@@ -271,8 +273,9 @@ async fn ids_count_from_1_and_are_never_reused() {
     assert_eq!(ids, [2, 4]);
 }
 
+/// A body with an invalid field returns 400 and names the field.
 #[tokio::test]
-async fn a_body_that_is_not_as_expected_is_refused_with_the_name_of_the_field() {
+async fn invalid_field_is_named() {
     let app = TestApp::new().await;
     let with = |field: &str, value: Value| {
         let mut body = valid();
@@ -376,8 +379,9 @@ async fn a_body_that_is_not_as_expected_is_refused_with_the_name_of_the_field() 
     assert_eq!(app.get(WEBHOOKS).await.json["data"], json!([]));
 }
 
+/// A missing or invalid key returns the documented message.
 #[tokio::test]
-async fn a_missing_or_invalid_key_is_refused_in_the_documented_words() {
+async fn invalid_key_returns_401() {
     let app = TestApp::new().await;
     let unknown = ApiKey::from_random(&random::bytes());
     let key = app.key.expose();
@@ -419,8 +423,9 @@ async fn a_missing_or_invalid_key_is_refused_in_the_documented_words() {
     assert_eq!(app.get(WEBHOOKS).await.status, StatusCode::UNAUTHORIZED);
 }
 
+/// The tables show the prefix of a key and the day of its last use, and nothing else.
 #[tokio::test]
-async fn a_key_shows_the_day_of_its_last_use_and_its_beginning_alone() {
+async fn key_shows_prefix_and_last_use() {
     let app = TestApp::new().await;
     let (acme, unused) = (account("acme"), ApiKey::from_random(&random::bytes()));
     app.world
@@ -459,8 +464,9 @@ async fn a_key_shows_the_day_of_its_last_use_and_its_beginning_alone() {
     }
 }
 
+/// Unknown routes and methods return the documented envelope.
 #[tokio::test]
-async fn unknown_routes_and_methods_are_answered_in_the_envelope() {
+async fn unknown_route_has_envelope() {
     let app = TestApp::new().await;
     for path in [
         "/",
@@ -510,8 +516,9 @@ async fn unknown_routes_and_methods_are_answered_in_the_envelope() {
     );
 }
 
+/// A webhook of another account returns 404.
 #[tokio::test]
-async fn another_accounts_webhook_does_not_exist() {
+async fn foreign_webhook_returns_404() {
     let app = TestApp::new().await;
     let (theirs, other) = (ApiKey::from_random(&random::bytes()), account("other"));
     app.world
@@ -547,8 +554,9 @@ async fn another_accounts_webhook_does_not_exist() {
     assert_eq!(app.create(valid()).await.json["data"]["id"], 1);
 }
 
+/// Every route needs a key and shows nothing of another account.
 #[tokio::test]
-async fn every_route_asks_for_a_key_and_shows_nothing_of_another_account() {
+async fn every_route_needs_own_key() {
     let (app, receiver) = (TestApp::new().await, Receiver::start().await);
     app.create(json!({"url": receiver.url("/status/500"), "events": ["job.completed"]}))
         .await;
@@ -618,8 +626,9 @@ async fn every_route_asks_for_a_key_and_shows_nothing_of_another_account() {
     assert_eq!(count, 13);
 }
 
+/// A body of 64 KiB is read, and a longer one returns 413.
 #[tokio::test]
-async fn a_body_over_64_kib_is_refused_and_one_of_64_kib_is_read() {
+async fn body_is_limited_to_64_kib() {
     let app = TestApp::new().await;
     let padded = |length: usize| {
         format!(
@@ -643,8 +652,9 @@ async fn a_body_over_64_kib_is_refused_and_one_of_64_kib_is_read() {
     );
 }
 
+/// A body with another content type than JSON returns 415.
 #[tokio::test]
-async fn a_body_that_is_not_declared_as_json_is_refused() {
+async fn other_content_type_returns_415() {
     let app = TestApp::new().await;
     for (declared, accepted) in [
         (None, false),
@@ -670,8 +680,9 @@ async fn a_body_that_is_not_declared_as_json_is_refused() {
     }
 }
 
+/// The same idempotency key returns the same webhook, and 409 for a different body.
 #[tokio::test]
-async fn the_same_idempotency_key_gives_the_same_webhook_and_refuses_another_body() {
+async fn idempotency_key_returns_same_webhook() {
     let app = TestApp::new().await;
     let post = async |key: &str, body: Value| {
         let request = app
@@ -731,8 +742,9 @@ async fn the_same_idempotency_key_gives_the_same_webhook_and_refuses_another_bod
     }
 }
 
+/// Concurrent requests with one idempotency key create one webhook.
 #[tokio::test]
-async fn idempotent_requests_at_the_same_time_create_one_webhook() {
+async fn concurrent_idempotent_requests_create_one() {
     let app = TestApp::new().await;
     let request = || {
         let request = app
@@ -757,8 +769,9 @@ async fn idempotent_requests_at_the_same_time_create_one_webhook() {
     );
 }
 
+/// A webhook is shown in detail, and a PATCH changes only the fields that it names.
 #[tokio::test]
-async fn a_webhook_is_shown_with_all_that_is_known_of_it_and_changed_in_part() {
+async fn patch_changes_named_fields() {
     let app = TestApp::new().await;
     let mut body = valid();
     body["description"] = json!("Production");
@@ -860,8 +873,9 @@ async fn a_webhook_is_shown_with_all_that_is_known_of_it_and_changed_in_part() {
     );
 }
 
+/// A request that created the last allowed webhook returns it again when it is repeated.
 #[tokio::test]
-async fn an_idempotent_request_that_took_the_last_place_is_answered_again() {
+async fn idempotent_retry_works_at_limit() {
     let app = TestApp::with(TargetPolicy::Any, NO_LIMITS, 1).await;
     let request = || {
         let request = app
@@ -880,8 +894,9 @@ async fn an_idempotent_request_that_took_the_last_place_is_answered_again() {
     }
 }
 
+/// A repeated request waits for the result of the first one, which is still running.
 #[tokio::test]
-async fn an_idempotent_request_that_meets_its_like_half_way_waits_for_what_comes_of_it() {
+async fn idempotent_retry_waits_for_first() {
     let app = TestApp::new().await;
     let proxy = Proxy::start(app.world.endpoint.clone()).await;
     let store = app
@@ -912,8 +927,9 @@ async fn an_idempotent_request_that_meets_its_like_half_way_waits_for_what_comes
     );
 }
 
+/// Deliveries are listed, shown and retried.
 #[tokio::test]
-async fn deliveries_are_listed_shown_and_retried() {
+async fn deliveries_are_listed_and_retried() {
     let (app, receiver) = (TestApp::new().await, Receiver::start().await);
     app.create(json!({"url": receiver.url("/status/500"), "events": ["job.completed"], "secret_key": "open sesame"}))
         .await;
@@ -1054,8 +1070,9 @@ async fn deliveries_are_listed_shown_and_retried() {
     );
 }
 
+/// An invalid query parameter of a delivery list is named.
 #[tokio::test]
-async fn a_question_to_the_log_that_is_not_as_expected_is_refused_with_its_name() {
+async fn invalid_query_parameter_is_named() {
     let app = TestApp::new().await;
     app.create(valid()).await;
     for (query, message) in [
@@ -1170,8 +1187,9 @@ async fn concurrent_deletes_count_once() {
     assert_eq!(app.create(valid()).await.status, StatusCode::CONFLICT);
 }
 
+/// Concurrent requests never share an id and do not exceed the limit of webhooks.
 #[tokio::test]
-async fn creates_at_the_same_time_share_no_id_and_do_not_pass_the_limit() {
+async fn concurrent_creates_respect_limit() {
     let app = TestApp::with(TargetPolicy::Any, NO_LIMITS, 10).await;
     let answers = futures_util::future::join_all((0..16).map(|_| app.create(valid()))).await;
     let mut ids: Vec<_> = answers
@@ -1197,8 +1215,9 @@ async fn creates_at_the_same_time_share_no_id_and_do_not_pass_the_limit() {
     assert_eq!(app.create(valid()).await.json["data"]["id"], 11);
 }
 
+/// The rate limit is exact under concurrency, and `Retry-After` tells when to try again.
 #[tokio::test]
-async fn the_rate_limit_is_exact_under_concurrency_and_says_when_to_return() {
+async fn rate_limit_is_exact() {
     let app = TestApp::with(
         TargetPolicy::Any,
         RateLimits {
@@ -1234,8 +1253,9 @@ async fn the_rate_limit_is_exact_under_concurrency_and_says_when_to_return() {
     assert_eq!(statuses().await.0, 5);
 }
 
+/// Creating a webhook with a blocked target returns 400 with the rule.
 #[tokio::test]
-async fn a_target_that_the_policy_refuses_is_named_at_creation() {
+async fn blocked_target_is_refused_at_creation() {
     let app = TestApp::with(TargetPolicy::Public, NO_LIMITS, 50).await;
     for (url, rule) in [
         ("http://example.com/", "not https"),
@@ -1268,8 +1288,9 @@ async fn a_target_that_the_policy_refuses_is_named_at_creation() {
     assert_eq!(unresolved.status, StatusCode::CREATED);
 }
 
+/// Without DynamoDB the API returns 503 and hides the cause.
 #[tokio::test]
-async fn without_dynamodb_the_answer_is_503_and_tells_nothing_of_the_cause() {
+async fn unreachable_dynamodb_returns_503() {
     let app = TestApp::new().await;
     let unreachable = app
         .world
@@ -1287,8 +1308,9 @@ async fn without_dynamodb_the_answer_is_503_and_tells_nothing_of_the_cause() {
     assert_eq!(answer.header("retry-after"), "1");
 }
 
+/// A corrupt item returns 500 and hides the cause.
 #[tokio::test]
-async fn an_item_that_breaks_the_rules_is_a_500_that_tells_nothing_of_the_cause() {
+async fn corrupt_item_returns_500() {
     let app = TestApp::new().await;
     app.create(valid()).await;
     let webhook = app
@@ -1316,8 +1338,9 @@ async fn an_item_that_breaks_the_rules_is_a_500_that_tells_nothing_of_the_cause(
     );
 }
 
+/// No response contains a secret.
 #[tokio::test]
-async fn a_secret_is_in_no_answer() {
+async fn responses_hide_secrets() {
     let app = TestApp::new().await;
     let mut body = valid();
     body["secret_key"] = json!("open sesame");

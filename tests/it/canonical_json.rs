@@ -124,8 +124,9 @@ fn event(data: AttributeData, text: String) -> JobEvent {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 2_000, failure_persistence: None, ..ProptestConfig::default() })]
 
+/// `JSON.stringify(JSON.parse(body))` returns the body that was sent.
     #[test]
-    fn what_javascript_parses_and_writes_again_is_what_was_sent(data in map(value()), text in any::<String>()) {
+    fn javascript_round_trip_is_identity(data in map(value()), text in any::<String>()) {
         let body = event(data, text).to_canonical_json();
         let secret = Secret::parse("my-secret-key".into()).unwrap();
         let id = EventId::parse("evt_01JFS8TX800000000000000000").unwrap();
@@ -143,8 +144,9 @@ proptest! {
     }
 }
 
+/// A document as deep as DynamoDB allows is unchanged by the round trip.
 #[test]
-fn a_document_as_deep_as_dynamodb_allows_is_a_fixed_point() {
+fn deepest_document_round_trips() {
     let deep = (0..31).fold(AttributeData::Null, |inner, n| {
         if n % 2 == 0 {
             AttributeData::List(vec![inner])

@@ -317,8 +317,9 @@ fn requests(table: &str) -> Vec<String> {
         .collect()
 }
 
+/// docs/COST.md has the units that the engine consumes.
 #[tokio::test]
-async fn the_page_of_costs_has_the_units_that_the_engine_counts() {
+async fn cost_page_matches_consumed_units() {
     let counted = format!(
         "{}\n{}",
         Box::pin(deliveries()).await,

@@ -137,8 +137,9 @@ async fn delivery(world: &TestTables, webhook: WebhookId, event: &str) -> Delive
         .unwrap_or_else(|| panic!("no delivery of {event}"))
 }
 
+/// A completed job is sent to each subscribed webhook, signed, and recorded.
 #[tokio::test]
-async fn a_job_that_ends_is_sent_to_each_subscriber_signed_and_recorded() {
+async fn completed_job_reaches_every_subscriber() {
     let (world, receiver) = (TestTables::new().await, Receiver::start().await);
     let signed = subscribe(
         &world,
@@ -221,8 +222,9 @@ async fn a_job_that_ends_is_sent_to_each_subscriber_signed_and_recorded() {
     }
 }
 
+/// An event arises when the status becomes terminal, and at no other change.
 #[tokio::test]
-async fn an_event_arises_when_the_status_becomes_terminal_and_only_then() {
+async fn terminal_status_raises_event() {
     let (world, receiver) = (TestTables::new().await, Receiver::start().await);
     subscribe(&world, "acme", &receiver.url("/"), None).await;
     let modify = |sequence, new: &str, old: &str| {
@@ -283,8 +285,9 @@ async fn an_event_arises_when_the_status_becomes_terminal_and_only_then() {
     assert_eq!(world.items_under("POISON#").await.len(), 0);
 }
 
+/// A malformed record is stored with its reason, and the other records are delivered.
 #[tokio::test]
-async fn a_bad_record_is_kept_with_its_reason_and_harms_no_other() {
+async fn malformed_record_becomes_poison() {
     let (world, receiver) = (TestTables::new().await, Receiver::start().await);
     subscribe(&world, "acme", &receiver.url("/"), None).await;
     let with = |field: &str, value: Option<Value>| {
@@ -395,8 +398,9 @@ async fn a_bad_record_is_kept_with_its_reason_and_harms_no_other() {
     assert_eq!(no_account["stream"].as_s().unwrap(), ARN);
 }
 
+/// The other webhooks of the account receive their events.
 #[tokio::test]
-async fn a_webhook_that_cannot_be_read_harms_no_other() {
+async fn unreadable_webhook_delays_no_other() {
     let (world, receiver) = (TestTables::new().await, Receiver::start().await);
     subscribe(&world, "acme", &receiver.url("/broken"), None).await;
     subscribe(&world, "acme", &receiver.url("/healthy"), None).await;
@@ -443,9 +447,10 @@ async fn a_webhook_that_cannot_be_read_harms_no_other() {
     );
 }
 
+/// A batch that is read twice sends nothing twice, and each change of a job has an event of its
+/// own.
 #[tokio::test]
-async fn a_batch_that_is_read_twice_sends_nothing_twice_and_changes_of_one_job_are_events_of_their_own()
- {
+async fn repeated_batch_sends_nothing_twice() {
     let (world, receiver) = (TestTables::new().await, Receiver::start().await);
     subscribe(&world, "acme", &receiver.url("/"), None).await;
     let dispatcher = world.dispatcher();
@@ -477,8 +482,9 @@ async fn a_batch_that_is_read_twice_sends_nothing_twice_and_changes_of_one_job_a
     assert_eq!((received.len(), ids.len()), (3, 3));
 }
 
+/// Attempts that wait for their endpoints do not keep others from starting.
 #[tokio::test]
-async fn attempts_that_wait_for_their_endpoints_keep_no_other_from_beginning() {
+async fn waiting_attempts_do_not_block_others() {
     let (world, receiver) = (TestTables::new().await, Receiver::start().await);
     let well = EndpointHealth {
         has_succeeded: true,
@@ -517,8 +523,9 @@ async fn attempts_that_wait_for_their_endpoints_keep_no_other_from_beginning() {
     run.abort();
 }
 
+/// A failed attempt is recorded as pending with its due time.
 #[tokio::test]
-async fn a_failed_attempt_is_recorded_as_pending_with_its_due_time() {
+async fn failed_attempt_is_rescheduled() {
     let (world, receiver) = (TestTables::new().await, Receiver::start().await);
     let refused = format!("http://{}/", {
         // A port that was free a moment ago: nobody listens there.
@@ -614,8 +621,9 @@ async fn a_failed_attempt_is_recorded_as_pending_with_its_due_time() {
     );
 }
 
+/// An event without time for an attempt in this invocation is recorded as due now.
 #[tokio::test]
-async fn what_the_invocation_has_no_time_for_is_recorded_as_due_at_once() {
+async fn late_event_is_deferred_to_queue() {
     let (world, receiver) = (TestTables::new().await, Receiver::start().await);
     let webhook = subscribe(&world, "acme", &receiver.url("/"), None).await;
     let dispatcher = world.dispatcher();
@@ -631,8 +639,9 @@ async fn what_the_invocation_has_no_time_for_is_recorded_as_due_at_once() {
     assert_eq!(receiver.received().len(), 0);
 }
 
+/// A record is reported as failed while its deliveries cannot be recorded.
 #[tokio::test]
-async fn a_record_is_reported_as_failed_while_its_deliveries_cannot_be_recorded() {
+async fn unrecorded_event_fails_record() {
     let (world, receiver) = (TestTables::new().await, Receiver::start().await);
     subscribe(&world, "acme", &receiver.url("/"), None).await;
     let records = [
@@ -670,8 +679,9 @@ async fn a_record_is_reported_as_failed_while_its_deliveries_cannot_be_recorded(
     assert_eq!(receiver.wait_for(1).await[0].json()["task_id"], "t2");
 }
 
+/// A batch of the largest size that Lambda sends is delivered and recorded.
 #[tokio::test]
-async fn a_batch_as_large_as_lambda_gives_is_delivered_and_recorded_whole() {
+async fn largest_batch_is_delivered() {
     let (world, receiver) = (TestTables::new().await, Receiver::start().await);
     for n in 0..3 {
         subscribe(
@@ -696,8 +706,9 @@ async fn a_batch_as_large_as_lambda_gives_is_delivered_and_recorded_whole() {
     );
 }
 
+/// A dispatcher with the policy `public` calls no private address.
 #[tokio::test]
-async fn a_deployed_dispatcher_calls_no_private_address() {
+async fn private_address_is_not_called() {
     let (world, receiver) = (TestTables::new().await, Receiver::start().await);
     let webhook = subscribe(
         &world,
@@ -734,8 +745,9 @@ async fn a_deployed_dispatcher_calls_no_private_address() {
     );
 }
 
+/// Writes that a hot partition leaves unprocessed are retried, and the others are not delayed.
 #[tokio::test]
-async fn what_a_hot_partition_leaves_undone_is_written_again_and_harms_no_other() {
+async fn unprocessed_writes_are_retried() {
     let (world, receiver) = (TestTables::new().await, Receiver::start().await);
     let proxy = Proxy::start(world.endpoint.clone()).await;
     let dispatcher = Dispatcher {

@@ -45,8 +45,9 @@ fn api(world: &TestTables, claim: Option<&str>, rate_limits: RateLimits) -> axum
     })
 }
 
+/// The API function handles each sample event of API Gateway.
 #[tokio::test]
-async fn the_api_function_answers_each_sample_as_api_gateway_expects() {
+async fn api_handles_sample_events() {
     let world = TestTables::new().await;
     let key = ApiKey::from_random(&random::bytes());
     world
@@ -94,8 +95,9 @@ async fn the_api_function_answers_each_sample_as_api_gateway_expects() {
     }
 }
 
+/// With `ACCOUNT_CLAIM` the authorizer names the account; without it the claim is ignored.
 #[tokio::test]
-async fn with_a_claim_set_the_authorizer_in_front_names_the_account_and_without_it_is_ignored() {
+async fn authorizer_claim_names_account() {
     let world = TestTables::new().await;
     let key = ApiKey::from_random(&random::bytes());
     world
@@ -204,8 +206,9 @@ async fn with_a_claim_set_the_authorizer_in_front_names_the_account_and_without_
     }
 }
 
+/// The dispatch function handles each sample event of the stream.
 #[tokio::test]
-async fn the_dispatch_function_takes_each_sample() {
+async fn dispatch_handles_stream_samples() {
     for (name, heard, poison) in [
         ("stream-completed.json", &[("acme", "job.completed")][..], 0),
         ("stream-failed.json", &[("acme", "job.failed")], 0),
@@ -251,8 +254,9 @@ async fn the_dispatch_function_takes_each_sample() {
     }
 }
 
+/// The dispatch function handles messages of the queue and events of the schedule.
 #[tokio::test]
-async fn the_dispatch_function_takes_messages_of_the_queue_and_the_schedule() {
+async fn dispatch_handles_queue_and_schedule() {
     let world = TestTables::new().await;
     for (name, answer) in [
         ("queue-retry.json", json!({ "batchItemFailures": [] })),

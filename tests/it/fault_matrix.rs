@@ -462,8 +462,9 @@ const START: Timestamp = Timestamp::from_millis(1_734_948_000_000);
 /// How many cells are played at the same time.
 const CONCURRENT_CELLS: usize = 8;
 
+/// A fault of DynamoDB at any step of any path loses no delivery.
 #[tokio::test]
-async fn whatever_goes_wrong_nothing_is_lost() {
+async fn faults_lose_nothing() {
     let cells = STEPS.iter().flat_map(|step| {
         FAULTS
             .iter()
@@ -500,8 +501,9 @@ async fn whatever_goes_wrong_nothing_is_lost() {
     );
 }
 
+/// Early, late, repeated and lost messages and batches lose and repeat no delivery.
 #[tokio::test]
-async fn whatever_the_queue_and_the_stream_do_nothing_is_lost_and_nothing_repeats() {
+async fn interference_loses_and_repeats_nothing() {
     let cells = DISTURBANCES.map(async |(disturbance, name)| {
         let mut cell = FaultCase::new(disturbance).await;
         Box::pin(cell.play(

@@ -10,8 +10,9 @@ use crate::{
     support::{Receiver, TestTables},
 };
 
+/// A request that is nested too deeply returns 400 with a short message.
 #[tokio::test]
-async fn a_request_nested_too_deeply_is_a_400_and_its_message_is_short() {
+async fn deep_request_returns_400() {
     let app = TestApp::new().await;
     for (open, close) in [("[", "]"), ("{\"a\":", "}")] {
         for depth in [120, 10_000] {
@@ -31,8 +32,9 @@ async fn a_request_nested_too_deeply_is_a_400_and_its_message_is_short() {
     assert!(answer.text.len() < 500, "{}", answer.text.len());
 }
 
+/// A record that is nested too deeply becomes poison, and the others are delivered.
 #[tokio::test]
-async fn a_record_nested_too_deeply_is_poison_and_holds_up_no_other() {
+async fn deep_record_becomes_poison() {
     let (world, receiver) = (TestTables::new().await, Receiver::start().await);
     subscribe(&world, "acme", &receiver.url("/hook"), None).await;
     let mut deep = insert_record(1, job_image("deep", "completed"));
@@ -55,9 +57,9 @@ async fn a_record_nested_too_deeply_is_poison_and_holds_up_no_other() {
     assert_eq!(world.items_under("POISON#").await.len(), 1);
 }
 
+/// Records with very long ids, and each of several records without ids, become poison.
 #[tokio::test]
-async fn a_record_whose_names_are_endless_is_kept_as_poison_and_so_is_each_of_those_without_names()
-{
+async fn poison_without_usable_ids_is_stored() {
     let world = TestTables::new().await;
     let mut endless = insert_record(1, job_image("t", "completed"));
     endless["eventName"] = json!("X".repeat(300_000));
@@ -80,8 +82,9 @@ async fn a_record_whose_names_are_endless_is_kept_as_poison_and_so_is_each_of_th
     );
 }
 
+/// Batches that are larger than those of Lambda are processed.
 #[tokio::test]
-async fn a_batch_of_any_size_is_worked_on() {
+async fn batch_of_any_size_is_processed() {
     let (world, receiver) = (TestTables::new().await, Receiver::start().await);
     subscribe(&world, "acme", &receiver.url("/hook"), None).await;
     assert_eq!(

@@ -65,8 +65,9 @@ fn numbers<const N: usize>(expected: [(&str, f64); N]) -> BTreeMap<String, f64> 
         .collect()
 }
 
+/// Deliveries are counted by outcome, and the latency starts at the write of the job.
 #[tokio::test]
-async fn a_batch_is_counted_by_outcome_and_the_latency_is_that_from_the_jobs_write() {
+async fn batch_is_counted_by_outcome() {
     let (world, receiver, dispatcher) = scene().await;
     subscribe(&world, "acme", &receiver.url("/ok"), None).await;
     subscribe(&world, "acme", &receiver.url("/status/500"), None).await;
@@ -109,8 +110,9 @@ async fn a_batch_is_counted_by_outcome_and_the_latency_is_that_from_the_jobs_wri
     );
 }
 
+/// A sweep reports the number of due deliveries and its lag.
 #[tokio::test]
-async fn a_sweep_tells_how_many_were_due_and_how_late_it_came() {
+async fn sweep_reports_due_and_lag() {
     let (world, receiver, dispatcher) = scene().await;
     subscribe(&world, "acme", &receiver.url("/status/500"), None).await;
     assert_eq!(
@@ -143,8 +145,9 @@ async fn a_sweep_tells_how_many_were_due_and_how_late_it_came() {
     );
 }
 
+/// A valid `traceparent` is sent with every attempt, and an invalid one with none.
 #[tokio::test]
-async fn the_trace_of_a_job_is_passed_on_with_every_attempt_and_what_is_no_trace_with_none() {
+async fn traceparent_is_passed_on() {
     let (world, receiver, dispatcher) = scene().await;
     subscribe(&world, "acme", &receiver.url("/status/500"), None).await;
     let trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";

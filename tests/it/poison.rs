@@ -206,8 +206,9 @@ fn id_of(record: &Value) -> EventId {
         .id
 }
 
+/// A job that was fixed becomes the event that its record would have raised, once.
 #[tokio::test]
-async fn a_job_that_was_mended_becomes_the_event_it_would_have_been_and_once_only() {
+async fn fixed_job_is_redriven_once() {
     let scene = PoisonFixture::new().await;
     let webhook = scene.subscribe("/hook").await;
     let (whole, broken) = (
@@ -266,8 +267,9 @@ async fn a_job_that_was_mended_becomes_the_event_it_would_have_been_and_once_onl
     );
 }
 
+/// A redriven event reaches each active, subscribed webhook and no other.
 #[tokio::test]
-async fn each_active_webhook_that_subscribes_gets_the_event_and_no_other() {
+async fn redrive_reaches_subscribed_webhooks() {
     let scene = PoisonFixture::new().await;
     let hears = [scene.subscribe("/one").await, scene.subscribe("/two").await];
     let of_failures = subscribe_to(
@@ -317,8 +319,9 @@ async fn each_active_webhook_that_subscribes_gets_the_event_and_no_other() {
     assert_eq!(paths, ["/one", "/two"]);
 }
 
+/// A redrive creates the missing deliveries and repeats none.
 #[tokio::test]
-async fn what_one_webhook_missed_is_made_up_for_and_the_others_hear_nothing_twice() {
+async fn redrive_sends_missing_deliveries() {
     let scene = PoisonFixture::new().await;
     let (healthy, broken) = (
         scene.subscribe("/healthy").await,
@@ -367,8 +370,9 @@ async fn what_one_webhook_missed_is_made_up_for_and_the_others_hear_nothing_twic
     );
 }
 
+/// A job with another status today is not used for the event of the record; its stored image is.
 #[tokio::test]
-async fn a_job_that_has_gone_on_since_does_not_speak_for_the_event_before() {
+async fn later_job_status_is_not_redriven() {
     let scene = PoisonFixture::new().await;
     scene.subscribe("/hook").await;
     let broken = with("account_id", json!({"N": "1"}), job_image("t1", "failed"));
@@ -384,8 +388,9 @@ async fn a_job_that_has_gone_on_since_does_not_speak_for_the_event_before() {
     assert_eq!(scene.event(&kept).await.0.outcome.as_str(), "failed");
 }
 
+/// A record without its image is parsed from the job.
 #[tokio::test]
-async fn without_its_image_a_record_is_understood_by_its_job_alone() {
+async fn record_without_image_uses_job() {
     let scene = PoisonFixture::new().await;
     scene.subscribe("/hook").await;
     // Longer than is kept, and yet no body that is too large: a type stands beside each number in the image.
@@ -433,8 +438,9 @@ async fn without_its_image_a_record_is_understood_by_its_job_alone() {
     );
 }
 
+/// A payload that is too large stays poison until the job is smaller.
 #[tokio::test]
-async fn a_body_that_is_too_large_stays_poison_until_the_job_is_smaller() {
+async fn large_payload_stays_poison() {
     let scene = PoisonFixture::new().await;
     scene.subscribe("/hook").await;
     let large = with(
@@ -453,8 +459,9 @@ async fn a_body_that_is_too_large_stays_poison_until_the_job_is_smaller() {
     assert_eq!(scene.event(&kept).await.1, 1);
 }
 
+/// Text that is not a record stays poison unless it can be parsed now.
 #[tokio::test]
-async fn text_that_was_no_record_stays_unless_it_is_one_now() {
+async fn unparsable_text_stays_poison() {
     let scene = PoisonFixture::new().await;
     scene.subscribe("/hook").await;
     let keep = async |number: &str, image: Option<String>| {
@@ -512,8 +519,9 @@ async fn text_that_was_no_record_stays_unless_it_is_one_now() {
     assert_eq!(left, ["unknown-2", "unknown-1"]);
 }
 
+/// A change without an old image raises an event when an operator redrives it.
 #[tokio::test]
-async fn a_change_whose_old_image_is_missing_counts_as_news_when_an_operator_says_so() {
+async fn missing_old_image_is_redriven() {
     let scene = PoisonFixture::new().await;
     scene.subscribe("/hook").await;
     let change = stream_record(1, "MODIFY", Some(job_image("t", "completed")), None);
@@ -522,8 +530,9 @@ async fn a_change_whose_old_image_is_missing_counts_as_news_when_an_operator_say
     assert_eq!(scene.event(&kept).await.1, 1);
 }
 
+/// A record without a creation time uses the time at which it was stored.
 #[tokio::test]
-async fn a_record_from_before_its_time_was_kept_has_that_of_its_keeping() {
+async fn record_without_time_uses_stored_at() {
     let scene = PoisonFixture::new().await;
     scene.subscribe("/hook").await;
     let kept = scene
@@ -558,8 +567,9 @@ async fn a_record_from_before_its_time_was_kept_has_that_of_its_keeping() {
     assert_eq!(event.timestamp, START.to_rfc3339());
 }
 
+/// Poison records are listed by page, found by their number, and counted.
 #[tokio::test]
-async fn records_are_listed_page_by_page_named_by_their_number_and_counted() {
+async fn records_are_listed_and_counted() {
     let scene = PoisonFixture::new().await;
     let store = &scene.world.store;
     for (stream, number) in [
@@ -637,8 +647,9 @@ async fn records_are_listed_page_by_page_named_by_their_number_and_counted() {
     }
 }
 
+/// Counting stops with the page that reaches its limit.
 #[tokio::test]
-async fn the_counting_of_records_ends_with_the_page_that_reaches_its_bound() {
+async fn count_stops_at_limit() {
     let scene = PoisonFixture::new().await;
     let store = &scene.world.store;
     // More than the 1 MB that a page of DynamoDB has.
@@ -662,8 +673,9 @@ async fn the_counting_of_records_ends_with_the_page_that_reaches_its_bound() {
     assert_eq!(store.poison().count(DAY, 100).await.unwrap(), (6, true));
 }
 
+/// The other poison records are listed.
 #[tokio::test]
-async fn a_record_that_cannot_be_read_from_the_table_harms_no_other() {
+async fn unreadable_record_hides_no_other() {
     let scene = PoisonFixture::new().await;
     let kept = scene
         .poison(1, &without("account_id", job_image("t1", "completed")))
@@ -684,8 +696,9 @@ async fn a_record_that_cannot_be_read_from_the_table_harms_no_other() {
     assert_eq!(scene.kept().await, [kept]);
 }
 
+/// A retry that an operator requests without a queue is found by the next sweep.
 #[tokio::test]
-async fn a_delivery_that_is_hastened_without_a_queue_is_found_by_the_next_sweep() {
+async fn sweep_finds_retry_without_queue() {
     let scene = PoisonFixture::new().await;
     let webhook = scene.subscribe("/status/500").await;
     assert_eq!(

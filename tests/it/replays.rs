@@ -147,8 +147,9 @@ fn done(counts: [u64; 4]) -> (String, [u64; 4]) {
     ("done".to_owned(), counts)
 }
 
+/// Failed deliveries are sent again with their ids, paced, and counted.
 #[tokio::test]
-async fn what_failed_is_delivered_again_with_its_own_id_one_after_the_other_and_counted() {
+async fn failed_deliveries_are_replayed() {
     let scene = ReplayFixture::new(3).await;
     scene.mend().await;
     let answer = scene.replay(json!({"since": SINCE})).await;
@@ -203,8 +204,9 @@ async fn what_failed_is_delivered_again_with_its_own_id_one_after_the_other_and_
     );
 }
 
+/// A replayed delivery that fails again is counted and keeps its state.
 #[tokio::test]
-async fn what_fails_again_is_counted_and_stands_where_it_stood() {
+async fn failed_replay_restores_state() {
     let scene = ReplayFixture::new(2).await;
     let replay = scene
         .begun(json!({"since": SINCE, "status": "failed"}))
@@ -223,8 +225,9 @@ async fn what_fails_again_is_counted_and_stands_where_it_stood() {
     }
 }
 
+/// The filter `all` includes delivered ones, and the window is respected.
 #[tokio::test]
-async fn all_takes_what_was_delivered_too_and_the_window_is_held() {
+async fn filter_and_window_are_respected() {
     let scene = ReplayFixture::new(1).await;
     scene.mend().await;
     assert_eq!(
@@ -257,9 +260,9 @@ async fn all_takes_what_was_delivered_too_and_the_window_is_held() {
     }
 }
 
+/// A long replay continues with each sweep; crashes and concurrent sweeps repeat and lose nothing.
 #[tokio::test]
-async fn a_long_replay_goes_on_with_each_sweep_and_neither_a_crash_nor_two_sweepers_repeat_or_lose_one()
- {
+async fn long_replay_survives_crashes() {
     let all = INITIAL_STEP_SIZE + STEP_SIZE + 40;
     let scene = ReplayFixture::new(all).await;
     scene.mend().await;
@@ -304,8 +307,9 @@ async fn a_long_replay_goes_on_with_each_sweep_and_neither_a_crash_nor_two_sweep
     );
 }
 
+/// A cancelled replay sends nothing more.
 #[tokio::test]
-async fn a_replay_that_is_cancelled_sends_nothing_more() {
+async fn cancelled_replay_sends_nothing() {
     let scene = ReplayFixture::new(INITIAL_STEP_SIZE + 5).await;
     scene.mend().await;
     let replay = scene.begun(json!({"since": SINCE})).await;
@@ -344,8 +348,9 @@ async fn a_replay_that_is_cancelled_sends_nothing_more() {
     assert_eq!(too_late.json["data"]["state"], "done");
 }
 
+/// After a cancelled replay the next one can start once nothing of it is due.
 #[tokio::test]
-async fn a_replay_that_was_cancelled_makes_place_for_the_next_when_nothing_of_it_is_due_any_more() {
+async fn cancelled_replay_frees_webhook() {
     let scene = ReplayFixture::new(3).await;
     scene.mend().await;
     let first = scene.begun(json!({"since": SINCE})).await;
@@ -368,8 +373,9 @@ async fn a_replay_that_was_cancelled_makes_place_for_the_next_when_nothing_of_it
     assert_eq!(scene.received_at("/ok").len(), 3);
 }
 
+/// A delivery with a manual retry leaves its replay, which ends without it.
 #[tokio::test]
-async fn a_delivery_that_is_retried_by_hand_leaves_its_replay_which_is_done_without_it() {
+async fn manual_retry_leaves_replay() {
     let scene = ReplayFixture::new(3).await;
     scene.mend().await;
     let replay = scene.begun(json!({"since": SINCE})).await;
@@ -397,8 +403,9 @@ async fn a_delivery_that_is_retried_by_hand_leaves_its_replay_which_is_done_with
     );
 }
 
+/// A manual retry that is concurrent with a step does not remove the delivery from its replay.
 #[tokio::test]
-async fn a_retry_by_hand_that_crosses_a_step_does_not_take_a_delivery_from_its_replay() {
+async fn concurrent_retry_keeps_replay() {
     let scene = ReplayFixture::new(1).await;
     scene.mend().await;
     let listed = scene.app.get(&format!("{WEBHOOK}/deliveries")).await;
@@ -431,8 +438,9 @@ async fn a_retry_by_hand_that_crosses_a_step_does_not_take_a_delivery_from_its_r
     assert_eq!(scene.progress(&replay).await, done([1, 1, 1, 0]));
 }
 
+/// A replay waits while its webhook is disabled and continues when it is enabled.
 #[tokio::test]
-async fn a_replay_waits_while_its_webhook_is_disabled_and_goes_on_when_it_is_enabled() {
+async fn replay_waits_for_disabled_webhook() {
     let all = INITIAL_STEP_SIZE + 5;
     let scene = ReplayFixture::new(all).await;
     scene.mend().await;
@@ -473,8 +481,9 @@ async fn a_replay_waits_while_its_webhook_is_disabled_and_goes_on_when_it_is_ena
     assert_eq!(scene.received_at("/ok").len(), all);
 }
 
+/// Deleting a webhook ends its replay.
 #[tokio::test]
-async fn deleting_the_webhook_ends_its_replay() {
+async fn deleted_webhook_ends_replay() {
     let scene = ReplayFixture::new(5).await;
     let replay = scene.begun(json!({"since": SINCE})).await;
     scene.app.send_json("DELETE", WEBHOOK, &json!({})).await;
@@ -487,8 +496,9 @@ async fn deleting_the_webhook_ends_its_replay() {
     assert!(scene.app.world.items_under("REPLAY").await.is_empty());
 }
 
+/// Of concurrent requests one creates a replay, and the others return its id with 409.
 #[tokio::test]
-async fn of_replays_that_are_begun_at_the_same_time_one_is_and_the_others_are_told_which() {
+async fn concurrent_replays_create_one() {
     let scene = ReplayFixture::new(2).await;
     scene.mend().await;
     let answers =
@@ -514,8 +524,9 @@ async fn of_replays_that_are_begun_at_the_same_time_one_is_and_the_others_are_to
     );
 }
 
+/// A replay is created once even if the response to its write is lost.
 #[tokio::test]
-async fn a_replay_whose_writing_was_not_answered_is_begun_all_the_same_and_once() {
+async fn lost_response_creates_one_replay() {
     for lost in [0, 1] {
         let scene = ReplayFixture::new(2).await;
         scene.mend().await;
@@ -536,8 +547,9 @@ async fn a_replay_whose_writing_was_not_answered_is_begun_all_the_same_and_once(
     }
 }
 
+/// A replay that TTL deleted before its end does not block the next one.
 #[tokio::test]
-async fn a_replay_that_ttl_removed_before_it_was_done_makes_place_for_the_next() {
+async fn expired_replay_frees_webhook() {
     let scene = ReplayFixture::new(INITIAL_STEP_SIZE + 1).await;
     scene.mend().await;
     let first = scene.begun(json!({"since": SINCE})).await;
@@ -560,8 +572,9 @@ async fn a_replay_that_ttl_removed_before_it_was_done_makes_place_for_the_next()
     scene.begun(json!({"since": SINCE})).await;
 }
 
+/// The other replays continue.
 #[tokio::test]
-async fn a_replay_that_cannot_be_read_keeps_no_other_from_its_turn() {
+async fn unreadable_replay_delays_no_other() {
     let scene = ReplayFixture::new(INITIAL_STEP_SIZE + 5).await;
     scene.mend().await;
     let replay = scene.begun(json!({"since": SINCE})).await;
@@ -587,8 +600,9 @@ async fn a_replay_that_cannot_be_read_keeps_no_other_from_its_turn() {
     assert_eq!(scene.progress(&replay).await, done([all, all, all, 0]));
 }
 
+/// An invalid request returns 400 and names the field.
 #[tokio::test]
-async fn what_is_asked_for_is_checked() {
+async fn invalid_request_is_refused() {
     let scene = ReplayFixture::new(0).await;
     for (body, field) in [
         (json!({}), "since"),

@@ -166,8 +166,9 @@ impl RetryFixture {
     }
 }
 
+/// Attempts follow the schedule with one id and one body until it is exhausted.
 #[tokio::test]
-async fn attempts_follow_the_schedule_with_one_id_and_one_body_until_it_is_exhausted() {
+async fn attempts_follow_schedule() {
     let scene = RetryFixture::new("10s,20s").await;
     let webhook = scene.subscribe("/status/500").await;
     scene.end_jobs(1, 1).await;
@@ -225,8 +226,9 @@ async fn attempts_follow_the_schedule_with_one_id_and_one_body_until_it_is_exhau
     );
 }
 
+/// Early, late and repeated messages make no additional attempt.
 #[tokio::test]
-async fn a_message_that_is_early_late_or_repeated_makes_no_attempt_too_many() {
+async fn stale_message_makes_no_attempt() {
     let scene = RetryFixture::new("10s,20s").await;
     let webhook = scene.subscribe("/status/500").await;
     scene.end_jobs(1, 1).await;
@@ -250,8 +252,9 @@ async fn a_message_that_is_early_late_or_repeated_makes_no_attempt_too_many() {
     assert_eq!(second.message.attempt_count, 2);
 }
 
+/// Of two workers with the same message one makes the attempt.
 #[tokio::test]
-async fn of_two_workers_with_the_same_message_one_makes_the_attempt() {
+async fn only_one_worker_claims() {
     let scene = RetryFixture::new("1s,20s").await;
     scene.subscribe("/hang").await;
     scene.end_jobs(1, 1).await;
@@ -262,8 +265,9 @@ async fn of_two_workers_with_the_same_message_one_makes_the_attempt() {
     assert_eq!(scene.requests(), 2);
 }
 
+/// A delay that is longer than the queue allows waits for the sweep.
 #[tokio::test]
-async fn a_wait_beyond_the_queues_reach_is_the_sweeps() {
+async fn long_delay_waits_for_sweep() {
     let scene = RetryFixture::new("2h").await;
     let webhook = scene.subscribe("/status/500").await;
     scene.end_jobs(1, 1).await;
@@ -287,8 +291,9 @@ async fn a_wait_beyond_the_queues_reach_is_the_sweeps() {
     );
 }
 
+/// When a worker crashes, another one takes over after the lease has expired.
 #[tokio::test]
-async fn a_worker_that_dies_with_a_claim_is_replaced_when_its_lease_has_run_out() {
+async fn expired_lease_is_taken_over() {
     let scene = RetryFixture::new("1s,1h").await;
     let webhook = scene.subscribe("/status/500").await;
     scene.end_jobs(1, 1).await;
@@ -317,8 +322,9 @@ async fn a_worker_that_dies_with_a_claim_is_replaced_when_its_lease_has_run_out(
     );
 }
 
+/// A process that owns the tables alone takes over leases at its start.
 #[tokio::test]
-async fn a_process_that_owns_the_tables_alone_takes_over_at_once() {
+async fn sole_owner_takes_over_at_once() {
     let scene = RetryFixture::new("10m,1h").await;
     scene.subscribe("/status/500").await;
     scene.subscribe("/status/503").await;
@@ -339,8 +345,9 @@ async fn a_process_that_owns_the_tables_alone_takes_over_at_once() {
     assert_eq!(scene.requests(), 4);
 }
 
+/// Deliveries of a deleted webhook are cancelled and stay readable.
 #[tokio::test]
-async fn a_deleted_webhooks_deliveries_are_cancelled_and_stay_readable() {
+async fn deleted_webhook_cancels_deliveries() {
     let scene = RetryFixture::new("10s").await;
     let webhook = scene.subscribe("/status/500").await;
     scene.end_jobs(1, 2).await;
@@ -385,8 +392,9 @@ async fn a_deleted_webhooks_deliveries_are_cancelled_and_stay_readable() {
     assert_eq!(scene.requests(), 1, "what is cancelled is not sent");
 }
 
+/// An attempt in flight while its webhook is deleted is recorded before the delivery is cancelled.
 #[tokio::test]
-async fn what_is_in_flight_when_its_webhook_is_deleted_is_written_down_before_it_is_cancelled() {
+async fn attempt_in_flight_is_recorded_on_delete() {
     let scene = RetryFixture::new("1s,10s").await;
     let webhook = scene.subscribe("/status/500").await;
     scene.end_jobs(1, 1).await;
@@ -438,8 +446,9 @@ async fn what_is_in_flight_when_its_webhook_is_deleted_is_written_down_before_it
     );
 }
 
+/// A 410 disables the webhook at once and pauses its deliveries.
 #[tokio::test]
-async fn an_endpoint_that_is_gone_is_disabled_at_once_and_its_deliveries_are_parked() {
+async fn gone_endpoint_is_disabled() {
     let scene = RetryFixture::new("10s").await;
     let webhook = scene.subscribe("/status/410").await;
     scene.end_jobs(1, 1).await;
@@ -473,9 +482,9 @@ async fn an_endpoint_that_is_gone_is_disabled_at_once_and_its_deliveries_are_par
     );
 }
 
+/// A response of the previous URL neither disables the webhook nor changes its health.
 #[tokio::test]
-async fn what_an_endpoint_answered_that_is_the_webhooks_no_more_disables_nothing_and_is_forgotten()
-{
+async fn response_of_old_url_is_ignored() {
     let scene = RetryFixture::new("10s").await;
     let webhook = scene.subscribe("/status/410").await;
     let store = &scene.world.store;
@@ -519,8 +528,9 @@ async fn what_an_endpoint_answered_that_is_the_webhooks_no_more_disables_nothing
     );
 }
 
+/// A manual retry of a paused delivery that fails continues on the schedule.
 #[tokio::test]
-async fn what_was_parked_and_asked_for_by_hand_goes_on_as_scheduled_when_it_fails() {
+async fn paused_delivery_continues_on_schedule() {
     let scene = RetryFixture::new("10s,20s").await;
     let webhook = scene.subscribe("/status/500").await;
     scene.end_jobs(1, 1).await;
@@ -568,8 +578,9 @@ async fn what_was_parked_and_asked_for_by_hand_goes_on_as_scheduled_when_it_fail
     assert!((16..=24).contains(&due.saturating_duration_since(now).as_secs()));
 }
 
+/// The other webhooks of the account receive `webhook.disabled`.
 #[tokio::test]
-async fn the_accounts_other_webhooks_are_told_that_one_was_disabled() {
+async fn other_webhooks_receive_webhook_disabled() {
     let scene = RetryFixture::new("10s").await;
     let gone = scene
         .subscribe_to("/status/410", &["job.completed", "webhook.disabled"])
@@ -613,8 +624,9 @@ async fn the_accounts_other_webhooks_are_told_that_one_was_disabled() {
     assert_eq!(scene.deliveries(gone).await.len(), 1, "the job's alone");
 }
 
+/// Enabling a webhook resets its health and sends its paused deliveries, paced.
 #[tokio::test]
-async fn enabling_forgets_what_was_wrong_and_makes_parked_deliveries_due_one_after_the_other() {
+async fn enabling_resumes_paused_deliveries() {
     let scene = RetryFixture::new("1h").await;
     let webhook = scene.subscribe("/ok").await;
     let store = &scene.world.store;
@@ -694,8 +706,9 @@ async fn enabling_forgets_what_was_wrong_and_makes_parked_deliveries_due_one_aft
     assert_eq!(scene.world.items_under("RESUME").await.len(), 0);
 }
 
+/// Five days of failures disable a webhook, unless there was a success.
 #[tokio::test]
-async fn five_days_of_nothing_but_failures_disable_a_webhook_and_a_success_in_between_saves_it() {
+async fn continuous_failures_disable_webhook() {
     let scene = RetryFixture::new("10s").await;
     let dead = scene.subscribe("/status/500").await;
     scene.end_jobs(1, 1).await;
@@ -743,8 +756,9 @@ async fn five_days_of_nothing_but_failures_disable_a_webhook_and_a_success_in_be
     assert_eq!(disabled().await, 1);
 }
 
+/// A hanging endpoint delays one batch once; its other deliveries go to the queue.
 #[tokio::test]
-async fn an_endpoint_that_hangs_holds_up_a_batch_once_and_the_rest_goes_to_the_queue() {
+async fn hanging_endpoint_delays_batch_once() {
     let scene = RetryFixture::new("10s").await;
     let hanging = scene.subscribe("/hang").await;
     let healthy = scene.subscribe("/ok").await;
@@ -783,8 +797,9 @@ async fn an_endpoint_that_hangs_holds_up_a_batch_once_and_the_rest_goes_to_the_q
     );
 }
 
+/// Failures to respond open the breaker, and a success from the queue closes it.
 #[tokio::test]
-async fn failures_to_answer_open_the_breaker_and_a_success_from_the_queue_closes_it() {
+async fn success_closes_breaker() {
     let scene = RetryFixture::new("1s,1s,1s,1s,1s,1s").await;
     let webhook = scene.subscribe("/hang").await;
     scene.end_jobs(1, 1).await;
@@ -831,8 +846,9 @@ async fn failures_to_answer_open_the_breaker_and_a_success_from_the_queue_closes
     assert_eq!(scene.only(webhook).await.state, DeliveryState::Delivered);
 }
 
+/// Concurrent failures open the breaker once.
 #[tokio::test]
-async fn failures_side_by_side_open_the_breaker_when_they_are_enough_and_once() {
+async fn concurrent_failures_open_breaker_once() {
     for (failures, opened) in [(4, None), (5, Some(&1.0)), (9, Some(&1.0))] {
         let scene = RetryFixture::new("1s,1s").await;
         let webhook = scene.subscribe("/hang").await;
@@ -856,9 +872,9 @@ async fn failures_side_by_side_open_the_breaker_when_they_are_enough_and_once() 
     }
 }
 
+/// A success that started before the breaker opened closes it.
 #[tokio::test]
-async fn a_success_that_began_while_the_endpoint_was_well_closes_the_breaker_that_opened_meanwhile()
-{
+async fn earlier_success_closes_breaker() {
     let scene = RetryFixture::new("1h").await;
     let webhook = scene.subscribe("/held").await;
     let well = EndpointHealth {
@@ -901,8 +917,9 @@ async fn a_success_that_began_while_the_endpoint_was_well_closes_the_breaker_tha
     );
 }
 
+/// Without a free slot a delivery is deferred and uses no attempt.
 #[tokio::test]
-async fn what_finds_no_place_is_put_off_without_using_an_attempt() {
+async fn full_endpoint_defers_delivery() {
     let scene = RetryFixture::new("1s").await;
     let webhook = scene.subscribe("/hang").await;
     let open = EndpointHealth {
@@ -939,8 +956,9 @@ async fn what_finds_no_place_is_put_off_without_using_an_attempt() {
     assert_eq!(scene.world.timers().len(), 12);
 }
 
+/// A manual retry counts as an attempt and does not change the schedule.
 #[tokio::test]
-async fn an_attempt_out_of_turn_counts_on_and_neither_restarts_the_schedule_nor_uses_it_up() {
+async fn manual_retry_keeps_schedule() {
     let scene = RetryFixture::new("1h,1h").await;
     let webhook = scene.subscribe("/status/500").await;
     scene.end_jobs(1, 1).await;
@@ -997,9 +1015,9 @@ async fn an_attempt_out_of_turn_counts_on_and_neither_restarts_the_schedule_nor_
     );
 }
 
+/// A manual retry that was not made restores the state when the webhook is deleted or disabled.
 #[tokio::test]
-async fn an_attempt_out_of_turn_that_was_not_made_leaves_the_delivery_as_it_was_when_its_webhook_goes()
- {
+async fn withdrawn_retry_restores_state() {
     let scene = RetryFixture::new("1h").await;
     let webhook = scene.subscribe("/ok").await;
     scene.end_jobs(1, 1).await;
@@ -1031,8 +1049,9 @@ async fn an_attempt_out_of_turn_that_was_not_made_leaves_the_delivery_as_it_was_
     );
 }
 
+/// The deliveries of the other webhooks are sent.
 #[tokio::test]
-async fn what_cannot_be_read_of_one_endpoint_holds_up_no_other() {
+async fn unreadable_item_delays_no_other() {
     let scene = RetryFixture::new("2h").await;
     let broken = scene.subscribe("/ok").await;
     let failing = scene.subscribe("/status/500").await;
@@ -1071,8 +1090,9 @@ async fn what_cannot_be_read_of_one_endpoint_holds_up_no_other() {
     );
 }
 
+/// The delivery log is listed newest first, by page, status and event.
 #[tokio::test]
-async fn the_log_is_listed_newest_first_by_page_status_and_event() {
+async fn log_is_filtered_and_paged() {
     let scene = RetryFixture::new("1h").await;
     let webhook = scene.subscribe("/status/500").await;
     let healthy = scene.subscribe("/ok").await;
@@ -1120,8 +1140,9 @@ async fn the_log_is_listed_newest_first_by_page_status_and_event() {
     }
 }
 
+/// A queue batch reports the messages to repeat and drops unknown ones.
 #[tokio::test]
-async fn a_queue_batch_names_the_messages_that_must_come_again_and_drops_what_is_none_of_ours() {
+async fn queue_batch_reports_failed_messages() {
     let scene = RetryFixture::new("1s,1s").await;
     scene.subscribe("/status/500").await;
     scene.end_jobs(1, 1).await;
@@ -1161,8 +1182,9 @@ async fn a_queue_batch_names_the_messages_that_must_come_again_and_drops_what_is
     }
 }
 
+/// A successful delivery costs one write unit, and reads are shared by the batch.
 #[tokio::test]
-async fn the_happy_path_costs_one_write_unit_a_delivery_and_reads_are_amortised() {
+async fn success_costs_one_write_unit() {
     let scene = RetryFixture::new("1s").await;
     let webhook = scene.subscribe("/ok").await;
     // The first success is written down; from then on nothing is.

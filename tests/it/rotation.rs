@@ -42,8 +42,9 @@ async fn deliver(app: &TestApp, receiver: &Receiver, nth: usize) -> Received {
     receiver.wait_for(nth).await.pop().unwrap()
 }
 
+/// The previous secret signs in addition to the new one during the grace time.
 #[tokio::test]
-async fn the_old_secret_signs_beside_the_new_for_the_grace_time_and_no_longer() {
+async fn old_secret_signs_during_grace() {
     let (app, receiver) = (TestApp::new().await, Receiver::start().await);
     let created =
         json!({"url": receiver.url("/hook"), "events": ["job.completed"], "secret_key": OLD});
@@ -81,8 +82,9 @@ async fn the_old_secret_signs_beside_the_new_for_the_grace_time_and_no_longer() 
     assert!(!shown.text.contains(&new));
 }
 
+/// The request can name the new secret, and without grace the previous one ends at once.
 #[tokio::test]
-async fn a_secret_can_be_given_and_without_grace_the_old_one_ends_at_once() {
+async fn zero_grace_ends_old_secret() {
     let (app, receiver) = (TestApp::new().await, Receiver::start().await);
     app.create(
         json!({"url": receiver.url("/hook"), "events": ["job.completed"], "secret_key": OLD}),
@@ -101,8 +103,9 @@ async fn a_secret_can_be_given_and_without_grace_the_old_one_ends_at_once() {
     assert!(!received.is_signed_by(OLD) && received.is_signed_by("the-new-secret"));
 }
 
+/// A webhook without a secret gets its first one.
 #[tokio::test]
-async fn a_webhook_without_a_secret_gets_its_first() {
+async fn unsigned_webhook_gets_secret() {
     let (app, receiver) = (TestApp::new().await, Receiver::start().await);
     app.create(json!({"url": receiver.url("/hook"), "events": ["job.completed"]}))
         .await;
@@ -112,8 +115,9 @@ async fn a_webhook_without_a_secret_gets_its_first() {
     assert!(deliver(&app, &receiver, 1).await.is_signed_by(secret));
 }
 
+/// At most three secrets are active; a fourth needs one of them to end.
 #[tokio::test]
-async fn three_secrets_sign_at_most_and_a_fourth_waits_until_one_has_ended() {
+async fn active_secrets_are_limited() {
     let (app, receiver) = (TestApp::new().await, Receiver::start().await);
     app.create(
         json!({"url": receiver.url("/hook"), "events": ["job.completed"], "secret_key": OLD}),
@@ -145,8 +149,9 @@ async fn three_secrets_sign_at_most_and_a_fourth_waits_until_one_has_ended() {
     assert_eq!(answer.json["data"]["active_secrets"], 1, "{}", answer.text);
 }
 
+/// A rotation is applied once even if the response to its write is lost.
 #[tokio::test]
-async fn a_rotation_whose_answer_was_lost_on_its_way_is_not_made_twice() {
+async fn lost_response_rotates_once() {
     let app = TestApp::new().await;
     app.create(
         json!({"url": "https://example.com/", "events": ["job.completed"], "secret_key": OLD}),
@@ -194,8 +199,9 @@ async fn a_rotation_whose_answer_was_lost_on_its_way_is_not_made_twice() {
     );
 }
 
+/// Concurrent rotations lose no secret.
 #[tokio::test]
-async fn rotations_at_the_same_time_lose_no_secret() {
+async fn concurrent_rotations_lose_nothing() {
     let app = TestApp::new().await;
     app.create(
         json!({"url": "https://example.com/", "events": ["job.completed"], "secret_key": OLD}),
@@ -217,8 +223,9 @@ async fn rotations_at_the_same_time_lose_no_secret() {
     );
 }
 
+/// An invalid request returns 400 and names the field.
 #[tokio::test]
-async fn what_is_asked_for_is_checked() {
+async fn invalid_request_is_refused() {
     let app = TestApp::new().await;
     app.create(json!({"url": "https://example.com/", "events": ["job.completed"]}))
         .await;

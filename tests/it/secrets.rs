@@ -67,8 +67,9 @@ async fn versions(world: &TestTables) -> Vec<String> {
     versions
 }
 
+/// The tables contain neither a secret nor a hash that guesses can be compared with.
 #[tokio::test]
-async fn the_tables_hold_neither_a_secret_nor_a_hash_to_try_one_against() {
+async fn tables_hide_secrets() {
     let world = TestTables::new().await;
     let webhook = subscribe(&world, "acme", "https://example.com/", Some(SECRET)).await;
     let everything = format!("{:?}", world.items(&world.tables.webhooks).await);
@@ -82,8 +83,9 @@ async fn the_tables_hold_neither_a_secret_nor_a_hash_to_try_one_against() {
     assert_eq!(secrets(&world, &world.store, webhook).await, secret());
 }
 
+/// Processes that start at the same time share one data key.
 #[tokio::test]
-async fn processes_that_begin_at_the_same_time_share_one_data_key() {
+async fn concurrent_starts_share_data_key() {
     let (world, key) = (
         TestTables::new().await,
         KeyMaterial::from_random(random::bytes()),
@@ -101,8 +103,9 @@ async fn processes_that_begin_at_the_same_time_share_one_data_key() {
     assert_eq!(versions(&world).await, ["0000000001"]);
 }
 
+/// A new data key encrypts new secrets, and older ones stay readable.
 #[tokio::test]
-async fn a_new_data_key_seals_from_now_on_and_what_the_old_one_sealed_stays_readable() {
+async fn new_data_key_keeps_old_secrets() {
     let (world, now) = (TestTables::new().await, Clock::system().now());
     let old = subscribe(&world, "acme", "https://example.com/", Some(SECRET)).await;
     assert_eq!(world.store.secrets().rotate_data_key(now).await.unwrap(), 2);
@@ -146,8 +149,9 @@ async fn a_new_data_key_seals_from_now_on_and_what_the_old_one_sealed_stays_read
     }
 }
 
+/// A process that cannot unwrap the current data key starts no new one.
 #[tokio::test]
-async fn a_new_data_key_is_not_started_by_whoever_cannot_open_the_one_before() {
+async fn new_data_key_needs_access_to_old() {
     let world = TestTables::new().await;
     subscribe(&world, "acme", "https://example.com/", Some(SECRET)).await;
     let stranger = another(
@@ -164,8 +168,9 @@ async fn a_new_data_key_is_not_started_by_whoever_cannot_open_the_one_before() {
     assert_eq!(versions(&world).await, ["0000000001"]);
 }
 
+/// Secrets that were stored without a key are read and can be encrypted.
 #[tokio::test]
-async fn secrets_from_the_time_before_there_was_a_key_are_read_and_can_be_sealed() {
+async fn plain_secrets_can_be_encrypted() {
     let mut world = TestTables::new().await;
     let plain = another(&world, KeyProvider::None);
     let sealing = std::mem::replace(&mut world.store, plain);
@@ -184,8 +189,9 @@ async fn secrets_from_the_time_before_there_was_a_key_are_read_and_can_be_sealed
     assert_eq!(secrets(&world, &world.store, webhook).await, secret());
 }
 
+/// While a key is unavailable, signed events wait and delay no others.
 #[tokio::test]
-async fn while_secrets_cannot_be_opened_signed_events_wait_and_hold_up_no_others() {
+async fn unavailable_key_delays_no_other() {
     let (world, receiver) = (TestTables::new().await, Receiver::start().await);
     let signed = subscribe(&world, "acme", &receiver.url("/signed"), Some(SECRET)).await;
     subscribe(&world, "acme", &receiver.url("/unsigned"), None).await;
@@ -244,8 +250,9 @@ async fn while_secrets_cannot_be_opened_signed_events_wait_and_hold_up_no_others
     assert!(world.items_under("POISON#").await.is_empty());
 }
 
+/// A secret that was copied to another webhook signs nothing there.
 #[tokio::test]
-async fn a_secret_that_was_moved_to_another_webhook_signs_nothing_there() {
+async fn moved_secret_signs_nothing() {
     let (world, receiver) = (TestTables::new().await, Receiver::start().await);
     subscribe(&world, "acme", "https://example.com/", Some(SECRET)).await;
     let thief = subscribe(

@@ -78,9 +78,9 @@ async fn attempt(guard: &TargetGuard, url: &EndpointUrl) -> AttemptOutcome {
     post(&client, url.as_str()).await
 }
 
+/// A name that is public at registration and private at the attempt reaches nothing.
 #[tokio::test]
-async fn a_name_that_is_public_when_it_is_registered_and_private_when_it_is_called_reaches_nothing()
-{
+async fn rebinding_reaches_nothing() {
     let canary = ConnectionCounter::start().await;
     let (resolver, left) = scripted_resolver(&[
         &["93.184.215.14"],
@@ -102,8 +102,9 @@ async fn a_name_that_is_public_when_it_is_registered_and_private_when_it_is_call
     assert_eq!((canary.connected(), left.lock().unwrap().len()), (0, 0));
 }
 
+/// The connection goes to the address that was checked.
 #[tokio::test]
-async fn the_address_that_was_checked_is_the_one_that_is_connected_to() {
+async fn checked_address_is_connected() {
     let canary = ConnectionCounter::start().await;
     // A second look-up in the same attempt would get the other answer, and reach what is not allowed.
     let (resolver, left) = scripted_resolver(&[&["127.0.0.2"], &["127.0.0.1"]]);
@@ -123,8 +124,9 @@ async fn the_address_that_was_checked_is_the_one_that_is_connected_to() {
     assert_eq!(canary.connected(), 1);
 }
 
+/// Literal addresses pass the guard although they need no resolver.
 #[tokio::test]
-async fn literals_go_through_the_guard_although_they_need_no_resolver() {
+async fn literals_pass_guard() {
     let canary = ConnectionCounter::start().await;
     let guard =
         TargetGuard::new(TargetPolicy::Public, vec![]).with_resolver(scripted_resolver(&[]).0);

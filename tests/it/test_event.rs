@@ -15,8 +15,9 @@ async fn send(app: &TestApp, body: Value) -> TestResponse {
         .await
 }
 
+/// A signed sample of the chosen event is sent, and the response has the attempt.
 #[tokio::test]
-async fn a_sample_of_the_chosen_event_is_sent_signed_and_the_answer_is_the_attempt() {
+async fn test_event_returns_attempt() {
     let (app, receiver) = (TestApp::new().await, Receiver::start().await);
     let events = ["job.failed", "webhook.disabled"];
     app.create(
@@ -62,8 +63,9 @@ async fn a_sample_of_the_chosen_event_is_sent_signed_and_the_answer_is_the_attem
     );
 }
 
+/// When the receiver refuses the event, the response shows what was signed and hides the secret.
 #[tokio::test]
-async fn when_the_receiver_refuses_it_the_answer_says_what_was_signed_and_never_the_secret() {
+async fn refused_test_shows_signed_text() {
     let (app, receiver) = (TestApp::new().await, Receiver::start().await);
     app.create(json!({"url": receiver.url("/status/401"), "events": ["job.completed"], "secret_key": "my-secret-key"}))
         .await;
@@ -88,9 +90,9 @@ async fn when_the_receiver_refuses_it_the_answer_says_what_was_signed_and_never_
     );
 }
 
+/// An unreachable endpoint is described as in the log, and a blocked target is not called.
 #[tokio::test]
-async fn an_endpoint_that_is_not_reached_is_told_of_as_in_the_log_and_a_refused_target_is_not_called()
- {
+async fn unreachable_endpoint_is_described() {
     let app = TestApp::new().await;
     app.create(json!({"url": "http://127.0.0.1:9/", "events": ["job.completed"]}))
         .await;
@@ -119,8 +121,9 @@ async fn an_endpoint_that_is_not_reached_is_told_of_as_in_the_log_and_a_refused_
     assert!(receiver.received().is_empty());
 }
 
+/// An invalid request returns 400 and names the field.
 #[tokio::test]
-async fn what_is_asked_for_is_checked() {
+async fn invalid_request_is_refused() {
     let app = TestApp::new().await;
     app.create(json!({"url": "http://127.0.0.1:9/", "events": ["job.completed"]}))
         .await;

@@ -64,8 +64,9 @@ async fn serve() -> (u16, String) {
     (port, certified.cert.pem())
 }
 
+/// The operator's certificate authority is trusted, for the names of its certificates only.
 #[tokio::test]
-async fn a_certificate_is_trusted_if_the_operator_says_so_and_for_its_own_name_alone() {
+async fn extra_ca_is_trusted() {
     let (port, pem) = serve().await;
     let mut file = tempfile::NamedTempFile::new().unwrap();
     file.write_all(pem.as_bytes()).unwrap();
@@ -101,9 +102,9 @@ async fn a_certificate_is_trusted_if_the_operator_says_so_and_for_its_own_name_a
     );
 }
 
+/// An attempt has the timings of its phases, and a reused connection has no connect phase.
 #[tokio::test]
-async fn an_attempt_says_where_its_time_went_and_one_over_a_kept_connection_does_not_connect_again()
-{
+async fn reused_connection_has_no_connect_phase() {
     let (port, pem) = serve().await;
     let mut file = tempfile::NamedTempFile::new().unwrap();
     file.write_all(pem.as_bytes()).unwrap();
@@ -145,8 +146,9 @@ async fn an_attempt_says_where_its_time_went_and_one_over_a_kept_connection_does
     assert_eq!(happened(&unresolved), [true, false, false, false, false]);
 }
 
+/// A CA file without certificates is refused.
 #[test]
-fn a_file_without_certificates_is_refused() {
+fn ca_file_without_certificates_is_refused() {
     let mut file = tempfile::NamedTempFile::new().unwrap();
     file.write_all(b"no certificate").unwrap();
     assert!(
