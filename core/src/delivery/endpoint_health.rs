@@ -51,7 +51,7 @@ pub struct EndpointHealth {
     /// The end of the penalty of the latest slow period.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub slow_until: Option<Timestamp>,
-    /// The number of relapses in a row, at most [`MAX_RELAPSES`].
+    /// The number of relapses in a row, at most `MAX_RELAPSES`.
     #[serde(default, rename = "relapses")]
     pub relapse_count: u32,
     /// Consecutive failures to respond, see [`is_unresponsive`].
@@ -222,7 +222,7 @@ impl EndpointHealth {
 
     /// Whether the change from `previous` must be stored.
     ///
-    /// Failures beyond [`FAILURE_THRESHOLD`] add nothing.
+    /// Failures beyond `FAILURE_THRESHOLD` add nothing.
     pub fn needs_write(&self, previous: &Self) -> bool {
         self.with_capped_failures() != previous.with_capped_failures()
     }
