@@ -33,8 +33,9 @@ use nano_webhooks_core::{
     account_id::AccountId,
     delivery::{
         Delivery, DeliveryKey, DeliveryState,
-        attempt::{AttemptOutcome, FailureKind, WebhookRequest},
+        attempt::{AttemptOutcome, WebhookRequest},
         endpoint_health::{EndpointHealth, is_unresponsive},
+        failure::FailureKind,
         lease::fits_in_queue,
         schedule::RetrySchedule,
     },

@@ -15,7 +15,7 @@ use std::{
 };
 
 use buckets::HistogramBuckets;
-use nano_webhooks_core::delivery::attempt::FailureKind;
+use nano_webhooks_core::delivery::failure::FailureKind;
 
 /// What is counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

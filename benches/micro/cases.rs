@@ -7,8 +7,9 @@ use nano_webhooks_core::{
     account_id::AccountId,
     delivery::{
         Delivery, DeliveryKey,
-        attempt::{Attempt, AttemptOutcome, Failure, WebhookRequest},
+        attempt::{Attempt, AttemptOutcome, WebhookRequest},
         endpoint_health::{EndpointHealth, Observation},
+        failure::Failure,
         schedule::RetrySchedule,
         timings::PhaseTimings,
     },

@@ -2,6 +2,7 @@
 
 pub mod attempt;
 pub mod endpoint_health;
+pub mod failure;
 pub mod lease;
 pub mod retry_after;
 pub mod schedule;
@@ -191,7 +192,7 @@ fn requested_delay(outcome: &AttemptOutcome, now: Timestamp) -> Option<Duration>
 #[cfg(test)]
 mod tests {
     use super::*;
-    use attempt::{Failure, TimeoutStage};
+    use failure::{Failure, TimeoutStage};
     use timings::PhaseTimings;
 
     const NOW: Timestamp = Timestamp::from_millis(1_000_000);

@@ -12,7 +12,7 @@ use std::{
 use libfuzzer_sys::fuzz_target;
 use nano_webhooks::client::target_guard::TargetGuard;
 use nano_webhooks_core::target_policy::{blocked_reason, TargetPolicy};
-use nano_webhooks_core::{delivery::attempt::Failure, endpoint_url::EndpointUrl};
+use nano_webhooks_core::{delivery::failure::Failure, endpoint_url::EndpointUrl};
 use nano_webhooks_fuzz::poll_ready;
 use url::Host;
 

@@ -13,7 +13,7 @@ use utoipa::{
 
 use crate::store::delivery_log::DeliveryStatus;
 use nano_webhooks_core::{
-    delivery::attempt::FailureKind,
+    delivery::failure::FailureKind,
     endpoint_url::EndpointUrl,
     event_type::EventType,
     webhook::{WebhookId, WebhookStatus},

@@ -20,7 +20,7 @@ use super::{
 };
 use nano_webhooks_core::{
     account_id::AccountId,
-    delivery::attempt::{Failure, WebhookRequest},
+    delivery::{attempt::WebhookRequest, failure::Failure},
     event::{self, EventId, JobEvent, JobOutcome},
     event_type::{EventType, EventTypes},
     signing,

@@ -20,7 +20,7 @@ use http::{Uri, uri::Scheme};
 use hyper_rustls::MaybeHttpsStream;
 use hyper_util::rt::TokioIo;
 use nano_webhooks_core::delivery::{
-    attempt::{Failure, TimeoutStage},
+    failure::{Failure, TimeoutStage},
     timings::Phase,
 };
 use rustls::pki_types::ServerName;

@@ -12,7 +12,7 @@ use hyper_util::{
     client::legacy,
     rt::{TokioExecutor, TokioTimer},
 };
-use nano_webhooks_core::delivery::attempt::Failure;
+use nano_webhooks_core::delivery::failure::Failure;
 use tokio_rustls::TlsConnector;
 
 use super::connector::{ConnectError, Connector, ResolvedTarget};

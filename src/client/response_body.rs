@@ -2,7 +2,7 @@
 
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
-use nano_webhooks_core::delivery::attempt::Failure;
+use nano_webhooks_core::delivery::failure::Failure;
 
 /// How much of a response body is read, in bytes.
 const MAX_BODY_READ: usize = 16 * 1024;

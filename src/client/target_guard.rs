@@ -7,7 +7,7 @@ use std::{
 
 use ipnet::IpNet;
 use nano_webhooks_core::{
-    delivery::attempt::Failure,
+    delivery::failure::Failure,
     endpoint_url::EndpointUrl,
     target_policy::{TargetPolicy, TargetRules},
 };

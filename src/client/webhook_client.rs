@@ -9,7 +9,8 @@ use http_body_util::Full;
 use hyper::body::Bytes;
 use nano_webhooks_core::{
     delivery::{
-        attempt::{Attempt, AttemptOutcome, Failure, TimeoutStage, WebhookRequest},
+        attempt::{Attempt, AttemptOutcome, WebhookRequest},
+        failure::{Failure, TimeoutStage},
         timings::{Phase, PhaseTimings},
     },
     endpoint_url::EndpointUrl,

@@ -221,7 +221,7 @@ impl Drop for InFlightPermit {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use nano_webhooks_core::delivery::attempt::FailureKind;
+    use nano_webhooks_core::delivery::failure::FailureKind;
 
     const TIMEOUT: Observation = Observation {
         failure: Some(FailureKind::Timeout),

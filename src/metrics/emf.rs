@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, mem, time::Duration};
 use serde_json::{Map, Value, json};
 
 use super::{Counter, Durations, Histogram, Metrics, Registry, SweepStats};
-use nano_webhooks_core::{delivery::attempt::FailureKind, timestamp::Timestamp};
+use nano_webhooks_core::{delivery::failure::FailureKind, timestamp::Timestamp};
 
 /// The namespace of the metrics in CloudWatch.
 const NAMESPACE: &str = "NanoWebhooks";

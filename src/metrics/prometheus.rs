@@ -10,7 +10,7 @@ use super::{
     Counter, Durations, Histogram, Metrics, Registry,
     buckets::{BUCKETS, HistogramBuckets},
 };
-use nano_webhooks_core::delivery::attempt::FailureKind;
+use nano_webhooks_core::delivery::failure::FailureKind;
 
 /// The `Content-Type` of the text format.
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";

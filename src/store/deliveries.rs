@@ -425,7 +425,7 @@ mod tests {
     use nano_webhooks_core::{
         account_id::AccountId,
         delivery::{
-            attempt::{Failure, FailureKind},
+            failure::{Failure, FailureKind},
             schedule::RetrySchedule,
             timings::PhaseTimings,
         },

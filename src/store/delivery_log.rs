@@ -10,7 +10,7 @@ use super::{
     tables::{STATE_INDEX, STATE_KEY, SUMMARY_ATTRIBUTES},
 };
 use nano_webhooks_core::{
-    account_id::AccountId, delivery::attempt::FailureKind, event::EventId, event_type::EventType,
+    account_id::AccountId, delivery::failure::FailureKind, event::EventId, event_type::EventType,
     timestamp::Timestamp, webhook::WebhookId,
 };
 

@@ -19,7 +19,7 @@ use nano_webhooks_cli::local_client;
 use nano_webhooks_core::target_policy::TargetPolicy;
 use nano_webhooks_core::{
     delivery::{
-        Delivery, DeliveryKey, DeliveryState, attempt::FailureKind, endpoint_health::EndpointHealth,
+        Delivery, DeliveryKey, DeliveryState, endpoint_health::EndpointHealth, failure::FailureKind,
     },
     endpoint_url::EndpointUrl,
     event::EventId,

@@ -18,7 +18,7 @@ use nano_webhooks::{
 };
 use nano_webhooks_core::target_policy::TargetPolicy;
 use nano_webhooks_core::{
-    delivery::{Delivery, DeliveryState, attempt::FailureKind, endpoint_health::EndpointHealth},
+    delivery::{Delivery, DeliveryState, endpoint_health::EndpointHealth, failure::FailureKind},
     endpoint_url::EndpointUrl,
     timestamp::Timestamp,
     webhook::{WebhookId, WebhookStatus},

@@ -16,7 +16,7 @@ use nano_webhooks::client::{
 };
 use nano_webhooks_core::target_policy::TargetPolicy;
 use nano_webhooks_core::{
-    delivery::attempt::{AttemptOutcome, Failure},
+    delivery::{attempt::AttemptOutcome, failure::Failure},
     endpoint_url::EndpointUrl,
 };
 use tokio::net::TcpListener;

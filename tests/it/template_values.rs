@@ -12,7 +12,7 @@ use nano_webhooks::{
 };
 use nano_webhooks_cli::{BATCH_SIZE, BATCH_TIMEOUT, SWEEP_INTERVAL};
 use nano_webhooks_core::{
-    delivery::{attempt::FailureKind, lease},
+    delivery::{failure::FailureKind, lease},
     event::JobOutcome,
     timestamp::Timestamp,
 };

@@ -6,7 +6,7 @@ use nano_webhooks::client::{
     target_guard::TargetGuard,
     webhook_client::{Timeouts, WebhookClient},
 };
-use nano_webhooks_core::delivery::attempt::{AttemptOutcome, Failure};
+use nano_webhooks_core::delivery::{attempt::AttemptOutcome, failure::Failure};
 use nano_webhooks_core::target_policy::TargetPolicy;
 use rustls::{
     ServerConfig,

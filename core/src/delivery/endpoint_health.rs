@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::attempt::FailureKind;
+use super::failure::FailureKind;
 use crate::timestamp::Timestamp;
 
 /// Consecutive failures to respond that open the breaker.

@@ -10,9 +10,7 @@ use crate::{
 };
 use nano_webhooks_core::{
     delivery::{
-        Delivery, DeliveryState,
-        attempt::{Attempt, FailureKind},
-        timings::PhaseTimings,
+        Delivery, DeliveryState, attempt::Attempt, failure::FailureKind, timings::PhaseTimings,
     },
     event::{EventId, traceparent::Traceparent},
     event_type::EventType,

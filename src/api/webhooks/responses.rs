@@ -10,7 +10,7 @@ use crate::{
     store::webhooks::WebhookRecord,
 };
 use nano_webhooks_core::{
-    delivery::{attempt::FailureKind, endpoint_health::EndpointHealth},
+    delivery::{endpoint_health::EndpointHealth, failure::FailureKind},
     timestamp::Timestamp,
     webhook::Webhook,
 };
