@@ -179,7 +179,7 @@ def test_redrive_updates_reason_of_record(own_service, operate):
     own_service.put_job("large", "a", data={"M": {"text": {"S": "x" * 270_000}}})
     completed = operate("poison", "redrive", large["id"], small["id"], large["id"], check=False)
     assert (
-        completed.returncode == 1 and completed.stdout.count("still poison: the body would have 2") == 1
+        completed.returncode == 1 and completed.stdout.count("still poison: the payload would have 2") == 1
     ), completed
     for task in ("large", "small"):
         own_service.db.delete_item(
@@ -188,10 +188,10 @@ def test_redrive_updates_reason_of_record(own_service, operate):
     completed = operate("poison", "redrive", large["id"], check=False)
     assert (
         completed.returncode == 1
-        and "its image was not kept, and the job is gone" in completed.stdout
+        and "its image was not stored, and the job is gone" in completed.stdout
     )
     assert (
-        operate.poison_by_task()["large"]["reason"] == "its image was not kept, and the job is gone"
+        operate.poison_by_task()["large"]["reason"] == "its image was not stored, and the job is gone"
     )
     assert (
         "`data`: expected a map (M)"

@@ -1,427 +1,311 @@
-//! The dispatcher: takes batches of the jobs stream and calls the endpoints that subscribe to what happened.
+//! The dispatcher: delivers job events from the jobs table's stream to subscribed endpoints.
+//!
+//! A stream record takes one path: [`lambda_event`] recognizes what invoked the function,
+//! [`stream_record`] what a record means, `fan_out` who subscribes, `first_attempt` and `attempt`
+//! send, `record` writes, and `endpoint_health` updates the health. Each step returns its output to
+//! [`Dispatcher`], which passes it to the next.
 
+mod attempt;
+mod attempt_limiter;
+mod endpoint_health;
 mod fan_out;
+mod first_attempt;
 mod in_flight;
 pub mod lambda_event;
+pub mod poison_reason;
+mod record;
 pub mod redrive;
 mod retry;
 pub mod stream_record;
 mod sweep;
 
-use std::{
-    collections::HashSet,
-    panic::{AssertUnwindSafe, catch_unwind},
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::HashSet, time::Duration};
 
-use aws_lambda_events::event::streams::{DynamoDbBatchItemFailure, DynamoDbEventResponse};
-use tokio::time::timeout;
+use aws_lambda_events::event::{
+    sqs::{BatchItemFailure, SqsBatchResponse, SqsMessage},
+    streams::{DynamoDbBatchItemFailure, DynamoDbEventResponse},
+};
+use nano_webhooks_core::delivery::schedule::RetrySchedule;
+use serde_json::Value;
 
 use crate::{
     client::webhook_client::WebhookClient,
     clock::{Clock, Deadline},
-    metrics::{Counter, Histogram, Metrics},
-    queue::{RetryMessage, RetryQueue, ScheduledRetry},
-    random,
-    store::{Store, poison::NewPoisonRecord, webhooks::WebhookRecord},
+    concurrency,
+    metrics::{Counter, Metrics},
+    queue::{RetryMessage, RetryQueue},
+    store::{Result, Store},
 };
-use fan_out::FanOutEvent;
-use in_flight::EndpointKey;
+use attempt::Attempter;
+use endpoint_health::EndpointHealthUpdater;
+use fan_out::FanOut;
+use first_attempt::FirstAttempts;
 pub use in_flight::InFlightLimiter;
-use nano_webhooks_core::{
-    account_id::AccountId,
-    delivery::{
-        Delivery, DeliveryKey, DeliveryState,
-        attempt::{AttemptOutcome, WebhookRequest},
-        endpoint_health::{EndpointHealth, is_unresponsive},
-        failure::FailureKind,
-        lease::fits_in_queue,
-        schedule::RetrySchedule,
-    },
-    event::{EventId, MAX_PAYLOAD_LEN},
-    event_type::EventType,
-    secret::Secret,
-    signing,
-    timestamp::Timestamp,
-    webhook::{Webhook, WebhookStatus},
-};
-use stream_record::Record;
+use lambda_event::Invocation;
+use poison_reason::PoisonReason;
+use record::Recorder;
+use retry::RetryWorker;
+use stream_record::{FanOutEvent, Record, parse_record};
+use sweep::Sweeper;
 
-/// What is left of an invocation's time for recording and answering when attempts must end: more than the longest request
-/// to a table.
+/// The time of an invocation that attempts may not use, so that their outcomes can be recorded:
+/// more than the longest request to a table.
 pub const RECORDING_RESERVE: Duration = Duration::from_secs(5);
+/// How many messages of a batch are handled at the same time: all of the largest batch.
+pub const CONCURRENT_MESSAGES: usize = 100;
+/// How many endpoints' health is updated at the same time.
+const CONCURRENT_HEALTH_UPDATES: usize = 16;
 
-/// How long attempts that end side by side wait for each other to write down what they say of their endpoint. What is not written
-/// then the next ones say again.
-const HEALTH_LOCK_TIMEOUT: Duration = Duration::from_secs(4);
-
-/// How many of an account's other webhooks are told that one was disabled: what a transaction takes beside the disabling
-/// (TransactWriteItems: 100 items).
-const MAX_DISABLED_NOTIFICATIONS: usize = 99;
-
-/// Takes what the platform's jobs table tells and calls the endpoints.
+/// Handles batches of the jobs stream and of the retry queue, and the schedule of the sweep.
 #[derive(Clone)]
 pub struct Dispatcher {
     /// The tables.
     pub store: Store,
-    /// Makes the attempts that are made straight from the stream.
+    /// Makes the first attempts, directly from the stream.
     pub direct_client: WebhookClient,
-    /// Makes the attempts that are made from the queue.
+    /// Makes the attempts from the retry queue.
     pub retry_client: WebhookClient,
-    /// Where the next attempts are put.
+    /// The retry queue.
     pub queue: RetryQueue,
-    /// What is in flight from the queue.
+    /// Limits the attempts from the retry queue.
     pub limiter: InFlightLimiter,
-    /// The time.
+    /// The clock.
     pub clock: Clock,
-    /// When a failed attempt is followed by another.
+    /// The waits between attempts.
     pub schedule: RetrySchedule,
-    /// How long a settled delivery is kept.
+    /// How long settled deliveries and poison records are kept.
     pub retention: Duration,
     /// After how long of nothing but failures a webhook is disabled.
     pub disable_after: Duration,
-    /// Counts what happens.
+    /// The metrics.
     pub metrics: Metrics,
 }
 
 impl Dispatcher {
-    /// Takes a batch of the jobs stream, and names the records that must be read again. A record counts as done when each
-    /// of its deliveries is recorded, or when it meant nothing, or when it is kept as poison.
+    /// Handles an invocation. Returns the response for Lambda.
+    ///
+    /// # Errors
+    /// If a sweep fails; the next one repeats it.
+    pub async fn invoke(&self, invocation: Invocation, deadline: Deadline) -> Result<Value> {
+        let response = match invocation {
+            Invocation::Stream(records) => {
+                serde_json::to_value(self.handle_stream_batch(&records, deadline).await)
+            }
+            Invocation::Queue(messages) => {
+                serde_json::to_value(self.handle_queue_batch(messages).await)
+            }
+            Invocation::Sweep => serde_json::to_value(self.sweep(deadline).await?),
+        };
+        Ok(response.expect("responses always serialize"))
+    }
+
+    /// Handles a batch of the jobs stream. The response names the records that must be read again.
+    /// A record is done when each of its deliveries is recorded, when it is no event, or when it is
+    /// stored as poison.
     pub async fn handle_stream_batch(
         &self,
         records: &[Record],
         deadline: Deadline,
     ) -> DynamoDbEventResponse {
         let mut unfinished = HashSet::new();
-        let mut occurrences = Vec::new();
-        for (place, record) in records.iter().enumerate() {
-            match parse_event(place, record) {
-                Ok(occurrence) => occurrences.extend(occurrence),
-                Err(poison) => {
-                    if !self.keep(&poison).await {
-                        unfinished.insert(place);
+        let mut events = Vec::new();
+        for (index, record) in records.iter().enumerate() {
+            match parse_record(index, record) {
+                Ok(event) => events.extend(event),
+                Err(reason) => {
+                    if !self.store_poison(record, &reason).await {
+                        unfinished.insert(index);
                     }
                 }
             }
         }
-        self.metrics
-            .increment_by(Counter::Events, occurrences.len());
-        let delivered = self.deliver(&occurrences, deadline).await;
-        unfinished.extend(delivered.unfinished);
-        for (place, reason) in delivered.poisoned {
-            if !self.keep(&records[place].poison(reason)).await {
-                unfinished.insert(place);
+        self.metrics.increment_by(Counter::Events, events.len());
+        self.deliver(records, &events, deadline, &mut unfinished)
+            .await;
+        stream_response(records, &unfinished)
+    }
+
+    /// Delivers events. Adds to `unfinished` the records whose deliveries are not all recorded.
+    async fn deliver(
+        &self,
+        records: &[Record],
+        events: &[FanOutEvent],
+        deadline: Deadline,
+        unfinished: &mut HashSet<usize>,
+    ) {
+        let fan_out = FanOut {
+            store: &self.store,
+            clock: &self.clock,
+        };
+        let webhooks = fan_out.load_webhooks(events).await;
+        let plan = fan_out.plan(events, &webhooks, deadline).await;
+        unfinished.extend(plan.unfinished);
+        let first_attempts = FirstAttempts::new(self.attempter(&self.direct_client), deadline);
+        let mut results = first_attempts.deliver(plan.endpoints).await;
+        // Recorded after all attempts: serializing large items takes time, which would make
+        // endpoints look slow.
+        let mut started = Vec::new();
+        for result in &mut results {
+            started.append(&mut result.started);
+        }
+        unfinished.extend(self.recorder().write_deliveries(started, deadline).await);
+        let health_updater = self.health_updater();
+        let updates = results
+            .iter()
+            .map(|result| health_updater.update(result.account, result.record, &result.outcomes))
+            .collect();
+        concurrency::join_bounded(updates, CONCURRENT_HEALTH_UPDATES).await;
+        for poisoned in plan.poisoned {
+            for index in poisoned.records {
+                if !self.store_poison(&records[index], &poisoned.reason).await {
+                    unfinished.insert(index);
+                }
             }
         }
-        let mut response = DynamoDbEventResponse::default();
-        // In the order of the batch: Lambda goes on from the first of them.
-        response.batch_item_failures = records
+    }
+
+    /// Stores a record as poison; `false` if that failed and the record must be read again.
+    async fn store_poison(&self, record: &Record, reason: &PoisonReason) -> bool {
+        let stored = self.recorder().store_poison(record, reason).await;
+        if let Err(error) = &stored {
+            tracing::error!(
+                sequence_number = record.sequence_number(), %error,
+                "Could not store a poison record; it will be read again"
+            );
+        }
+        stored.is_ok()
+    }
+
+    /// Handles a batch of the retry queue. The response names the messages that must be received
+    /// again.
+    async fn handle_queue_batch(&self, messages: Vec<SqsMessage>) -> SqsBatchResponse {
+        let retries = messages
             .iter()
-            .enumerate()
-            .filter(|(place, _)| unfinished.contains(place))
-            .map(|(_, record)| {
-                let mut failure = DynamoDbBatchItemFailure::default();
-                failure.item_identifier = record.sequence_number().map(str::to_owned);
-                failure
-            })
+            .map(|message| self.handle_message(message))
             .collect();
+        let outcomes = concurrency::join_bounded(retries, CONCURRENT_MESSAGES).await;
+        self.limiter.evict_idle(self.clock.now());
+        let failed: HashSet<_> = outcomes.into_iter().flatten().collect();
+        let mut response = SqsBatchResponse::default();
+        for message_id in failed {
+            let mut failure = BatchItemFailure::default();
+            failure.item_identifier = message_id;
+            response.batch_item_failures.push(failure);
+        }
         response
     }
 
-    /// Makes the next attempt of a delivery, and decides where it stands then.
-    async fn attempt(
-        &self,
-        client: &WebhookClient,
-        webhook: &Webhook,
-        secrets: &[Secret],
-        delivery: &mut Delivery,
-        at_most: Duration,
-    ) -> AttemptOutcome {
-        let at = self.clock.now();
-        let signatures = signing::sign(secrets, &delivery.key.event, at, delivery.body.as_bytes());
-        let request = WebhookRequest {
-            event_id: &delivery.key.event,
-            event_type: delivery.event_type,
-            attempt_number: delivery.attempt_count + 1,
-            started_at: at,
-            signatures: signatures.as_ref(),
-            traceparent: delivery.traceparent.as_ref(),
-            version: crate::VERSION,
-        };
-        let (attempt, outcome) = client
-            .attempt(&webhook.url, request, &delivery.body, at_most)
-            .await;
-        tracing::info!(
-            account = delivery.key.account.as_str(), webhook = %webhook.id, event = delivery.key.event.as_str(), attempt = attempt.number,
-            status = outcome.status_code, failure = attempt.failure.map(FailureKind::as_str), duration_ms = attempt.duration_ms, "attempt"
-        );
-        self.metrics.increment(Counter::Attempts);
-        self.metrics
-            .record(Histogram::AttemptDuration, outcome.duration);
-        if let Some(kind) = attempt.failure {
-            self.metrics.increment(Counter::FailedAttempts(kind));
-        }
-        let (as_scheduled, now) = (delivery.state_before_retry.is_none(), self.clock.now());
-        webhook.url.as_str().clone_into(&mut delivery.url);
-        delivery.record_attempt(attempt, &outcome, &self.schedule, now, random::unit_f64);
-        match delivery.state {
-            DeliveryState::Delivered => {
-                self.metrics.increment(Counter::Delivered);
-                if as_scheduled {
-                    self.metrics.record(
-                        Histogram::DeliveryLatency,
-                        now.saturating_duration_since(delivery.key.event.created_at()),
-                    );
-                }
-            }
-            // One that had failed before and was attempted out of turn has not failed anew.
-            DeliveryState::Failed if as_scheduled => self.metrics.increment(Counter::Failed),
-            DeliveryState::Failed
-            | DeliveryState::Pending(_)
-            | DeliveryState::Paused
-            | DeliveryState::Cancelled => {}
-        }
-        outcome
-    }
-
-    /// Puts the next attempts of recorded deliveries into the queue, those that are within its reach; the sweep sees to the
-    /// others.
-    async fn set_timers<'a>(
-        &self,
-        recorded: impl IntoIterator<Item = &'a Delivery>,
-        now: Timestamp,
-    ) {
-        let timer = |delivery: &Delivery| match delivery.state {
-            DeliveryState::Pending(due) if fits_in_queue(due, now) => {
-                let message = RetryMessage {
-                    key: delivery.key.clone(),
-                    attempt_count: delivery.attempt_count,
-                };
-                Some(ScheduledRetry { message, due })
-            }
-            _ => None,
-        };
-        let timers: Vec<_> = recorded.into_iter().filter_map(timer).collect();
-        if !timers.is_empty() {
-            self.queue.schedule(timers, now).await;
-        }
-    }
-
-    /// Learns from attempts how healthy an endpoint is. A failure to write it down costs no delivery: the next attempts
-    /// say the same.
-    async fn learn(
-        &self,
-        account: &AccountId,
-        subscriber: &WebhookRecord,
-        outcomes: &[AttemptOutcome],
-    ) {
-        if outcomes.is_empty() {
-            return;
-        }
-        let now = self.clock.now();
-        let WebhookRecord {
-            webhook,
-            health: before,
-            ..
-        } = subscriber;
-        let endpoint = EndpointKey {
-            account: account.clone(),
-            webhook: webhook.id,
-        };
-        let learned = |known: EndpointHealth| {
-            outcomes.iter().fold(known, |health, outcome| {
-                health.observe(outcome.observation(), now)
-            })
-        };
-        let gone = outcomes
-            .iter()
-            .any(|outcome| outcome.status_code == Some(410));
-        let succeeded = outcomes.iter().any(|outcome| outcome.failure.is_none());
-        let answered = outcomes
-            .iter()
-            .any(|outcome| !outcome.observation().failure.is_some_and(is_unresponsive));
-        let is_counting = self.limiter.note_results(&endpoint, succeeded);
-        let supposed = learned(*before);
-        let is_news = supposed.needs_write(before) || (answered && is_counting);
-        if !gone && !supposed.has_failed_for(self.disable_after, now) && !is_news {
-            return;
-        }
-        let written = async {
-            let turn = self.limiter.health_lock(&endpoint);
-            let Ok(_turn) = timeout(HEALTH_LOCK_TIMEOUT, turn.lock()).await else {
-                tracing::warn!(account = account.as_str(), webhook = %webhook.id, "health was not learned: others took too long");
-                return Ok(());
-            };
-            // What was known when a long attempt began may be out of date by now.
-            let Some(current) = self
-                .store
-                .webhooks()
-                .get_record(account, webhook.id)
-                .await?
-            else {
-                return Ok(());
-            };
-            if current.webhook.status == WebhookStatus::Disabled
-                || current.webhook.url != webhook.url
-            {
-                return Ok(());
-            }
-            let before = current.health;
-            let failures = self.limiter.count_failures(
-                &endpoint,
-                before.consecutive_failures,
-                outcomes.iter().map(AttemptOutcome::observation),
-            );
-            let health = EndpointHealth {
-                consecutive_failures: failures,
-                ..learned(before)
-            };
-            let reason = if gone {
-                Some("The endpoint answered 410 Gone.".to_owned())
-            } else if health.has_failed_for(self.disable_after, now) {
-                let time = humantime::format_duration(self.disable_after);
-                Some(format!("Every attempt of the last {time} failed."))
-            } else {
-                None
-            };
-            if let Some(reason) = reason {
-                self.disable(account, webhook, &reason, now).await?;
-            }
-            let turned = health.is_open() != before.is_open();
-            if health.needs_write(&before)
-                && (self.limiter.try_claim_health_write(&endpoint, now) || turned)
-            {
-                self.store
-                    .webhooks()
-                    .put_health(account, webhook.id, &health)
-                    .await?;
-                self.limiter
-                    .set_stored_failures(&endpoint, health.consecutive_failures);
-                match (before.is_open(), health.is_open()) {
-                    (false, true) => {
-                        tracing::warn!(account = account.as_str(), webhook = %webhook.id, "circuit breaker opened");
-                        self.metrics.increment(Counter::BreakersOpened);
-                    }
-                    (true, false) => {
-                        tracing::info!(account = account.as_str(), webhook = %webhook.id, "circuit breaker closed");
-                        self.metrics.increment(Counter::BreakersClosed);
-                    }
-                    (false, false) | (true, true) => {}
-                }
-            }
-            Ok::<_, crate::store::Error>(())
-        };
-        if let Err(error) = written.await {
-            tracing::warn!(account = account.as_str(), webhook = %webhook.id, %error, "health was not written");
-        }
-    }
-
-    /// Disables a webhook, and tells those of the account's others that want to know: nobody is to learn of a dead endpoint from
-    /// silence.
-    async fn disable(
-        &self,
-        account: &AccountId,
-        webhook: &Webhook,
-        reason: &str,
-        now: Timestamp,
-    ) -> crate::store::Result<()> {
-        let event_type = EventType::WebhookDisabled;
-        let event = EventId::synthetic(now, account, &webhook.id.to_string(), event_type);
-        let body: Arc<str> = nano_webhooks_core::event::webhook_disabled_payload(
-            webhook.id,
-            webhook.url.as_str(),
-            reason,
-            &now.to_rfc3339(),
-        )
-        .into();
-        let others = self
-            .store
-            .webhooks()
-            .list_records(account)
-            .await?
-            .into_iter()
-            .flatten()
-            .map(|other| other.webhook);
-        let others = others.filter(|other| other.id != webhook.id && other.accepts(event_type));
-        let tell: Vec<_> = others
-            .take(MAX_DISABLED_NOTIFICATIONS)
-            .map(|other| {
-                let key = DeliveryKey {
-                    account: account.clone(),
-                    webhook: other.id,
-                    event: event.clone(),
-                };
-                Delivery::new(
-                    key,
-                    event_type,
-                    None,
-                    other.url.as_str().to_owned(),
-                    body.clone(),
-                    now,
-                )
-            })
-            .collect();
-        if self
-            .store
-            .webhooks()
-            .disable(account, webhook, reason, &tell, now, self.retention)
-            .await?
-        {
-            tracing::warn!(account = account.as_str(), webhook = %webhook.id, reason, "webhook disabled");
-            self.metrics.increment(Counter::WebhooksDisabled);
-            self.set_timers(&tell, now).await;
-        }
-        Ok(())
-    }
-
-    /// Keeps a record that could not be understood; `false` if even that failed.
-    async fn keep(&self, poison: &NewPoisonRecord) -> bool {
-        let now = self.clock.now();
-        tracing::error!(
-            stream = poison.stream,
-            sequence_number = poison.sequence_number,
-            reason = poison.reason,
-            "poison record"
-        );
-        match self
-            .store
-            .poison()
-            .put(poison, now, now + self.retention)
-            .await
-        {
-            Ok(()) => {
-                self.metrics.increment(Counter::Poison);
-                true
-            }
+    /// Handles a message; its id if it must be received again.
+    async fn handle_message(&self, message: &SqsMessage) -> Option<String> {
+        let body = message.body.as_deref().unwrap_or_default();
+        let retry = match body.parse::<RetryMessage>() {
+            Ok(retry) => retry,
+            // It names no delivery, so deleting it loses none.
             Err(error) => {
-                tracing::error!(%error, "a poison record was not kept; it will be read again");
-                false
+                tracing::error!(
+                    message_id = message.message_id, %error,
+                    "Deleted a message that is not a retry message"
+                );
+                return None;
             }
+        };
+        if let Err(error) = self.retry(&retry).await {
+            let key = &retry.key;
+            tracing::error!(
+                account = key.account.as_str(), webhook = %key.webhook, event = %key.event, %error,
+                "Retry failed; its message will be received again"
+            );
+            return message.message_id.clone();
+        }
+        None
+    }
+
+    /// Makes the attempt that a message of the retry queue asks for. See [`RetryMessage`].
+    ///
+    /// # Errors
+    /// If DynamoDB does not respond. The message must be received again.
+    pub async fn retry(&self, message: &RetryMessage) -> Result<()> {
+        let worker = RetryWorker {
+            store: &self.store,
+            queue: &self.queue,
+            limiter: &self.limiter,
+            clock: &self.clock,
+            retention: self.retention,
+            attempter: self.attempter(&self.retry_client),
+            health_updater: self.health_updater(),
+        };
+        worker.retry(message).await
+    }
+
+    /// Sends messages for deliveries that are due soon. Returns the number of messages.
+    ///
+    /// # Errors
+    /// If DynamoDB does not respond; the next sweep repeats what is left.
+    pub async fn sweep(&self, deadline: Deadline) -> Result<usize> {
+        self.sweeper().sweep(deadline).await
+    }
+
+    /// Schedules everything that an earlier process of these tables had queued or in flight. That
+    /// process must have ended. Returns the number of deliveries.
+    ///
+    /// # Errors
+    /// If DynamoDB does not respond.
+    pub async fn recover_abandoned(&self) -> Result<usize> {
+        self.sweeper().recover_abandoned().await
+    }
+
+    const fn attempter<'a>(&'a self, client: &'a WebhookClient) -> Attempter<'a> {
+        Attempter {
+            client,
+            clock: &self.clock,
+            schedule: &self.schedule,
+            metrics: &self.metrics,
+        }
+    }
+
+    const fn recorder(&self) -> Recorder<'_> {
+        Recorder {
+            store: &self.store,
+            queue: &self.queue,
+            clock: &self.clock,
+            retention: self.retention,
+            metrics: &self.metrics,
+        }
+    }
+
+    const fn health_updater(&self) -> EndpointHealthUpdater<'_> {
+        EndpointHealthUpdater {
+            store: &self.store,
+            queue: &self.queue,
+            limiter: &self.limiter,
+            clock: &self.clock,
+            retention: self.retention,
+            disable_after: self.disable_after,
+            metrics: &self.metrics,
+        }
+    }
+
+    const fn sweeper(&self) -> Sweeper<'_> {
+        Sweeper {
+            store: &self.store,
+            queue: &self.queue,
+            limiter: &self.limiter,
+            clock: &self.clock,
+            retention: self.retention,
+            metrics: &self.metrics,
         }
     }
 }
 
-/// The event that a record tells of, with its body. A record that cannot be understood, or that makes reading it panic, is
-/// poison, and so is one whose body is larger than may be sent.
-fn parse_event(place: usize, record: &Record) -> Result<Option<FanOutEvent>, Box<NewPoisonRecord>> {
-    let read = catch_unwind(AssertUnwindSafe(|| {
-        let Some(event) = record.event()? else {
-            return Ok(None);
-        };
-        let body = event.to_canonical_json();
-        if body.len() > MAX_PAYLOAD_LEN {
-            return Err(format!(
-                "the body would have {} bytes, expected at most {MAX_PAYLOAD_LEN}",
-                body.len()
-            ));
+/// Names the unfinished records in the order of the batch, because Lambda continues from the first.
+fn stream_response(records: &[Record], unfinished: &HashSet<usize>) -> DynamoDbEventResponse {
+    let mut response = DynamoDbEventResponse::default();
+    for (index, record) in records.iter().enumerate() {
+        if unfinished.contains(&index) {
+            let mut failure = DynamoDbBatchItemFailure::default();
+            failure.item_identifier = record.sequence_number().map(str::to_owned);
+            response.batch_item_failures.push(failure);
         }
-        Ok(Some(FanOutEvent {
-            record: place,
-            event,
-            body: body.into(),
-        }))
-    }));
-    read.unwrap_or_else(|_| Err("reading it panicked".to_owned()))
-        .map_err(|reason| record.poison(reason))
+    }
+    response
 }

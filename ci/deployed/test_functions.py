@@ -149,7 +149,7 @@ def test_webhook_lifecycle(deployed, receiver):
     assert (
         delivery["next_attempt_at"] > milliseconds() + 3600 * 1000 and deployed.message_count() == 0
     )
-    (line,) = deployed.started[retry_function].log_lines("a message that is none of ours")
+    (line,) = deployed.started[retry_function].log_lines("Deleted a message that is not a retry message")
     assert line["level"] == "ERROR"
 
     # The sweep enqueues the delivery when it is due.
@@ -234,7 +234,7 @@ def test_unavailable_table_returns_messages(deployed):
     assert retry_function.invoke(batch) == {
         "batchItemFailures": [{"itemIdentifier": batch["Records"][0]["messageId"]}]
     }
-    (line,) = retry_function.log_lines("a retry will be made again")
+    (line,) = retry_function.log_lines("Retry failed; its message will be received again")
     assert line["account"] == "acme"
 
 

@@ -54,7 +54,7 @@ fn check(record: &Record, length: usize) {
         Ok(Some(event)) => check_event(&event, length),
         Ok(None) => {}
         Err(reason) => {
-            let poison = record.poison(reason);
+            let poison = record.to_poison(&reason);
             assert!(!poison.reason.is_empty() && poison.reason.len() <= length + 1024);
         }
     }

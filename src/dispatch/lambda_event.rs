@@ -1,34 +1,38 @@
-//! What calls the function: the jobs stream, the retry queue, or the schedule.
+//! What invoked the function: the jobs stream, the retry queue or the schedule.
 
-use std::collections::HashSet;
-
-use aws_lambda_events::event::sqs::{BatchItemFailure, SqsBatchResponse, SqsMessage};
+use aws_lambda_events::event::sqs::SqsMessage;
 use serde::Deserialize;
-use serde_json::{Value, value::RawValue};
+use serde_json::value::RawValue;
 
-use super::{Dispatcher, stream_record::Record};
-use crate::{clock::Deadline, concurrency, queue::RetryMessage};
+use super::stream_record::Record;
 
-/// How many messages of a batch are worked on at the same time; more than a batch has.
-pub const CONCURRENT_MESSAGES: usize = 100;
-/// The `detail-type` of an event of EventBridge's schedules.
-const SCHEDULED: &str = "Scheduled Event";
+/// The `detail-type` of EventBridge's scheduled events.
+const SCHEDULED_EVENT: &str = "Scheduled Event";
+/// The `eventSource` of SQS messages.
+const SQS_SOURCE: &str = "aws:sqs";
 
-/// An event as Lambda gives it.
+/// An event that Lambda passes to the function.
 #[derive(Debug)]
 pub enum Invocation {
-    /// A batch of the jobs stream. Each record is read on its own, so that one that does not parse harms no other.
+    /// A batch of the jobs stream. Each record is parsed on its own, so that a malformed one does
+    /// not affect the others.
     Stream(Vec<Record>),
     /// A batch of the retry queue.
     Queue(Vec<SqsMessage>),
-    /// The schedule: time to sweep.
+    /// The schedule of the sweep.
     Sweep,
 }
 
-/// The event is none that this function takes.
+/// The function does not handle this event.
 #[derive(Debug, thiserror::Error)]
-#[error("expected an event of a DynamoDB stream, an SQS queue or a schedule: {0}")]
-pub struct UnknownInvocation(String);
+pub enum UnknownInvocation {
+    /// It is not JSON of the expected shape.
+    #[error("expected an event of a DynamoDB stream, an SQS queue or a schedule: {0}")]
+    Json(#[from] serde_json::Error),
+    /// It comes from another source.
+    #[error("expected an event of a DynamoDB stream, an SQS queue or a schedule")]
+    Source,
+}
 
 #[derive(Deserialize)]
 struct RawEvent<'a> {
@@ -45,97 +49,40 @@ struct RawRecordSource {
 }
 
 impl Invocation {
-    /// Reads an event.
+    /// Parses an event.
     ///
     /// # Errors
-    /// If it is none that this function takes.
+    /// If the function does not handle it.
     pub fn from_json(text: &str) -> Result<Self, UnknownInvocation> {
-        let unknown = |reason: &str| UnknownInvocation(reason.to_owned());
-        let event: RawEvent<'_> =
-            serde_json::from_str(text).map_err(|error| unknown(&error.to_string()))?;
+        let event: RawEvent<'_> = serde_json::from_str(text)?;
         let Some(records) = event.records else {
-            let scheduled = event.detail_type.as_deref() == Some(SCHEDULED);
-            return scheduled
-                .then_some(Self::Sweep)
-                .ok_or_else(|| unknown("no records and no schedule"));
+            if event.detail_type.as_deref() == Some(SCHEDULED_EVENT) {
+                return Ok(Self::Sweep);
+            }
+            return Err(UnknownInvocation::Source);
         };
-        let source =
-            |record: &&RawValue| serde_json::from_str::<RawRecordSource>(record.get()).ok();
-        // All records of an event have one source; of a stream the first may be none that can be read.
-        if records
-            .iter()
-            .find_map(source)
-            .is_some_and(|source| source.event_source == "aws:sqs")
-        {
-            let messages: Result<_, _> = records
-                .iter()
-                .map(|record| serde_json::from_str(record.get()))
-                .collect();
-            return messages
-                .map(Self::Queue)
-                .map_err(|error| unknown(&error.to_string()));
+        if is_queue_batch(&records) {
+            let mut messages = Vec::with_capacity(records.len());
+            for record in records {
+                messages.push(serde_json::from_str(record.get())?);
+            }
+            return Ok(Self::Queue(messages));
         }
-        Ok(Self::Stream(
-            records
-                .iter()
-                .map(|record| Record::from_json(record.get()))
-                .collect(),
-        ))
+        let records = records
+            .iter()
+            .map(|record| Record::from_json(record.get()))
+            .collect();
+        Ok(Self::Stream(records))
     }
 }
 
-impl Dispatcher {
-    /// Does what an invocation asks for, and answers as Lambda expects of it.
-    ///
-    /// # Errors
-    /// If a sweep fails: the next one does the same.
-    pub async fn invoke(
-        &self,
-        invocation: Invocation,
-        deadline: Deadline,
-    ) -> Result<Value, crate::store::Error> {
-        let answer = match invocation {
-            Invocation::Stream(records) => {
-                serde_json::to_value(self.handle_stream_batch(&records, deadline).await)
-            }
-            Invocation::Queue(messages) => {
-                serde_json::to_value(self.handle_queue_batch(messages).await)
-            }
-            Invocation::Sweep => serde_json::to_value(self.sweep(deadline).await?),
-        };
-        Ok(answer.expect("answers are plain data"))
+/// All records of an event have the same source. The first record with a source decides, because
+/// stream records may be malformed.
+fn is_queue_batch(records: &[&RawValue]) -> bool {
+    for record in records {
+        if let Ok(source) = serde_json::from_str::<RawRecordSource>(record.get()) {
+            return source.event_source == SQS_SOURCE;
+        }
     }
-
-    /// Works on a batch of messages, and names those that must come again.
-    async fn handle_queue_batch(&self, messages: Vec<SqsMessage>) -> SqsBatchResponse {
-        let retries = messages.iter().map(|message| async move {
-            let Some(read) = message.body.as_deref().and_then(|body| body.parse::<RetryMessage>().ok()) else {
-                // It names no delivery, so none can be lost with it.
-                tracing::error!(message_id = message.message_id, "a message that is none of ours");
-                return None;
-            };
-            let error = self.retry(&read).await.err()?;
-            tracing::error!(
-                account = read.key.account.as_str(), webhook = %read.key.webhook, event = %read.key.event, %error,
-                "a retry will be made again"
-            );
-            message.message_id.clone()
-        });
-        let failed: HashSet<_> = concurrency::join_bounded(retries.collect(), CONCURRENT_MESSAGES)
-            .await
-            .into_iter()
-            .flatten()
-            .collect();
-        self.limiter.evict_idle(self.clock.now());
-        let mut response = SqsBatchResponse::default();
-        response.batch_item_failures = failed
-            .into_iter()
-            .map(|id| {
-                let mut failure = BatchItemFailure::default();
-                failure.item_identifier = id;
-                failure
-            })
-            .collect();
-        response
-    }
+    false
 }

@@ -1,14 +1,16 @@
-//! Poison records, read again because an operator asks for it: their jobs may have been mended since, or this software.
+//! Redriving poison records, after their jobs or this software were corrected.
 
-use std::time::{Duration, SystemTime};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use aws_lambda_events::event::dynamodb::{EventRecord, StreamRecord};
 use serde_dynamo::Item;
 
 use super::{
-    fan_out::{FanOutEvent, unreadable_webhook},
-    parse_event,
-    stream_record::{Record, job_outcome},
+    poison_reason::PoisonReason,
+    stream_record::{FanOutEvent, Record, job_outcome, parse_record},
 };
 use crate::{
     concurrency,
@@ -24,156 +26,193 @@ use nano_webhooks_core::{
 const CONCURRENT_WRITES: usize = 8;
 
 /// What became of a poison record.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Debug)]
 pub enum RedriveOutcome {
-    /// It is this event, and is kept no longer.
-    Event {
+    /// It is an event, and is no longer stored as poison.
+    Redriven {
         /// The event.
         event: Box<JobEvent>,
-        /// How many deliveries of it are due, for the next sweep to find.
+        /// The number of deliveries that were recorded; the next sweeps send them.
         recorded: usize,
-        /// How many there were already, which are left as they are.
-        existing: usize,
+        /// The number of deliveries that existed already; they are unchanged.
+        already_recorded: usize,
     },
-    /// It means nothing, and is kept no longer.
-    Nothing,
-    /// It stays.
-    Stays {
+    /// It is no event, and is no longer stored as poison.
+    NotAnEvent,
+    /// It is still poison.
+    StillPoison {
         /// Why.
-        reason: String,
-        /// How many deliveries are due all the same: one webhook that cannot be read harms no other.
+        reason: PoisonReason,
+        /// The number of deliveries that were recorded to the account's other webhooks.
         recorded: usize,
     },
 }
 
-/// Makes an event of a poison record, if that can be understood now: by its job as it is now in the table `jobs`, or by the
-/// image that was kept. The event has the id that the record would have given, so that redriving again sends nothing twice. Of
-/// one that was kept because one webhook could not be read, the others keep what they have. Its deliveries are due at `due`: whoever
-/// redrives many spaces them, so that no endpoint is flooded.
+/// Redrives a poison record: parses the job as it is now in the table `jobs`, or the image that was
+/// stored with the record.
+///
+/// The event has the id that the record would have given, so redriving twice records nothing twice.
+/// Its deliveries are due at `due`; a caller that redrives many records spaces them, so that no
+/// endpoint is flooded. The poison record is deleted after all deliveries are recorded, so nothing
+/// is lost if DynamoDB fails.
 ///
 /// # Errors
-/// If DynamoDB does not answer. Nothing is lost by that: the record is dropped when all of its deliveries are recorded.
+/// If DynamoDB does not respond.
 pub async fn redrive(
     store: &Store,
     jobs: Option<&str>,
-    kept: &PoisonRecord,
+    poison: &PoisonRecord,
     due: Timestamp,
     now: Timestamp,
     retention: Duration,
 ) -> Result<RedriveOutcome> {
     let job = match jobs {
-        Some(jobs) => store.poison().get_job(kept, jobs).await?,
-        None => None,
+        Some(jobs) => match store.poison().get_job(poison, jobs).await? {
+            Some(job) => CurrentJob::Found(job),
+            None => CurrentJob::Gone,
+        },
+        None => CurrentJob::NoTable,
     };
-    let understood = rebuild_record(kept, job, jobs)
-        .and_then(|record| parse_event(0, &record).map_err(|poison| poison.reason));
-    let redriven = match understood {
-        Ok(Some(occurrence)) => record_deliveries(store, occurrence, due, now, retention).await?,
-        Ok(None) => RedriveOutcome::Nothing,
-        Err(reason) => RedriveOutcome::Stays {
+    let outcome = match parse_current(poison, job) {
+        Ok(Some(event)) => record_deliveries(store, event, due, now, retention).await?,
+        Ok(None) => RedriveOutcome::NotAnEvent,
+        Err(reason) => RedriveOutcome::StillPoison {
             reason,
             recorded: 0,
         },
     };
-    match &redriven {
-        RedriveOutcome::Stays { reason, .. } => store.poison().update_reason(kept, reason).await?,
-        RedriveOutcome::Event { .. } | RedriveOutcome::Nothing => {
-            store.poison().delete(kept).await?
+    match &outcome {
+        RedriveOutcome::StillPoison { reason, .. } => {
+            let reason = reason.to_string();
+            store.poison().update_reason(poison, &reason).await?;
+        }
+        RedriveOutcome::Redriven { .. } | RedriveOutcome::NotAnEvent => {
+            store.poison().delete(poison).await?;
         }
     }
-    Ok(redriven)
+    Ok(outcome)
 }
 
-/// Records that the event is due to each of its subscribers.
+/// The job of a poison record now.
+enum CurrentJob {
+    Found(Item),
+    Gone,
+    /// The jobs table is not known.
+    NoTable,
+}
+
+fn parse_current(
+    poison: &PoisonRecord,
+    job: CurrentJob,
+) -> std::result::Result<Option<FanOutEvent>, PoisonReason> {
+    let record = rebuild_record(poison, job)?;
+    parse_record(0, &record)
+}
+
+/// Records a delivery for each subscribed webhook.
 async fn record_deliveries(
     store: &Store,
-    occurrence: FanOutEvent,
+    event: FanOutEvent,
     due: Timestamp,
     now: Timestamp,
     retention: Duration,
 ) -> Result<RedriveOutcome> {
-    let (account, event_type) = (
-        &occurrence.event.account,
-        occurrence.event.outcome.event_type(),
-    );
-    let (mut writes, mut unreadable) = (Vec::new(), None);
-    for subscriber in store.webhooks().list_records(account).await? {
-        match subscriber {
-            Ok(subscriber) if subscriber.webhook.accepts(event_type) => {
+    let mut writes = Vec::new();
+    let mut unreadable = None;
+    for record in store.webhooks().list_records(&event.event.account).await? {
+        match record {
+            Ok(record) if record.webhook.accepts(event.event_type()) => {
                 let delivery = Delivery {
                     state: DeliveryState::Pending(due),
-                    ..occurrence.delivery(&subscriber.webhook, now)
+                    ..event.new_delivery(&record.webhook, now)
                 };
-                writes.push(async move {
-                    store
-                        .deliveries()
-                        .insert_for_sweep(&delivery, now, retention)
-                        .await
-                });
+                writes.push(record_delivery(store, delivery, now, retention));
             }
             Ok(_) => {}
-            Err(error) => unreadable = Some(unreadable_webhook(&error)),
+            Err(error) => unreadable = Some(PoisonReason::UnreadableWebhook(Arc::new(error))),
         }
     }
-    let written = concurrency::join_bounded(writes, CONCURRENT_WRITES)
-        .await
-        .into_iter()
-        .collect::<Result<Vec<_>>>()?;
-    let recorded = written.iter().filter(|new| **new).count();
-    let existing = written.len() - recorded;
+    let mut recorded = 0;
+    let mut already_recorded = 0;
+    for is_new in concurrency::join_bounded(writes, CONCURRENT_WRITES).await {
+        if is_new? {
+            recorded += 1;
+        } else {
+            already_recorded += 1;
+        }
+    }
     Ok(match unreadable {
-        None => RedriveOutcome::Event {
-            event: occurrence.event.into(),
+        None => RedriveOutcome::Redriven {
+            event: event.event.into(),
             recorded,
-            existing,
+            already_recorded,
         },
-        Some(reason) => RedriveOutcome::Stays { reason, recorded },
+        Some(reason) => RedriveOutcome::StillPoison { reason, recorded },
     })
 }
 
-/// What is to be read in the place of a kept record.
+async fn record_delivery(
+    store: &Store,
+    delivery: Delivery,
+    now: Timestamp,
+    retention: Duration,
+) -> Result<bool> {
+    let deliveries = store.deliveries();
+    deliveries.insert_for_sweep(&delivery, now, retention).await
+}
+
+/// The record to parse instead of a poison record.
 fn rebuild_record(
-    kept: &PoisonRecord,
-    job: Option<Item>,
-    jobs: Option<&str>,
-) -> std::result::Result<Record, String> {
-    let image = kept.poison.image.as_deref();
-    if kept.poison.keys.is_empty() {
-        return image
-            .map(Record::from_json)
-            .ok_or_else(|| "it was no stream record, and too large to be kept".to_owned());
+    poison: &PoisonRecord,
+    job: CurrentJob,
+) -> std::result::Result<Record, PoisonReason> {
+    let stored = &poison.poison;
+    if stored.keys.is_empty() {
+        let Some(text) = &stored.image else {
+            return Err(PoisonReason::TextNotStored);
+        };
+        return Ok(Record::from_json(text));
     }
-    // A record that came without its new image is one whose image was not kept.
-    let image: Option<Item> = image
-        .and_then(|image| serde_json::from_str(image).ok())
-        .filter(|image: &Item| !image.is_empty());
-    let has_ended = |job: &Item| job_outcome(job).is_some();
-    // A job that has gone on since tells of another event than this record's.
-    let as_it_was = |job: &Item| {
-        image
-            .as_ref()
-            .is_none_or(|image| job_outcome(image) == job_outcome(job))
-    };
-    let without = |why: &str| format!("its image was not kept, and {why}");
-    let new_image = match job {
-        Some(job) if has_ended(&job) && as_it_was(&job) => job,
-        _ if image.is_some() => image.unwrap_or_default(),
-        Some(_) => return Err(without("the job is in progress now")),
-        None if jobs.is_some() => return Err(without("the job is gone")),
-        None => return Err(without("JOBS_TABLE does not say where the job is")),
-    };
+    let new_image = choose_image(parse_image(stored.image.as_deref()), job)?;
+    let created_at = poison.record_created_at().as_unix_millis();
+    let since_epoch = Duration::from_millis(u64::try_from(created_at).unwrap_or(0));
     let mut change = StreamRecord::default();
-    let since = Duration::from_millis(
-        u64::try_from(kept.record_created_at().as_unix_millis()).unwrap_or(0),
-    );
-    change.approximate_creation_date_time = (SystemTime::UNIX_EPOCH + since).into();
+    change.approximate_creation_date_time = (SystemTime::UNIX_EPOCH + since_epoch).into();
     change.new_image = new_image;
-    change.sequence_number = Some(kept.poison.sequence_number.clone());
+    change.sequence_number = Some(stored.sequence_number.clone());
     let mut record = EventRecord::default();
-    // A record whose status was the same before is no poison, as far as the old image tells. Where that was missing, an operator
-    // says that it is news.
+    // A change from the same status would not have become poison. If the old image was missing,
+    // the operator decides that the status is new.
     "INSERT".clone_into(&mut record.event_name);
-    record.event_source_arn = Some(kept.poison.stream.clone());
+    record.event_source_arn = Some(stored.stream.clone());
     record.change = change;
     Ok(Record::Parsed(record))
+}
+
+/// The stored image; `None` if it was too large or the record came without one.
+fn parse_image(stored: Option<&str>) -> Option<Item> {
+    let image: Item = serde_json::from_str(stored?).ok()?;
+    if image.is_empty() {
+        return None;
+    }
+    Some(image)
+}
+
+/// The job if it still has the outcome of the record, else the stored image.
+fn choose_image(image: Option<Item>, job: CurrentJob) -> std::result::Result<Item, PoisonReason> {
+    match (image, job) {
+        (Some(image), CurrentJob::Found(job)) => {
+            let job_outcome_now = job_outcome(&job);
+            if job_outcome_now.is_some() && job_outcome_now == job_outcome(&image) {
+                Ok(job)
+            } else {
+                Ok(image)
+            }
+        }
+        (Some(image), CurrentJob::Gone | CurrentJob::NoTable) => Ok(image),
+        (None, CurrentJob::Found(job)) if job_outcome(&job).is_some() => Ok(job),
+        (None, CurrentJob::Found(_)) => Err(PoisonReason::JobInProgress),
+        (None, CurrentJob::Gone) => Err(PoisonReason::JobGone),
+        (None, CurrentJob::NoTable) => Err(PoisonReason::NoJobsTable),
+    }
 }

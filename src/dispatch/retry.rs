@@ -2,160 +2,195 @@
 
 use std::time::Duration;
 
-use super::Dispatcher;
+use super::{
+    attempt::Attempter,
+    endpoint_health::EndpointHealthUpdater,
+    in_flight::{EndpointKey, InFlightLimiter, NoFreeSlot},
+};
 use crate::{
     client::webhook_client::Timeouts,
-    queue::{RetryMessage, ScheduledRetry},
+    clock::Clock,
+    queue::{RetryMessage, RetryQueue, ScheduledRetry},
     random,
     store::{
-        Error, Result,
-        leases::ClaimOutcome,
+        Error, Result, Store,
+        leases::{ClaimOutcome, Lease},
         replays::{ReplayKey, ReplayState},
+        webhooks::WebhookRecord,
     },
 };
 use nano_webhooks_core::{
     delivery::{Delivery, lease::fits_in_queue},
+    secret::Secret,
     timestamp::Timestamp,
     webhook::WebhookStatus,
 };
 
-/// When a delivery whose secret cannot be opened is tried again.
+/// How long a delivery waits if its webhook's secrets cannot be decrypted.
 const KEY_UNAVAILABLE_DELAY: Duration = Duration::from_mins(1);
 
-impl Dispatcher {
-    /// Does what a message asks for, if it is still to be done. The message may go once this has succeeded: by then the
-    /// delivery is settled, or due later with a message or the sweep to see to it.
+/// Handles messages of the retry queue.
+#[derive(Clone, Copy)]
+pub(super) struct RetryWorker<'a> {
+    pub store: &'a Store,
+    pub queue: &'a RetryQueue,
+    pub limiter: &'a InFlightLimiter,
+    pub clock: &'a Clock,
+    pub retention: Duration,
+    pub attempter: Attempter<'a>,
+    pub health_updater: EndpointHealthUpdater<'a>,
+}
+
+impl RetryWorker<'_> {
+    /// Makes the attempt that a message asks for, if the message is not stale. Afterwards the
+    /// message can be deleted: the delivery is settled, or due later with a message or the sweep to
+    /// continue it.
     ///
     /// # Errors
-    /// If DynamoDB does not answer: then the message must come again.
-    pub async fn retry(&self, message: &RetryMessage) -> Result<()> {
-        let RetryMessage { key, attempt_count } = message;
+    /// If DynamoDB does not respond. The message must be received again.
+    pub(super) async fn retry(self, message: &RetryMessage) -> Result<()> {
+        let key = &message.key;
         let now = self.clock.now();
-        // Read before each attempt: the webhook may have been changed, disabled or deleted since.
-        let Some(subscriber) = self
-            .store
-            .webhooks()
-            .get_record(&key.account, key.webhook)
-            .await?
-        else {
+        // Loaded for each attempt, because the webhook may have been changed, disabled or deleted.
+        let webhooks = self.store.webhooks();
+        let Some(record) = webhooks.get_record(&key.account, key.webhook).await? else {
             self.store.leases().cancel(key, now, self.retention).await?;
             return Ok(());
         };
-        if subscriber.webhook.status == WebhookStatus::Disabled {
-            self.store
-                .leases()
-                .pause(key, *attempt_count, now, self.retention)
+        if record.webhook.status == WebhookStatus::Disabled {
+            let leases = self.store.leases();
+            leases
+                .pause(key, message.attempt_count, now, self.retention)
                 .await?;
             return Ok(());
         }
-        let secrets = match self
+        let decrypted = self
             .store
             .secrets()
-            .decrypt_active(&key.account, key.webhook, &subscriber.secrets, now)
-            .await
-        {
-            Ok(secrets) => secrets,
-            // Nothing goes out unsigned. It waits without using an attempt, until settings and permissions are right again.
+            .decrypt_active(&key.account, key.webhook, &record.secrets, now)
+            .await;
+        match decrypted {
+            Ok(secrets) => self.attempt(message, &record, &secrets, now).await,
+            // Nothing is sent without its signature. The delivery waits, without using an attempt,
+            // until settings or permissions are corrected.
             Err(error @ (Error::KeyUnavailable(_) | Error::Internal(_))) => {
-                tracing::error!(account = key.account.as_str(), webhook = %key.webhook, %error, "secrets were not opened");
-                return self.put_off(message, KEY_UNAVAILABLE_DELAY, now).await;
+                tracing::error!(
+                    account = key.account.as_str(), webhook = %key.webhook, %error,
+                    "Could not decrypt secrets; the delivery is rescheduled"
+                );
+                self.defer(message, KEY_UNAVAILABLE_DELAY, now).await
             }
-            Err(error) => return Err(error),
-        };
-        let endpoint = super::in_flight::EndpointKey {
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Leases the delivery if its endpoint has a free slot, attempts it, and records the outcome.
+    async fn attempt(
+        self,
+        message: &RetryMessage,
+        record: &WebhookRecord,
+        secrets: &[Secret],
+        now: Timestamp,
+    ) -> Result<()> {
+        let key = &message.key;
+        let endpoint = EndpointKey {
             account: key.account.clone(),
             webhook: key.webhook,
         };
-        let place = self.limiter.try_acquire(
-            &endpoint,
-            subscriber.health.max_in_flight(),
-            random::unit_f64(),
-        );
-        let place = match place {
-            Ok(place) => place,
-            Err(full) => return self.put_off(message, full.wait, now).await,
+        let max_in_flight = record.health.max_in_flight();
+        let acquired = self
+            .limiter
+            .try_acquire(&endpoint, max_in_flight, random::unit_f64());
+        let permit = match acquired {
+            Ok(permit) => permit,
+            Err(NoFreeSlot { wait }) => return self.defer(message, wait, now).await,
         };
-        let claim = match self.store.leases().claim(key, *attempt_count, now).await? {
-            ClaimOutcome::Acquired(claim) => claim,
-            ClaimOutcome::NotDue(due) if fits_in_queue(due, now) => {
-                self.queue
-                    .schedule(
-                        vec![ScheduledRetry {
-                            message: message.clone(),
-                            due,
-                        }],
-                        now,
-                    )
-                    .await;
-                return Ok(());
-            }
-            ClaimOutcome::NotDue(_) | ClaimOutcome::Stale => return Ok(()),
+        let Some(lease) = self.claim(message, now).await? else {
+            return Ok(());
         };
-        let mut delivery = claim.delivery.clone();
-        if self.is_called_off(&delivery).await? {
+        let mut delivery = lease.delivery.clone();
+        if self.is_replay_cancelled(&delivery).await? {
             delivery.cancel_requested_retry();
-            self.store
-                .leases()
-                .complete(&claim, &delivery, now, self.retention)
+            let leases = self.store.leases();
+            leases
+                .complete(&lease, &delivery, now, self.retention)
                 .await?;
             return Ok(());
         }
         let outcome = self
+            .attempter
             .attempt(
-                &self.retry_client,
-                &subscriber.webhook,
-                &secrets,
+                &record.webhook,
+                secrets,
                 &mut delivery,
                 Timeouts::QUEUED.total,
             )
             .await;
         let now = self.clock.now();
-        if self
-            .store
-            .leases()
-            .complete(&claim, &delivery, now, self.retention)
-            .await?
-        {
-            self.set_timers([&delivery], now).await;
+        let leases = self.store.leases();
+        let is_recorded = leases
+            .complete(&lease, &delivery, now, self.retention)
+            .await?;
+        if is_recorded {
+            self.queue.schedule_pending([&delivery], now).await;
         }
-        drop(place);
-        self.learn(&key.account, &subscriber, &[outcome]).await;
+        drop(permit);
+        self.health_updater
+            .update(&key.account, record, &[outcome])
+            .await;
         Ok(())
     }
 
-    /// Makes the delivery due again later, without using an attempt.
-    async fn put_off(&self, message: &RetryMessage, wait: Duration, now: Timestamp) -> Result<()> {
-        let (RetryMessage { key, attempt_count }, due) = (message, now + wait);
-        if self
-            .store
-            .leases()
-            .defer(key, *attempt_count, due, now)
+    /// Leases the delivery; `None` if the message is stale or early.
+    async fn claim(self, message: &RetryMessage, now: Timestamp) -> Result<Option<Lease>> {
+        let leases = self.store.leases();
+        match leases
+            .claim(&message.key, message.attempt_count, now)
             .await?
         {
-            self.queue
-                .schedule(
-                    vec![ScheduledRetry {
-                        message: message.clone(),
-                        due,
-                    }],
-                    now,
-                )
-                .await;
+            ClaimOutcome::Acquired(lease) => Ok(Some(*lease)),
+            ClaimOutcome::NotDue(due) => {
+                if fits_in_queue(due, now) {
+                    self.schedule(message, due, now).await;
+                }
+                Ok(None)
+            }
+            ClaimOutcome::Stale => Ok(None),
+        }
+    }
+
+    /// Makes the delivery due later, without using an attempt.
+    async fn defer(self, message: &RetryMessage, wait: Duration, now: Timestamp) -> Result<()> {
+        let due = now + wait;
+        let leases = self.store.leases();
+        let is_deferred = leases
+            .defer(&message.key, message.attempt_count, due, now)
+            .await?;
+        if is_deferred {
+            self.schedule(message, due, now).await;
         }
         Ok(())
     }
 
-    /// Whether the attempt was asked for by a replay that has been cancelled since.
-    async fn is_called_off(&self, delivery: &Delivery) -> Result<bool> {
+    async fn schedule(self, message: &RetryMessage, due: Timestamp, now: Timestamp) {
+        let message = message.clone();
+        let retry = ScheduledRetry { message, due };
+        self.queue.schedule(vec![retry], now).await;
+    }
+
+    /// Whether a replay requested the attempt and was cancelled since.
+    async fn is_replay_cancelled(self, delivery: &Delivery) -> Result<bool> {
         let Some(id) = delivery.replay.clone() else {
             return Ok(false);
         };
-        let of = ReplayKey {
+        let key = ReplayKey {
             account: delivery.key.account.clone(),
             webhook: delivery.key.webhook,
             id,
         };
-        let replay = self.store.replays().get(&of).await?;
-        Ok(replay.is_some_and(|replay| replay.state() == ReplayState::Cancelled))
+        match self.store.replays().get(&key).await? {
+            Some(replay) => Ok(replay.state() == ReplayState::Cancelled),
+            None => Ok(false),
+        }
     }
 }

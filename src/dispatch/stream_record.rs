@@ -1,192 +1,246 @@
-//! A stream record, read: an event, nothing, or poison.
+//! What a record of the jobs stream means: an event, nothing, or poison.
+
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+};
 
 use aws_lambda_events::event::dynamodb::EventRecord;
 use serde_dynamo::{AttributeValue, Item};
+use sha2::{Digest, Sha256};
 
+use super::poison_reason::PoisonReason;
 use crate::store::poison::NewPoisonRecord;
 use nano_webhooks_core::{
     account_id::AccountId,
+    delivery::{Delivery, DeliveryKey},
     event::{
-        EventId, EventOrigin, JobEvent, JobOutcome, attribute_data::AttributeData,
+        EventId, EventOrigin, JobEvent, JobOutcome, MAX_PAYLOAD_LEN, attribute_data::AttributeData,
         decimal::Decimal, traceparent::Traceparent,
     },
+    event_type::EventType,
     timestamp::{Timestamp, normalize_rfc3339},
+    webhook::Webhook,
 };
 
-/// A record of the jobs stream as the handler takes it: parsed, or the text that did not parse and why.
+/// A record of the jobs stream.
 #[derive(Clone, Debug)]
-#[expect(clippy::large_enum_variant, reason = "nearly all are records")]
+#[expect(clippy::large_enum_variant, reason = "nearly all are parsed")]
 pub enum Record {
     /// A record of the shape that Lambda documents.
     Parsed(EventRecord),
-    /// Something else.
-    Garbage {
-        /// The JSON text.
+    /// JSON of another shape.
+    Malformed {
+        /// The JSON.
         text: String,
-        /// Why it is no record.
-        reason: String,
+        /// Why it was not parsed.
+        error: Arc<serde_json::Error>,
     },
 }
 
+/// An event of a batch, with its payload.
+#[derive(Debug)]
+pub(super) struct FanOutEvent {
+    /// The index of its record in the batch.
+    pub record: usize,
+    pub event: JobEvent,
+    pub payload: Arc<str>,
+}
+
+impl FanOutEvent {
+    pub(super) const fn event_type(&self) -> EventType {
+        self.event.outcome.event_type()
+    }
+
+    pub(super) fn delivery_key(&self, webhook: &Webhook) -> DeliveryKey {
+        DeliveryKey {
+            account: self.event.account.clone(),
+            webhook: webhook.id,
+            event: self.event.id.clone(),
+        }
+    }
+
+    /// The delivery of the event to a webhook, due now.
+    pub(super) fn new_delivery(&self, webhook: &Webhook, now: Timestamp) -> Delivery {
+        let mut delivery = Delivery::new(
+            self.delivery_key(webhook),
+            self.event_type(),
+            Some(self.event.task_id.clone()),
+            webhook.url.as_str().to_owned(),
+            self.payload.clone(),
+            now,
+        );
+        delivery.traceparent.clone_from(&self.event.traceparent);
+        delivery
+    }
+}
+
 impl Record {
-    /// Reads the JSON of one record.
+    /// Parses a record. Text that is not a record is kept, so that it can be stored as poison.
     pub fn from_json(text: &str) -> Self {
         match serde_json::from_str(text) {
             Ok(record) => Self::Parsed(record),
-            Err(error) => Self::Garbage {
+            Err(error) => Self::Malformed {
                 text: text.to_owned(),
-                reason: format!("not a stream record: {error}"),
+                error: Arc::new(error),
             },
         }
     }
 
-    /// Its number in the stream: what a failure is reported by.
+    /// The record's number in the stream, by which a failure is reported.
     pub fn sequence_number(&self) -> Option<&str> {
         match self {
             Self::Parsed(record) => record.change.sequence_number.as_deref(),
-            Self::Garbage { .. } => None,
+            Self::Malformed { .. } => None,
         }
     }
 
-    /// What the record means: an event, or nothing.
+    /// The event of the record; `None` if its job did not just finish.
     ///
     /// # Errors
-    /// Why it cannot be understood.
-    pub fn event(&self) -> Result<Option<JobEvent>, String> {
+    /// If the record is poison.
+    pub fn event(&self) -> Result<Option<JobEvent>, PoisonReason> {
         match self {
             Self::Parsed(record) => parse_job_event(record),
-            Self::Garbage { reason, .. } => Err(reason.clone()),
+            Self::Malformed { error, .. } => Err(PoisonReason::NotAStreamRecord(error.clone())),
         }
     }
 
-    /// The record as poison, for this reason.
-    pub fn poison(&self, reason: String) -> Box<NewPoisonRecord> {
-        let json = |item: &Item| serde_json::to_string(item).unwrap_or_default();
-        Box::new(match self {
+    /// The poison record to store.
+    pub fn to_poison(&self, reason: &PoisonReason) -> NewPoisonRecord {
+        match self {
             Self::Parsed(record) => NewPoisonRecord {
-                reason,
+                reason: reason.to_string(),
                 stream: record.event_source_arn.clone().unwrap_or_default(),
                 sequence_number: record_id(record),
                 created_at: Some(created_at(record)),
-                keys: json(&record.change.keys),
-                image: Some(json(&record.change.new_image)),
+                keys: item_json(&record.change.keys),
+                image: Some(item_json(&record.change.new_image)),
             },
-            Self::Garbage { text, .. } => NewPoisonRecord {
-                reason,
+            Self::Malformed { text, .. } => NewPoisonRecord {
+                reason: reason.to_string(),
                 stream: String::new(),
                 sequence_number: format!("unknown-{}", fingerprint(text)),
                 created_at: None,
                 keys: String::new(),
                 image: Some(text.clone()),
             },
-        })
+        }
     }
+}
+
+/// The event of the record at `index` of a batch. A record whose parsing panics is poison, and so
+/// is one whose payload is too large.
+pub(super) fn parse_record(
+    index: usize,
+    record: &Record,
+) -> Result<Option<FanOutEvent>, PoisonReason> {
+    let parsed = catch_unwind(AssertUnwindSafe(|| parse_event(index, record)));
+    parsed.unwrap_or(Err(PoisonReason::ParserPanicked))
+}
+
+fn parse_event(index: usize, record: &Record) -> Result<Option<FanOutEvent>, PoisonReason> {
+    let Some(event) = record.event()? else {
+        return Ok(None);
+    };
+    let payload = event.to_canonical_json();
+    if payload.len() > MAX_PAYLOAD_LEN {
+        return Err(PoisonReason::PayloadTooLarge(payload.len()));
+    }
+    Ok(Some(FanOutEvent {
+        record: index,
+        event,
+        payload: payload.into(),
+    }))
+}
+
+fn item_json(item: &Item) -> String {
+    serde_json::to_string(item).unwrap_or_default()
 }
 
 fn created_at(record: &EventRecord) -> Timestamp {
-    Timestamp::from_millis(
-        record
-            .change
-            .approximate_creation_date_time
-            .timestamp_millis(),
-    )
+    let created_at = record.change.approximate_creation_date_time;
+    Timestamp::from_millis(created_at.timestamp_millis())
 }
 
-/// What names a record among others: its number in the stream, else its id, else what it says.
+/// The sequence number, else the event id, else a fingerprint of the record.
 fn record_id(record: &EventRecord) -> String {
-    let named = record
+    let id = record
         .change
         .sequence_number
-        .clone()
-        .unwrap_or_else(|| record.event_id.clone());
-    if !named.is_empty() {
-        return named;
+        .as_ref()
+        .unwrap_or(&record.event_id);
+    if !id.is_empty() {
+        return id.clone();
     }
-    let mut said = serde_json::to_value(record).unwrap_or_default();
-    // Images come in any order; read again, it is the same record.
-    said.sort_all_objects();
-    format!("unknown-{}", fingerprint(&said.to_string()))
+    let mut canonical = serde_json::to_value(record).unwrap_or_default();
+    // The attributes of an image have no order. Without one, the record would get another id each
+    // time that it is read.
+    canonical.sort_all_objects();
+    format!("unknown-{}", fingerprint(&canonical.to_string()))
 }
 
-/// Names a text among others.
 fn fingerprint(text: &str) -> String {
-    use sha2::{Digest, Sha256};
     hex::encode(&Sha256::digest(text)[..8])
 }
 
-/// An event arises when a job's status becomes terminal: by an insert that is, or by a change from another status.
-fn parse_job_event(record: &EventRecord) -> Result<Option<JobEvent>, String> {
-    let (new, old) = (&record.change.new_image, &record.change.old_image);
+/// The event of a job whose status became terminal: with an insert, or with a change from another
+/// status.
+fn parse_job_event(record: &EventRecord) -> Result<Option<JobEvent>, PoisonReason> {
+    let new_image = &record.change.new_image;
+    let old_image = &record.change.old_image;
     match record.event_name.as_str() {
         "INSERT" | "MODIFY" => {}
         "REMOVE" => return Ok(None),
-        other => {
-            return Err(format!(
-                "unknown event name `{other}`, expected INSERT, MODIFY or REMOVE"
-            ));
-        }
+        other => return Err(PoisonReason::UnknownEventName(other.to_owned())),
     }
-    if new.is_empty() {
-        return Err("no new image: the stream's view type must be NEW_AND_OLD_IMAGES".to_owned());
+    if new_image.is_empty() {
+        return Err(PoisonReason::NoNewImage);
     }
-    let Some(outcome) = job_outcome(new) else {
+    let Some(outcome) = job_outcome(new_image) else {
         return Ok(None);
     };
     if record.event_name == "MODIFY" {
-        if old.is_empty() {
-            return Err(
-                "a change without its old image: the stream's view type must be NEW_AND_OLD_IMAGES"
-                    .to_owned(),
-            );
+        if old_image.is_empty() {
+            return Err(PoisonReason::NoOldImage);
         }
-        if job_outcome(old) == Some(outcome) {
+        if job_outcome(old_image) == Some(outcome) {
             return Ok(None);
         }
     }
-    let stream = record.event_source_arn.as_deref().unwrap_or_default();
+    parse_finished_job(record, outcome).map(Some)
+}
+
+fn parse_finished_job(record: &EventRecord, outcome: JobOutcome) -> Result<JobEvent, PoisonReason> {
+    let image = &record.change.new_image;
     let sequence_number = record
         .change
         .sequence_number
         .as_deref()
-        .ok_or("no sequence number")?;
+        .ok_or(PoisonReason::NoSequenceNumber)?;
     let created_at = created_at(record);
-    let account = AccountId::parse(text(new, "account_id")?)
-        .map_err(|reason| format!("`account_id`: {reason}"))?;
-    let task_id = text(new, "task_id")?.to_owned();
-    let data = match new.get("data") {
-        None => AttributeData::Map(Vec::new()),
-        Some(AttributeValue::M(_)) => {
-            value(&new["data"]).map_err(|reason| format!("`data`: {reason}"))?
-        }
-        Some(_) => return Err("`data`: expected a map (M)".to_owned()),
-    };
-    let timestamp = match new.get("updated_at") {
-        Some(AttributeValue::S(text)) => normalize_rfc3339(text),
-        _ => None,
-    };
-    let traceparent = match new.get("traceparent") {
-        // One that breaks the rules is ignored, as its standard asks.
-        Some(AttributeValue::S(text)) => Traceparent::parse(text),
-        _ => None,
-    };
+    let account = AccountId::parse(required_string(image, "account_id")?)
+        .map_err(PoisonReason::InvalidAccountId)?;
+    let task_id = required_string(image, "task_id")?.to_owned();
+    let data = parse_data(image)?;
     let origin = EventOrigin {
-        stream,
+        stream: record.event_source_arn.as_deref().unwrap_or_default(),
         sequence_number,
         created_at,
     };
-    Ok(Some(JobEvent {
+    Ok(JobEvent {
         id: EventId::from_origin(origin, &account, &task_id, outcome.event_type()),
-        task_type: text(new, "task_type")?.to_owned(),
-        timestamp: timestamp.unwrap_or_else(|| created_at.to_rfc3339()),
+        task_type: required_string(image, "task_type")?.to_owned(),
+        timestamp: updated_at(image).unwrap_or_else(|| created_at.to_rfc3339()),
         account,
         task_id,
         outcome,
         data,
-        traceparent,
-    }))
+        traceparent: traceparent(image),
+    })
 }
 
-/// The outcome that an image's status names. A status that is absent or no string is in progress.
+/// The outcome of a job; `None` if its status is not terminal, absent or not a string.
 pub(super) fn job_outcome(image: &Item) -> Option<JobOutcome> {
     match image.get("status") {
         Some(AttributeValue::S(status)) => JobOutcome::from_status(status),
@@ -194,36 +248,65 @@ pub(super) fn job_outcome(image: &Item) -> Option<JobOutcome> {
     }
 }
 
-fn text<'a>(image: &'a Item, name: &str) -> Result<&'a str, String> {
+fn required_string<'a>(image: &'a Item, name: &'static str) -> Result<&'a str, PoisonReason> {
     match image.get(name) {
         Some(AttributeValue::S(text)) => Ok(text),
-        Some(_) => Err(format!("`{name}`: expected a string (S)")),
-        None => Err(format!("`{name}`: missing, expected a string (S)")),
+        Some(_) => Err(PoisonReason::NotAString(name)),
+        None => Err(PoisonReason::MissingAttribute(name)),
     }
 }
 
-fn value(from: &AttributeValue) -> Result<AttributeData, String> {
-    let number =
-        |text: &String| Decimal::parse(text).ok_or_else(|| "a number (N) that is none".to_owned());
-    Ok(match from {
+fn updated_at(image: &Item) -> Option<String> {
+    match image.get("updated_at") {
+        Some(AttributeValue::S(text)) => normalize_rfc3339(text),
+        _ => None,
+    }
+}
+
+/// An invalid `traceparent` is ignored, as the W3C recommendation asks.
+fn traceparent(image: &Item) -> Option<Traceparent> {
+    match image.get("traceparent") {
+        Some(AttributeValue::S(text)) => Traceparent::parse(text),
+        _ => None,
+    }
+}
+
+fn parse_data(image: &Item) -> Result<AttributeData, PoisonReason> {
+    match image.get("data") {
+        None => Ok(AttributeData::Map(Vec::new())),
+        Some(data @ AttributeValue::M(_)) => parse_value(data),
+        Some(_) => Err(PoisonReason::DataNotAMap),
+    }
+}
+
+fn parse_value(value: &AttributeValue) -> Result<AttributeData, PoisonReason> {
+    Ok(match value {
         AttributeValue::Null(_) => AttributeData::Null,
         AttributeValue::Bool(bool) => AttributeData::Bool(*bool),
-        AttributeValue::N(text) => AttributeData::Number(number(text)?),
+        AttributeValue::N(text) => AttributeData::Number(parse_number(text)?),
         AttributeValue::S(text) => AttributeData::String(text.clone()),
         AttributeValue::B(bytes) => AttributeData::Binary(bytes.clone()),
-        AttributeValue::L(items) => {
-            AttributeData::List(items.iter().map(value).collect::<Result<_, _>>()?)
+        AttributeValue::L(values) => {
+            AttributeData::List(values.iter().map(parse_value).collect::<Result<_, _>>()?)
         }
-        AttributeValue::M(entries) => AttributeData::Map(
-            entries
-                .iter()
-                .map(|(key, item)| Ok((key.clone(), value(item)?)))
-                .collect::<Result<_, String>>()?,
-        ),
+        AttributeValue::M(entries) => {
+            let mut map = Vec::with_capacity(entries.len());
+            for (key, value) in entries {
+                map.push((key.clone(), parse_value(value)?));
+            }
+            AttributeData::Map(map)
+        }
         AttributeValue::Ss(texts) => AttributeData::StringSet(texts.clone()),
-        AttributeValue::Ns(texts) => {
-            AttributeData::NumberSet(texts.iter().map(number).collect::<Result<_, _>>()?)
-        }
+        AttributeValue::Ns(texts) => AttributeData::NumberSet(
+            texts
+                .iter()
+                .map(|text| parse_number(text))
+                .collect::<Result<_, _>>()?,
+        ),
         AttributeValue::Bs(blobs) => AttributeData::BinarySet(blobs.clone()),
     })
+}
+
+fn parse_number(text: &str) -> Result<Decimal, PoisonReason> {
+    Decimal::parse(text).ok_or_else(|| PoisonReason::InvalidNumber(text.to_owned()))
 }

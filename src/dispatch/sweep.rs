@@ -1,146 +1,211 @@
-//! The sweep: moves what falls due in the next minutes to the queue, and finds what was left behind.
+//! The sweep: sends messages for deliveries that are due soon or were left behind, and advances
+//! resumes and replays.
 
 use std::time::Duration;
 
-use super::Dispatcher;
+use super::in_flight::InFlightLimiter;
 use crate::{
-    clock::Deadline,
+    clock::{Clock, Deadline},
     concurrency,
-    metrics::SweepStats,
-    queue::ScheduledRetry,
+    metrics::{Metrics, SweepStats},
+    queue::{RetryQueue, ScheduledRetry},
     random,
-    store::{Result, due_index::DueDelivery, replays::STEP_SIZE},
+    store::{Result, Store, due_index::DueDelivery, replays::STEP_SIZE},
 };
 use nano_webhooks_core::{
     account_id::AccountId,
     delivery::lease::{LEASE_DURATION, MAX_QUEUE_DELAY, SWEEP_GRACE},
+    timestamp::Timestamp,
 };
 
-/// How many due deliveries are taken from each shard of the index at a time.
+/// How many due deliveries are read from each shard of the due index at a time.
 const DUE_PER_SHARD: usize = 100;
-/// How many webhooks with parked deliveries, and how many replays, a sweep knows of.
+/// The most resumes, and the most replays, that a sweep advances.
 const MAX_JOBS_PER_SWEEP: usize = 2_000;
-/// How many deliveries are taken for the queue at the same time.
+/// How many due deliveries are marked as enqueued at the same time.
 const ENQUEUE_CONCURRENCY: usize = 32;
 
-impl Dispatcher {
-    /// Sends a message for each delivery whose time for a look has come, until there are no more or time is up; what is left
-    /// is found by the next sweep. Returns how many were sent.
+/// Sweeps the due index.
+#[derive(Clone, Copy)]
+pub(super) struct Sweeper<'a> {
+    pub store: &'a Store,
+    pub queue: &'a RetryQueue,
+    pub limiter: &'a InFlightLimiter,
+    pub clock: &'a Clock,
+    pub retention: Duration,
+    pub metrics: &'a Metrics,
+}
+
+/// How a due delivery is taken for the queue.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum EnqueueMode {
+    /// A lease stays valid.
+    KeepLease,
+    /// The worker that leased the delivery is known to be gone.
+    EndLease,
+}
+
+impl Sweeper<'_> {
+    /// Sends a message for each delivery that is due soon, until none is left or the deadline has
+    /// passed; the next sweep continues. Returns the number of messages.
     ///
     /// # Errors
-    /// If DynamoDB does not answer.
-    pub async fn sweep(&self, deadline: Deadline) -> Result<usize> {
-        let mut sent = 0;
-        let mut lag = Duration::ZERO;
-        while !deadline.remaining().is_zero() {
-            let now = self.clock.now();
-            let due = self.store.due_index().list_due(now, DUE_PER_SHARD).await?;
-            lag = due
-                .iter()
-                .map(|due| due.waited(now))
-                .fold(lag, Duration::max);
-            let moved = self.enqueue(due, false).await?;
-            sent += moved;
-            if moved == 0 {
-                break;
-            }
-        }
-        let due = sent;
-        // In another order each time: whoever has many cannot keep the others from their turn.
-        let mut unparking = self.store.resumes().list(MAX_JOBS_PER_SWEEP).await?;
-        unparking.sort_by_cached_key(|_| random::bytes::<8>());
-        for of in unparking {
-            if deadline.remaining().is_zero() {
-                break;
-            }
-            let step = self.store.resumes().run_step(&of, self.clock.now()).await;
-            sent += self.enqueue_step(&of.account, step).await;
-        }
-        let mut replaying = self.store.replays().list_active(MAX_JOBS_PER_SWEEP).await?;
-        replaying.sort_by_cached_key(|_| random::bytes::<8>());
-        for of in replaying {
-            if deadline.remaining().is_zero() {
-                break;
-            }
-            let step = self
-                .store
-                .replays()
-                .run_step(&of, STEP_SIZE, self.clock.now(), self.retention, deadline)
-                .await;
-            sent += self.enqueue_step(&of.account, step).await;
-        }
+    /// If DynamoDB does not respond.
+    pub(super) async fn sweep(self, deadline: Deadline) -> Result<usize> {
+        let stats = self.sweep_due_index(deadline).await?;
+        let mut sent = stats.due;
+        sent += self.advance_resumes(deadline).await?;
+        sent += self.advance_replays(deadline).await?;
         if sent > 0 {
             tracing::info!(deliveries = sent, "sweep");
         }
         self.limiter.evict_idle(self.clock.now());
-        // Last, since a sweep that tells nothing is one that did not come to its end.
-        self.metrics.record_sweep(SweepStats { due, lag });
+        // Recorded last, so that a missing metric means an unfinished sweep.
+        self.metrics.record_sweep(stats);
         Ok(sent)
     }
 
-    /// Sets the timers of what a step has made due. A step that fails is taken again by the next sweep, and keeps no other from
-    /// its turn.
-    async fn enqueue_step(&self, account: &AccountId, step: Result<Vec<DueDelivery>>) -> usize {
-        let due = step.unwrap_or_else(|error| {
-            tracing::error!(account = account.as_str(), %error, "a step of a sweep failed; the next sweep takes it again");
-            Vec::new()
-        });
-        let sent = due.len();
-        self.queue
-            .schedule(
-                due.into_iter().map(ScheduledRetry::from).collect(),
-                self.clock.now(),
-            )
-            .await;
-        sent
-    }
-
-    /// Takes over what another process of the same tables left behind, which must be known to be gone: everything that was in
-    /// its queue or in flight.
-    ///
-    /// # Errors
-    /// If DynamoDB does not answer.
-    pub async fn recover_abandoned(&self) -> Result<usize> {
-        let now = self.clock.now();
-        let due = self
-            .store
-            .due_index()
-            .list_due(now + MAX_QUEUE_DELAY + SWEEP_GRACE, usize::MAX)
-            .await?;
-        let taken = due.len();
-        // What may be claimed must be changed in the table; of the rest it is enough to set the timer again.
-        let (claimed, queued): (Vec<_>, Vec<_>) = due
-            .into_iter()
-            .partition(|due| due.is_sweepable_by(now + LEASE_DURATION));
-        self.queue
-            .schedule(queued.into_iter().map(ScheduledRetry::from).collect(), now)
-            .await;
-        self.enqueue(claimed, true).await?;
-        Ok(taken)
-    }
-
-    async fn enqueue(&self, due: Vec<DueDelivery>, take_over: bool) -> Result<usize> {
-        let now = self.clock.now();
-        let enqueue = due.into_iter().map(|due| async move {
-            let index = self.store.due_index();
-            let taken = if take_over {
-                index.reclaim(&due, now).await?
-            } else {
-                index.mark_enqueued(&due, now).await?
-            };
-            Ok(taken.then(|| ScheduledRetry::from(due)))
-        });
-        // The table first, the message second: a message that is lost in between is sent again by a later sweep.
-        let (mut timers, mut failed) = (Vec::new(), None);
-        for taken in concurrency::join_bounded(enqueue.collect(), ENQUEUE_CONCURRENCY).await {
-            match taken {
-                Ok(timer) => timers.extend(timer),
-                Err(error) => failed = Some(error),
+    async fn sweep_due_index(self, deadline: Deadline) -> Result<SweepStats> {
+        let mut stats = SweepStats {
+            due: 0,
+            lag: Duration::ZERO,
+        };
+        while !deadline.remaining().is_zero() {
+            let now = self.clock.now();
+            let due = self.store.due_index().list_due(now, DUE_PER_SHARD).await?;
+            for delivery in &due {
+                stats.lag = stats.lag.max(delivery.waited(now));
+            }
+            let enqueued = self.enqueue(due, EnqueueMode::KeepLease).await?;
+            stats.due += enqueued;
+            if enqueued == 0 {
+                break;
             }
         }
-        // What was taken is sent, whatever became of the others.
-        let sent = timers.len();
-        self.queue.schedule(timers, now).await;
-        failed.map_or(Ok(sent), Err)
+        Ok(stats)
+    }
+
+    /// Runs one step of each resume. The order is random, so that an account with many resumes
+    /// cannot starve the others.
+    async fn advance_resumes(self, deadline: Deadline) -> Result<usize> {
+        let mut jobs = self.store.resumes().list(MAX_JOBS_PER_SWEEP).await?;
+        jobs.sort_by_cached_key(|_| random::bytes::<8>());
+        let mut sent = 0;
+        for job in jobs {
+            if deadline.remaining().is_zero() {
+                break;
+            }
+            let now = self.clock.now();
+            let step = self.store.resumes().run_step(&job, now).await;
+            sent += self.enqueue_step(&job.account, step).await;
+        }
+        Ok(sent)
+    }
+
+    /// Runs one step of each replay, in random order.
+    async fn advance_replays(self, deadline: Deadline) -> Result<usize> {
+        let replays = self.store.replays();
+        let mut active = replays.list_active(MAX_JOBS_PER_SWEEP).await?;
+        active.sort_by_cached_key(|_| random::bytes::<8>());
+        let mut sent = 0;
+        for replay in active {
+            if deadline.remaining().is_zero() {
+                break;
+            }
+            let now = self.clock.now();
+            let step = replays
+                .run_step(&replay, STEP_SIZE, now, self.retention, deadline)
+                .await;
+            sent += self.enqueue_step(&replay.account, step).await;
+        }
+        Ok(sent)
+    }
+
+    /// Sends messages for what a step made due. A failed step is logged, so that the other resumes
+    /// and replays continue; the next sweep repeats it.
+    async fn enqueue_step(self, account: &AccountId, step: Result<Vec<DueDelivery>>) -> usize {
+        match step {
+            Ok(due) => {
+                let sent = due.len();
+                self.schedule(due, self.clock.now()).await;
+                sent
+            }
+            Err(error) => {
+                tracing::error!(
+                    account = account.as_str(), %error,
+                    "Could not advance a resume or a replay; the next sweep repeats the step"
+                );
+                0
+            }
+        }
+    }
+
+    /// Schedules everything that a process which is known to be gone had queued or in flight.
+    /// Returns the number of deliveries.
+    ///
+    /// # Errors
+    /// If DynamoDB does not respond.
+    pub(super) async fn recover_abandoned(self) -> Result<usize> {
+        let now = self.clock.now();
+        let until = now + MAX_QUEUE_DELAY + SWEEP_GRACE;
+        let due = self.store.due_index().list_due(until, usize::MAX).await?;
+        let recovered = due.len();
+        // A delivery that may be leased must be changed in the table. For the others, a new message
+        // is enough.
+        let (leased, queued): (Vec<_>, Vec<_>) = due
+            .into_iter()
+            .partition(|due| due.is_sweepable_by(now + LEASE_DURATION));
+        self.schedule(queued, now).await;
+        self.enqueue(leased, EnqueueMode::EndLease).await?;
+        Ok(recovered)
+    }
+
+    /// Marks deliveries as enqueued and sends their messages. The table is written first: the next
+    /// sweep replaces a message that is lost.
+    async fn enqueue(self, due: Vec<DueDelivery>, mode: EnqueueMode) -> Result<usize> {
+        let now = self.clock.now();
+        let marks = due
+            .into_iter()
+            .map(|due| self.mark_enqueued(due, mode, now))
+            .collect();
+        let mut retries = Vec::new();
+        let mut last_error = None;
+        for marked in concurrency::join_bounded(marks, ENQUEUE_CONCURRENCY).await {
+            match marked {
+                Ok(retry) => retries.extend(retry),
+                Err(error) => last_error = Some(error),
+            }
+        }
+        // What was marked is sent, even if others failed.
+        let sent = retries.len();
+        self.queue.schedule(retries, now).await;
+        match last_error {
+            Some(error) => Err(error),
+            None => Ok(sent),
+        }
+    }
+
+    /// The retry to schedule; `None` if the delivery has changed since it was listed.
+    async fn mark_enqueued(
+        self,
+        due: DueDelivery,
+        mode: EnqueueMode,
+        now: Timestamp,
+    ) -> Result<Option<ScheduledRetry>> {
+        let index = self.store.due_index();
+        let is_marked = match mode {
+            EnqueueMode::KeepLease => index.mark_enqueued(&due, now).await?,
+            EnqueueMode::EndLease => index.reclaim(&due, now).await?,
+        };
+        if is_marked {
+            Ok(Some(ScheduledRetry::from(due)))
+        } else {
+            Ok(None)
+        }
+    }
+
+    async fn schedule(self, due: Vec<DueDelivery>, now: Timestamp) {
+        let retries = due.into_iter().map(ScheduledRetry::from).collect();
+        self.queue.schedule(retries, now).await;
     }
 }

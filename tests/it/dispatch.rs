@@ -322,7 +322,7 @@ async fn malformed_record_becomes_poison() {
         ),
         (
             stream_record(6, "MODIFY", Some(job_image("t", "failed")), None),
-            "a change without its old image: the stream's view type must be NEW_AND_OLD_IMAGES",
+            "no old image: the stream's view type must be NEW_AND_OLD_IMAGES",
         ),
         (
             stream_record(7, "INSERT", None, None),
@@ -334,7 +334,7 @@ async fn malformed_record_becomes_poison() {
         ),
         (
             insert_record(9, with("data", Some(huge))),
-            "the body would have 262278 bytes, expected at most 262144",
+            "the payload would have 262278 bytes, expected at most 262144",
         ),
         (
             json!({"nonsense": true}),

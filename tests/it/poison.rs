@@ -7,6 +7,7 @@ use nano_webhooks::{
     clock::{Clock, Deadline},
     dispatch::{
         Dispatcher,
+        poison_reason::PoisonReason,
         redrive::{RedriveOutcome, redrive},
     },
     store::{
@@ -123,11 +124,11 @@ impl PoisonFixture {
     /// The event that came of a record, how many deliveries are new, and how many were there.
     async fn event(&self, kept: &PoisonRecord) -> (Box<JobEvent>, usize, usize) {
         match self.redrive(kept).await {
-            RedriveOutcome::Event {
+            RedriveOutcome::Redriven {
                 event,
                 recorded,
-                existing,
-            } => (event, recorded, existing),
+                already_recorded,
+            } => (event, recorded, already_recorded),
             other => panic!("{other:?}"),
         }
     }
@@ -135,7 +136,8 @@ impl PoisonFixture {
     /// Why a record stays, which its item says too.
     async fn stays(&self, kept: &PoisonRecord) -> String {
         match self.redrive(kept).await {
-            RedriveOutcome::Stays { reason, .. } => {
+            RedriveOutcome::StillPoison { reason, .. } => {
+                let reason = reason.to_string();
                 assert!(
                     self.kept()
                         .await
@@ -407,25 +409,27 @@ async fn record_without_image_uses_job() {
 
     assert_eq!(
         scene.stays(&kept).await,
-        "its image was not kept, and the job is gone"
+        "its image was not stored, and the job is gone"
     );
     let nowhere = redrive(&scene.world.store, None, &kept, START, START, RETENTION)
         .await
         .unwrap();
-    let reason = "its image was not kept, and JOBS_TABLE does not say where the job is".to_owned();
-    assert_eq!(
-        nowhere,
-        RedriveOutcome::Stays {
-            reason,
-            recorded: 0
-        }
+    assert!(
+        matches!(
+            nowhere,
+            RedriveOutcome::StillPoison {
+                reason: PoisonReason::NoJobsTable,
+                recorded: 0,
+            }
+        ),
+        "{nowhere:?}"
     );
     scene
         .put(&with("status", json!({"S": "processing"}), whole.clone()))
         .await;
     assert_eq!(
         scene.stays(&kept).await,
-        "its image was not kept, and the job is in progress now"
+        "its image was not stored, and the job is in progress now"
     );
     scene.put(&whole).await;
     let (event, recorded, _) = scene.event(&kept).await;
@@ -452,7 +456,8 @@ async fn large_payload_stays_poison() {
     let kept = scene.poison(1, &large).await;
     let reason = scene.stays(&kept).await;
     assert!(
-        reason.starts_with("the body would have ") && reason.ends_with(", expected at most 262144"),
+        reason.starts_with("the payload would have ")
+            && reason.ends_with(", expected at most 262144"),
         "{reason}"
     );
     scene.put(&job_image("t1", "completed")).await;
@@ -499,7 +504,7 @@ async fn unparsable_text_stays_poison() {
     let lost = keep("unknown-2", Some("x".repeat(MAX_IMAGE + 1))).await;
     assert_eq!(
         scene.stays(&lost).await,
-        "it was no stream record, and too large to be kept"
+        "not a stream record, and too large to be stored"
     );
 
     let ended = of(9, &job_image("t9", "completed"));
@@ -509,7 +514,10 @@ async fn unparsable_text_stays_poison() {
     assert_eq!((event.id, recorded), (id_of(&ended), 1));
     let going_on = of(10, &job_image("t10", "processing"));
     let kept = keep("unknown-4", Some(going_on.to_string())).await;
-    assert_eq!(scene.redrive(&kept).await, RedriveOutcome::Nothing);
+    assert!(matches!(
+        scene.redrive(&kept).await,
+        RedriveOutcome::NotAnEvent
+    ));
     let left: Vec<_> = scene
         .kept()
         .await

@@ -467,7 +467,7 @@ async fn gone_endpoint_is_disabled() {
     assert_eq!(item["status"].as_s().unwrap(), "disabled");
     assert_eq!(
         item["disabled_reason"].as_s().unwrap(),
-        "The endpoint answered 410 Gone."
+        "The endpoint responded with 410 Gone."
     );
     scene.clock.advance(Duration::from_secs(20));
     scene.retry(&timer.message).await;
@@ -608,7 +608,7 @@ async fn other_webhooks_receive_webhook_disabled() {
         json!({
             "event": "webhook.disabled",
             "data": {
-                "disabled_reason": "The endpoint answered 410 Gone.",
+                "disabled_reason": "The endpoint responded with 410 Gone.",
                 "url": scene.receiver.url("/status/410"),
                 "webhook_id": gone.get(),
             },

@@ -6,7 +6,7 @@ use std::{cell::RefCell, collections::BTreeSet, fs, path::Path, time::Duration};
 use aws_sdk_dynamodb::types::{KeySchemaElement, TableDescription};
 use nano_webhooks::{
     config::{Config, ConfigDefaults, ConfigError, retry_queue_url, stack_name},
-    dispatch::{RECORDING_RESERVE, lambda_event::CONCURRENT_MESSAGES},
+    dispatch::{CONCURRENT_MESSAGES, RECORDING_RESERVE},
     metrics::{Counter, Histogram, Metrics, SweepStats},
     store::{key_schema, secrets, tables},
 };

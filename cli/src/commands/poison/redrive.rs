@@ -179,12 +179,12 @@ impl RedriveCounts {
     fn add(&mut self, outcome: &RedriveOutcome) {
         self.records += 1;
         match outcome {
-            RedriveOutcome::Event { recorded, .. } => {
+            RedriveOutcome::Redriven { recorded, .. } => {
                 self.events += 1;
                 self.due_deliveries += recorded;
             }
-            RedriveOutcome::Nothing => {}
-            RedriveOutcome::Stays { recorded, .. } => {
+            RedriveOutcome::NotAnEvent => {}
+            RedriveOutcome::StillPoison { recorded, .. } => {
                 self.still_poison += 1;
                 self.due_deliveries += recorded;
             }
@@ -212,12 +212,12 @@ impl RedriveCounts {
 
 fn describe_outcome(outcome: &RedriveOutcome) -> String {
     match outcome {
-        RedriveOutcome::Event {
+        RedriveOutcome::Redriven {
             event,
             recorded,
-            existing,
+            already_recorded,
         } => {
-            let deliveries = match (recorded, existing) {
+            let deliveries = match (recorded, already_recorded) {
                 (0, 0) => "no webhook subscribes to it".to_owned(),
                 (new, 0) => format!("{} due", pluralize_deliveries(*new)),
                 (0, old) => format!("{} recorded before", pluralize_deliveries(*old)),
@@ -231,8 +231,8 @@ fn describe_outcome(outcome: &RedriveOutcome) -> String {
                 event.task_id, event.account, event.id
             )
         }
-        RedriveOutcome::Nothing => "no event: the job was not finished".to_owned(),
-        RedriveOutcome::Stays { reason, .. } => format!("still poison: {reason}"),
+        RedriveOutcome::NotAnEvent => "no event: the job was not finished".to_owned(),
+        RedriveOutcome::StillPoison { reason, .. } => format!("still poison: {reason}"),
     }
 }
 

@@ -1,0 +1,124 @@
+//! One attempt of a delivery: sign, send, and decide the delivery's next state.
+
+use std::time::Duration;
+
+use nano_webhooks_core::{
+    delivery::{
+        Delivery, DeliveryState,
+        attempt::{Attempt, AttemptOutcome, WebhookRequest},
+        failure::FailureKind,
+        schedule::RetrySchedule,
+    },
+    secret::Secret,
+    signing,
+    timestamp::Timestamp,
+    webhook::Webhook,
+};
+
+use crate::{
+    client::webhook_client::WebhookClient,
+    clock::Clock,
+    metrics::{Counter, Histogram, Metrics},
+    random,
+};
+
+/// Makes attempts.
+#[derive(Clone, Copy)]
+pub(super) struct Attempter<'a> {
+    pub client: &'a WebhookClient,
+    pub clock: &'a Clock,
+    pub schedule: &'a RetrySchedule,
+    pub metrics: &'a Metrics,
+}
+
+/// Whether an attempt follows the retry schedule.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum AttemptOrigin {
+    Schedule,
+    /// A manual retry or a replay.
+    Request,
+}
+
+impl Attempter<'_> {
+    /// Makes the next attempt of a delivery, within `timeout`, and updates the delivery.
+    pub(super) async fn attempt(
+        &self,
+        webhook: &Webhook,
+        secrets: &[Secret],
+        delivery: &mut Delivery,
+        timeout: Duration,
+    ) -> AttemptOutcome {
+        let started_at = self.clock.now();
+        let payload = delivery.body.as_bytes();
+        let signatures = signing::sign(secrets, &delivery.key.event, started_at, payload);
+        let request = WebhookRequest {
+            event_id: &delivery.key.event,
+            event_type: delivery.event_type,
+            attempt_number: delivery.attempt_count + 1,
+            started_at,
+            signatures: signatures.as_ref(),
+            traceparent: delivery.traceparent.as_ref(),
+            version: crate::VERSION,
+        };
+        let (attempt, outcome) = self
+            .client
+            .attempt(&webhook.url, request, &delivery.body, timeout)
+            .await;
+        log_attempt(delivery, &attempt);
+        self.count_attempt(&attempt, &outcome);
+        let origin = match delivery.state_before_retry {
+            None => AttemptOrigin::Schedule,
+            Some(_) => AttemptOrigin::Request,
+        };
+        let now = self.clock.now();
+        webhook.url.as_str().clone_into(&mut delivery.url);
+        delivery.record_attempt(attempt, &outcome, self.schedule, now, random::unit_f64);
+        self.count_ended_delivery(delivery, origin, now);
+        outcome
+    }
+
+    fn count_attempt(&self, attempt: &Attempt, outcome: &AttemptOutcome) {
+        self.metrics.increment(Counter::Attempts);
+        self.metrics
+            .record(Histogram::AttemptDuration, outcome.duration);
+        if let Some(kind) = attempt.failure {
+            self.metrics.increment(Counter::FailedAttempts(kind));
+        }
+    }
+
+    /// A delivery that had failed before a manual retry or a replay does not count as failed again.
+    fn count_ended_delivery(&self, delivery: &Delivery, origin: AttemptOrigin, now: Timestamp) {
+        match (delivery.state, origin) {
+            (DeliveryState::Delivered, AttemptOrigin::Schedule) => {
+                let created_at = delivery.key.event.created_at();
+                let latency = now.saturating_duration_since(created_at);
+                self.metrics.increment(Counter::Delivered);
+                self.metrics.record(Histogram::DeliveryLatency, latency);
+            }
+            (DeliveryState::Delivered, AttemptOrigin::Request) => {
+                self.metrics.increment(Counter::Delivered);
+            }
+            (DeliveryState::Failed, AttemptOrigin::Schedule) => {
+                self.metrics.increment(Counter::Failed);
+            }
+            (DeliveryState::Failed, AttemptOrigin::Request)
+            | (DeliveryState::Pending(_) | DeliveryState::Paused | DeliveryState::Cancelled, _) => {
+            }
+        }
+    }
+}
+
+/// The fields are not in a span: the JSON format would nest them, and the queries of the template
+/// and the runbook filter by them.
+fn log_attempt(delivery: &Delivery, attempt: &Attempt) {
+    tracing::info!(
+        account = delivery.key.account.as_str(),
+        webhook = %delivery.key.webhook,
+        event = delivery.key.event.as_str(),
+        attempt = attempt.number,
+        status = attempt.status_code,
+        failure = attempt.failure.map(FailureKind::as_str),
+        duration_ms = attempt.duration_ms,
+        "attempt"
+    );
+}

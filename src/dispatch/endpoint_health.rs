@@ -1,0 +1,470 @@
+//! Updates of endpoint health after attempts, and the disabling of webhooks.
+
+use std::{fmt, sync::Arc, time::Duration};
+
+use tokio::time::timeout;
+
+use super::in_flight::{EndpointKey, InFlightLimiter};
+use crate::{
+    clock::Clock,
+    metrics::{Counter, Metrics},
+    queue::RetryQueue,
+    store::{Result, Store, webhooks::WebhookRecord},
+};
+use nano_webhooks_core::{
+    account_id::AccountId,
+    delivery::{
+        Delivery, DeliveryKey,
+        attempt::AttemptOutcome,
+        endpoint_health::{EndpointHealth, is_unresponsive},
+    },
+    event::{EventId, webhook_disabled_payload},
+    event_type::EventType,
+    timestamp::Timestamp,
+    webhook::{Webhook, WebhookStatus},
+};
+
+/// How long an update waits for other updates of the same endpoint. A skipped update is made up for
+/// by the next attempts, which observe the same.
+const HEALTH_LOCK_TIMEOUT: Duration = Duration::from_secs(4);
+/// The most webhooks that are notified when one is disabled: a transaction has 100 items, and one
+/// of them disables the webhook.
+const MAX_DISABLED_NOTIFICATIONS: usize = 99;
+/// The status code of an endpoint that wants no more requests: 410 Gone.
+const GONE: u16 = 410;
+
+/// Updates endpoint health.
+#[derive(Clone, Copy)]
+pub(super) struct EndpointHealthUpdater<'a> {
+    pub store: &'a Store,
+    pub queue: &'a RetryQueue,
+    pub limiter: &'a InFlightLimiter,
+    pub clock: &'a Clock,
+    pub retention: Duration,
+    pub disable_after: Duration,
+    pub metrics: &'a Metrics,
+}
+
+/// What a set of attempts says about an endpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct AttemptSummary {
+    /// An attempt was delivered.
+    any_success: bool,
+    /// An attempt received a response, whatever its status.
+    any_response: bool,
+    /// An attempt received 410 Gone.
+    is_gone: bool,
+}
+
+/// What to do about an endpoint.
+#[derive(Clone, Debug, PartialEq)]
+struct HealthEvaluation {
+    health: EndpointHealth,
+    disable: Option<DisableReason>,
+    write: HealthWrite,
+    breaker: Option<BreakerChange>,
+}
+
+/// When the evaluated health is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum HealthWrite {
+    /// Not at all: it says nothing new.
+    Never,
+    /// Unless the health was written within the last second.
+    RateLimited,
+    /// In any case.
+    Now,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum BreakerChange {
+    Opened,
+    Closed,
+}
+
+/// Why a webhook is disabled. The text is shown to the customer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum DisableReason {
+    Gone,
+    /// Every attempt of this time failed.
+    FailedFor(Duration),
+}
+
+impl fmt::Display for DisableReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Gone => f.write_str("The endpoint responded with 410 Gone."),
+            Self::FailedFor(time) => {
+                let time = humantime::format_duration(*time);
+                write!(f, "Every attempt of the last {time} failed.")
+            }
+        }
+    }
+}
+
+impl EndpointHealthUpdater<'_> {
+    /// Updates the health of an endpoint after attempts. A failure is logged and affects no
+    /// delivery.
+    pub(super) async fn update(
+        self,
+        account: &AccountId,
+        record: &WebhookRecord,
+        outcomes: &[AttemptOutcome],
+    ) {
+        if outcomes.is_empty() {
+            return;
+        }
+        let now = self.clock.now();
+        let endpoint = EndpointKey {
+            account: account.clone(),
+            webhook: record.webhook.id,
+        };
+        let summary = summarize(outcomes);
+        let has_pending_failures = self.limiter.note_results(&endpoint, summary.any_success);
+        let predicted = observe_all(record.health, outcomes, now);
+        let is_changed =
+            predicted.needs_write(&record.health) || (summary.any_response && has_pending_failures);
+        let may_disable = summary.is_gone || predicted.has_failed_for(self.disable_after, now);
+        if !is_changed && !may_disable {
+            return;
+        }
+        let updated = self.apply(&endpoint, &record.webhook, outcomes, now);
+        if let Err(error) = updated.await {
+            tracing::warn!(
+                account = account.as_str(), webhook = %record.webhook.id, %error,
+                "Could not update the endpoint health"
+            );
+        }
+    }
+
+    /// Evaluates the attempts against the stored health, which may have changed since the attempts
+    /// started.
+    async fn apply(
+        self,
+        endpoint: &EndpointKey,
+        webhook: &Webhook,
+        outcomes: &[AttemptOutcome],
+        now: Timestamp,
+    ) -> Result<()> {
+        let EndpointKey {
+            account,
+            webhook: id,
+        } = endpoint;
+        let lock = self.limiter.health_lock(endpoint);
+        let Ok(_guard) = timeout(HEALTH_LOCK_TIMEOUT, lock.lock()).await else {
+            tracing::warn!(
+                account = account.as_str(), webhook = %id,
+                "Skipped the endpoint health update: timed out waiting for its lock"
+            );
+            return Ok(());
+        };
+        let Some(current) = self.store.webhooks().get_record(account, *id).await? else {
+            return Ok(());
+        };
+        let is_disabled = current.webhook.status == WebhookStatus::Disabled;
+        if is_disabled || current.webhook.url != webhook.url {
+            return Ok(());
+        }
+        let failures = self.limiter.count_failures(
+            endpoint,
+            current.health.consecutive_failures,
+            outcomes.iter().map(AttemptOutcome::observation),
+        );
+        let observed = EndpointHealth {
+            consecutive_failures: failures,
+            ..observe_all(current.health, outcomes, now)
+        };
+        let is_gone = summarize(outcomes).is_gone;
+        let evaluation = evaluate(&current.health, observed, is_gone, self.disable_after, now);
+        if let Some(reason) = evaluation.disable {
+            self.disable(account, webhook, &reason.to_string(), now)
+                .await?;
+        }
+        self.write_health(endpoint, &evaluation, now).await
+    }
+
+    async fn write_health(
+        self,
+        endpoint: &EndpointKey,
+        evaluation: &HealthEvaluation,
+        now: Timestamp,
+    ) -> Result<()> {
+        if evaluation.write == HealthWrite::Never {
+            return Ok(());
+        }
+        let is_claimed = self.limiter.try_claim_health_write(endpoint, now);
+        if evaluation.write == HealthWrite::RateLimited && !is_claimed {
+            return Ok(());
+        }
+        let EndpointKey { account, webhook } = endpoint;
+        let health = &evaluation.health;
+        let webhooks = self.store.webhooks();
+        webhooks.put_health(account, *webhook, health).await?;
+        self.limiter
+            .set_stored_failures(endpoint, health.consecutive_failures);
+        match evaluation.breaker {
+            Some(BreakerChange::Opened) => {
+                tracing::warn!(account = account.as_str(), %webhook, "circuit breaker opened");
+                self.metrics.increment(Counter::BreakersOpened);
+            }
+            Some(BreakerChange::Closed) => {
+                tracing::info!(account = account.as_str(), %webhook, "circuit breaker closed");
+                self.metrics.increment(Counter::BreakersClosed);
+            }
+            None => {}
+        }
+        Ok(())
+    }
+
+    /// Disables a webhook and notifies the account's other webhooks that subscribe to
+    /// `webhook.disabled`.
+    async fn disable(
+        self,
+        account: &AccountId,
+        webhook: &Webhook,
+        reason: &str,
+        now: Timestamp,
+    ) -> Result<()> {
+        let records = self.store.webhooks().list_records(account).await?;
+        let readable = records.into_iter().flatten();
+        let webhooks: Vec<_> = readable.map(|record| record.webhook).collect();
+        let notifications = disabled_notifications(account, webhook, &webhooks, reason, now);
+        let is_disabled_now = self
+            .store
+            .webhooks()
+            .disable(
+                account,
+                webhook,
+                reason,
+                &notifications,
+                now,
+                self.retention,
+            )
+            .await?;
+        if is_disabled_now {
+            tracing::warn!(
+                account = account.as_str(), webhook = %webhook.id, reason,
+                "webhook disabled"
+            );
+            self.metrics.increment(Counter::WebhooksDisabled);
+            self.queue.schedule_pending(&notifications, now).await;
+        }
+        Ok(())
+    }
+}
+
+fn summarize(outcomes: &[AttemptOutcome]) -> AttemptSummary {
+    let mut summary = AttemptSummary {
+        any_success: false,
+        any_response: false,
+        is_gone: false,
+    };
+    for outcome in outcomes {
+        match outcome.observation().failure {
+            None => {
+                summary.any_success = true;
+                summary.any_response = true;
+            }
+            Some(kind) => summary.any_response |= !is_unresponsive(kind),
+        }
+        summary.is_gone |= outcome.status_code == Some(GONE);
+    }
+    summary
+}
+
+fn observe_all(
+    health: EndpointHealth,
+    outcomes: &[AttemptOutcome],
+    now: Timestamp,
+) -> EndpointHealth {
+    outcomes.iter().fold(health, |health, outcome| {
+        health.observe(outcome.observation(), now)
+    })
+}
+
+/// Decides what the observed health means for the webhook whose stored health is `stored`.
+fn evaluate(
+    stored: &EndpointHealth,
+    observed: EndpointHealth,
+    is_gone: bool,
+    disable_after: Duration,
+    now: Timestamp,
+) -> HealthEvaluation {
+    let disable = if is_gone {
+        Some(DisableReason::Gone)
+    } else if observed.has_failed_for(disable_after, now) {
+        Some(DisableReason::FailedFor(disable_after))
+    } else {
+        None
+    };
+    let breaker = match (stored.is_open(), observed.is_open()) {
+        (false, true) => Some(BreakerChange::Opened),
+        (true, false) => Some(BreakerChange::Closed),
+        (false, false) | (true, true) => None,
+    };
+    let write = if !observed.needs_write(stored) {
+        HealthWrite::Never
+    } else if breaker.is_some() {
+        HealthWrite::Now
+    } else {
+        HealthWrite::RateLimited
+    };
+    HealthEvaluation {
+        health: observed,
+        disable,
+        write,
+        breaker,
+    }
+}
+
+/// The deliveries of `webhook.disabled` to the account's other subscribed webhooks.
+fn disabled_notifications(
+    account: &AccountId,
+    disabled: &Webhook,
+    webhooks: &[Webhook],
+    reason: &str,
+    now: Timestamp,
+) -> Vec<Delivery> {
+    let event_type = EventType::WebhookDisabled;
+    let event = EventId::synthetic(now, account, &disabled.id.to_string(), event_type);
+    let url = disabled.url.as_str();
+    let payload: Arc<str> =
+        webhook_disabled_payload(disabled.id, url, reason, &now.to_rfc3339()).into();
+    let mut notifications = Vec::new();
+    for webhook in webhooks {
+        if webhook.id == disabled.id || !webhook.accepts(event_type) {
+            continue;
+        }
+        if notifications.len() == MAX_DISABLED_NOTIFICATIONS {
+            break;
+        }
+        let key = DeliveryKey {
+            account: account.clone(),
+            webhook: webhook.id,
+            event: event.clone(),
+        };
+        let url = webhook.url.as_str().to_owned();
+        notifications.push(Delivery::new(
+            key,
+            event_type,
+            None,
+            url,
+            payload.clone(),
+            now,
+        ));
+    }
+    notifications
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DISABLE_AFTER: Duration = Duration::from_hours(120);
+    const NOW: Timestamp = Timestamp::from_millis(1_734_948_000_000);
+
+    fn health(consecutive_failures: u32, failing_for: Option<Duration>) -> EndpointHealth {
+        EndpointHealth {
+            has_succeeded: true,
+            consecutive_failures,
+            failing_since: failing_for.map(|time| NOW - time),
+            ..EndpointHealth::default()
+        }
+    }
+
+    #[test]
+    fn evaluation_follows_from_stored_and_observed_health() {
+        let minute = Some(Duration::from_mins(1));
+        let too_long = Some(DISABLE_AFTER);
+        let failed = Some(DisableReason::FailedFor(DISABLE_AFTER));
+        let cases = [
+            (
+                health(0, None),
+                health(0, None),
+                false,
+                None,
+                HealthWrite::Never,
+                None,
+            ),
+            (
+                health(0, None),
+                health(1, minute),
+                false,
+                None,
+                HealthWrite::RateLimited,
+                None,
+            ),
+            (
+                health(4, minute),
+                health(5, minute),
+                false,
+                None,
+                HealthWrite::Now,
+                Some(BreakerChange::Opened),
+            ),
+            (
+                health(5, minute),
+                health(6, minute),
+                false,
+                None,
+                HealthWrite::Never,
+                None,
+            ),
+            (
+                health(5, minute),
+                health(0, None),
+                false,
+                None,
+                HealthWrite::Now,
+                Some(BreakerChange::Closed),
+            ),
+            (
+                health(0, too_long),
+                health(0, too_long),
+                false,
+                failed,
+                HealthWrite::Never,
+                None,
+            ),
+            (
+                health(0, None),
+                health(0, minute),
+                true,
+                Some(DisableReason::Gone),
+                HealthWrite::RateLimited,
+                None,
+            ),
+            (
+                health(0, too_long),
+                health(0, too_long),
+                true,
+                Some(DisableReason::Gone),
+                HealthWrite::Never,
+                None,
+            ),
+        ];
+        for (stored, observed, is_gone, disable, write, breaker) in cases {
+            let expected = HealthEvaluation {
+                health: observed,
+                disable,
+                write,
+                breaker,
+            };
+            let evaluation = evaluate(&stored, observed, is_gone, DISABLE_AFTER, NOW);
+            assert_eq!(evaluation, expected, "{stored:?}");
+        }
+    }
+
+    #[test]
+    fn disable_reasons_are_sentences() {
+        for (reason, expected) in [
+            (DisableReason::Gone, "The endpoint responded with 410 Gone."),
+            (
+                DisableReason::FailedFor(DISABLE_AFTER),
+                "Every attempt of the last 5days failed.",
+            ),
+        ] {
+            assert_eq!(reason.to_string(), expected);
+        }
+    }
+}
