@@ -99,9 +99,10 @@ pub fn verify(
     now: Timestamp,
 ) -> VerificationReport {
     let request = SignedRequest::parse(headers);
-    let stale_by = request
-        .nano_timestamp
-        .and_then(|timestamp| stale_by(timestamp, now));
+    let stale_by = match request.nano_timestamp {
+        Some(timestamp) => stale_by(timestamp, now),
+        None => None,
+    };
     let Some(secret) = secret else {
         return VerificationReport {
             nano: status_without_secret(request.nano_signature),
@@ -114,29 +115,25 @@ pub fn verify(
         minified_body == body && serde_json::from_slice::<IgnoredAny>(body).is_ok();
     let nano_match = request.match_nano(secret, body);
     let standard_match = request.match_standard(secret, body);
-    let nano = Evidence {
+    let nano = classify(&Evidence {
         format: nano_format(request.nano_signature),
         original_body: nano_match,
         minified_body: request.match_nano(secret, &minified_body),
         body_is_compact,
-        reason_otherwise: match standard_match {
-            Match::Equal => Reason::RotatedSecret,
-            Match::Different | Match::MissingInput => Reason::WrongSecretOrBody,
-        },
-    };
-    let standard = Evidence {
+        other_signature: standard_match,
+        reason_if_other_is_valid: Reason::RotatedSecret,
+    });
+    let standard = classify(&Evidence {
         format: standard_format(request.standard_signature),
         original_body: standard_match,
         minified_body: request.match_standard(secret, &minified_body),
         body_is_compact,
-        reason_otherwise: match nano_match {
-            Match::Equal => Reason::HeaderChanged,
-            Match::Different | Match::MissingInput => Reason::WrongSecretOrBody,
-        },
-    };
+        other_signature: nano_match,
+        reason_if_other_is_valid: Reason::HeaderChanged,
+    });
     VerificationReport {
-        nano: classify(&nano),
-        standard: classify(&standard),
+        nano,
+        standard,
         stale_by,
     }
 }
@@ -162,10 +159,11 @@ enum Match {
 struct Evidence {
     format: HeaderFormat,
     original_body: Match,
+    /// The comparison over the body without white space.
     minified_body: Match,
     body_is_compact: bool,
-    /// The reason if the evidence excludes all others.
-    reason_otherwise: Reason,
+    other_signature: Match,
+    reason_if_other_is_valid: Reason,
 }
 
 fn classify(evidence: &Evidence) -> SignatureStatus {
@@ -179,7 +177,10 @@ fn classify(evidence: &Evidence) -> SignatureStatus {
         (Match::MissingInput, _) => Reason::MissingInput,
         (Match::Different, Match::Equal) => Reason::Reformatted,
         (Match::Different, _) if !evidence.body_is_compact => Reason::BodyChanged,
-        (Match::Different, _) => evidence.reason_otherwise,
+        (Match::Different, _) => match evidence.other_signature {
+            Match::Equal => evidence.reason_if_other_is_valid,
+            Match::Different | Match::MissingInput => Reason::WrongSecretOrBody,
+        },
     };
     SignatureStatus::Invalid(reason)
 }
@@ -242,8 +243,10 @@ impl<'a> SignedRequest<'a> {
             return Match::MissingInput;
         };
         let expected = sign(secret, event_id, timestamp, body).standard;
-        let is_equal = |signature| constant_time_eq(signature, &expected);
-        to_match(signatures.split(' ').any(is_equal))
+        let is_equal = signatures
+            .split(' ')
+            .any(|signature| constant_time_eq(signature, &expected));
+        to_match(is_equal)
     }
 }
 

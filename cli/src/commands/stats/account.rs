@@ -125,7 +125,7 @@ impl WebhookStats {
                 "state": health.label(),
                 "breaker_open": health.is_open(),
                 "failing_since": health.failing_since.map(Timestamp::to_rfc3339),
-                "last_success_at": health.first_success_after_failure_at.map(Timestamp::to_rfc3339),
+                "first_success_after_failure_at": health.first_success_after_failure_at.map(Timestamp::to_rfc3339),
                 "last_failure": health.last_failure,
             },
             "pending": {
