@@ -1,8 +1,8 @@
 //! The HTTP API: an axum router that the `api` function and local mode serve.
 //!
-//! A request passes [`request_log`], the router, the extractors ([`auth`], [`path`], [`query`],
-//! [`body`]) and its handler ([`webhooks`], [`deliveries`], …). Handlers return [`responses`] or
-//! [`error`].
+//! A request passes `request_log`, the router, the extractors (`auth`, `path`, `query`,
+//! `body`) and its handler (`webhooks`, `deliveries`, …). Handlers return `responses` or
+//! `error`.
 
 mod auth;
 mod body;
