@@ -214,7 +214,7 @@ def test_service_conforms_to_document(start, document, tmp_path, capsys):
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=400,
+        timeout=900,
     )
     elapsed = time.monotonic() - started
     assert completed.returncode == 0, (completed.stdout + completed.stderr)[-20_000:]
