@@ -141,9 +141,7 @@ def test_command_encrypts_existing_secrets_again(deploy, kms, receiver):
     names = ("AWS_ENDPOINT_URL_DYNAMODB", "WEBHOOKS_TABLE", "DELIVERIES_TABLE")
     operator = AWS_ENVIRONMENT | {name: deployment.env[name] for name in names} | settings
     first = run_command("secrets", "re-encrypt", "--aws", env=operator)
-    assert first.stdout == (
-        "Re-encrypted the secrets of 1 webhook; 0 needed no change.\n"
-    )
+    assert first.stdout == ("Re-encrypted the secrets of 1 webhook; 0 needed no change.\n")
     assert PLAIN_SECRET not in dump_tables(deployment)
     deployment.dispatch = deployment.function("dispatch", **settings)
     deployment.complete_jobs("one")

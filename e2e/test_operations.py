@@ -179,7 +179,8 @@ def test_redrive_updates_reason_of_record(own_service, operate):
     own_service.put_job("large", "a", data={"M": {"text": {"S": "x" * 270_000}}})
     completed = operate("poison", "redrive", large["id"], small["id"], large["id"], check=False)
     assert (
-        completed.returncode == 1 and completed.stdout.count("still poison: the payload would have 2") == 1
+        completed.returncode == 1
+        and completed.stdout.count("still poison: the payload would have 2") == 1
     ), completed
     for task in ("large", "small"):
         own_service.db.delete_item(
@@ -191,7 +192,8 @@ def test_redrive_updates_reason_of_record(own_service, operate):
         and "its image was not stored, and the job is gone" in completed.stdout
     )
     assert (
-        operate.poison_by_task()["large"]["reason"] == "its image was not stored, and the job is gone"
+        operate.poison_by_task()["large"]["reason"]
+        == "its image was not stored, and the job is gone"
     )
     assert (
         "`data`: expected a map (M)"
@@ -352,7 +354,11 @@ def test_stats_count_items(own_service, operate, receiver):
     rows = api.list_deliveries(failing)
     next_due_at = min(row["next_attempt_at"] for row in rows)
     top_webhooks = [{"account": api.account, "webhook_id": failing, "pending": 3}]
-    assert stats["pending"] == no_pending | {"waiting": 3, "next_due_at": next_due_at, "top_webhooks": top_webhooks}
+    assert stats["pending"] == no_pending | {
+        "waiting": 3,
+        "next_due_at": next_due_at,
+        "top_webhooks": top_webhooks,
+    }
     assert stats["poison"] == [{"day": poison["id"][:10], "records": 1, "complete": True}]
 
     # A manual retry makes one delivery overdue.

@@ -273,7 +273,7 @@ class Journey:
         expect(self.page.get_by_label("Timings", exact=True)).to_contain_text("Connect")
         (request,) = self.receiver.requests_to("/hook")[before:]
         assert request.json["event"] == "job.failed"
-        signed = self.tab.text_block("What was signed").inner_text()
+        signed = self.tab.text_block("Signed content").inner_text()
         digest = hmac.new(PLAIN_SECRET.encode(), signed.encode(), hashlib.sha256).hexdigest()
         assert request.headers["x-nano-signature"] == f"v1={digest}"
         self.tab.save_screenshot("journey-test-refused")
