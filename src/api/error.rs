@@ -1,6 +1,6 @@
 //! Error responses: the table of status, code and message, and its description in OpenAPI.
 
-use std::{collections::BTreeMap, error::Error as StdError, fmt, sync::Arc};
+use std::{collections::BTreeMap, error::Error, fmt, sync::Arc};
 
 use axum::{
     Json,
@@ -54,7 +54,7 @@ pub(super) enum ApiError {
 
 /// The cause of a 500 or 503 response. It travels to the request log in the response's extensions.
 #[derive(Clone, Debug)]
-pub(super) struct InternalCause(pub Arc<dyn StdError + Send + Sync>);
+pub(super) struct InternalCause(pub Arc<dyn Error + Send + Sync>);
 
 impl ApiError {
     /// A 400 response about one field or parameter.
@@ -68,7 +68,7 @@ impl ApiError {
     }
 
     /// A 500 response.
-    pub(super) fn internal(cause: impl StdError + Send + Sync + 'static) -> Self {
+    pub(super) fn internal(cause: impl Error + Send + Sync + 'static) -> Self {
         Self::Internal(InternalCause(Arc::new(cause)))
     }
 
