@@ -174,7 +174,7 @@ impl From<&Delivery> for DeliveryResponse {
     },
     "status_code": 503,
     "failure": "status",
-    "detail": "The endpoint responded with status 503. Respond with 2xx to accept an event.",
+    "detail": "The endpoint returned status 503. Return a 2xx status to accept the event.",
     "response_excerpt": "Try again later",
     "request_headers": {
         "content-type": "application/json",
