@@ -16,7 +16,7 @@ const MAX_LIMIT: usize = 1_000;
 /// The longest delay of `listen`, in seconds.
 const MAX_DELAY: f64 = 3_600.0;
 
-/// Send webhooks from one machine: HTTP API, embedded DynamoDB and dispatcher
+/// Webhooks for finished jobs: a local service, and commands for operators
 #[derive(Parser)]
 #[command(version)]
 pub struct Cli {

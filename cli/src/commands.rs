@@ -18,7 +18,6 @@ use crate::args::{
     Command, DeliveriesCommand, JobCommand, KeysCommand, PoisonCommand, SecretsCommand,
 };
 
-/// Runs a command.
 pub async fn run(command: Command) -> anyhow::Result<()> {
     let tables = command.tables().cloned();
     let result = run_subcommand(command).await;
