@@ -11,7 +11,7 @@ use std::{
 
 use libfuzzer_sys::fuzz_target;
 use nano_webhooks::client::target_guard::TargetGuard;
-use nano_webhooks_core::target_policy::{blocked_reason, TargetPolicy};
+use nano_webhooks_core::target_policy::{TargetPolicy, blocked_reason};
 use nano_webhooks_core::{delivery::failure::Failure, endpoint_url::EndpointUrl};
 use nano_webhooks_fuzz::poll_ready;
 use url::Host;
