@@ -40,8 +40,7 @@ def receiver():
 
 
 class DeployedFunctions:
-    """Tables, a queue and the functions that use them. A function starts with its first invocation.
-    """
+    """Tables, a queue and the functions that use them. A function starts with its first invocation."""
 
     def __init__(self, endpoint, account, folder):
         name = f"deployed-{uuid.uuid4()}"

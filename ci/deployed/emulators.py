@@ -108,18 +108,22 @@ class Function(_Server):
             raise FunctionError(f"{response.status} {text}\n{self.log_text()}")
         return result
 
-    def log_lines(self, message):
-        """Waits for log lines with this message and returns them."""
+    def log_lines(self, *fields, **values):
+        """Waits for log lines that have these fields and values, and returns them."""
 
-        def found():
-            lines = [line for line in self.log_text().splitlines() if line.startswith("{")]
-            return [json.loads(line) for line in lines if f'"message":"{message}"' in line]
+        def matching():
+            texts = [text for text in self.log_text().splitlines() if text.startswith("{")]
+            lines = [json.loads(text) for text in texts]
+            return [
+                line for line in lines if {*fields} <= {*line} and values.items() <= line.items()
+            ]
 
-        return wait_until(found, lambda: f"{message!r} in\n{self.log_text()}")
+        return wait_until(matching, lambda: f"{fields} {values} in\n{self.log_text()}")
 
     def wait_for_metric(self, metric, expected):
-        """Waits until the sum of a metric in the log has this value. The function logs it after its
-        response.
+        """Waits until the sum of a metric in the log has this value.
+
+        The function writes metrics after its response.
         """
 
         def total():

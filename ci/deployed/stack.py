@@ -64,8 +64,7 @@ def inline_numbers(template):
 
 
 def remove_encryption_contexts(template):
-    """The account denies every request with the unsupported condition key `kms:EncryptionContext`.
-    """
+    """The account denies every request with the unsupported condition key `kms:EncryptionContext`."""
     changed = 0
     for statement in statements(template):
         if "kms:EncryptionContext" in json.dumps(statement.get("Condition")):
