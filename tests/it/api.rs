@@ -1,216 +1,27 @@
 //! The API's routes and every row of its error table, through the router over a real engine.
 
+use crate::support::app::NO_LIMITS;
+use crate::support::app::TestApp;
+use crate::support::app::WEBHOOKS;
 use std::time::Duration;
 
 use axum::{
-    Router,
     body::Body,
-    http::{HeaderMap, Method, Request, StatusCode},
+    http::{Request, StatusCode},
 };
-use http_body_util::BodyExt;
 use nano_webhooks::random;
-use nano_webhooks::{
-    api::{AppState, router},
-    aws,
-    client::{
-        target_guard::TargetGuard,
-        webhook_client::{self, WebhookClient},
-    },
-    clock::Clock,
-    dispatch::Dispatcher,
-    store::{Store, rate_limit::RateLimits},
-};
+use nano_webhooks::{aws, dispatch::Dispatcher, store::rate_limit::RateLimits};
 use nano_webhooks_cli::local_client;
+use nano_webhooks_core::api_key::ApiKey;
 use nano_webhooks_core::target_policy::TargetPolicy;
-use nano_webhooks_core::{api_key::ApiKey, timestamp::Timestamp};
 use serde_json::{Value, json};
-use tower::ServiceExt;
 
-use crate::{
-    dispatch::{dispatch_batch, insert_record, job_image},
+use crate::support::{
+    accounts::account,
     proxy::{Fault, Proxy},
-    support::{Receiver, TestTables, account, permissions},
+    receiver::Receiver,
+    stream::{dispatch_batch, insert_record, job_image},
 };
-
-pub const NO_LIMITS: RateLimits = RateLimits {
-    per_minute: None,
-    per_day: None,
-};
-const WEBHOOKS: &str = "/api/v1/webhooks";
-
-/// The API as account `acme`.
-pub struct TestApp {
-    pub world: TestTables,
-    router: Router,
-    pub key: ApiKey,
-    pub clock: Clock,
-}
-
-pub struct TestResponse {
-    pub status: StatusCode,
-    pub headers: HeaderMap,
-    pub text: String,
-    pub json: Value,
-}
-
-impl TestResponse {
-    pub fn error(&self) -> (u16, &str, &str) {
-        assert_eq!(self.json["success"], false, "{}", self.text);
-        let part = |name| self.json["error"][name].as_str().unwrap();
-        (self.status.as_u16(), part("code"), part("message"))
-    }
-
-    pub fn header(&self, name: &str) -> &str {
-        self.headers[name].to_str().unwrap()
-    }
-}
-
-impl TestApp {
-    pub async fn new() -> Self {
-        Self::with(TargetPolicy::Any, NO_LIMITS, 50).await
-    }
-
-    pub async fn with(
-        targets: TargetPolicy,
-        rate_limits: RateLimits,
-        webhooks_per_account: u32,
-    ) -> Self {
-        let world = TestTables::new().await;
-        let clock = Clock::manual(Timestamp::from_millis(1_734_948_000_000));
-        let key = ApiKey::from_random(&random::bytes());
-        world
-            .store
-            .api_keys()
-            .insert(&account("acme"), &key, clock.now())
-            .await
-            .unwrap();
-        let router = routed(
-            &world,
-            world.store_as(permissions::API),
-            &clock,
-            targets,
-            rate_limits,
-            webhooks_per_account,
-        );
-        Self {
-            world,
-            router,
-            key,
-            clock,
-        }
-    }
-
-    /// The same over another store.
-    pub fn over(self, store: Store, rate_limits: RateLimits) -> Self {
-        let router = routed(
-            &self.world,
-            store,
-            &self.clock,
-            TargetPolicy::Any,
-            rate_limits,
-            50,
-        );
-        Self { router, ..self }
-    }
-
-    pub async fn send(&self, request: Request<Body>) -> TestResponse {
-        let response = self.router.clone().oneshot(request).await.unwrap();
-        let (parts, body) = response.into_parts();
-        let text = String::from_utf8(body.collect().await.unwrap().to_bytes().to_vec()).unwrap();
-        let json = serde_json::from_str(&text).unwrap_or_else(|_| panic!("no JSON: {text}"));
-        // What every answer has, whatever it says.
-        assert_eq!(parts.headers["content-type"], "application/json");
-        assert!(!parts.headers["x-request-id"].is_empty());
-        TestResponse {
-            status: parts.status,
-            headers: parts.headers,
-            text,
-            json,
-        }
-    }
-
-    /// The status of a response whose body may be other than JSON.
-    pub async fn send_raw(&self, request: Request<Body>) -> StatusCode {
-        self.router.clone().oneshot(request).await.unwrap().status()
-    }
-
-    fn request(&self, method: &str, path: &str) -> axum::http::request::Builder {
-        Request::builder()
-            .method(Method::from_bytes(method.as_bytes()).unwrap())
-            .uri(path)
-            .header("authorization", format!("Bearer {}", self.key.expose()))
-    }
-
-    pub async fn get(&self, path: &str) -> TestResponse {
-        self.send(self.request("GET", path).body(Body::empty()).unwrap())
-            .await
-    }
-
-    /// With another key.
-    pub async fn get_with(&self, key: &str, path: &str) -> TestResponse {
-        let request = Request::get(path).header("authorization", format!("Bearer {key}"));
-        self.send(request.body(Body::empty()).unwrap()).await
-    }
-
-    pub async fn delete(&self, path: &str) -> TestResponse {
-        self.send(self.request("DELETE", path).body(Body::empty()).unwrap())
-            .await
-    }
-
-    pub async fn post(&self, body: impl Into<Body>) -> TestResponse {
-        self.send(
-            self.request("POST", WEBHOOKS)
-                .header("content-type", "application/json")
-                .body(body.into())
-                .unwrap(),
-        )
-        .await
-    }
-
-    pub async fn create(&self, body: Value) -> TestResponse {
-        self.post(body.to_string()).await
-    }
-
-    pub async fn send_json(&self, method: &str, path: &str, body: &Value) -> TestResponse {
-        let request = self
-            .request(method, path)
-            .header("content-type", "application/json");
-        self.send(request.body(body.to_string().into()).unwrap())
-            .await
-    }
-
-    /// A POST without a body.
-    pub async fn post_to(&self, path: &str) -> TestResponse {
-        self.send(self.request("POST", path).body(Body::empty()).unwrap())
-            .await
-    }
-}
-
-fn routed(
-    world: &TestTables,
-    store: Store,
-    clock: &Clock,
-    targets: TargetPolicy,
-    rate_limits: RateLimits,
-    webhooks_per_account: u32,
-) -> Router {
-    router(AppState {
-        store,
-        account_claim: None,
-        client: WebhookClient::new(
-            TargetGuard::new(targets, vec![]),
-            webhook_client::Timeouts::QUEUED,
-            None,
-        )
-        .unwrap(),
-        guard: TargetGuard::new(targets, vec![]),
-        clock: clock.clone(),
-        queue: world.queue.clone(),
-        retention: Duration::from_hours(24),
-        webhooks_per_account,
-        rate_limits,
-    })
-}
 
 fn valid() -> Value {
     json!({ "url": "https://example.com/hooks", "events": ["job.completed", "job.failed"] })
@@ -370,8 +181,8 @@ async fn invalid_field_is_named() {
             "secret_key: expected a string",
         ),
     ] {
-        let answer = app.post(body.clone()).await;
-        let (status, code, said) = answer.error();
+        let response = app.post(body.clone()).await;
+        let (status, code, said) = response.error();
         assert_eq!((status, code), (400, "invalid_request"), "{body}");
         assert!(said.starts_with(message), "{body}: {said}");
         assert!(!said.contains("87654321"), "{said}");
@@ -404,16 +215,16 @@ async fn invalid_key_returns_401() {
             if let Some(authorization) = &authorization {
                 request = request.header("authorization", authorization);
             }
-            let answer = app.send(request.body(Body::empty()).unwrap()).await;
+            let response = app.send(request.body(Body::empty()).unwrap()).await;
             assert_eq!(
-                answer.error(),
+                response.error(),
                 (401, "unauthorized", "Invalid or missing API key"),
                 "{authorization:?}"
             );
         }
     }
     let revoked = app
-        .world
+        .tables
         .store
         .api_keys()
         .revoke(&account("acme"), app.key.display_prefix())
@@ -428,14 +239,14 @@ async fn invalid_key_returns_401() {
 async fn key_shows_prefix_and_last_use() {
     let app = TestApp::new().await;
     let (acme, unused) = (account("acme"), ApiKey::from_random(&random::bytes()));
-    app.world
+    app.tables
         .store
         .api_keys()
         .insert(&acme, &unused, app.clock.now())
         .await
         .unwrap();
     let used_on = async || {
-        let listed = app.world.store.api_keys().list(&acme).await.unwrap();
+        let listed = app.tables.store.api_keys().list(&acme).await.unwrap();
         assert_eq!(listed.len(), 2);
         let of = |key: &ApiKey| {
             listed
@@ -458,7 +269,7 @@ async fn key_shows_prefix_and_last_use() {
         assert_eq!(app.get(WEBHOOKS).await.status, StatusCode::OK);
         assert_eq!(used_on().await.as_deref(), Some(day));
     }
-    let everything = format!("{:?}", app.world.items(&app.world.tables.webhooks).await);
+    let everything = format!("{:?}", app.tables.items(&app.tables.names.webhooks).await);
     for key in [&unused, &app.key] {
         assert!(!everything.contains(&key.expose()[key.display_prefix().len()..]));
     }
@@ -477,9 +288,9 @@ async fn unknown_route_has_envelope() {
         "/api/v1/webhooks/1/x",
         "/api/v2/webhooks",
     ] {
-        let answer = app.get(path).await;
+        let response = app.get(path).await;
         assert_eq!(
-            answer.error(),
+            response.error(),
             (
                 404,
                 "not_found",
@@ -493,18 +304,18 @@ async fn unknown_route_has_envelope() {
         ("POST", "/api/v1/webhooks/1", "GET,HEAD,PATCH,DELETE"),
         ("BREW", "/api/v1/webhooks/1", "GET,HEAD,PATCH,DELETE"),
     ] {
-        let answer = app
+        let response = app
             .send(app.request(method, path).body(Body::empty()).unwrap())
             .await;
         assert_eq!(
-            answer.error(),
+            response.error(),
             (
                 405,
                 "method_not_allowed",
                 format!("{path} does not support {method}").as_str()
             )
         );
-        assert_eq!(answer.header("allow"), allow);
+        assert_eq!(response.header("allow"), allow);
     }
     let healthy = app.get("/healthz").await;
     assert_eq!(
@@ -521,7 +332,7 @@ async fn unknown_route_has_envelope() {
 async fn foreign_webhook_returns_404() {
     let app = TestApp::new().await;
     let (theirs, other) = (ApiKey::from_random(&random::bytes()), account("other"));
-    app.world
+    app.tables
         .store
         .api_keys()
         .insert(&other, &theirs, app.clock.now())
@@ -540,9 +351,9 @@ async fn foreign_webhook_returns_404() {
         "abc",
         "99999999999999999999",
     ] {
-        let answer = app.delete(&format!("/api/v1/webhooks/{id}")).await;
+        let response = app.delete(&format!("/api/v1/webhooks/{id}")).await;
         assert_eq!(
-            answer.error(),
+            response.error(),
             (404, "not_found", format!("No such webhook: {id}").as_str())
         );
     }
@@ -562,7 +373,7 @@ async fn every_route_needs_own_key() {
         .await;
     let dispatcher = Dispatcher {
         clock: app.clock.clone(),
-        ..app.world.dispatcher()
+        ..app.tables.dispatcher()
     };
     assert_eq!(
         dispatch_batch(
@@ -582,7 +393,7 @@ async fn every_route_needs_own_key() {
         .await;
     let replay = replay.json["data"]["id"].as_str().unwrap();
     let (theirs, other) = (ApiKey::from_random(&random::bytes()), account("other"));
-    app.world
+    app.tables
         .store
         .api_keys()
         .insert(&other, &theirs, app.clock.now())
@@ -641,9 +452,9 @@ async fn body_is_limited_to_64_kib() {
         app.post(padded(64 * 1024)).await.status,
         StatusCode::CREATED
     );
-    let answer = app.post(padded(64 * 1024 + 1)).await;
+    let response = app.post(padded(64 * 1024 + 1)).await;
     assert_eq!(
-        answer.error(),
+        response.error(),
         (
             413,
             "payload_too_large",
@@ -668,14 +479,14 @@ async fn other_content_type_returns_415() {
         if let Some(declared) = declared {
             request = request.header("content-type", declared);
         }
-        let answer = app
+        let response = app
             .send(request.body(Body::from(valid().to_string())).unwrap())
             .await;
         if accepted {
-            assert_eq!(answer.status, StatusCode::CREATED, "{declared:?}");
+            assert_eq!(response.status, StatusCode::CREATED, "{declared:?}");
         } else {
-            assert_eq!(answer.error().0, 415, "{declared:?}");
-            assert_eq!(answer.error().1, "unsupported_media_type");
+            assert_eq!(response.error().0, 415, "{declared:?}");
+            assert_eq!(response.error().1, "unsupported_media_type");
         }
     }
 }
@@ -754,9 +565,9 @@ async fn concurrent_idempotent_requests_create_one() {
         app.send(request.body(Body::from(valid().to_string())).unwrap())
     };
     let answers = futures_util::future::join_all((0..8).map(|_| request())).await;
-    for answer in answers {
+    for response in answers {
         assert_eq!(
-            (answer.status, &answer.json["data"]["id"]),
+            (response.status, &response.json["data"]["id"]),
             (StatusCode::CREATED, &json!(1))
         );
     }
@@ -847,8 +658,8 @@ async fn patch_changes_named_fields() {
         ),
         (json!({"id": 2}), "id: unknown field `id`, expected one of"),
     ] {
-        let answer = patch(body).await;
-        let (status, code, said) = answer.error();
+        let response = patch(body).await;
+        let (status, code, said) = response.error();
         assert_eq!((status, code), (400, "invalid_request"));
         assert!(said.starts_with(message), "{said}");
     }
@@ -867,7 +678,7 @@ async fn patch_changes_named_fields() {
         (404, "not_found", "No such webhook: 1")
     );
     assert_eq!(
-        app.world.items_under("RESUME").await.len(),
+        app.tables.items_under("RESUME").await.len(),
         1,
         "the sweep forgets it"
     );
@@ -884,12 +695,12 @@ async fn idempotent_retry_works_at_limit() {
             .header("idempotency-key", "k");
         app.send(request.body(Body::from(valid().to_string())).unwrap())
     };
-    for answer in futures_util::future::join_all((0..16).map(|_| request())).await {
+    for response in futures_util::future::join_all((0..16).map(|_| request())).await {
         assert_eq!(
-            (answer.status, &answer.json["data"]["id"]),
+            (response.status, &response.json["data"]["id"]),
             (StatusCode::CREATED, &json!(1)),
             "{}",
-            answer.text
+            response.text
         );
     }
 }
@@ -898,25 +709,26 @@ async fn idempotent_retry_works_at_limit() {
 #[tokio::test]
 async fn idempotent_retry_waits_for_first() {
     let app = TestApp::new().await;
-    let proxy = Proxy::start(app.world.endpoint.clone()).await;
-    let store = app
-        .world
-        .store_through(local_client(&proxy.url, aws::timeouts()));
+    let proxy = Proxy::start(app.tables.endpoint.clone()).await;
+    let store = app.tables.store_through(local_client(
+        &proxy.url,
+        crate::support::tables::patient_timeouts(),
+    ));
     let app = app.over(store, NO_LIMITS);
-    proxy.arm("TransactWriteItems", 0, Fault::MeetsAnother);
+    proxy.arm("TransactWriteItems", 0, Fault::ConcurrentCreate);
     let request = app
         .request("POST", WEBHOOKS)
         .header("content-type", "application/json")
         .header("idempotency-key", "k");
-    let answer = app
+    let response = app
         .send(request.body(Body::from(valid().to_string())).unwrap())
         .await;
     assert!(!proxy.disarm());
     assert_eq!(
-        (answer.status, &answer.json["data"]["id"]),
+        (response.status, &response.json["data"]["id"]),
         (StatusCode::CREATED, &json!(1)),
         "{}",
-        answer.text
+        response.text
     );
     assert_eq!(
         app.get(WEBHOOKS).await.json["data"]
@@ -935,7 +747,7 @@ async fn deliveries_are_listed_and_retried() {
         .await;
     let dispatcher = Dispatcher {
         clock: app.clock.clone(),
-        ..app.world.dispatcher()
+        ..app.tables.dispatcher()
     };
     assert_eq!(
         dispatch_batch(
@@ -948,7 +760,7 @@ async fn deliveries_are_listed_and_retried() {
         .await,
         []
     );
-    app.world.timers();
+    app.tables.timers();
 
     let first = app.get("/api/v1/webhooks/1/deliveries?limit=1").await;
     assert_eq!(first.status, StatusCode::OK);
@@ -1043,9 +855,9 @@ async fn deliveries_are_listed_and_retried() {
         (retried.status, &retried.json["data"]["status"]),
         (StatusCode::ACCEPTED, &json!("pending"))
     );
-    let timer = app.world.timers().pop().unwrap();
+    let timer = app.tables.timers().pop().unwrap();
     assert_eq!(timer.due, app.clock.now());
-    app.world
+    app.tables
         .store
         .leases()
         .claim(&timer.message.key, 1, app.clock.now())
@@ -1096,10 +908,10 @@ async fn invalid_query_parameter_is_named() {
         ),
         ("limit=1&limit=2", "limit: expected at most once"),
     ] {
-        let answer = app
+        let response = app
             .get(&format!("/api/v1/webhooks/1/deliveries?{query}"))
             .await;
-        assert_eq!(answer.error(), (400, "invalid_request", message));
+        assert_eq!(response.error(), (400, "invalid_request", message));
     }
     for path in [
         "/api/v1/webhooks/2/deliveries",
@@ -1108,11 +920,11 @@ async fn invalid_query_parameter_is_named() {
         assert_eq!(app.get(path).await.error().0, 404);
     }
     let event = "evt_01JFS8TX800000000000000000";
-    let answer = app
+    let response = app
         .get(&format!("/api/v1/webhooks/1/deliveries/{event}"))
         .await;
     assert_eq!(
-        answer.error(),
+        response.error(),
         (
             404,
             "not_found",
@@ -1128,7 +940,7 @@ async fn invalid_query_parameter_is_named() {
     );
 
     let (theirs, other) = (ApiKey::from_random(&random::bytes()), account("other"));
-    app.world
+    app.tables
         .store
         .api_keys()
         .insert(&other, &theirs, app.clock.now())
@@ -1194,13 +1006,13 @@ async fn concurrent_creates_respect_limit() {
     let answers = futures_util::future::join_all((0..16).map(|_| app.create(valid()))).await;
     let mut ids: Vec<_> = answers
         .iter()
-        .filter_map(|answer| answer.json["data"]["id"].as_u64())
+        .filter_map(|response| response.json["data"]["id"].as_u64())
         .collect();
     ids.sort_unstable();
     assert_eq!(ids, (1..=10).collect::<Vec<_>>());
     for refused in answers
         .iter()
-        .filter(|answer| answer.status != StatusCode::CREATED)
+        .filter(|response| response.status != StatusCode::CREATED)
     {
         assert_eq!(
             refused.error(),
@@ -1232,11 +1044,11 @@ async fn rate_limit_is_exact() {
         let answers = futures_util::future::join_all((0..10).map(|_| app.get(WEBHOOKS))).await;
         let refused: Vec<_> = answers
             .into_iter()
-            .filter(|answer| answer.status != StatusCode::OK)
+            .filter(|response| response.status != StatusCode::OK)
             .collect();
-        for answer in &refused {
+        for response in &refused {
             assert_eq!(
-                answer.error(),
+                response.error(),
                 (429, "rate_limited", "Too many requests; try again later")
             );
         }
@@ -1268,10 +1080,10 @@ async fn blocked_target_is_refused_at_creation() {
         ("https://[::ffff:10.0.0.1]/", "not a global unicast address"),
         ("https://localhost/", "loopback address"),
     ] {
-        let answer = app
+        let response = app
             .create(json!({"url": url, "events": ["job.failed"]}))
             .await;
-        let (status, code, message) = answer.error();
+        let (status, code, message) = response.error();
         assert_eq!((status, code), (400, "invalid_request"));
         assert!(
             message.starts_with("url: expected a public https address"),
@@ -1293,19 +1105,19 @@ async fn blocked_target_is_refused_at_creation() {
 async fn unreachable_dynamodb_returns_503() {
     let app = TestApp::new().await;
     let unreachable = app
-        .world
+        .tables
         .store_through(local_client("http://127.0.0.1:9", aws::timeouts()));
     let app = app.over(unreachable, NO_LIMITS);
-    let answer = app.get(WEBHOOKS).await;
+    let response = app.get(WEBHOOKS).await;
     assert_eq!(
-        answer.error(),
+        response.error(),
         (
             503,
             "unavailable",
             "Temporarily unavailable; try again later"
         )
     );
-    assert_eq!(answer.header("retry-after"), "1");
+    assert_eq!(response.header("retry-after"), "1");
 }
 
 /// A corrupt item returns 500 and hides the cause.
@@ -1314,7 +1126,7 @@ async fn corrupt_item_returns_500() {
     let app = TestApp::new().await;
     app.create(valid()).await;
     let webhook = app
-        .world
+        .tables
         .items_under("ACCOUNT#acme")
         .await
         .into_iter()
@@ -1326,10 +1138,10 @@ async fn corrupt_item_returns_500() {
         aws_sdk_dynamodb::types::AttributeValue::S("nonsense".into()),
     );
     let put = app
-        .world
+        .tables
         .client
         .put_item()
-        .table_name(&app.world.tables.webhooks)
+        .table_name(&app.tables.names.webhooks)
         .set_item(Some(broken));
     put.send().await.unwrap();
     assert_eq!(
@@ -1346,16 +1158,16 @@ async fn responses_hide_secrets() {
     body["secret_key"] = json!("open sesame");
     let created = app.create(body.clone()).await;
     body["events"] = json!([]);
-    for answer in [
+    for response in [
         created,
         app.get(WEBHOOKS).await,
         app.create(body).await,
         app.delete("/api/v1/webhooks/1").await,
     ] {
         assert!(
-            !answer.text.contains("sesame") && !answer.text.contains("secret"),
+            !response.text.contains("sesame") && !response.text.contains("secret"),
             "{}",
-            answer.text
+            response.text
         );
     }
 }

@@ -9,7 +9,7 @@ use nano_webhooks_core::{
 use proptest::{collection::vec, prelude::*};
 use rquickjs::{Context, Function, Runtime};
 
-use crate::support::account;
+use crate::support::accounts::account;
 
 /// The verifier of the product's documentation, but for the hash function, which a bare engine has not.
 const DOCUMENTED: &str = "(body, timestamp) => `${timestamp}.${JSON.stringify(JSON.parse(body))}`";

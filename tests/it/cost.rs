@@ -1,99 +1,17 @@
 //! What DynamoDB bills: requests and units of every way through the service, as the engine counts them, and as `docs/COST.md`
 //! says. `UPDATE_COST=1` writes that page's table anew.
 
+use crate::support::cost_fixture::CostFixture;
 use std::{fs, path::Path, time::Duration};
 
-use axum::http::StatusCode;
-use nano_webhooks::{clock::Deadline, dispatch::Dispatcher, store::rate_limit::RateLimits};
+use nano_webhooks::clock::Deadline;
 use serde_json::{Value, json};
 
-use crate::{
-    api::TestApp,
-    dispatch::{dispatch_batch, insert_record, job_image},
-    proxy::{ConsumedCapacity, Proxy},
-    support::{
-        Receiver, other_engine,
-        permissions::{RETRY, run_as},
-    },
-};
+use crate::support::{engine::other_engine, proxy::ConsumedCapacity};
 
 const PAGE: &str = "docs/COST.md";
 const BEGIN: &str = "<!-- counted -->\n";
 const END: &str = "<!-- /counted -->\n";
-
-/// An account with webhooks, and what counts.
-struct CostFixture {
-    app: TestApp,
-    receiver: Receiver,
-    proxy: Proxy,
-    dispatcher: Dispatcher,
-}
-
-impl CostFixture {
-    /// With webhooks at these paths of the receiver, each of which has answered before.
-    async fn new(paths: &[&str]) -> Self {
-        let (app, receiver) = (TestApp::new().await, Receiver::start().await);
-        let proxy = Proxy::start(app.world.endpoint.clone()).await;
-        let store = app.world.store_through(nano_webhooks_cli::local_client(
-            &proxy.url,
-            nano_webhooks::aws::timeouts(),
-        ));
-        let limits = RateLimits {
-            per_minute: Some(1_000),
-            per_day: Some(10_000),
-        };
-        let dispatcher = Dispatcher {
-            store: store.clone(),
-            clock: app.clock.clone(),
-            schedule: "1s,1s".parse().unwrap(),
-            ..app.world.dispatcher()
-        };
-        let scene = Self {
-            app: app.over(store, limits),
-            receiver,
-            proxy,
-            dispatcher,
-        };
-        for path in paths {
-            let body = json!({"url": scene.receiver.url("/ok"), "events": ["job.completed"], "secret_key": "my-secret-key"});
-            let created = scene.app.create(body).await;
-            assert_eq!(created.status, StatusCode::CREATED);
-            scene.end_jobs(1_000_000, 1, 0).await;
-            let patched = json!({"url": scene.receiver.url(path)});
-            if *path != "/ok" {
-                scene
-                    .app
-                    .send_json("PATCH", created.header("location"), &patched)
-                    .await;
-            }
-        }
-        scene.proxy.take_used();
-        scene
-    }
-
-    /// Jobs that end, with so much data each.
-    async fn end_jobs(&self, first: usize, count: usize, padding: usize) {
-        let record = |n| {
-            let mut job = job_image(&format!("task_{n:07}"), "completed");
-            job["data"] = json!({"M": {
-                "url": {"S": "https://cdn.example.com/outputs/2024/12/23/image-0123456789abcdef.png"},
-                "credits_charged": {"N": "6"}, "padding": {"S": "x".repeat(padding)},
-            }});
-            insert_record(n, job)
-        };
-        let records: Vec<_> = (first..first + count).map(record).collect();
-        assert_eq!(dispatch_batch(&self.dispatcher, &records).await, []);
-    }
-
-    async fn retry_all(&self) {
-        self.app.clock.advance(Duration::from_secs(10));
-        for timer in self.app.world.timers() {
-            run_as(RETRY, self.dispatcher.retry(&timer.message))
-                .await
-                .unwrap();
-        }
-    }
-}
 
 fn row(what: &str, per: f64, used: ConsumedCapacity) -> String {
     let number = |n: f64| {
@@ -117,29 +35,29 @@ async fn deliveries() -> String {
     let mut table =
         "| 1,000 deliveries | requests | read units | write units |\n|---|---|---|---|\n"
             .to_owned();
-    let scene = CostFixture::new(&["/ok"]).await;
+    let fixture = CostFixture::new(&["/ok"]).await;
     for (what, padding) in [
         ("one subscriber, a body of 250 bytes", 0),
         ("one subscriber, a body of 4 KB", 3_850),
         ("one subscriber, a body of 16 KB", 16_130),
         ("one subscriber, a body of 64 KB", 65_280),
     ] {
-        scene.end_jobs(padding, 100, padding).await;
-        table += &row(what, 10.0, scene.proxy.take_used());
+        fixture.end_jobs(padding, 100, padding).await;
+        table += &row(what, 10.0, fixture.proxy.take_used());
     }
-    scene.end_jobs(500, 10, 0).await;
+    fixture.end_jobs(500, 10, 0).await;
     table += &row(
         "one subscriber, batches of 10 instead of 100",
         100.0,
-        scene.proxy.take_used(),
+        fixture.proxy.take_used(),
     );
 
-    let scene = CostFixture::new(&["/ok"; 10]).await;
-    scene.end_jobs(0, 100, 0).await;
-    table += &row("ten subscribers", 1.0, scene.proxy.take_used());
+    let fixture = CostFixture::new(&["/ok"; 10]).await;
+    fixture.end_jobs(0, 100, 0).await;
+    table += &row("ten subscribers", 1.0, fixture.proxy.take_used());
 
     // Of ten subscribers one answers 500, at first.
-    let scene = CostFixture::new(&[
+    let fixture = CostFixture::new(&[
         "/status/500",
         "/ok",
         "/ok",
@@ -153,19 +71,19 @@ async fn deliveries() -> String {
     ])
     .await;
     // The first failure is written down, and the endpoint's health with it.
-    scene.end_jobs(500, 1, 0).await;
-    scene.app.world.timers();
-    scene.proxy.take_used();
-    scene.end_jobs(0, 100, 0).await;
-    let mended = json!({"url": scene.receiver.url("/ok")});
-    let first = scene.proxy.take_used();
-    scene
+    fixture.end_jobs(500, 1, 0).await;
+    fixture.app.tables.timers();
+    fixture.proxy.take_used();
+    fixture.end_jobs(0, 100, 0).await;
+    let mended = json!({"url": fixture.receiver.url("/ok")});
+    let first = fixture.proxy.take_used();
+    fixture
         .app
         .send_json("PATCH", "/api/v1/webhooks/1", &mended)
         .await;
-    scene.proxy.take_used();
-    scene.retry_all().await;
-    let second = scene.proxy.take_used();
+    fixture.proxy.take_used();
+    fixture.retry_all().await;
+    let second = fixture.proxy.take_used();
     let both = ConsumedCapacity {
         requests: first.requests + second.requests,
         read_units: first.read_units + second.read_units,
@@ -173,36 +91,36 @@ async fn deliveries() -> String {
     };
     table += &row("ten subscribers, one of which fails once", 1.0, both);
 
-    scene
+    fixture
         .dispatcher
         .sweep(Deadline::from_now(Duration::from_mins(1)))
         .await
         .unwrap();
     table += "\n| one sweep | requests | read units | write units |\n|---|---|---|---|\n";
-    table += &row("with nothing due", 1.0, scene.proxy.take_used());
+    table += &row("with nothing due", 1.0, fixture.proxy.take_used());
     table
 }
 
 async fn routes() -> String {
     let mut table =
         "| one API request | requests | read units | write units |\n|---|---|---|---|\n".to_owned();
-    let scene = CostFixture::new(&["/ok"; 10]).await;
-    scene.end_jobs(0, 100, 0).await;
-    let app = &scene.app;
+    let fixture = CostFixture::new(&["/ok"; 10]).await;
+    fixture.end_jobs(0, 100, 0).await;
+    let app = &fixture.app;
     let list = app.get("/api/v1/webhooks/1/deliveries?limit=50").await;
     let delivery = list.json["data"][0]["event_id"]
         .as_str()
         .unwrap()
         .to_owned();
     let delivery = format!("/api/v1/webhooks/1/deliveries/{delivery}");
-    let create = json!({"url": scene.receiver.url("/ok"), "events": ["job.completed"], "secret_key": "my-secret-key"});
+    let create = json!({"url": fixture.receiver.url("/ok"), "events": ["job.completed"], "secret_key": "my-secret-key"});
     let since = json!({"since": "2024-12-23T00:00:00Z"});
     let replay = app
         .send_json("POST", "/api/v1/webhooks/3/replay", &since)
         .await
         .header("location")
         .to_owned();
-    scene.proxy.take_used();
+    fixture.proxy.take_used();
     let routes: [(&str, &str, &str, Value); 15] = [
         (
             "GET /webhooks, with ten",
@@ -291,7 +209,7 @@ async fn routes() -> String {
         ),
     ];
     for (what, method, path, body) in routes {
-        let answer = match &body {
+        let response = match &body {
             Value::Null if method == "GET" => app.get(path).await,
             Value::Null => app.delete(path).await,
             Value::String(_) => app.get_with("sk-wrong", path).await,
@@ -299,12 +217,12 @@ async fn routes() -> String {
         };
         let refused = what.contains("wrong key") || what.contains("404");
         assert_eq!(
-            answer.status.is_success(),
+            response.status.is_success(),
             !refused,
             "{what}: {}",
-            answer.text
+            response.text
         );
-        table += &row(&format!("`{what}`"), 1.0, scene.proxy.take_used());
+        table += &row(&format!("`{what}`"), 1.0, fixture.proxy.take_used());
     }
     table
 }

@@ -1,5 +1,12 @@
 //! The fan-out: batches of stream records in, signed requests and recorded deliveries out.
 
+use crate::support::stream::ARN;
+use crate::support::stream::batch;
+use crate::support::stream::dispatch_batch;
+use crate::support::stream::insert_record;
+use crate::support::stream::job_image;
+use crate::support::stream::stream_record;
+use crate::support::webhooks::subscribe;
 use std::time::Duration;
 
 use nano_webhooks::{
@@ -9,11 +16,8 @@ use nano_webhooks::{
         webhook_client::{Timeouts, WebhookClient},
     },
     clock::{Clock, Deadline},
-    dispatch::{Dispatcher, lambda_event::Invocation, stream_record::Record},
-    store::{
-        Store,
-        webhooks::{CreateOutcome, NewWebhook},
-    },
+    dispatch::Dispatcher,
+    store::Store,
 };
 use nano_webhooks_cli::local_client;
 use nano_webhooks_core::target_policy::TargetPolicy;
@@ -21,114 +25,26 @@ use nano_webhooks_core::{
     delivery::{
         Delivery, DeliveryKey, DeliveryState, endpoint_health::EndpointHealth, failure::FailureKind,
     },
-    endpoint_url::EndpointUrl,
     event::EventId,
-    event_type::EventTypes,
-    secret::Secret,
     timestamp::Timestamp,
     webhook::WebhookId,
 };
 use serde_json::{Value, json};
 
-use crate::{
+use crate::support::{
+    accounts::account,
     proxy::{Fault, Proxy},
-    support::{Receiver, TEST_TIMEOUT, TestTables, account},
+    receiver::{Receiver, TEST_TIMEOUT},
+    tables::TestTables,
 };
 
-const ARN: &str =
-    "arn:aws:dynamodb:eu-west-1:123456789012:table/jobs/stream/2024-12-23T00:00:00.000";
-
-pub fn deadline() -> Deadline {
-    Deadline::from_now(Duration::from_secs(20))
-}
-
-pub async fn subscribe(
-    world: &TestTables,
-    who: &str,
-    url: &str,
-    secret: Option<&str>,
-) -> WebhookId {
-    subscribe_to(world, who, url, &["job.completed", "job.failed"], secret).await
-}
-
-pub async fn subscribe_to(
-    world: &TestTables,
-    who: &str,
-    url: &str,
-    events: &[&str],
-    secret: Option<&str>,
-) -> WebhookId {
-    let new = NewWebhook {
-        url: EndpointUrl::parse(url).unwrap(),
-        events: EventTypes::parse(events.iter().copied()).unwrap(),
-        secret: secret.map(|text| Secret::parse(text.to_owned()).unwrap()),
-        description: None,
-    };
-    match world
-        .store
-        .webhooks()
-        .create(&account(who), &new, 50, None, Clock::system().now())
-        .await
-        .unwrap()
-    {
-        CreateOutcome::Webhook(webhook) => webhook.id,
-        other => panic!("{other:?}"),
-    }
-}
-
-pub fn job_image(task: &str, status: &str) -> Value {
-    json!({
-        "task_id": {"S": task}, "account_id": {"S": "acme"}, "task_type": {"S": "image"}, "status": {"S": status},
-        "updated_at": {"S": "2024-12-23T11:00:00+01:00"}, "data": {"M": {"credits_charged": {"N": "6"}}},
-    })
-}
-
-pub fn stream_record(sequence: usize, name: &str, new: Option<Value>, old: Option<Value>) -> Value {
-    let mut change = json!({
-        "ApproximateCreationDateTime": 1_734_948_000.0, "Keys": {"task_id": {"S": "t"}}, "SequenceNumber": format!("{sequence:021}"),
-        "SizeBytes": 100, "StreamViewType": "NEW_AND_OLD_IMAGES",
-    });
-    for (image, value) in [("NewImage", new), ("OldImage", old)] {
-        if let Some(value) = value {
-            change[image] = value;
-        }
-    }
-    json!({
-        "eventID": format!("id-{sequence}"), "eventName": name, "eventVersion": "1.1", "eventSource": "aws:dynamodb",
-        "awsRegion": "eu-west-1", "dynamodb": change, "eventSourceARN": ARN,
-    })
-}
-
-/// Takes the same way as an event that Lambda gives: JSON text.
-pub fn batch(records: &[Value]) -> Vec<Record> {
-    match Invocation::from_json(&json!({ "Records": records }).to_string()).unwrap() {
-        Invocation::Stream(records) => records,
-        other => panic!("{other:?}"),
-    }
-}
-
-pub fn insert_record(sequence: usize, job: Value) -> Value {
-    stream_record(sequence, "INSERT", Some(job), None)
-}
-
-pub async fn dispatch_batch(dispatcher: &Dispatcher, records: &[Value]) -> Vec<Option<String>> {
-    let response = dispatcher
-        .handle_stream_batch(&batch(records), deadline())
-        .await;
-    response
-        .batch_item_failures
-        .into_iter()
-        .map(|failure| failure.item_identifier)
-        .collect()
-}
-
-async fn delivery(world: &TestTables, webhook: WebhookId, event: &str) -> Delivery {
+async fn delivery(tables: &TestTables, webhook: WebhookId, event: &str) -> Delivery {
     let key = DeliveryKey {
         account: account("acme"),
         webhook,
         event: EventId::parse(event).unwrap(),
     };
-    world
+    tables
         .store
         .deliveries()
         .get(&key)
@@ -140,19 +56,19 @@ async fn delivery(world: &TestTables, webhook: WebhookId, event: &str) -> Delive
 /// A completed job is sent to each subscribed webhook, signed, and recorded.
 #[tokio::test]
 async fn completed_job_reaches_every_subscriber() {
-    let (world, receiver) = (TestTables::new().await, Receiver::start().await);
+    let (tables, receiver) = (TestTables::new().await, Receiver::start().await);
     let signed = subscribe(
-        &world,
+        &tables,
         "acme",
         &receiver.url("/signed"),
         Some("my-secret-key"),
     )
     .await;
-    let unsigned = subscribe(&world, "acme", &receiver.url("/unsigned"), None).await;
-    subscribe(&world, "other", &receiver.url("/other"), None).await;
+    let unsigned = subscribe(&tables, "acme", &receiver.url("/unsigned"), None).await;
+    subscribe(&tables, "other", &receiver.url("/other"), None).await;
     assert_eq!(
         dispatch_batch(
-            &world.dispatcher(),
+            &tables.dispatcher(),
             &[insert_record(1, job_image("t1", "completed"))]
         )
         .await,
@@ -197,7 +113,7 @@ async fn completed_job_reaches_every_subscriber() {
 
     let event = received[0].header("webhook-id");
     for webhook in [signed, unsigned] {
-        let delivery = delivery(&world, webhook, event).await;
+        let delivery = delivery(&tables, webhook, event).await;
         assert_eq!(
             (delivery.state, delivery.attempt_count, &*delivery.body),
             (DeliveryState::Delivered, 1, body)
@@ -209,7 +125,7 @@ async fn completed_job_reaches_every_subscriber() {
         );
         assert_eq!(attempt.response_excerpt.as_deref(), Some("ok"));
     }
-    let items = world.items(&world.tables.deliveries).await;
+    let items = tables.items(&tables.names.deliveries).await;
     assert_eq!(items.len(), 2);
     for item in items {
         assert!(item.contains_key("expires_at"));
@@ -225,8 +141,8 @@ async fn completed_job_reaches_every_subscriber() {
 /// An event arises when the status becomes terminal, and at no other change.
 #[tokio::test]
 async fn terminal_status_raises_event() {
-    let (world, receiver) = (TestTables::new().await, Receiver::start().await);
-    subscribe(&world, "acme", &receiver.url("/"), None).await;
+    let (tables, receiver) = (TestTables::new().await, Receiver::start().await);
+    subscribe(&tables, "acme", &receiver.url("/"), None).await;
     let modify = |sequence, new: &str, old: &str| {
         stream_record(
             sequence,
@@ -258,7 +174,7 @@ async fn terminal_status_raises_event() {
         ),
         insert_record(12, job_image("t12", "COMPLETED")),
     ];
-    assert_eq!(dispatch_batch(&world.dispatcher(), &records).await, []);
+    assert_eq!(dispatch_batch(&tables.dispatcher(), &records).await, []);
     let mut arrived: Vec<_> = receiver
         .wait_for(5)
         .await
@@ -282,14 +198,14 @@ async fn terminal_status_raises_event() {
         arrived,
         expected.map(|(task, status)| (task.to_owned(), format!("job.{status}")))
     );
-    assert_eq!(world.items_under("POISON#").await.len(), 0);
+    assert_eq!(tables.items_under("POISON#").await.len(), 0);
 }
 
 /// A malformed record is stored with its reason, and the other records are delivered.
 #[tokio::test]
 async fn malformed_record_becomes_poison() {
-    let (world, receiver) = (TestTables::new().await, Receiver::start().await);
-    subscribe(&world, "acme", &receiver.url("/"), None).await;
+    let (tables, receiver) = (TestTables::new().await, Receiver::start().await);
+    subscribe(&tables, "acme", &receiver.url("/"), None).await;
     let with = |field: &str, value: Option<Value>| {
         let mut job = job_image("t", "completed");
         match value {
@@ -352,9 +268,9 @@ async fn malformed_record_becomes_poison() {
     let mut records: Vec<_> = bad.iter().map(|(record, _)| record.clone()).collect();
     records.insert(0, insert_record(100, job_image("first", "completed")));
     records.push(insert_record(101, job_image("last", "completed")));
-    assert_eq!(dispatch_batch(&world.dispatcher(), &records).await, []);
+    assert_eq!(dispatch_batch(&tables.dispatcher(), &records).await, []);
     assert_eq!(
-        dispatch_batch(&world.dispatcher(), &records).await,
+        dispatch_batch(&tables.dispatcher(), &records).await,
         [],
         "a batch that is read again"
     );
@@ -367,7 +283,7 @@ async fn malformed_record_becomes_poison() {
     tasks.sort_by_key(ToString::to_string);
     assert_eq!(tasks, ["first", "last"]);
 
-    let kept = world.items_under("POISON#").await;
+    let kept = tables.items_under("POISON#").await;
     let mut reasons: Vec<_> = kept
         .iter()
         .map(|item| item["reason"].as_s().unwrap().clone())
@@ -401,10 +317,10 @@ async fn malformed_record_becomes_poison() {
 /// The other webhooks of the account receive their events.
 #[tokio::test]
 async fn unreadable_webhook_delays_no_other() {
-    let (world, receiver) = (TestTables::new().await, Receiver::start().await);
-    subscribe(&world, "acme", &receiver.url("/broken"), None).await;
-    subscribe(&world, "acme", &receiver.url("/healthy"), None).await;
-    let items = world.items_under("ACCOUNT#acme").await;
+    let (tables, receiver) = (TestTables::new().await, Receiver::start().await);
+    subscribe(&tables, "acme", &receiver.url("/broken"), None).await;
+    subscribe(&tables, "acme", &receiver.url("/healthy"), None).await;
+    let items = tables.items_under("ACCOUNT#acme").await;
     let mut broken = items
         .into_iter()
         .find(|item| item["SK"].as_s().unwrap() == "WEBHOOK#0000000001")
@@ -413,17 +329,17 @@ async fn unreadable_webhook_delays_no_other() {
         "url".into(),
         aws_sdk_dynamodb::types::AttributeValue::S("nonsense".into()),
     );
-    world
+    tables
         .client
         .put_item()
-        .table_name(&world.tables.webhooks)
+        .table_name(&tables.names.webhooks)
         .set_item(Some(broken))
         .send()
         .await
         .unwrap();
     assert_eq!(
         dispatch_batch(
-            &world.dispatcher(),
+            &tables.dispatcher(),
             &[insert_record(1, job_image("t", "failed"))]
         )
         .await,
@@ -437,7 +353,7 @@ async fn unreadable_webhook_delays_no_other() {
             .collect::<Vec<_>>(),
         ["/healthy"]
     );
-    let kept = world.items_under("POISON#").await;
+    let kept = tables.items_under("POISON#").await;
     assert!(
         kept[0]["reason"]
             .as_s()
@@ -451,9 +367,9 @@ async fn unreadable_webhook_delays_no_other() {
 /// own.
 #[tokio::test]
 async fn repeated_batch_sends_nothing_twice() {
-    let (world, receiver) = (TestTables::new().await, Receiver::start().await);
-    subscribe(&world, "acme", &receiver.url("/"), None).await;
-    let dispatcher = world.dispatcher();
+    let (tables, receiver) = (TestTables::new().await, Receiver::start().await);
+    subscribe(&tables, "acme", &receiver.url("/"), None).await;
+    let dispatcher = tables.dispatcher();
     let change = |sequence, new: &str, old: &str| {
         stream_record(
             sequence,
@@ -485,14 +401,14 @@ async fn repeated_batch_sends_nothing_twice() {
 /// Attempts that wait for their endpoints do not keep others from starting.
 #[tokio::test]
 async fn waiting_attempts_do_not_block_others() {
-    let (world, receiver) = (TestTables::new().await, Receiver::start().await);
+    let (tables, receiver) = (TestTables::new().await, Receiver::start().await);
     let well = EndpointHealth {
         has_succeeded: true,
         ..EndpointHealth::default()
     };
     for _ in 0..3 {
-        let webhook = subscribe(&world, "acme", &receiver.url("/hang"), None).await;
-        world
+        let webhook = subscribe(&tables, "acme", &receiver.url("/hang"), None).await;
+        tables
             .store
             .webhooks()
             .put_health(&account("acme"), webhook, &well)
@@ -507,7 +423,7 @@ async fn waiting_attempts_do_not_block_others() {
         WebhookClient::new(TargetGuard::new(TargetPolicy::Any, vec![]), limits, None).unwrap();
     let dispatcher = Dispatcher {
         direct_client,
-        ..world.dispatcher()
+        ..tables.dispatcher()
     };
     let jobs: Vec<_> = (0..32)
         .map(|n| insert_record(n, job_image(&format!("t{n}"), "completed")))
@@ -526,7 +442,7 @@ async fn waiting_attempts_do_not_block_others() {
 /// A failed attempt is recorded as pending with its due time.
 #[tokio::test]
 async fn failed_attempt_is_rescheduled() {
-    let (world, receiver) = (TestTables::new().await, Receiver::start().await);
+    let (tables, receiver) = (TestTables::new().await, Receiver::start().await);
     let refused = format!("http://{}/", {
         // A port that was free a moment ago: nobody listens there.
         std::net::TcpListener::bind("127.0.0.1:0")
@@ -554,23 +470,23 @@ async fn failed_attempt_is_rescheduled() {
     ];
     let mut webhooks = Vec::new();
     for (url, ..) in &cases {
-        webhooks.push(subscribe(&world, "acme", url, None).await);
+        webhooks.push(subscribe(&tables, "acme", url, None).await);
     }
-    subscribe(&world, "acme", &receiver.url("/large"), None).await;
+    subscribe(&tables, "acme", &receiver.url("/large"), None).await;
     let dispatcher = Dispatcher {
         clock: Clock::manual(Timestamp::from_millis(1_734_948_001_000)),
-        ..world.dispatcher()
+        ..tables.dispatcher()
     };
     assert_eq!(
         dispatch_batch(&dispatcher, &[insert_record(1, job_image("t", "failed"))]).await,
         []
     );
 
-    let items = world.items(&world.tables.deliveries).await;
+    let items = tables.items(&tables.names.deliveries).await;
     assert_eq!(items.len(), cases.len() + 1);
     let event = items[0]["SK"].as_s().unwrap();
     for (webhook, (url, failure, status)) in webhooks.into_iter().zip(&cases) {
-        let delivery = delivery(&world, webhook, event).await;
+        let delivery = delivery(&tables, webhook, event).await;
         let DeliveryState::Pending(due) = delivery.state else {
             panic!("{url}: {delivery:?}")
         };
@@ -624,16 +540,16 @@ async fn failed_attempt_is_rescheduled() {
 /// An event without time for an attempt in this invocation is recorded as due now.
 #[tokio::test]
 async fn late_event_is_deferred_to_queue() {
-    let (world, receiver) = (TestTables::new().await, Receiver::start().await);
-    let webhook = subscribe(&world, "acme", &receiver.url("/"), None).await;
-    let dispatcher = world.dispatcher();
+    let (tables, receiver) = (TestTables::new().await, Receiver::start().await);
+    let webhook = subscribe(&tables, "acme", &receiver.url("/"), None).await;
+    let dispatcher = tables.dispatcher();
     let records = batch(&[insert_record(1, job_image("t", "failed"))]);
     let response = dispatcher
         .handle_stream_batch(&records, Deadline::from_now(Duration::ZERO))
         .await;
     assert_eq!(response.batch_item_failures, []);
-    let items = world.items(&world.tables.deliveries).await;
-    let delivery = delivery(&world, webhook, items[0]["SK"].as_s().unwrap()).await;
+    let items = tables.items(&tables.names.deliveries).await;
+    let delivery = delivery(&tables, webhook, items[0]["SK"].as_s().unwrap()).await;
     assert_eq!((delivery.attempt_count, delivery.attempts.len()), (0, 0));
     assert_eq!(delivery.state, DeliveryState::Pending(delivery.created_at));
     assert_eq!(receiver.received().len(), 0);
@@ -642,8 +558,8 @@ async fn late_event_is_deferred_to_queue() {
 /// A record is reported as failed while its deliveries cannot be recorded.
 #[tokio::test]
 async fn unrecorded_event_fails_record() {
-    let (world, receiver) = (TestTables::new().await, Receiver::start().await);
-    subscribe(&world, "acme", &receiver.url("/"), None).await;
+    let (tables, receiver) = (TestTables::new().await, Receiver::start().await);
+    subscribe(&tables, "acme", &receiver.url("/"), None).await;
     let records = [
         insert_record(1, job_image("t1", "processing")),
         insert_record(2, job_image("t2", "completed")),
@@ -651,10 +567,10 @@ async fn unrecorded_event_fails_record() {
     ];
     let numbers = [Some(format!("{:021}", 2)), None];
 
-    let unreachable = world.store_through(local_client("http://127.0.0.1:9", aws::timeouts()));
+    let unreachable = tables.store_through(local_client("http://127.0.0.1:9", aws::timeouts()));
     let dispatcher = Dispatcher {
         store: unreachable,
-        ..world.dispatcher()
+        ..tables.dispatcher()
     };
     assert_eq!(
         dispatch_batch(&dispatcher, &records).await,
@@ -662,12 +578,12 @@ async fn unrecorded_event_fails_record() {
         "nothing is reachable"
     );
 
-    let mut tables = world.tables.clone();
-    tables.deliveries = "no-such-table".into();
-    let no_deliveries = Store::new(world.client.clone(), tables, world.vault.clone());
+    let mut names = tables.names.clone();
+    names.deliveries = "no-such-table".into();
+    let no_deliveries = Store::new(tables.client.clone(), names, tables.vault.clone());
     let dispatcher = Dispatcher {
         store: no_deliveries,
-        ..world.dispatcher()
+        ..tables.dispatcher()
     };
     assert_eq!(
         dispatch_batch(&dispatcher, &records).await,
@@ -675,17 +591,17 @@ async fn unrecorded_event_fails_record() {
         "the deliveries table is not reachable"
     );
 
-    assert_eq!(dispatch_batch(&world.dispatcher(), &records).await, []);
+    assert_eq!(dispatch_batch(&tables.dispatcher(), &records).await, []);
     assert_eq!(receiver.wait_for(1).await[0].json()["task_id"], "t2");
 }
 
 /// A batch of the largest size that Lambda sends is delivered and recorded.
 #[tokio::test]
 async fn largest_batch_is_delivered() {
-    let (world, receiver) = (TestTables::new().await, Receiver::start().await);
+    let (tables, receiver) = (TestTables::new().await, Receiver::start().await);
     for n in 0..3 {
         subscribe(
-            &world,
+            &tables,
             "acme",
             &receiver.url(&format!("/{n}")),
             Some("my-secret-key"),
@@ -695,9 +611,9 @@ async fn largest_batch_is_delivered() {
     let records: Vec<_> = (0..100)
         .map(|n| insert_record(n, job_image(&format!("t{n}"), "completed")))
         .collect();
-    assert_eq!(dispatch_batch(&world.dispatcher(), &records).await, []);
+    assert_eq!(dispatch_batch(&tables.dispatcher(), &records).await, []);
     assert_eq!(receiver.wait_for(300).await.len(), 300);
-    let items = world.items(&world.tables.deliveries).await;
+    let items = tables.items(&tables.names.deliveries).await;
     assert_eq!(items.len(), 300);
     assert!(
         items
@@ -709,9 +625,9 @@ async fn largest_batch_is_delivered() {
 /// A dispatcher with the policy `public` calls no private address.
 #[tokio::test]
 async fn private_address_is_not_called() {
-    let (world, receiver) = (TestTables::new().await, Receiver::start().await);
+    let (tables, receiver) = (TestTables::new().await, Receiver::start().await);
     let webhook = subscribe(
-        &world,
+        &tables,
         "acme",
         &receiver.url.replace("http:", "https:"),
         None,
@@ -726,14 +642,14 @@ async fn private_address_is_not_called() {
         nano_webhooks::client::webhook_client::WebhookClient::new(guard, limits, None).unwrap();
     let dispatcher = Dispatcher {
         direct_client: client,
-        ..world.dispatcher()
+        ..tables.dispatcher()
     };
     assert_eq!(
         dispatch_batch(&dispatcher, &[insert_record(1, job_image("t", "failed"))]).await,
         []
     );
-    let items = world.items(&world.tables.deliveries).await;
-    let attempt = &delivery(&world, webhook, items[0]["SK"].as_s().unwrap())
+    let items = tables.items(&tables.names.deliveries).await;
+    let attempt = &delivery(&tables, webhook, items[0]["SK"].as_s().unwrap())
         .await
         .attempts[0];
     assert_eq!(attempt.failure, Some(FailureKind::Blocked));
@@ -748,14 +664,17 @@ async fn private_address_is_not_called() {
 /// Writes that a hot partition leaves unprocessed are retried, and the others are not delayed.
 #[tokio::test]
 async fn unprocessed_writes_are_retried() {
-    let (world, receiver) = (TestTables::new().await, Receiver::start().await);
-    let proxy = Proxy::start(world.endpoint.clone()).await;
+    let (tables, receiver) = (TestTables::new().await, Receiver::start().await);
+    let proxy = Proxy::start(tables.endpoint.clone()).await;
     let dispatcher = Dispatcher {
-        store: world.store_through(local_client(&proxy.url, aws::timeouts())),
-        ..world.dispatcher()
+        store: tables.store_through(local_client(
+            &proxy.url,
+            crate::support::tables::patient_timeouts(),
+        )),
+        ..tables.dispatcher()
     };
-    subscribe(&world, "acme", &receiver.url("/status/500/other"), None).await;
-    subscribe(&world, "acme", &receiver.url("/hot"), None).await;
+    subscribe(&tables, "acme", &receiver.url("/status/500/other"), None).await;
+    subscribe(&tables, "acme", &receiver.url("/hot"), None).await;
     let records = |from| {
         (from..from + 10)
             .map(|n| insert_record(n, job_image(&format!("t{n}"), "completed")))
@@ -772,17 +691,17 @@ async fn unprocessed_writes_are_retried() {
         (of("/status/500/other"), of("/hot"))
     };
 
-    proxy.arm("BatchWriteItem", 0, Fault::LeavesHot(2));
+    proxy.arm("BatchWriteItem", 0, Fault::PartialBatch(2));
     assert_eq!(
         dispatch_batch(&dispatcher, &records(0)).await,
         [],
         "it is written in the end"
     );
-    assert_eq!(world.items(&world.tables.deliveries).await.len(), 20);
-    assert_eq!((world.timers().len(), requests().await), (10, (1, 10)));
+    assert_eq!(tables.items(&tables.names.deliveries).await.len(), 20);
+    assert_eq!((tables.timers().len(), requests().await), (10, (1, 10)));
 
     // Until the deadline nothing of it is.
-    proxy.arm("BatchWriteItem", 0, Fault::LeavesHot(usize::MAX));
+    proxy.arm("BatchWriteItem", 0, Fault::PartialBatch(usize::MAX));
     let response = dispatcher
         .handle_stream_batch(
             &batch(&records(10)),
@@ -790,13 +709,13 @@ async fn unprocessed_writes_are_retried() {
         )
         .await;
     assert_eq!(response.batch_item_failures.len(), 10);
-    assert_eq!(world.items(&world.tables.deliveries).await.len(), 30);
-    assert_eq!(world.timers().len(), 10, "the others go on");
+    assert_eq!(tables.items(&tables.names.deliveries).await.len(), 30);
+    assert_eq!(tables.timers().len(), 10, "the others go on");
 
     proxy.disarm();
     assert_eq!(dispatch_batch(&dispatcher, &records(10)).await, []);
-    assert_eq!(world.items(&world.tables.deliveries).await.len(), 40);
-    assert_eq!(world.timers().len(), 0);
+    assert_eq!(tables.items(&tables.names.deliveries).await.len(), 40);
+    assert_eq!(tables.timers().len(), 0);
     // What was recorded is not sent again.
     assert_eq!(requests().await, (2, 30));
 }

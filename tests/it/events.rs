@@ -17,9 +17,8 @@ use nano_webhooks_core::target_policy::TargetPolicy;
 use serde_json::{Value, json};
 use tower::Service;
 
-use crate::{
-    dispatch::subscribe,
-    support::{Receiver, TestTables, account},
+use crate::support::{
+    accounts::account, receiver::Receiver, tables::TestTables, webhooks::subscribe,
 };
 
 fn event(name: &str) -> String {
@@ -31,14 +30,14 @@ fn event(name: &str) -> String {
     .unwrap()
 }
 
-fn api(world: &TestTables, claim: Option<&str>, rate_limits: RateLimits) -> axum::Router {
+fn api(tables: &TestTables, claim: Option<&str>, rate_limits: RateLimits) -> axum::Router {
     router(AppState {
-        store: world.store.clone(),
+        store: tables.store.clone(),
         account_claim: claim.map(str::to_owned),
-        client: crate::support::client(),
+        client: crate::support::client::client(),
         guard: TargetGuard::new(TargetPolicy::Public, vec![]),
         clock: Clock::system(),
-        queue: world.queue.clone(),
+        queue: tables.queue.clone(),
         retention: Duration::from_hours(24),
         webhooks_per_account: 50,
         rate_limits,
@@ -48,9 +47,9 @@ fn api(world: &TestTables, claim: Option<&str>, rate_limits: RateLimits) -> axum
 /// The API function handles each sample event of API Gateway.
 #[tokio::test]
 async fn api_handles_sample_events() {
-    let world = TestTables::new().await;
+    let tables = TestTables::new().await;
     let key = ApiKey::from_random(&random::bytes());
-    world
+    tables
         .store
         .api_keys()
         .insert(&account("acme"), &key, Clock::system().now())
@@ -60,15 +59,15 @@ async fn api_handles_sample_events() {
         per_minute: Some(60),
         per_day: Some(10_000),
     };
-    let mut function = Adapter::from(api(&world, None, limits));
+    let mut function = Adapter::from(api(&tables, None, limits));
     let mut invoke = async |name: &str, key: &str| -> Value {
         let request: LambdaRequest =
             serde_json::from_str(&event(name).replace("sk-REPLACE", key)).unwrap();
-        let answer = function
+        let response = function
             .call(LambdaEvent::new(request, Context::default()))
             .await
             .unwrap();
-        serde_json::to_value(answer).unwrap()
+        serde_json::to_value(response).unwrap()
     };
     for (name, status) in [
         ("api-create.json", 201),
@@ -76,14 +75,14 @@ async fn api_handles_sample_events() {
         ("api-delete.json", 200),
         ("api-unknown-route.json", 404),
     ] {
-        let answer = invoke(name, key.expose()).await;
-        assert_eq!(answer["statusCode"], status, "{name}: {answer}");
-        let body: Value = serde_json::from_str(answer["body"].as_str().unwrap()).unwrap();
+        let response = invoke(name, key.expose()).await;
+        assert_eq!(response["statusCode"], status, "{name}: {response}");
+        let body: Value = serde_json::from_str(response["body"].as_str().unwrap()).unwrap();
         assert_eq!(body["success"], status < 300);
         let sent: Value = serde_json::from_str(&event(name)).unwrap();
         assert_eq!(
-            answer["headers"]["x-request-id"], sent["requestContext"]["requestId"],
-            "{name}: {answer}"
+            response["headers"]["x-request-id"], sent["requestContext"]["requestId"],
+            "{name}: {response}"
         );
     }
     for name in ["api-create.json", "api-list.json", "api-delete.json"] {
@@ -98,16 +97,16 @@ async fn api_handles_sample_events() {
 /// With `ACCOUNT_CLAIM` the authorizer names the account; without it the claim is ignored.
 #[tokio::test]
 async fn authorizer_claim_names_account() {
-    let world = TestTables::new().await;
+    let tables = TestTables::new().await;
     let key = ApiKey::from_random(&random::bytes());
-    world
+    tables
         .store
         .api_keys()
         .insert(&account("acme"), &key, Clock::system().now())
         .await
         .unwrap();
-    subscribe(&world, "acme", "https://example.com/acme", None).await;
-    subscribe(&world, "globex", "https://example.com/globex", None).await;
+    subscribe(&tables, "acme", "https://example.com/acme", None).await;
+    subscribe(&tables, "globex", "https://example.com/globex", None).await;
     let of = |webhook: &str| json!([format!("https://example.com/{webhook}")]);
     let token = |claims: Value| json!({"jwt": {"claims": claims, "scopes": null}});
     let of_lambda = |context: Value| json!({"lambda": context});
@@ -169,7 +168,7 @@ async fn authorizer_claim_names_account() {
         (Some("tenant"), None, key.expose(), None),
     ] {
         let mut function = Adapter::from(api(
-            &world,
+            &tables,
             claim,
             RateLimits {
                 per_minute: None,
@@ -183,25 +182,25 @@ async fn authorizer_claim_names_account() {
             sent["requestContext"]["authorizer"] = authorizer;
         }
         let request: LambdaRequest = serde_json::from_value(sent).unwrap();
-        let answer = function
+        let response = function
             .call(LambdaEvent::new(request, Context::default()))
             .await
             .unwrap();
-        let answer = serde_json::to_value(answer).unwrap();
-        let body: Value = serde_json::from_str(answer["body"].as_str().unwrap()).unwrap();
+        let response = serde_json::to_value(response).unwrap();
+        let body: Value = serde_json::from_str(response["body"].as_str().unwrap()).unwrap();
         let urls = body["data"].as_array().map(|all| {
             all.iter()
                 .map(|webhook| webhook["url"].clone())
                 .collect::<Value>()
         });
         assert_eq!(
-            (answer["statusCode"] == 200, urls),
+            (response["statusCode"] == 200, urls),
             (seen.is_some(), seen),
-            "{shown}: {answer}"
+            "{shown}: {response}"
         );
         assert!(
-            answer["statusCode"] == 200 || answer["statusCode"] == 401,
-            "{shown}: {answer}"
+            response["statusCode"] == 200 || response["statusCode"] == 401,
+            "{shown}: {response}"
         );
     }
 }
@@ -223,12 +222,12 @@ async fn dispatch_handles_stream_samples() {
             4,
         ),
     ] {
-        let (world, receiver) = (TestTables::new().await, Receiver::start().await);
+        let (tables, receiver) = (TestTables::new().await, Receiver::start().await);
         for who in ["acme", "globex"] {
-            subscribe(&world, who, &receiver.url(&format!("/{who}")), None).await;
+            subscribe(&tables, who, &receiver.url(&format!("/{who}")), None).await;
         }
         let invocation = Invocation::from_json(&event(name)).unwrap();
-        let response = world
+        let response = tables
             .dispatcher()
             .invoke(invocation, Deadline::from_now(Duration::from_secs(20)))
             .await
@@ -250,24 +249,24 @@ async fn dispatch_handles_stream_samples() {
             .map(|(who, event)| ((*who).to_owned(), (*event).to_owned()))
             .collect();
         assert_eq!(received, heard, "{name}");
-        assert_eq!(world.items_under("POISON#").await.len(), poison, "{name}");
+        assert_eq!(tables.items_under("POISON#").await.len(), poison, "{name}");
     }
 }
 
 /// The dispatch function handles messages of the queue and events of the schedule.
 #[tokio::test]
 async fn dispatch_handles_queue_and_schedule() {
-    let world = TestTables::new().await;
-    for (name, answer) in [
+    let tables = TestTables::new().await;
+    for (name, response) in [
         ("queue-retry.json", json!({ "batchItemFailures": [] })),
         ("schedule-sweep.json", json!(0)),
     ] {
         let invocation = Invocation::from_json(&event(name)).unwrap();
-        let given = world
+        let given = tables
             .dispatcher()
             .invoke(invocation, Deadline::from_now(Duration::from_secs(20)))
             .await
             .unwrap();
-        assert_eq!(given, answer, "{name}");
+        assert_eq!(given, response, "{name}");
     }
 }

@@ -29,10 +29,12 @@ use nano_webhooks_core::{delivery::endpoint_health::EndpointHealth, timestamp::T
 use serde_json::json;
 use tokio::net::TcpListener;
 
-use crate::{
-    dispatch::{insert_record, job_image, subscribe},
+use crate::support::{
+    accounts::account,
     proxy::{Fault, Proxy},
-    support::{TestTables, account},
+    stream::{insert_record, job_image},
+    tables::TestTables,
+    webhooks::subscribe,
 };
 
 /// Where something goes wrong: what the dispatcher is doing, and the request that it makes for it.
@@ -111,10 +113,10 @@ const STEPS: [FaultPoint; 9] = [
 const FAULTS: [(Fault, &str); 6] = [
     (Fault::CrashBefore, "crash before"),
     (Fault::CrashAfter, "crash after"),
-    (Fault::Fails, "server error"),
-    (Fault::Throttles, "throttled"),
-    (Fault::AnswerLost, "response lost"),
-    (Fault::Hangs, "timeout"),
+    (Fault::ServerError, "server error"),
+    (Fault::Throttled, "throttled"),
+    (Fault::ResponseLost, "response lost"),
+    (Fault::Timeout, "timeout"),
 ];
 
 /// What goes wrong on the way to and from the queue, and with the stream's batches.
@@ -162,7 +164,7 @@ const PATHS: [&str; 6] = [
     "/always-503-later",
 ];
 
-async fn answer(
+async fn response(
     State(endpoints): State<Endpoints>,
     uri: Uri,
     headers: HeaderMap,
@@ -194,7 +196,7 @@ async fn answer(
 
 /// One cell of the matrix: a service whose process can die and whose clock is moved by hand.
 struct FaultCase {
-    world: TestTables,
+    tables: TestTables,
     proxy: Proxy,
     store: Store,
     endpoints: Endpoints,
@@ -205,20 +207,22 @@ struct FaultCase {
 
 impl FaultCase {
     async fn new(disturbance: Interference) -> Self {
-        let world = TestTables::new().await;
+        let tables = TestTables::new().await;
         let endpoints = Endpoints::default();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         tokio::spawn(
             axum::serve(
                 listener,
-                Router::new().fallback(answer).with_state(endpoints.clone()),
+                Router::new()
+                    .fallback(response)
+                    .with_state(endpoints.clone()),
             )
             .into_future(),
         );
         for path in PATHS {
             let webhook = subscribe(
-                &world,
+                &tables,
                 "acme",
                 &format!("{url}{path}"),
                 Some("my-secret-key"),
@@ -230,7 +234,7 @@ impl FaultCase {
                     slow: true,
                     ..EndpointHealth::default()
                 };
-                world
+                tables
                     .store
                     .webhooks()
                     .put_health(&account("acme"), webhook, &slow)
@@ -238,8 +242,8 @@ impl FaultCase {
                     .unwrap();
             }
         }
-        let proxy = Proxy::start(world.endpoint.clone()).await;
-        let impatient = world.client.config().to_builder().endpoint_url(&proxy.url);
+        let proxy = Proxy::start(tables.endpoint.clone()).await;
+        let impatient = tables.client.config().to_builder().endpoint_url(&proxy.url);
         let impatient = impatient
             .retry_config(
                 aws_sdk_dynamodb::config::retry::RetryConfig::standard()
@@ -250,10 +254,10 @@ impl FaultCase {
                     .operation_attempt_timeout(Duration::from_millis(400))
                     .build(),
             );
-        let store = world.store_through(aws_sdk_dynamodb::Client::from_conf(impatient.build()));
+        let store = tables.store_through(aws_sdk_dynamodb::Client::from_conf(impatient.build()));
         let clock = Clock::manual(START);
         Self {
-            world,
+            tables,
             proxy,
             store,
             endpoints,
@@ -279,7 +283,7 @@ impl FaultCase {
             clock: self.clock.clone(),
             // Within the queue's reach, and beyond it.
             schedule: "1s,20m".parse().unwrap(),
-            ..self.world.dispatcher()
+            ..self.tables.dispatcher()
         }
     }
 
@@ -372,7 +376,7 @@ impl FaultCase {
     }
 
     fn receive(&self, messages: &mut Vec<ScheduledRetry>) {
-        let mut came = self.world.timers();
+        let mut came = self.tables.timers();
         match self.disturbance {
             // SQS is out of reach for half an hour.
             Interference::MessagesLost
@@ -392,7 +396,7 @@ impl FaultCase {
     }
 
     async fn pending(&self) -> usize {
-        let items = self.world.items(&self.world.tables.deliveries).await;
+        let items = self.tables.items(&self.tables.names.deliveries).await;
         items
             .iter()
             .filter(|item| item["status"].as_s().unwrap() == "pending")
@@ -401,7 +405,7 @@ impl FaultCase {
 
     /// Checks what became of each delivery, and counts what was accepted more than once.
     async fn judge(&self, events: usize, faults: usize, name: &str) -> usize {
-        let items = self.world.items(&self.world.tables.deliveries).await;
+        let items = self.tables.items(&self.tables.names.deliveries).await;
         assert_eq!(items.len(), events * PATHS.len(), "{name}: deliveries");
         let mut repeats = 0;
         for item in items {

@@ -4,10 +4,12 @@ use axum::http::StatusCode;
 use nano_webhooks::dispatch::lambda_event::Invocation;
 use serde_json::{Value, json};
 
-use crate::{
-    api::TestApp,
-    dispatch::{deadline, dispatch_batch, insert_record, job_image, subscribe},
-    support::{Receiver, TestTables},
+use crate::support::{
+    app::TestApp,
+    receiver::Receiver,
+    stream::{deadline, dispatch_batch, insert_record, job_image},
+    tables::TestTables,
+    webhooks::subscribe,
 };
 
 /// A request that is nested too deeply returns 400 with a short message.
@@ -19,24 +21,24 @@ async fn deep_request_returns_400() {
             let deep = format!("{}1{}", open.repeat(depth), close.repeat(depth));
             for field in ["url", "events", "secret_key", "description", "unknown"] {
                 let body = format!(r#"{{"{field}":{deep}}}"#);
-                let answer = app.post(body).await;
-                let (status, code, message) = answer.error();
+                let response = app.post(body).await;
+                let (status, code, message) = response.error();
                 assert_eq!((status, code), (400, "invalid_request"), "{field}");
                 assert!(message.len() < 300, "{message}");
             }
         }
     }
     let long = "x".repeat(50_000);
-    let answer = app.post(json!({ long: 1 }).to_string()).await;
-    assert_eq!(answer.status, StatusCode::BAD_REQUEST);
-    assert!(answer.text.len() < 500, "{}", answer.text.len());
+    let response = app.post(json!({ long: 1 }).to_string()).await;
+    assert_eq!(response.status, StatusCode::BAD_REQUEST);
+    assert!(response.text.len() < 500, "{}", response.text.len());
 }
 
 /// A record that is nested too deeply becomes poison, and the others are delivered.
 #[tokio::test]
 async fn deep_record_becomes_poison() {
-    let (world, receiver) = (TestTables::new().await, Receiver::start().await);
-    subscribe(&world, "acme", &receiver.url("/hook"), None).await;
+    let (tables, receiver) = (TestTables::new().await, Receiver::start().await);
+    subscribe(&tables, "acme", &receiver.url("/hook"), None).await;
     let mut deep = insert_record(1, job_image("deep", "completed"));
     deep["dynamodb"]["NewImage"]["data"] = json!({"M": {"deep": {"S": "DEEP"}}});
     let leaf = r#"{"S":"DEEP"}"#;
@@ -47,20 +49,20 @@ async fn deep_record_becomes_poison() {
         insert_record(2, job_image("flat", "completed"))
     );
     let invocation = Invocation::from_json(&event).unwrap();
-    let answer = world
+    let response = tables
         .dispatcher()
         .invoke(invocation, deadline())
         .await
         .unwrap();
-    assert_eq!(answer["batchItemFailures"], json!([]));
+    assert_eq!(response["batchItemFailures"], json!([]));
     assert_eq!(receiver.wait_for(1).await[0].json()["task_id"], "flat");
-    assert_eq!(world.items_under("POISON#").await.len(), 1);
+    assert_eq!(tables.items_under("POISON#").await.len(), 1);
 }
 
 /// Records with very long ids, and each of several records without ids, become poison.
 #[tokio::test]
 async fn poison_without_usable_ids_is_stored() {
-    let world = TestTables::new().await;
+    let tables = TestTables::new().await;
     let mut endless = insert_record(1, job_image("t", "completed"));
     endless["eventName"] = json!("X".repeat(300_000));
     endless["dynamodb"]["SequenceNumber"] = json!("9".repeat(5_000));
@@ -72,8 +74,8 @@ async fn poison_without_usable_ids_is_stored() {
         .remove("SequenceNumber");
     let mut another = nameless.clone();
     another["dynamodb"]["NewImage"]["n"] = json!({"N": "1"});
-    dispatch_batch(&world.dispatcher(), &[endless, nameless, another]).await;
-    let poison = world.items_under("POISON#").await;
+    dispatch_batch(&tables.dispatcher(), &[endless, nameless, another]).await;
+    let poison = tables.items_under("POISON#").await;
     assert_eq!(poison.len(), 3, "{poison:?}");
     assert!(
         poison
@@ -85,11 +87,11 @@ async fn poison_without_usable_ids_is_stored() {
 /// Batches that are larger than those of Lambda are processed.
 #[tokio::test]
 async fn batch_of_any_size_is_processed() {
-    let (world, receiver) = (TestTables::new().await, Receiver::start().await);
-    subscribe(&world, "acme", &receiver.url("/hook"), None).await;
+    let (tables, receiver) = (TestTables::new().await, Receiver::start().await);
+    subscribe(&tables, "acme", &receiver.url("/hook"), None).await;
     assert_eq!(
         dispatch_batch(
-            &world.dispatcher(),
+            &tables.dispatcher(),
             &[insert_record(0, job_image("first", "completed"))]
         )
         .await,
@@ -98,17 +100,17 @@ async fn batch_of_any_size_is_processed() {
     let records: Vec<Value> = (1..=1_000)
         .map(|n| insert_record(n, job_image(&format!("t{n}"), "completed")))
         .collect();
-    assert_eq!(dispatch_batch(&world.dispatcher(), &records).await, []);
+    assert_eq!(dispatch_batch(&tables.dispatcher(), &records).await, []);
     assert_eq!(receiver.wait_for(1_001).await.len(), 1_001);
 
     let messages: Vec<Value> = (0..500)
         .map(|n| json!({"messageId": n.to_string(), "body": "none of ours", "eventSource": "aws:sqs", "awsRegion": "us-east-1"}))
         .collect();
     let invocation = Invocation::from_json(&json!({ "Records": messages }).to_string()).unwrap();
-    let answer = world
+    let response = tables
         .dispatcher()
         .invoke(invocation, deadline())
         .await
         .unwrap();
-    assert_eq!(answer["batchItemFailures"], json!([]));
+    assert_eq!(response["batchItemFailures"], json!([]));
 }

@@ -12,7 +12,6 @@ mod limits_page;
 mod metrics;
 mod openapi;
 mod poison;
-mod proxy;
 mod replays;
 mod retries;
 mod rotation;

@@ -15,7 +15,7 @@ use nano_webhooks_core::{
 };
 use serde_json::{Value, json};
 
-use crate::api::TestApp;
+use crate::support::app::TestApp;
 
 const PATH: &str = "/api/v1/openapi.json";
 

@@ -1,5 +1,7 @@
 //! Retries, the delivery log and the health of endpoints, message by message, with the clock in hand.
 
+use crate::support::poison_fixture::START;
+use crate::support::retry_fixture::RetryFixture;
 use std::time::Duration;
 
 use nano_webhooks::{
@@ -7,9 +9,9 @@ use nano_webhooks::{
         target_guard::TargetGuard,
         webhook_client::{Timeouts, WebhookClient},
     },
-    clock::{Clock, Deadline},
+    clock::Deadline,
     dispatch::{Dispatcher, lambda_event::Invocation},
-    queue::{RetryMessage, ScheduledRetry},
+    queue::RetryMessage,
     store::{
         delivery_log::{DeliveryFilter, DeliveryStatus},
         leases::ClaimOutcome,
@@ -20,164 +22,29 @@ use nano_webhooks_core::target_policy::TargetPolicy;
 use nano_webhooks_core::{
     delivery::{Delivery, DeliveryState, endpoint_health::EndpointHealth, failure::FailureKind},
     endpoint_url::EndpointUrl,
-    timestamp::Timestamp,
-    webhook::{WebhookId, WebhookStatus},
+    webhook::WebhookStatus,
 };
 use serde_json::json;
 
-use crate::{
-    dispatch::{dispatch_batch, insert_record, job_image, subscribe},
+use crate::support::{
+    accounts::account,
     metrics::collect_metrics,
     proxy::Proxy,
-    support::{
-        Receiver, TestTables, account,
-        permissions::{RETRY, run_as},
-    },
+    stream::{dispatch_batch, insert_record, job_image},
 };
-
-const START: Timestamp = Timestamp::from_millis(1_734_948_000_000);
-
-struct RetryFixture {
-    world: TestTables,
-    receiver: Receiver,
-    dispatcher: Dispatcher,
-    clock: Clock,
-}
-
-impl RetryFixture {
-    async fn new(schedule: &str) -> Self {
-        let (world, receiver) = (TestTables::new().await, Receiver::start().await);
-        let clock = Clock::manual(START);
-        let impatient = || {
-            let limits = Timeouts {
-                connect: Duration::from_millis(300),
-                total: Duration::from_millis(300),
-            };
-            WebhookClient::new(TargetGuard::new(TargetPolicy::Any, vec![]), limits, None).unwrap()
-        };
-        let dispatcher = Dispatcher {
-            clock: clock.clone(),
-            schedule: schedule.parse().unwrap(),
-            direct_client: impatient(),
-            retry_client: impatient(),
-            ..world.dispatcher()
-        };
-        Self {
-            world,
-            receiver,
-            dispatcher,
-            clock,
-        }
-    }
-
-    async fn subscribe(&self, path: &str) -> WebhookId {
-        subscribe(
-            &self.world,
-            "acme",
-            &self.receiver.url(path),
-            Some("my-secret-key"),
-        )
-        .await
-    }
-
-    async fn subscribe_to(&self, path: &str, events: &[&str]) -> WebhookId {
-        crate::dispatch::subscribe_to(&self.world, "acme", &self.receiver.url(path), events, None)
-            .await
-    }
-
-    async fn end_jobs(&self, sequence: usize, n: usize) {
-        let records: Vec<_> = (sequence..sequence + n)
-            .map(|n| insert_record(n, job_image(&format!("t{n}"), "completed")))
-            .collect();
-        assert_eq!(dispatch_batch(&self.dispatcher, &records).await, []);
-    }
-
-    async fn deliveries(&self, webhook: WebhookId) -> Vec<Delivery> {
-        let filter = DeliveryFilter {
-            status: None,
-            event: None,
-            after: None,
-            limit: 100,
-        };
-        let page = self
-            .world
-            .store
-            .delivery_log()
-            .list(&account("acme"), webhook, &filter)
-            .await
-            .unwrap();
-        let mut deliveries = Vec::new();
-        for listed in page.deliveries {
-            let key = nano_webhooks_core::delivery::DeliveryKey {
-                account: account("acme"),
-                webhook,
-                event: listed.event_id,
-            };
-            deliveries.push(
-                self.world
-                    .store
-                    .deliveries()
-                    .get(&key)
-                    .await
-                    .unwrap()
-                    .unwrap(),
-            );
-        }
-        deliveries
-    }
-
-    async fn only(&self, webhook: WebhookId) -> Delivery {
-        let mut deliveries = self.deliveries(webhook).await;
-        assert_eq!(deliveries.len(), 1);
-        deliveries.pop().unwrap()
-    }
-
-    /// The one timer that was set.
-    fn timer(&self) -> ScheduledRetry {
-        let mut timers = self.world.timers();
-        assert_eq!(timers.len(), 1, "{timers:?}");
-        timers.pop().unwrap()
-    }
-
-    async fn retry(&self, message: &RetryMessage) {
-        run_as(RETRY, self.dispatcher.retry(message)).await.unwrap();
-    }
-
-    async fn sweep(&self) -> usize {
-        self.dispatcher
-            .sweep(Deadline::from_now(Duration::from_secs(20)))
-            .await
-            .unwrap()
-    }
-
-    async fn health(&self, webhook: WebhookId) -> EndpointHealth {
-        self.world
-            .store
-            .webhooks()
-            .get_record(&account("acme"), webhook)
-            .await
-            .unwrap()
-            .unwrap()
-            .health
-    }
-
-    fn requests(&self) -> usize {
-        self.receiver.received().len()
-    }
-}
 
 /// Attempts follow the schedule with one id and one body until it is exhausted.
 #[tokio::test]
 async fn attempts_follow_schedule() {
-    let scene = RetryFixture::new("10s,20s").await;
-    let webhook = scene.subscribe("/status/500").await;
-    scene.end_jobs(1, 1).await;
+    let fixture = RetryFixture::new("10s,20s").await;
+    let webhook = fixture.subscribe("/status/500").await;
+    fixture.end_jobs(1, 1).await;
     for attempt in 1..=2 {
-        let timer = scene.timer();
+        let timer = fixture.timer();
         assert_eq!(timer.message.attempt_count, attempt);
         let wait = timer
             .due
-            .saturating_duration_since(scene.clock.now())
+            .saturating_duration_since(fixture.clock.now())
             .as_millis();
         let planned = u128::from(attempt) * 10_000;
         assert!(
@@ -185,15 +52,15 @@ async fn attempts_follow_schedule() {
             "{wait}"
         );
         assert_eq!(
-            scene.only(webhook).await.state,
+            fixture.only(webhook).await.state,
             DeliveryState::Pending(timer.due)
         );
-        scene
+        fixture
             .clock
-            .advance(timer.due.saturating_duration_since(scene.clock.now()));
-        scene.retry(&timer.message).await;
+            .advance(timer.due.saturating_duration_since(fixture.clock.now()));
+        fixture.retry(&timer.message).await;
     }
-    let delivery = scene.only(webhook).await;
+    let delivery = fixture.only(webhook).await;
     assert_eq!(
         (delivery.state, delivery.attempt_count),
         (DeliveryState::Failed, 3)
@@ -206,8 +73,8 @@ async fn attempts_follow_schedule() {
             .collect::<Vec<_>>(),
         [1, 2, 3]
     );
-    assert_eq!(scene.world.timers(), []);
-    let received = scene.receiver.received();
+    assert_eq!(fixture.tables.timers(), []);
+    let received = fixture.receiver.received();
     for (n, request) in received.iter().enumerate() {
         assert_eq!(request.header("x-nano-attempt"), (n + 1).to_string());
         assert_eq!(
@@ -229,63 +96,67 @@ async fn attempts_follow_schedule() {
 /// Early, late and repeated messages make no additional attempt.
 #[tokio::test]
 async fn stale_message_makes_no_attempt() {
-    let scene = RetryFixture::new("10s,20s").await;
-    let webhook = scene.subscribe("/status/500").await;
-    scene.end_jobs(1, 1).await;
-    let first = scene.timer();
-    scene.retry(&first.message).await;
-    assert_eq!(scene.timer(), first, "what comes early is put back");
-    assert_eq!(scene.requests(), 1);
+    let fixture = RetryFixture::new("10s,20s").await;
+    let webhook = fixture.subscribe("/status/500").await;
+    fixture.end_jobs(1, 1).await;
+    let first = fixture.timer();
+    fixture.retry(&first.message).await;
+    assert_eq!(fixture.timer(), first, "what comes early is put back");
+    assert_eq!(fixture.requests(), 1);
 
-    scene.clock.advance(Duration::from_secs(15));
-    scene.retry(&first.message).await;
-    let second = scene.timer();
+    fixture.clock.advance(Duration::from_secs(15));
+    fixture.retry(&first.message).await;
+    let second = fixture.timer();
     for _ in 0..3 {
-        scene.retry(&first.message).await;
+        fixture.retry(&first.message).await;
     }
     assert_eq!(
-        (scene.requests(), scene.world.timers().len()),
+        (fixture.requests(), fixture.tables.timers().len()),
         (2, 0),
         "what is stale is dropped"
     );
-    assert_eq!(scene.only(webhook).await.attempt_count, 2);
+    assert_eq!(fixture.only(webhook).await.attempt_count, 2);
     assert_eq!(second.message.attempt_count, 2);
 }
 
 /// Of two workers with the same message one makes the attempt.
 #[tokio::test]
 async fn only_one_worker_claims() {
-    let scene = RetryFixture::new("1s,20s").await;
-    scene.subscribe("/hang").await;
-    scene.end_jobs(1, 1).await;
-    let timer = scene.timer();
-    scene.clock.advance(Duration::from_secs(2));
-    let retries = (0..4).map(|_| scene.retry(&timer.message));
+    let fixture = RetryFixture::new("1s,20s").await;
+    fixture.subscribe("/hang").await;
+    fixture.end_jobs(1, 1).await;
+    let timer = fixture.timer();
+    fixture.clock.advance(Duration::from_secs(2));
+    let retries = (0..4).map(|_| fixture.retry(&timer.message));
     futures_util::future::join_all(retries).await;
-    assert_eq!(scene.requests(), 2);
+    assert_eq!(fixture.requests(), 2);
 }
 
 /// A delay that is longer than the queue allows waits for the sweep.
 #[tokio::test]
 async fn long_delay_waits_for_sweep() {
-    let scene = RetryFixture::new("2h").await;
-    let webhook = scene.subscribe("/status/500").await;
-    scene.end_jobs(1, 1).await;
-    assert_eq!(scene.world.timers(), []);
-    let DeliveryState::Pending(due) = scene.only(webhook).await.state else {
+    let fixture = RetryFixture::new("2h").await;
+    let webhook = fixture.subscribe("/status/500").await;
+    fixture.end_jobs(1, 1).await;
+    assert_eq!(fixture.tables.timers(), []);
+    let DeliveryState::Pending(due) = fixture.only(webhook).await.state else {
         panic!()
     };
-    scene
+    fixture
         .clock
         .advance((due - Duration::from_mins(6)).saturating_duration_since(START));
-    assert_eq!(scene.sweep().await, 0);
-    scene.clock.advance(Duration::from_mins(1));
-    assert_eq!(scene.sweep().await, 1);
-    assert_eq!(scene.timer().due, due, "with its exact time");
-    assert_eq!(scene.sweep().await, 0, "what is in the queue is left alone");
-    scene.clock.advance(Duration::from_mins(11));
+    assert_eq!(fixture.sweep().await, 0);
+    fixture.clock.advance(Duration::from_mins(1));
+    assert_eq!(fixture.sweep().await, 1);
+    assert_eq!(fixture.timer().due, due, "with its exact time");
     assert_eq!(
-        scene.sweep().await,
+        fixture.sweep().await,
+        0,
+        "what is in the queue is left alone"
+    );
+    fixture.clock.advance(Duration::from_mins(11));
+    assert_eq!(
+        fixture.sweep().await,
         1,
         "a message that never came is sent again"
     );
@@ -294,30 +165,33 @@ async fn long_delay_waits_for_sweep() {
 /// When a worker crashes, another one takes over after the lease has expired.
 #[tokio::test]
 async fn expired_lease_is_taken_over() {
-    let scene = RetryFixture::new("1s,1h").await;
-    let webhook = scene.subscribe("/status/500").await;
-    scene.end_jobs(1, 1).await;
-    let timer = scene.timer();
-    scene.clock.advance(Duration::from_secs(2));
+    let fixture = RetryFixture::new("1s,1h").await;
+    let webhook = fixture.subscribe("/status/500").await;
+    fixture.end_jobs(1, 1).await;
+    let timer = fixture.timer();
+    fixture.clock.advance(Duration::from_secs(2));
     let key = &timer.message.key;
-    scene
-        .world
+    fixture
+        .tables
         .store
         .leases()
-        .claim(key, 1, scene.clock.now())
+        .claim(key, 1, fixture.clock.now())
         .await
         .unwrap();
-    scene.retry(&timer.message).await;
+    fixture.retry(&timer.message).await;
     assert_eq!(
-        (scene.requests(), scene.sweep().await),
+        (fixture.requests(), fixture.sweep().await),
         (1, 0),
         "it may still be at it"
     );
-    scene.clock.advance(Duration::from_secs(45));
-    assert_eq!(scene.sweep().await, 1);
-    scene.retry(&scene.timer().message).await;
+    fixture.clock.advance(Duration::from_secs(45));
+    assert_eq!(fixture.sweep().await, 1);
+    fixture.retry(&fixture.timer().message).await;
     assert_eq!(
-        (scene.requests(), scene.only(webhook).await.attempt_count),
+        (
+            fixture.requests(),
+            fixture.only(webhook).await.attempt_count
+        ),
         (2, 2)
     );
 }
@@ -325,44 +199,44 @@ async fn expired_lease_is_taken_over() {
 /// A process that owns the tables alone takes over leases at its start.
 #[tokio::test]
 async fn sole_owner_takes_over_at_once() {
-    let scene = RetryFixture::new("10m,1h").await;
-    scene.subscribe("/status/500").await;
-    scene.subscribe("/status/503").await;
-    scene.end_jobs(1, 1).await;
-    let timers = scene.world.timers();
-    scene.clock.advance(Duration::from_mins(13));
-    scene
-        .world
+    let fixture = RetryFixture::new("10m,1h").await;
+    fixture.subscribe("/status/500").await;
+    fixture.subscribe("/status/503").await;
+    fixture.end_jobs(1, 1).await;
+    let timers = fixture.tables.timers();
+    fixture.clock.advance(Duration::from_mins(13));
+    fixture
+        .tables
         .store
         .leases()
-        .claim(&timers[0].message.key, 1, scene.clock.now())
+        .claim(&timers[0].message.key, 1, fixture.clock.now())
         .await
         .unwrap();
-    assert_eq!(scene.dispatcher.recover_abandoned().await.unwrap(), 2);
-    for timer in scene.world.timers() {
-        scene.retry(&timer.message).await;
+    assert_eq!(fixture.dispatcher.recover_abandoned().await.unwrap(), 2);
+    for timer in fixture.tables.timers() {
+        fixture.retry(&timer.message).await;
     }
-    assert_eq!(scene.requests(), 4);
+    assert_eq!(fixture.requests(), 4);
 }
 
 /// Deliveries of a deleted webhook are cancelled and stay readable.
 #[tokio::test]
 async fn deleted_webhook_cancels_deliveries() {
-    let scene = RetryFixture::new("10s").await;
-    let webhook = scene.subscribe("/status/500").await;
-    scene.end_jobs(1, 2).await;
-    let timers = scene.world.timers();
+    let fixture = RetryFixture::new("10s").await;
+    let webhook = fixture.subscribe("/status/500").await;
+    fixture.end_jobs(1, 2).await;
+    let timers = fixture.tables.timers();
     assert!(
-        scene
-            .world
+        fixture
+            .tables
             .store
             .webhooks()
             .delete(&account("acme"), webhook)
             .await
             .unwrap()
     );
-    scene.retry(&timers[0].message).await;
-    let states = scene
+    fixture.retry(&timers[0].message).await;
+    let states = fixture
         .deliveries(webhook)
         .await
         .into_iter()
@@ -373,37 +247,37 @@ async fn deleted_webhook_cancels_deliveries() {
             .count(),
         1
     );
-    scene
-        .world
+    fixture
+        .tables
         .store
         .leases()
         .cancel_pending(&account("acme"), webhook, START, Duration::from_hours(1))
         .await
         .unwrap();
     assert!(
-        scene
+        fixture
             .deliveries(webhook)
             .await
             .iter()
             .all(|delivery| delivery.state == DeliveryState::Cancelled)
     );
-    scene.clock.advance(Duration::from_secs(20));
-    scene.retry(&timers[1].message).await;
-    assert_eq!(scene.requests(), 1, "what is cancelled is not sent");
+    fixture.clock.advance(Duration::from_secs(20));
+    fixture.retry(&timers[1].message).await;
+    assert_eq!(fixture.requests(), 1, "what is cancelled is not sent");
 }
 
 /// An attempt in flight while its webhook is deleted is recorded before the delivery is cancelled.
 #[tokio::test]
 async fn attempt_in_flight_is_recorded_on_delete() {
-    let scene = RetryFixture::new("1s,10s").await;
-    let webhook = scene.subscribe("/status/500").await;
-    scene.end_jobs(1, 1).await;
-    let timer = scene.timer();
-    scene.clock.advance(Duration::from_secs(2));
-    let store = &scene.world.store;
+    let fixture = RetryFixture::new("1s,10s").await;
+    let webhook = fixture.subscribe("/status/500").await;
+    fixture.end_jobs(1, 1).await;
+    let timer = fixture.timer();
+    fixture.clock.advance(Duration::from_secs(2));
+    let store = &fixture.tables.store;
     let ClaimOutcome::Acquired(claim) = store
         .leases()
-        .claim(&timer.message.key, 1, scene.clock.now())
+        .claim(&timer.message.key, 1, fixture.clock.now())
         .await
         .unwrap()
     else {
@@ -419,7 +293,7 @@ async fn attempt_in_flight_is_recorded_on_delete() {
         .cancel_pending(
             &account("acme"),
             webhook,
-            scene.clock.now(),
+            fixture.clock.now(),
             Duration::from_hours(1),
         )
         .await
@@ -429,19 +303,24 @@ async fn attempt_in_flight_is_recorded_on_delete() {
     assert!(
         store
             .leases()
-            .complete(&claim, &settled, scene.clock.now(), Duration::from_hours(1))
+            .complete(
+                &claim,
+                &settled,
+                fixture.clock.now(),
+                Duration::from_hours(1)
+            )
             .await
             .unwrap()
     );
-    scene
+    fixture
         .retry(&RetryMessage {
             attempt_count: 2,
             ..timer.message
         })
         .await;
-    let delivery = scene.only(webhook).await;
+    let delivery = fixture.only(webhook).await;
     assert_eq!(
-        (delivery.state, delivery.attempt_count, scene.requests()),
+        (delivery.state, delivery.attempt_count, fixture.requests()),
         (DeliveryState::Cancelled, 2, 1)
     );
 }
@@ -449,19 +328,19 @@ async fn attempt_in_flight_is_recorded_on_delete() {
 /// A 410 disables the webhook at once and pauses its deliveries.
 #[tokio::test]
 async fn gone_endpoint_is_disabled() {
-    let scene = RetryFixture::new("10s").await;
-    let webhook = scene.subscribe("/status/410").await;
-    scene.end_jobs(1, 1).await;
-    let timer = scene.timer();
-    let item = scene
-        .world
+    let fixture = RetryFixture::new("10s").await;
+    let webhook = fixture.subscribe("/status/410").await;
+    fixture.end_jobs(1, 1).await;
+    let timer = fixture.timer();
+    let item = fixture
+        .tables
         .items_under("ACCOUNT#")
         .await
         .into_iter()
         .find(|item| item.contains_key("disabled_reason"));
     let item = item.expect("the webhook is disabled");
     assert_eq!(
-        collect_metrics(&scene.dispatcher).get("WebhooksDisabled"),
+        collect_metrics(&fixture.dispatcher).get("WebhooksDisabled"),
         Some(&1.0)
     );
     assert_eq!(item["status"].as_s().unwrap(), "disabled");
@@ -469,14 +348,14 @@ async fn gone_endpoint_is_disabled() {
         item["disabled_reason"].as_s().unwrap(),
         "The endpoint responded with 410 Gone."
     );
-    scene.clock.advance(Duration::from_secs(20));
-    scene.retry(&timer.message).await;
-    assert_eq!(scene.only(webhook).await.state, DeliveryState::Paused);
-    scene.clock.advance(Duration::from_hours(1));
-    assert_eq!(scene.sweep().await, 0, "what is parked is not due");
-    scene.end_jobs(5, 1).await;
+    fixture.clock.advance(Duration::from_secs(20));
+    fixture.retry(&timer.message).await;
+    assert_eq!(fixture.only(webhook).await.state, DeliveryState::Paused);
+    fixture.clock.advance(Duration::from_hours(1));
+    assert_eq!(fixture.sweep().await, 0, "what is parked is not due");
+    fixture.end_jobs(5, 1).await;
     assert_eq!(
-        (scene.requests(), scene.deliveries(webhook).await.len()),
+        (fixture.requests(), fixture.deliveries(webhook).await.len()),
         (1, 1),
         "events in the meantime are not recorded"
     );
@@ -485,9 +364,9 @@ async fn gone_endpoint_is_disabled() {
 /// A response of the previous URL neither disables the webhook nor changes its health.
 #[tokio::test]
 async fn response_of_old_url_is_ignored() {
-    let scene = RetryFixture::new("10s").await;
-    let webhook = scene.subscribe("/status/410").await;
-    let store = &scene.world.store;
+    let fixture = RetryFixture::new("10s").await;
+    let webhook = fixture.subscribe("/status/410").await;
+    let store = &fixture.tables.store;
     let read = store
         .webhooks()
         .get_record(&account("acme"), webhook)
@@ -507,7 +386,7 @@ async fn response_of_old_url_is_ignored() {
         .await
         .unwrap();
     let moved = WebhookUpdate {
-        url: Some(EndpointUrl::parse(&scene.receiver.url("/ok")).unwrap()),
+        url: Some(EndpointUrl::parse(&fixture.receiver.url("/ok")).unwrap()),
         ..WebhookUpdate::default()
     };
     assert!(
@@ -517,7 +396,7 @@ async fn response_of_old_url_is_ignored() {
             .await
             .unwrap()
     );
-    assert_eq!(scene.health(webhook).await, EndpointHealth::default());
+    assert_eq!(fixture.health(webhook).await, EndpointHealth::default());
     let (acme, hour) = (account("acme"), Duration::from_hours(1));
     assert!(
         !store
@@ -531,11 +410,11 @@ async fn response_of_old_url_is_ignored() {
 /// A manual retry of a paused delivery that fails continues on the schedule.
 #[tokio::test]
 async fn paused_delivery_continues_on_schedule() {
-    let scene = RetryFixture::new("10s,20s").await;
-    let webhook = scene.subscribe("/status/500").await;
-    scene.end_jobs(1, 1).await;
-    let timer = scene.timer();
-    let store = &scene.world.store;
+    let fixture = RetryFixture::new("10s,20s").await;
+    let webhook = fixture.subscribe("/status/500").await;
+    fixture.end_jobs(1, 1).await;
+    let timer = fixture.timer();
+    let store = &fixture.tables.store;
     let status = |status| WebhookUpdate {
         status: Some(status),
         ..WebhookUpdate::default()
@@ -550,9 +429,9 @@ async fn paused_delivery_continues_on_schedule() {
         )
         .await
         .unwrap();
-    scene.clock.advance(Duration::from_secs(15));
-    scene.retry(&timer.message).await;
-    let parked = scene.only(webhook).await;
+    fixture.clock.advance(Duration::from_secs(15));
+    fixture.retry(&timer.message).await;
+    let parked = fixture.only(webhook).await;
     assert_eq!(parked.state, DeliveryState::Paused);
     store
         .webhooks()
@@ -564,15 +443,15 @@ async fn paused_delivery_continues_on_schedule() {
         )
         .await
         .unwrap();
-    let now = scene.clock.now();
+    let now = fixture.clock.now();
     store
         .leases()
         .schedule_retry(&parked, now, Duration::from_hours(1))
         .await
         .unwrap()
         .unwrap();
-    scene.retry(&timer.message).await;
-    let DeliveryState::Pending(due) = scene.only(webhook).await.state else {
+    fixture.retry(&timer.message).await;
+    let DeliveryState::Pending(due) = fixture.only(webhook).await.state else {
         panic!("it would wait for ever")
     };
     assert!((16..=24).contains(&due.saturating_duration_since(now).as_secs()));
@@ -581,22 +460,22 @@ async fn paused_delivery_continues_on_schedule() {
 /// The other webhooks of the account receive `webhook.disabled`.
 #[tokio::test]
 async fn other_webhooks_receive_webhook_disabled() {
-    let scene = RetryFixture::new("10s").await;
-    let gone = scene
+    let fixture = RetryFixture::new("10s").await;
+    let gone = fixture
         .subscribe_to("/status/410", &["job.completed", "webhook.disabled"])
         .await;
-    let told = scene.subscribe_to("/told", &["webhook.disabled"]).await;
-    let other = scene.subscribe_to("/other", &["job.failed"]).await;
-    scene.end_jobs(1, 1).await;
-    let timer = scene
-        .world
+    let told = fixture.subscribe_to("/told", &["webhook.disabled"]).await;
+    let other = fixture.subscribe_to("/other", &["job.failed"]).await;
+    fixture.end_jobs(1, 1).await;
+    let timer = fixture
+        .tables
         .timers()
         .into_iter()
         .find(|timer| timer.message.key.webhook == told);
-    scene
+    fixture
         .retry(&timer.expect("it is due at once").message)
         .await;
-    let requests = scene.receiver.received();
+    let requests = fixture.receiver.received();
     assert_eq!(requests.len(), 2, "{requests:?}");
     let heard = &requests[1];
     assert_eq!(
@@ -609,27 +488,27 @@ async fn other_webhooks_receive_webhook_disabled() {
             "event": "webhook.disabled",
             "data": {
                 "disabled_reason": "The endpoint responded with 410 Gone.",
-                "url": scene.receiver.url("/status/410"),
+                "url": fixture.receiver.url("/status/410"),
                 "webhook_id": gone.get(),
             },
             "timestamp": START.to_rfc3339(),
         })
     );
-    let delivery = scene.only(told).await;
+    let delivery = fixture.only(told).await;
     assert_eq!(
         (delivery.state, delivery.task_id),
         (DeliveryState::Delivered, None)
     );
-    assert!(scene.deliveries(other).await.is_empty());
-    assert_eq!(scene.deliveries(gone).await.len(), 1, "the job's alone");
+    assert!(fixture.deliveries(other).await.is_empty());
+    assert_eq!(fixture.deliveries(gone).await.len(), 1, "the job's alone");
 }
 
 /// Enabling a webhook resets its health and sends its paused deliveries, paced.
 #[tokio::test]
 async fn enabling_resumes_paused_deliveries() {
-    let scene = RetryFixture::new("1h").await;
-    let webhook = scene.subscribe("/ok").await;
-    let store = &scene.world.store;
+    let fixture = RetryFixture::new("1h").await;
+    let webhook = fixture.subscribe("/ok").await;
+    let store = &fixture.tables.store;
     let open = EndpointHealth {
         has_succeeded: true,
         slow: true,
@@ -642,7 +521,7 @@ async fn enabling_resumes_paused_deliveries() {
         .put_health(&account("acme"), webhook, &open)
         .await
         .unwrap();
-    scene.end_jobs(1, 3).await;
+    fixture.end_jobs(1, 3).await;
     let disable = WebhookUpdate {
         status: Some(WebhookStatus::Disabled),
         ..WebhookUpdate::default()
@@ -654,11 +533,11 @@ async fn enabling_resumes_paused_deliveries() {
             .await
             .unwrap()
     );
-    for timer in scene.world.timers() {
-        scene.retry(&timer.message).await;
+    for timer in fixture.tables.timers() {
+        fixture.retry(&timer.message).await;
     }
     assert!(
-        scene
+        fixture
             .deliveries(webhook)
             .await
             .iter()
@@ -676,65 +555,65 @@ async fn enabling_resumes_paused_deliveries() {
             .await
             .unwrap()
     );
-    assert_eq!(scene.health(webhook).await, EndpointHealth::default());
-    assert_eq!(scene.sweep().await, 3);
-    let mut timers = scene.world.timers();
+    assert_eq!(fixture.health(webhook).await, EndpointHealth::default());
+    assert_eq!(fixture.sweep().await, 3);
+    let mut timers = fixture.tables.timers();
     timers.sort_by_key(|timer| timer.due);
     let waits: Vec<_> = timers
         .iter()
         .map(|timer| timer.due.saturating_duration_since(START).as_millis())
         .collect();
     assert_eq!(waits, [200, 400, 600], "the endpoint is not flooded");
-    scene.clock.advance(Duration::from_secs(1));
+    fixture.clock.advance(Duration::from_secs(1));
     for timer in timers {
-        scene.retry(&timer.message).await;
+        fixture.retry(&timer.message).await;
     }
     assert!(
-        scene
+        fixture
             .deliveries(webhook)
             .await
             .iter()
             .all(|delivery| delivery.state == DeliveryState::Delivered)
     );
     assert_eq!(
-        scene.world.items_under("RESUME").await.len(),
+        fixture.tables.items_under("RESUME").await.len(),
         1,
         "a worker may have parked one since"
     );
-    scene.clock.advance(Duration::from_mins(2));
-    assert_eq!(scene.sweep().await, 0);
-    assert_eq!(scene.world.items_under("RESUME").await.len(), 0);
+    fixture.clock.advance(Duration::from_mins(2));
+    assert_eq!(fixture.sweep().await, 0);
+    assert_eq!(fixture.tables.items_under("RESUME").await.len(), 0);
 }
 
 /// Five days of failures disable a webhook, unless there was a success.
 #[tokio::test]
 async fn continuous_failures_disable_webhook() {
-    let scene = RetryFixture::new("10s").await;
-    let dead = scene.subscribe("/status/500").await;
-    scene.end_jobs(1, 1).await;
+    let fixture = RetryFixture::new("10s").await;
+    let dead = fixture.subscribe("/status/500").await;
+    fixture.end_jobs(1, 1).await;
     let disabled = async || {
-        scene
-            .world
+        fixture
+            .tables
             .items_under("ACCOUNT#")
             .await
             .iter()
             .filter(|item| item.contains_key("disabled_reason"))
             .count()
     };
-    scene.clock.advance(Duration::from_hours(119));
-    scene.end_jobs(2, 1).await;
+    fixture.clock.advance(Duration::from_hours(119));
+    fixture.end_jobs(2, 1).await;
     assert_eq!(disabled().await, 0);
-    scene.clock.advance(Duration::from_hours(1));
-    scene.end_jobs(3, 1).await;
+    fixture.clock.advance(Duration::from_hours(1));
+    fixture.end_jobs(3, 1).await;
     assert_eq!(disabled().await, 1);
     assert_eq!(
-        scene.health(dead).await.last_failure,
+        fixture.health(dead).await.last_failure,
         Some(FailureKind::Status)
     );
 
-    let saved = scene.subscribe("/ok").await;
-    scene
-        .world
+    let saved = fixture.subscribe("/ok").await;
+    fixture
+        .tables
         .store
         .webhooks()
         .put_health(
@@ -747,11 +626,11 @@ async fn continuous_failures_disable_webhook() {
         )
         .await
         .unwrap();
-    scene.end_jobs(4, 1).await;
-    let health = scene.health(saved).await;
+    fixture.end_jobs(4, 1).await;
+    let health = fixture.health(saved).await;
     assert_eq!(
         (health.failing_since, health.first_success_after_failure_at),
-        (None, Some(scene.clock.now()))
+        (None, Some(fixture.clock.now()))
     );
     assert_eq!(disabled().await, 1);
 }
@@ -759,10 +638,10 @@ async fn continuous_failures_disable_webhook() {
 /// A hanging endpoint delays one batch once; its other deliveries go to the queue.
 #[tokio::test]
 async fn hanging_endpoint_delays_batch_once() {
-    let scene = RetryFixture::new("10s").await;
-    let hanging = scene.subscribe("/hang").await;
-    let healthy = scene.subscribe("/ok").await;
-    scene.end_jobs(1, 20).await;
+    let fixture = RetryFixture::new("10s").await;
+    let hanging = fixture.subscribe("/hang").await;
+    let healthy = fixture.subscribe("/ok").await;
+    fixture.end_jobs(1, 20).await;
     let tried = |deliveries: Vec<Delivery>| {
         deliveries
             .iter()
@@ -770,28 +649,28 @@ async fn hanging_endpoint_delays_batch_once() {
             .count()
     };
     assert_eq!(
-        tried(scene.deliveries(hanging).await),
+        tried(fixture.deliveries(hanging).await),
         1,
         "of an endpoint that never answered one attempt is made"
     );
     assert!(
-        scene
+        fixture
             .deliveries(healthy)
             .await
             .iter()
             .all(|delivery| delivery.state == DeliveryState::Delivered)
     );
-    assert!(scene.health(hanging).await.slow);
+    assert!(fixture.health(hanging).await.slow);
 
-    scene.end_jobs(101, 20).await;
+    fixture.end_jobs(101, 20).await;
     assert_eq!(
-        tried(scene.deliveries(hanging).await),
+        tried(fixture.deliveries(hanging).await),
         1,
         "then none is made from the stream"
     );
-    assert_eq!(scene.deliveries(healthy).await.len(), 40);
+    assert_eq!(fixture.deliveries(healthy).await.len(), 40);
     assert_eq!(
-        scene.world.timers().len(),
+        fixture.tables.timers().len(),
         40,
         "all of them are in the queue"
     );
@@ -800,23 +679,23 @@ async fn hanging_endpoint_delays_batch_once() {
 /// Failures to respond open the breaker, and a success from the queue closes it.
 #[tokio::test]
 async fn success_closes_breaker() {
-    let scene = RetryFixture::new("1s,1s,1s,1s,1s,1s").await;
-    let webhook = scene.subscribe("/hang").await;
-    scene.end_jobs(1, 1).await;
+    let fixture = RetryFixture::new("1s,1s,1s,1s,1s,1s").await;
+    let webhook = fixture.subscribe("/hang").await;
+    fixture.end_jobs(1, 1).await;
     for _ in 0..4 {
-        scene.clock.advance(Duration::from_secs(2));
-        scene.retry(&scene.timer().message).await;
+        fixture.clock.advance(Duration::from_secs(2));
+        fixture.retry(&fixture.timer().message).await;
     }
-    assert!(scene.health(webhook).await.is_open());
+    assert!(fixture.health(webhook).await.is_open());
     assert_eq!(
-        collect_metrics(&scene.dispatcher).get("BreakersOpened"),
+        collect_metrics(&fixture.dispatcher).get("BreakersOpened"),
         Some(&1.0)
     );
-    let timer = scene.timer();
-    scene.clock.advance(Duration::from_secs(2));
+    let timer = fixture.timer();
+    fixture.clock.advance(Duration::from_secs(2));
     // The endpoint comes back: what answers at its address is another receiver now.
-    let mut healed = scene
-        .world
+    let mut healed = fixture
+        .tables
         .items_under("ACCOUNT#")
         .await
         .into_iter()
@@ -824,48 +703,48 @@ async fn success_closes_breaker() {
         .unwrap();
     healed.insert(
         "url".into(),
-        aws_sdk_dynamodb::types::AttributeValue::S(scene.receiver.url("/ok")),
+        aws_sdk_dynamodb::types::AttributeValue::S(fixture.receiver.url("/ok")),
     );
-    scene
-        .world
+    fixture
+        .tables
         .client
         .put_item()
-        .table_name(&scene.world.tables.webhooks)
+        .table_name(&fixture.tables.names.webhooks)
         .set_item(Some(healed))
         .send()
         .await
         .unwrap();
-    scene.retry(&timer.message).await;
-    let health = scene.health(webhook).await;
+    fixture.retry(&timer.message).await;
+    let health = fixture.health(webhook).await;
     assert!(!health.is_open() && !health.slow && health.has_succeeded);
-    let counted = collect_metrics(&scene.dispatcher);
+    let counted = collect_metrics(&fixture.dispatcher);
     assert_eq!(
         (counted.get("BreakersClosed"), counted.get("BreakersOpened")),
         (Some(&1.0), None)
     );
-    assert_eq!(scene.only(webhook).await.state, DeliveryState::Delivered);
+    assert_eq!(fixture.only(webhook).await.state, DeliveryState::Delivered);
 }
 
 /// Concurrent failures open the breaker once.
 #[tokio::test]
 async fn concurrent_failures_open_breaker_once() {
     for (failures, opened) in [(4, None), (5, Some(&1.0)), (9, Some(&1.0))] {
-        let scene = RetryFixture::new("1s,1s").await;
-        let webhook = scene.subscribe("/hang").await;
+        let fixture = RetryFixture::new("1s,1s").await;
+        let webhook = fixture.subscribe("/hang").await;
         // The first is tried at once, the others wait for the queue.
-        scene.end_jobs(1, failures - 1).await;
-        scene.clock.advance(Duration::from_secs(2));
-        let timers = scene.world.timers();
-        futures_util::future::join_all(timers.iter().map(|timer| scene.retry(&timer.message)))
+        fixture.end_jobs(1, failures - 1).await;
+        fixture.clock.advance(Duration::from_secs(2));
+        let timers = fixture.tables.timers();
+        futures_util::future::join_all(timers.iter().map(|timer| fixture.retry(&timer.message)))
             .await;
-        assert_eq!(scene.requests(), failures);
+        assert_eq!(fixture.requests(), failures);
         assert_eq!(
-            scene.health(webhook).await.is_open(),
+            fixture.health(webhook).await.is_open(),
             opened.is_some(),
             "{failures}"
         );
         assert_eq!(
-            collect_metrics(&scene.dispatcher).get("BreakersOpened"),
+            collect_metrics(&fixture.dispatcher).get("BreakersOpened"),
             opened,
             "{failures}"
         );
@@ -875,14 +754,14 @@ async fn concurrent_failures_open_breaker_once() {
 /// A success that started before the breaker opened closes it.
 #[tokio::test]
 async fn earlier_success_closes_breaker() {
-    let scene = RetryFixture::new("1h").await;
-    let webhook = scene.subscribe("/held").await;
+    let fixture = RetryFixture::new("1h").await;
+    let webhook = fixture.subscribe("/held").await;
     let well = EndpointHealth {
         has_succeeded: true,
         ..EndpointHealth::default()
     };
-    scene
-        .world
+    fixture
+        .tables
         .store
         .webhooks()
         .put_health(&account("acme"), webhook, &well)
@@ -896,7 +775,7 @@ async fn earlier_success_closes_breaker() {
         WebhookClient::new(TargetGuard::new(TargetPolicy::Any, vec![]), patient, None).unwrap();
     let patient = Dispatcher {
         direct_client,
-        ..scene.dispatcher.clone()
+        ..fixture.dispatcher.clone()
     };
     let held = tokio::spawn(async move {
         dispatch_batch(
@@ -905,14 +784,14 @@ async fn earlier_success_closes_breaker() {
         )
         .await
     });
-    scene.receiver.wait_for(1).await;
-    scene.end_jobs(2, 5).await;
-    assert!(scene.health(webhook).await.is_open());
-    scene.receiver.release();
+    fixture.receiver.wait_for(1).await;
+    fixture.end_jobs(2, 5).await;
+    assert!(fixture.health(webhook).await.is_open());
+    fixture.receiver.release();
     assert_eq!(held.await.unwrap(), []);
-    assert!(!scene.health(webhook).await.is_open());
+    assert!(!fixture.health(webhook).await.is_open());
     assert_eq!(
-        collect_metrics(&scene.dispatcher).get("BreakersClosed"),
+        collect_metrics(&fixture.dispatcher).get("BreakersClosed"),
         Some(&1.0)
     );
 }
@@ -920,30 +799,30 @@ async fn earlier_success_closes_breaker() {
 /// Without a free slot a delivery is deferred and uses no attempt.
 #[tokio::test]
 async fn full_endpoint_defers_delivery() {
-    let scene = RetryFixture::new("1s").await;
-    let webhook = scene.subscribe("/hang").await;
+    let fixture = RetryFixture::new("1s").await;
+    let webhook = fixture.subscribe("/hang").await;
     let open = EndpointHealth {
         has_succeeded: true,
         slow: true,
         consecutive_failures: 5,
         ..EndpointHealth::default()
     };
-    scene
-        .world
+    fixture
+        .tables
         .store
         .webhooks()
         .put_health(&account("acme"), webhook, &open)
         .await
         .unwrap();
-    scene.end_jobs(1, 12).await;
-    let timers = scene.world.timers();
-    futures_util::future::join_all(timers.iter().map(|timer| scene.retry(&timer.message))).await;
-    let (tried, put_off): (Vec<_>, Vec<_>) = scene
+    fixture.end_jobs(1, 12).await;
+    let timers = fixture.tables.timers();
+    futures_util::future::join_all(timers.iter().map(|timer| fixture.retry(&timer.message))).await;
+    let (tried, put_off): (Vec<_>, Vec<_>) = fixture
         .deliveries(webhook)
         .await
         .into_iter()
         .partition(|delivery| delivery.attempt_count == 1);
-    assert_eq!((tried.len(), put_off.len(), scene.requests()), (8, 4, 8));
+    assert_eq!((tried.len(), put_off.len(), fixture.requests()), (8, 4, 8));
     for delivery in put_off {
         let DeliveryState::Pending(due) = delivery.state else {
             panic!()
@@ -953,55 +832,55 @@ async fn full_endpoint_defers_delivery() {
             "{due:?}"
         );
     }
-    assert_eq!(scene.world.timers().len(), 12);
+    assert_eq!(fixture.tables.timers().len(), 12);
 }
 
 /// A manual retry counts as an attempt and does not change the schedule.
 #[tokio::test]
 async fn manual_retry_keeps_schedule() {
-    let scene = RetryFixture::new("1h,1h").await;
-    let webhook = scene.subscribe("/status/500").await;
-    scene.end_jobs(1, 1).await;
+    let fixture = RetryFixture::new("1h,1h").await;
+    let webhook = fixture.subscribe("/status/500").await;
+    fixture.end_jobs(1, 1).await;
     let by_hand = async || {
-        let before = scene.only(webhook).await;
-        let hastened = scene
-            .world
+        let before = fixture.only(webhook).await;
+        let hastened = fixture
+            .tables
             .store
             .leases()
-            .schedule_retry(&before, scene.clock.now(), Duration::from_hours(1))
+            .schedule_retry(&before, fixture.clock.now(), Duration::from_hours(1))
             .await
             .unwrap();
         assert!(hastened.is_some());
-        let again = scene
-            .world
+        let again = fixture
+            .tables
             .store
             .leases()
-            .schedule_retry(&before, scene.clock.now(), Duration::from_hours(1))
+            .schedule_retry(&before, fixture.clock.now(), Duration::from_hours(1))
             .await
             .unwrap();
         assert!(again.is_none(), "it is not as it was read any more");
-        scene
+        fixture
             .retry(&RetryMessage {
                 key: before.key.clone(),
                 attempt_count: before.attempt_count,
             })
             .await;
-        let after = scene.only(webhook).await;
+        let after = fixture.only(webhook).await;
         assert_eq!(
             (after.state, after.attempt_count, after.state_before_retry),
             (before.state, before.attempt_count + 1, None)
         );
     };
     let by_schedule = async || {
-        scene.clock.advance(Duration::from_hours(2));
-        let before = scene.only(webhook).await;
-        scene
+        fixture.clock.advance(Duration::from_hours(2));
+        let before = fixture.only(webhook).await;
+        fixture
             .retry(&RetryMessage {
                 key: before.key.clone(),
                 attempt_count: before.attempt_count,
             })
             .await;
-        scene.only(webhook).await.state
+        fixture.only(webhook).await.state
     };
     by_hand().await;
     by_hand().await;
@@ -1010,7 +889,7 @@ async fn manual_retry_keeps_schedule() {
     assert_eq!(by_schedule().await, DeliveryState::Failed);
     by_hand().await;
     assert_eq!(
-        (scene.only(webhook).await.state, scene.requests()),
+        (fixture.only(webhook).await.state, fixture.requests()),
         (DeliveryState::Failed, 7)
     );
 }
@@ -1018,33 +897,33 @@ async fn manual_retry_keeps_schedule() {
 /// A manual retry that was not made restores the state when the webhook is deleted or disabled.
 #[tokio::test]
 async fn withdrawn_retry_restores_state() {
-    let scene = RetryFixture::new("1h").await;
-    let webhook = scene.subscribe("/ok").await;
-    scene.end_jobs(1, 1).await;
-    let delivered = scene.only(webhook).await;
-    let hastened = scene
-        .world
+    let fixture = RetryFixture::new("1h").await;
+    let webhook = fixture.subscribe("/ok").await;
+    fixture.end_jobs(1, 1).await;
+    let delivered = fixture.only(webhook).await;
+    let hastened = fixture
+        .tables
         .store
         .leases()
         .schedule_retry(&delivered, START, Duration::from_hours(1))
         .await
         .unwrap()
         .unwrap();
-    scene
-        .world
+    fixture
+        .tables
         .store
         .webhooks()
         .delete(&account("acme"), webhook)
         .await
         .unwrap();
-    scene
+    fixture
         .retry(&RetryMessage {
             key: hastened.key.clone(),
             attempt_count: 1,
         })
         .await;
     assert_eq!(
-        (scene.only(webhook).await.state, scene.requests()),
+        (fixture.only(webhook).await.state, fixture.requests()),
         (DeliveryState::Delivered, 1)
     );
 }
@@ -1052,12 +931,12 @@ async fn withdrawn_retry_restores_state() {
 /// The deliveries of the other webhooks are sent.
 #[tokio::test]
 async fn unreadable_item_delays_no_other() {
-    let scene = RetryFixture::new("2h").await;
-    let broken = scene.subscribe("/ok").await;
-    let failing = scene.subscribe("/status/500").await;
+    let fixture = RetryFixture::new("2h").await;
+    let broken = fixture.subscribe("/ok").await;
+    let failing = fixture.subscribe("/status/500").await;
     let text = |text: &str| aws_sdk_dynamodb::types::AttributeValue::S(text.to_owned());
-    let tables = &scene.world.tables;
-    let put = |table: &str| scene.world.client.put_item().table_name(table);
+    let tables = &fixture.tables.names;
+    let put = |table: &str| fixture.tables.client.put_item().table_name(table);
     let health = put(&tables.webhooks)
         .item("PK", text("ACCOUNT#acme"))
         .item("SK", text("WEBHOOK#0000000001#HEALTH"));
@@ -1077,11 +956,11 @@ async fn unreadable_item_delays_no_other() {
     .send()
     .await
     .unwrap();
-    scene.end_jobs(1, 1).await;
-    assert_eq!(scene.only(failing).await.attempt_count, 1);
-    scene.clock.advance(Duration::from_hours(3));
-    assert_eq!(scene.sweep().await, 1);
-    let listed = scene.world.items(&tables.deliveries).await;
+    fixture.end_jobs(1, 1).await;
+    assert_eq!(fixture.only(failing).await.attempt_count, 1);
+    fixture.clock.advance(Duration::from_hours(3));
+    assert_eq!(fixture.sweep().await, 1);
+    let listed = fixture.tables.items(&tables.deliveries).await;
     assert!(
         listed
             .iter()
@@ -1093,11 +972,11 @@ async fn unreadable_item_delays_no_other() {
 /// The delivery log is listed newest first, by page, status and event.
 #[tokio::test]
 async fn log_is_filtered_and_paged() {
-    let scene = RetryFixture::new("1h").await;
-    let webhook = scene.subscribe("/status/500").await;
-    let healthy = scene.subscribe("/ok").await;
+    let fixture = RetryFixture::new("1h").await;
+    let webhook = fixture.subscribe("/status/500").await;
+    let healthy = fixture.subscribe("/ok").await;
     for second in 0..30 {
-        scene.end_jobs(second, 1).await;
+        fixture.end_jobs(second, 1).await;
     }
     let list = async |webhook, status, after, limit| {
         let filter = DeliveryFilter {
@@ -1106,8 +985,8 @@ async fn log_is_filtered_and_paged() {
             after,
             limit,
         };
-        scene
-            .world
+        fixture
+            .tables
             .store
             .delivery_log()
             .list(&account("acme"), webhook, &filter)
@@ -1143,11 +1022,11 @@ async fn log_is_filtered_and_paged() {
 /// A queue batch reports the messages to repeat and drops unknown ones.
 #[tokio::test]
 async fn queue_batch_reports_failed_messages() {
-    let scene = RetryFixture::new("1s,1s").await;
-    scene.subscribe("/status/500").await;
-    scene.end_jobs(1, 1).await;
-    let ours = scene.timer().message.to_json();
-    scene.clock.advance(Duration::from_secs(2));
+    let fixture = RetryFixture::new("1s,1s").await;
+    fixture.subscribe("/status/500").await;
+    fixture.end_jobs(1, 1).await;
+    let ours = fixture.timer().message.to_json();
+    fixture.clock.advance(Duration::from_secs(2));
     let record = |id: &str, body: &str| json!({"messageId": id, "body": body, "eventSource": "aws:sqs", "awsRegion": "eu-west-1"});
     let event = json!({"Records": [record("m1", &ours), record("m2", "nonsense")]}).to_string();
     let invoke = async |dispatcher: &Dispatcher| {
@@ -1159,23 +1038,25 @@ async fn queue_batch_reports_failed_messages() {
             .await
             .unwrap()
     };
-    let unreachable = scene.world.store_through(nano_webhooks_cli::local_client(
-        "http://127.0.0.1:9",
-        nano_webhooks::aws::timeouts(),
-    ));
+    let unreachable = fixture
+        .tables
+        .store_through(nano_webhooks_cli::local_client(
+            "http://127.0.0.1:9",
+            nano_webhooks::aws::timeouts(),
+        ));
     let without_tables = Dispatcher {
         store: unreachable,
-        ..scene.dispatcher.clone()
+        ..fixture.dispatcher.clone()
     };
     assert_eq!(
         invoke(&without_tables).await,
         json!({"batchItemFailures": [{"itemIdentifier": "m1"}]})
     );
     assert_eq!(
-        invoke(&scene.dispatcher).await,
+        invoke(&fixture.dispatcher).await,
         json!({"batchItemFailures": []})
     );
-    assert_eq!(scene.requests(), 2);
+    assert_eq!(fixture.requests(), 2);
     assert!(Invocation::from_json(r#"{"detail-type":"Scheduled Event"}"#).is_ok());
     for other in ["{}", "[]", "1", r#"{"detail-type":"Something else"}"#] {
         assert!(Invocation::from_json(other).is_err(), "{other}");
@@ -1185,18 +1066,20 @@ async fn queue_batch_reports_failed_messages() {
 /// A successful delivery costs one write unit, and reads are shared by the batch.
 #[tokio::test]
 async fn success_costs_one_write_unit() {
-    let scene = RetryFixture::new("1s").await;
-    let webhook = scene.subscribe("/ok").await;
+    let fixture = RetryFixture::new("1s").await;
+    let webhook = fixture.subscribe("/ok").await;
     // The first success is written down; from then on nothing is.
-    scene.end_jobs(1000, 1).await;
-    let proxy = Proxy::start(scene.world.endpoint.clone()).await;
-    let counted = scene.world.store_through(nano_webhooks_cli::local_client(
-        &proxy.url,
-        nano_webhooks::aws::timeouts(),
-    ));
+    fixture.end_jobs(1000, 1).await;
+    let proxy = Proxy::start(fixture.tables.endpoint.clone()).await;
+    let counted = fixture
+        .tables
+        .store_through(nano_webhooks_cli::local_client(
+            &proxy.url,
+            crate::support::tables::patient_timeouts(),
+        ));
     let dispatcher = Dispatcher {
         store: counted,
-        ..scene.dispatcher.clone()
+        ..fixture.dispatcher.clone()
     };
     let records: Vec<_> = (0..100)
         .map(|n| insert_record(n, job_image(&format!("t{n}"), "completed")))
@@ -1205,8 +1088,8 @@ async fn success_costs_one_write_unit() {
     let expected = [("BatchGetItem", 1), ("BatchWriteItem", 4), ("Query", 1)]
         .map(|(name, n)| (name.to_owned(), n));
     assert_eq!(proxy.counts(), expected);
-    assert_eq!(scene.deliveries(webhook).await.len(), 100);
-    for item in scene.world.items(&scene.world.tables.deliveries).await {
+    assert_eq!(fixture.deliveries(webhook).await.len(), 100);
+    for item in fixture.tables.items(&fixture.tables.names.deliveries).await {
         assert!(
             !["due_shard", "sweep_at", "state_key"]
                 .iter()

@@ -7,11 +7,12 @@ use nano_webhooks::{dispatch::Dispatcher, store::rotation::RotateOutcome};
 use nano_webhooks_core::{secret::Secret, webhook::WebhookId};
 use serde_json::{Value, json};
 
-use crate::{
-    api::{TestApp, TestResponse},
-    dispatch::{dispatch_batch, insert_record, job_image},
+use crate::support::{
+    accounts::account,
+    app::{TestApp, TestResponse},
     proxy::{Fault, Proxy},
-    support::{Received, Receiver, account},
+    receiver::{Received, Receiver},
+    stream::{dispatch_batch, insert_record, job_image},
 };
 
 const OLD: &str = "the-old-secret";
@@ -26,7 +27,7 @@ async fn rotate(app: &TestApp, body: Value) -> TestResponse {
 async fn deliver(app: &TestApp, receiver: &Receiver, nth: usize) -> Received {
     let dispatcher = Dispatcher {
         clock: app.clock.clone(),
-        ..app.world.dispatcher()
+        ..app.tables.dispatcher()
     };
     assert_eq!(
         dispatch_batch(
@@ -51,19 +52,19 @@ async fn old_secret_signs_during_grace() {
     assert_eq!(app.create(created).await.status, StatusCode::CREATED);
     assert!(deliver(&app, &receiver, 1).await.is_signed_by(OLD));
 
-    let answer = rotate(&app, json!({"grace_hours": 2})).await;
+    let response = rotate(&app, json!({"grace_hours": 2})).await;
     assert_eq!(
-        (answer.status, answer.header("cache-control")),
+        (response.status, response.header("cache-control")),
         (StatusCode::OK, "no-store"),
         "{}",
-        answer.text
+        response.text
     );
-    let new = answer.json["data"]["secret_key"]
+    let new = response.json["data"]["secret_key"]
         .as_str()
         .unwrap()
         .to_owned();
     assert_eq!(
-        answer.json["data"],
+        response.json["data"],
         json!({"id": 1, "secret_key": new, "previous_valid_until": "2024-12-23T12:00:00Z", "active_secrets": 2})
     );
     let received = deliver(&app, &receiver, 2).await;
@@ -90,13 +91,13 @@ async fn zero_grace_ends_old_secret() {
         json!({"url": receiver.url("/hook"), "events": ["job.completed"], "secret_key": OLD}),
     )
     .await;
-    let answer = rotate(
+    let response = rotate(
         &app,
         json!({"secret_key": "the-new-secret", "grace_hours": 0}),
     )
     .await;
     assert_eq!(
-        answer.json["data"],
+        response.json["data"],
         json!({"id": 1, "previous_valid_until": null, "active_secrets": 1})
     );
     let received = deliver(&app, &receiver, 1).await;
@@ -109,9 +110,13 @@ async fn unsigned_webhook_gets_secret() {
     let (app, receiver) = (TestApp::new().await, Receiver::start().await);
     app.create(json!({"url": receiver.url("/hook"), "events": ["job.completed"]}))
         .await;
-    let answer = app.post_to("/api/v1/webhooks/1/rotate-secret").await;
-    assert_eq!(answer.json["data"]["active_secrets"], 1, "{}", answer.text);
-    let secret = answer.json["data"]["secret_key"].as_str().unwrap();
+    let response = app.post_to("/api/v1/webhooks/1/rotate-secret").await;
+    assert_eq!(
+        response.json["data"]["active_secrets"], 1,
+        "{}",
+        response.text
+    );
+    let secret = response.json["data"]["secret_key"].as_str().unwrap();
     assert!(deliver(&app, &receiver, 1).await.is_signed_by(secret));
 }
 
@@ -143,10 +148,18 @@ async fn active_secrets_are_limited() {
     );
 
     app.clock.advance(HOUR);
-    let answer = rotate(&app, json!({})).await;
-    assert_eq!(answer.json["data"]["active_secrets"], 3, "{}", answer.text);
-    let answer = rotate(&app, json!({"grace_hours": 0})).await;
-    assert_eq!(answer.json["data"]["active_secrets"], 1, "{}", answer.text);
+    let response = rotate(&app, json!({})).await;
+    assert_eq!(
+        response.json["data"]["active_secrets"], 3,
+        "{}",
+        response.text
+    );
+    let response = rotate(&app, json!({"grace_hours": 0})).await;
+    assert_eq!(
+        response.json["data"]["active_secrets"], 1,
+        "{}",
+        response.text
+    );
 }
 
 /// A rotation is applied once even if the response to its write is lost.
@@ -157,9 +170,9 @@ async fn lost_response_rotates_once() {
         json!({"url": "https://example.com/", "events": ["job.completed"], "secret_key": OLD}),
     )
     .await;
-    let proxy = Proxy::start(app.world.endpoint.clone()).await;
-    proxy.arm("UpdateItem", 0, Fault::AnswerLost);
-    let store = app.world.store_through(nano_webhooks_cli::local_client(
+    let proxy = Proxy::start(app.tables.endpoint.clone()).await;
+    proxy.arm("UpdateItem", 0, Fault::ResponseLost);
+    let store = app.tables.store_through(nano_webhooks_cli::local_client(
         &proxy.url,
         nano_webhooks::aws::timeouts(),
     ));
@@ -210,14 +223,14 @@ async fn concurrent_rotations_lose_nothing() {
     let answers = futures_util::future::join_all((0..4).map(|_| rotate(&app, json!({})))).await;
     let mut live: Vec<_> = answers
         .iter()
-        .filter_map(|answer| answer.json["data"]["active_secrets"].as_u64())
+        .filter_map(|response| response.json["data"]["active_secrets"].as_u64())
         .collect();
     live.sort_unstable();
     assert_eq!(live, [2, 3]);
     assert_eq!(
         answers
             .iter()
-            .filter(|answer| answer.status == StatusCode::CONFLICT)
+            .filter(|response| response.status == StatusCode::CONFLICT)
             .count(),
         2
     );

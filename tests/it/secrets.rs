@@ -16,15 +16,18 @@ use nano_webhooks::{
 use nano_webhooks_core::{data_key::KeyMaterial, secret::Secret, webhook::WebhookId};
 use sha2::{Digest, Sha256};
 
-use crate::{
-    dispatch::{dispatch_batch, insert_record, job_image, subscribe},
-    support::{Receiver, TestTables, account},
+use crate::support::{
+    accounts::account,
+    receiver::Receiver,
+    stream::{dispatch_batch, insert_record, job_image},
+    tables::TestTables,
+    webhooks::subscribe,
 };
 
 const SECRET: &str = "my-secret-key";
 
-async fn secrets(world: &TestTables, store: &Store, webhook: WebhookId) -> Vec<Secret> {
-    let subscriber: WebhookRecord = world
+async fn secrets(tables: &TestTables, store: &Store, webhook: WebhookId) -> Vec<Secret> {
+    let subscriber: WebhookRecord = tables
         .store
         .webhooks()
         .get_record(&account("acme"), webhook)
@@ -48,16 +51,16 @@ fn secret() -> Vec<Secret> {
 }
 
 /// Another process over the same tables.
-fn another(world: &TestTables, wrapping: KeyProvider) -> Store {
+fn another(tables: &TestTables, wrapping: KeyProvider) -> Store {
     Store::new(
-        world.client.clone(),
-        world.tables.clone(),
+        tables.client.clone(),
+        tables.names.clone(),
         DataKeyCache::new(wrapping),
     )
 }
 
-async fn versions(world: &TestTables) -> Vec<String> {
-    let mut versions: Vec<_> = world
+async fn versions(tables: &TestTables) -> Vec<String> {
+    let mut versions: Vec<_> = tables
         .items_under(key_schema::DATA_KEYS)
         .await
         .iter()
@@ -70,9 +73,9 @@ async fn versions(world: &TestTables) -> Vec<String> {
 /// The tables contain neither a secret nor a hash that guesses can be compared with.
 #[tokio::test]
 async fn tables_hide_secrets() {
-    let world = TestTables::new().await;
-    let webhook = subscribe(&world, "acme", "https://example.com/", Some(SECRET)).await;
-    let everything = format!("{:?}", world.items(&world.tables.webhooks).await);
+    let tables = TestTables::new().await;
+    let webhook = subscribe(&tables, "acme", "https://example.com/", Some(SECRET)).await;
+    let everything = format!("{:?}", tables.items(&tables.names.webhooks).await);
     for trace in [
         SECRET.to_owned(),
         hex::encode(SECRET),
@@ -80,18 +83,18 @@ async fn tables_hide_secrets() {
     ] {
         assert!(!everything.contains(&trace), "{trace} is in the table");
     }
-    assert_eq!(secrets(&world, &world.store, webhook).await, secret());
+    assert_eq!(secrets(&tables, &tables.store, webhook).await, secret());
 }
 
 /// Processes that start at the same time share one data key.
 #[tokio::test]
 async fn concurrent_starts_share_data_key() {
-    let (world, key) = (
+    let (tables, key) = (
         TestTables::new().await,
         KeyMaterial::from_random(random::bytes()),
     );
     let stores: Vec<_> = (0..8)
-        .map(|_| another(&world, KeyProvider::Local(key.clone())))
+        .map(|_| another(&tables, KeyProvider::Local(key.clone())))
         .collect();
     let now = Clock::system().now();
     let sealing = stores
@@ -100,22 +103,25 @@ async fn concurrent_starts_share_data_key() {
     for key in futures_util::future::join_all(sealing).await {
         assert_eq!(key.unwrap().unwrap().version(), 1);
     }
-    assert_eq!(versions(&world).await, ["0000000001"]);
+    assert_eq!(versions(&tables).await, ["0000000001"]);
 }
 
 /// A new data key encrypts new secrets, and older ones stay readable.
 #[tokio::test]
 async fn new_data_key_keeps_old_secrets() {
-    let (world, now) = (TestTables::new().await, Clock::system().now());
-    let old = subscribe(&world, "acme", "https://example.com/", Some(SECRET)).await;
-    assert_eq!(world.store.secrets().rotate_data_key(now).await.unwrap(), 2);
-    let new = subscribe(&world, "acme", "https://example.com/", Some(SECRET)).await;
-    assert_eq!(versions(&world).await, ["0000000001", "0000000002"]);
+    let (tables, now) = (TestTables::new().await, Clock::system().now());
+    let old = subscribe(&tables, "acme", "https://example.com/", Some(SECRET)).await;
+    assert_eq!(
+        tables.store.secrets().rotate_data_key(now).await.unwrap(),
+        2
+    );
+    let new = subscribe(&tables, "acme", "https://example.com/", Some(SECRET)).await;
+    assert_eq!(versions(&tables).await, ["0000000001", "0000000002"]);
     for webhook in [old, new] {
-        assert_eq!(secrets(&world, &world.store, webhook).await, secret());
+        assert_eq!(secrets(&tables, &tables.store, webhook).await, secret());
     }
     let sealed_by = async || {
-        let mut items = world.items_under("ACCOUNT#acme").await;
+        let mut items = tables.items_under("ACCOUNT#acme").await;
         items.retain(|item| item["SK"].as_s().unwrap().starts_with("WEBHOOK#"));
         items.sort_by_key(|item| item["SK"].as_s().unwrap().clone());
         let version = |item: &std::collections::HashMap<String, AttributeValue>| {
@@ -128,7 +134,7 @@ async fn new_data_key_keeps_old_secrets() {
     };
     assert_eq!(sealed_by().await, ["1", "2"]);
 
-    let (resealed, next) = world
+    let (resealed, next) = tables
         .store
         .secrets()
         .reencrypt_page(None, now)
@@ -145,17 +151,17 @@ async fn new_data_key_keeps_old_secrets() {
     );
     assert_eq!(sealed_by().await, ["2", "2"]);
     for webhook in [old, new] {
-        assert_eq!(secrets(&world, &world.store, webhook).await, secret());
+        assert_eq!(secrets(&tables, &tables.store, webhook).await, secret());
     }
 }
 
 /// A process that cannot unwrap the current data key starts no new one.
 #[tokio::test]
 async fn new_data_key_needs_access_to_old() {
-    let world = TestTables::new().await;
-    subscribe(&world, "acme", "https://example.com/", Some(SECRET)).await;
+    let tables = TestTables::new().await;
+    subscribe(&tables, "acme", "https://example.com/", Some(SECRET)).await;
     let stranger = another(
-        &world,
+        &tables,
         KeyProvider::Local(KeyMaterial::from_random(random::bytes())),
     );
     assert!(
@@ -165,36 +171,36 @@ async fn new_data_key_needs_access_to_old() {
             .await
             .is_err()
     );
-    assert_eq!(versions(&world).await, ["0000000001"]);
+    assert_eq!(versions(&tables).await, ["0000000001"]);
 }
 
 /// Secrets that were stored without a key are read and can be encrypted.
 #[tokio::test]
 async fn plain_secrets_can_be_encrypted() {
-    let mut world = TestTables::new().await;
-    let plain = another(&world, KeyProvider::None);
-    let sealing = std::mem::replace(&mut world.store, plain);
-    let webhook = subscribe(&world, "acme", "https://example.com/", Some(SECRET)).await;
-    world.store = sealing;
-    assert!(format!("{:?}", world.items(&world.tables.webhooks).await).contains(SECRET));
-    assert_eq!(secrets(&world, &world.store, webhook).await, secret());
-    let (resealed, _) = world
+    let mut tables = TestTables::new().await;
+    let plain = another(&tables, KeyProvider::None);
+    let sealing = std::mem::replace(&mut tables.store, plain);
+    let webhook = subscribe(&tables, "acme", "https://example.com/", Some(SECRET)).await;
+    tables.store = sealing;
+    assert!(format!("{:?}", tables.items(&tables.names.webhooks).await).contains(SECRET));
+    assert_eq!(secrets(&tables, &tables.store, webhook).await, secret());
+    let (resealed, _) = tables
         .store
         .secrets()
         .reencrypt_page(None, Clock::system().now())
         .await
         .unwrap();
     assert_eq!(resealed.sealed, 1);
-    assert!(!format!("{:?}", world.items(&world.tables.webhooks).await).contains(SECRET));
-    assert_eq!(secrets(&world, &world.store, webhook).await, secret());
+    assert!(!format!("{:?}", tables.items(&tables.names.webhooks).await).contains(SECRET));
+    assert_eq!(secrets(&tables, &tables.store, webhook).await, secret());
 }
 
 /// While a key is unavailable, signed events wait and delay no others.
 #[tokio::test]
 async fn unavailable_key_delays_no_other() {
-    let (world, receiver) = (TestTables::new().await, Receiver::start().await);
-    let signed = subscribe(&world, "acme", &receiver.url("/signed"), Some(SECRET)).await;
-    subscribe(&world, "acme", &receiver.url("/unsigned"), None).await;
+    let (tables, receiver) = (TestTables::new().await, Receiver::start().await);
+    let signed = subscribe(&tables, "acme", &receiver.url("/signed"), Some(SECRET)).await;
+    subscribe(&tables, "acme", &receiver.url("/unsigned"), None).await;
     let clock = Clock::manual(Clock::system().now());
     for (n, wrapping) in [
         KeyProvider::None,
@@ -204,9 +210,9 @@ async fn unavailable_key_delays_no_other() {
     .enumerate()
     {
         let locked = Dispatcher {
-            store: another(&world, wrapping),
+            store: another(&tables, wrapping),
             clock: clock.clone(),
-            ..world.dispatcher()
+            ..tables.dispatcher()
         };
         assert_eq!(
             dispatch_batch(
@@ -217,13 +223,13 @@ async fn unavailable_key_delays_no_other() {
             []
         );
         assert_eq!(receiver.wait_for(1).await[0].path, "/unsigned");
-        let timer = world.timers().pop().unwrap();
+        let timer = tables.timers().pop().unwrap();
         assert_eq!(
             (timer.message.key.webhook, timer.due),
             (signed, clock.now())
         );
         locked.retry(&timer.message).await.unwrap();
-        let later = world.timers().pop().unwrap();
+        let later = tables.timers().pop().unwrap();
         assert_eq!(
             (
                 later.due.saturating_duration_since(clock.now()),
@@ -235,7 +241,7 @@ async fn unavailable_key_delays_no_other() {
         clock.advance(Duration::from_mins(1));
         let mended = Dispatcher {
             clock: clock.clone(),
-            ..world.dispatcher()
+            ..tables.dispatcher()
         };
         mended.retry(&later.message).await.unwrap();
         let received = receiver.wait_for(2).await.pop().unwrap();
@@ -245,24 +251,24 @@ async fn unavailable_key_delays_no_other() {
             "1",
             "waiting has used no attempt"
         );
-        receiver.forget();
+        receiver.clear();
     }
-    assert!(world.items_under("POISON#").await.is_empty());
+    assert!(tables.items_under("POISON#").await.is_empty());
 }
 
 /// A secret that was copied to another webhook signs nothing there.
 #[tokio::test]
 async fn moved_secret_signs_nothing() {
-    let (world, receiver) = (TestTables::new().await, Receiver::start().await);
-    subscribe(&world, "acme", "https://example.com/", Some(SECRET)).await;
+    let (tables, receiver) = (TestTables::new().await, Receiver::start().await);
+    subscribe(&tables, "acme", "https://example.com/", Some(SECRET)).await;
     let thief = subscribe(
-        &world,
+        &tables,
         "acme",
         &receiver.url("/thief"),
         Some("another-secret"),
     )
     .await;
-    let mut items = world.items_under("ACCOUNT#acme").await;
+    let mut items = tables.items_under("ACCOUNT#acme").await;
     items.retain(|item| item.contains_key("secrets"));
     items.sort_by_key(|item| item["SK"].as_s().unwrap().clone());
     let mut moved = items.remove(1);
@@ -271,19 +277,19 @@ async fn moved_secret_signs_nothing() {
         Some(thief)
     );
     moved.insert("secrets".to_owned(), items[0]["secrets"].clone());
-    world
+    tables
         .client
         .put_item()
-        .table_name(&world.tables.webhooks)
+        .table_name(&tables.names.webhooks)
         .set_item(Some(moved))
         .send()
         .await
         .unwrap();
 
     let record = insert_record(1, job_image("t1", "completed"));
-    assert_eq!(dispatch_batch(&world.dispatcher(), &[record]).await, []);
+    assert_eq!(dispatch_batch(&tables.dispatcher(), &[record]).await, []);
     assert_eq!(receiver.received().len(), 0);
-    let poison = world.items_under("POISON#").await;
+    let poison = tables.items_under("POISON#").await;
     let reason = poison[0]["reason"].as_s().unwrap();
     assert!(
         reason.contains("the secret of webhook 2 cannot be read"),

@@ -21,7 +21,7 @@ use nano_webhooks_core::{
 };
 use tokio::net::TcpListener;
 
-use crate::support::post;
+use crate::support::client::post;
 
 /// A port of this machine's loopback addresses that counts who connects, and closes at once.
 struct ConnectionCounter {
@@ -106,7 +106,7 @@ async fn rebinding_reaches_nothing() {
 #[tokio::test]
 async fn checked_address_is_connected() {
     let canary = ConnectionCounter::start().await;
-    // A second look-up in the same attempt would get the other answer, and reach what is not allowed.
+    // A second look-up in the same attempt would get the other response, and reach what is not allowed.
     let (resolver, left) = scripted_resolver(&[&["127.0.0.2"], &["127.0.0.1"]]);
     let guard = TargetGuard::new(TargetPolicy::Public, vec!["127.0.0.2/32".parse().unwrap()])
         .with_resolver(resolver);

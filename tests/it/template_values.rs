@@ -18,7 +18,7 @@ use nano_webhooks_core::{
 };
 use serde_json::{Map, Value, json};
 
-use crate::support::{TestTables, account};
+use crate::support::{accounts::account, tables::TestTables};
 
 /// The settings that the functions require, so that reading the others does not stop at them.
 const REQUIRED: [&str; 3] = ["WEBHOOKS_TABLE", "DELIVERIES_TABLE", "RETRY_QUEUE_URL"];
@@ -134,9 +134,9 @@ async fn tables() -> Value {
     let test_tables = TestTables::new().await;
     let mut all = Map::new();
     let names = [
-        ("Deliveries", &test_tables.tables.deliveries),
+        ("Deliveries", &test_tables.names.deliveries),
         ("Jobs", &test_tables.jobs),
-        ("Webhooks", &test_tables.tables.webhooks),
+        ("Webhooks", &test_tables.names.webhooks),
     ];
     for (logical_id, name) in names {
         let table = test_tables

@@ -5,9 +5,9 @@ use nano_webhooks::store::rate_limit::RateLimits;
 use nano_webhooks_core::target_policy::TargetPolicy;
 use serde_json::{Value, json};
 
-use crate::{
-    api::{TestApp, TestResponse},
-    support::Receiver,
+use crate::support::{
+    app::{TestApp, TestResponse},
+    receiver::Receiver,
 };
 
 async fn send(app: &TestApp, body: Value) -> TestResponse {
@@ -32,9 +32,9 @@ async fn test_event_returns_attempt() {
     .into_iter()
     .enumerate()
     {
-        let answer = send(&app, asked).await;
-        assert_eq!(answer.status, StatusCode::OK, "{}", answer.text);
-        let data = &answer.json["data"];
+        let response = send(&app, asked).await;
+        assert_eq!(response.status, StatusCode::OK, "{}", response.text);
+        let data = &response.json["data"];
         let received = receiver.wait_for(nth + 1).await.pop().unwrap();
         assert_eq!(
             (data["event"].as_str(), received.header("x-nano-event")),
@@ -69,8 +69,8 @@ async fn refused_test_shows_signed_text() {
     let (app, receiver) = (TestApp::new().await, Receiver::start().await);
     app.create(json!({"url": receiver.url("/status/401"), "events": ["job.completed"], "secret_key": "my-secret-key"}))
         .await;
-    let answer = send(&app, json!({})).await;
-    let data = &answer.json["data"];
+    let response = send(&app, json!({})).await;
+    let data = &response.json["data"];
     assert_eq!(
         (&data["status_code"], &data["failure"]),
         (&json!(401), &json!("status"))
@@ -78,7 +78,7 @@ async fn refused_test_shows_signed_text() {
     let received = receiver.wait_for(1).await.pop().unwrap();
     let signed = format!("{}.{}", received.header("x-nano-timestamp"), received.body);
     assert_eq!(data["signed_content"], signed.as_str());
-    assert!(!answer.text.contains("my-secret-key"));
+    assert!(!response.text.contains("my-secret-key"));
 
     let unsigned = json!({"secret_key": null});
     app.send_json("PATCH", "/api/v1/webhooks/1", &unsigned)
@@ -96,10 +96,10 @@ async fn unreachable_endpoint_is_described() {
     let app = TestApp::new().await;
     app.create(json!({"url": "http://127.0.0.1:9/", "events": ["job.completed"]}))
         .await;
-    let answer = send(&app, json!({})).await;
-    assert_eq!(answer.json["data"]["failure"], "connect");
+    let response = send(&app, json!({})).await;
+    assert_eq!(response.json["data"]["failure"], "connect");
     assert!(
-        answer.json["data"]["detail"]
+        response.json["data"]["detail"]
             .as_str()
             .unwrap()
             .starts_with("The connection failed")
@@ -115,9 +115,13 @@ async fn unreachable_endpoint_is_described() {
     )
     .await;
     let receiver = Receiver::start().await;
-    crate::dispatch::subscribe(&public.world, "acme", &receiver.url("/hook"), None).await;
-    let answer = send(&public, json!({})).await;
-    assert_eq!(answer.json["data"]["failure"], "blocked", "{}", answer.text);
+    crate::support::webhooks::subscribe(&public.tables, "acme", &receiver.url("/hook"), None).await;
+    let response = send(&public, json!({})).await;
+    assert_eq!(
+        response.json["data"]["failure"], "blocked",
+        "{}",
+        response.text
+    );
     assert!(receiver.received().is_empty());
 }
 

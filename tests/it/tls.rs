@@ -18,7 +18,7 @@ use tokio::{
 };
 use tokio_rustls::TlsAcceptor;
 
-use crate::support::post;
+use crate::support::client::post;
 
 /// Answers 200 over TLS, with a certificate for `localhost` that nobody has signed but itself. Gives its port and the
 /// certificate as PEM.

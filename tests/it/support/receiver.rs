@@ -91,12 +91,12 @@ impl Receiver {
     }
 
     /// Begins anew.
-    pub fn forget(&self) {
+    pub fn clear(&self) {
         self.received.lock().unwrap().clear();
         self.count.send_replace(0);
     }
 
-    /// Has it answer what is held.
+    /// Has it response what is held.
     pub fn release(&self) {
         self.released.send_replace(true);
     }

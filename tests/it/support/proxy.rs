@@ -25,21 +25,21 @@ use tokio::{net::TcpListener, sync::watch};
 pub enum Fault {
     /// The process dies before the request is made.
     CrashBefore,
-    /// The process dies after the request was carried out, before the answer comes.
+    /// The process dies after the request was carried out, before the response comes.
     CrashAfter,
     /// DynamoDB is at fault, in every try of the SDK.
-    Fails,
+    ServerError,
     /// DynamoDB refuses to do so much, in every try.
-    Throttles,
-    /// The request is carried out, and its answer does not come; the SDK's next try goes through.
-    AnswerLost,
+    Throttled,
+    /// The request is carried out, and its response does not come; the SDK's next try goes through.
+    ResponseLost,
     /// Nothing answers, in every try.
-    Hangs,
+    Timeout,
     /// Of a batch of writes those to a hot partition, that of a webhook 2, are left undone, for so many requests.
-    LeavesHot(usize),
+    PartialBatch(usize),
     /// The creation of a webhook is carried out as if another request had made it, and refused as one that has met the other
     /// half-way: the counter is at its limit, and the idempotency record is not to be seen yet.
-    MeetsAnother,
+    ConcurrentCreate,
 }
 
 /// How many tries the SDK makes.
@@ -60,11 +60,11 @@ fn asking_for_units(body: &Bytes) -> Bytes {
     request.to_string().into()
 }
 
-/// The units that an answer tells of, for one table or several.
+/// The units that an response tells of, for one table or several.
 fn capacity_units(body: &Bytes) -> f64 {
-    let answer: Value = serde_json::from_slice(body).unwrap_or_default();
+    let response: Value = serde_json::from_slice(body).unwrap_or_default();
     let of = |told: &Value| told["CapacityUnits"].as_f64().unwrap_or_default();
-    match &answer["ConsumedCapacity"] {
+    match &response["ConsumedCapacity"] {
         Value::Array(tables) => tables.iter().map(of).sum(),
         table => of(table),
     }
@@ -121,9 +121,12 @@ impl Proxy {
     /// Lets the request to `operation` that comes after `skip` others go wrong.
     pub fn arm(&self, operation: &'static str, skip: usize, fault: Fault) {
         let hits = match fault {
-            Fault::Fails | Fault::Throttles | Fault::Hangs => TRIES,
-            Fault::CrashBefore | Fault::CrashAfter | Fault::AnswerLost | Fault::MeetsAnother => 1,
-            Fault::LeavesHot(requests) => requests,
+            Fault::ServerError | Fault::Throttled | Fault::Timeout => TRIES,
+            Fault::CrashBefore
+            | Fault::CrashAfter
+            | Fault::ResponseLost
+            | Fault::ConcurrentCreate => 1,
+            Fault::PartialBatch(requests) => requests,
         };
         *self.armed.lock().unwrap() = Some(PendingFault {
             operation,
@@ -256,9 +259,11 @@ async fn pass(State(proxy): State<Proxy>, headers: HeaderMap, body: Bytes) -> Re
             proxy.crashes.send_modify(|crashes| *crashes += 1);
             pending().await
         }
-        Some(Fault::Fails) => refusal(StatusCode::INTERNAL_SERVER_ERROR, "InternalServerError"),
-        Some(Fault::Throttles) => refusal(StatusCode::BAD_REQUEST, "ThrottlingException"),
-        Some(Fault::AnswerLost) => {
+        Some(Fault::ServerError) => {
+            refusal(StatusCode::INTERNAL_SERVER_ERROR, "InternalServerError")
+        }
+        Some(Fault::Throttled) => refusal(StatusCode::BAD_REQUEST, "ThrottlingException"),
+        Some(Fault::ResponseLost) => {
             proxy
                 .forward(&headers, body)
                 .await
@@ -268,8 +273,8 @@ async fn pass(State(proxy): State<Proxy>, headers: HeaderMap, body: Bytes) -> Re
                 .unwrap();
             refusal(StatusCode::INTERNAL_SERVER_ERROR, "InternalServerError")
         }
-        Some(Fault::Hangs) => pending().await,
-        Some(Fault::MeetsAnother) => {
+        Some(Fault::Timeout) => pending().await,
+        Some(Fault::ConcurrentCreate) => {
             proxy
                 .forward(&headers, body)
                 .await
@@ -289,7 +294,7 @@ async fn pass(State(proxy): State<Proxy>, headers: HeaderMap, body: Bytes) -> Re
                 .body(Body::from(cancelled.to_string()))
                 .unwrap()
         }
-        Some(Fault::LeavesHot(_)) => {
+        Some(Fault::PartialBatch(_)) => {
             let mut request: Value = serde_json::from_slice(&body).unwrap();
             let mut left = json!({});
             for (table, writes) in request["RequestItems"].as_object_mut().unwrap() {

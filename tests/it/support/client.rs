@@ -1,0 +1,50 @@
+//! A client that calls any target, and one attempt with it.
+
+use std::time::Duration;
+
+use nano_webhooks::{
+    client::{
+        target_guard::TargetGuard,
+        webhook_client::{Timeouts, WebhookClient},
+    },
+    clock::Clock,
+};
+use nano_webhooks_core::target_policy::TargetPolicy;
+use nano_webhooks_core::{
+    delivery::attempt::{AttemptOutcome, WebhookRequest},
+    endpoint_url::EndpointUrl,
+    event::EventId,
+    event_type::EventType,
+};
+
+/// A client that may call anything.
+pub fn client() -> WebhookClient {
+    WebhookClient::new(
+        TargetGuard::new(TargetPolicy::Any, vec![]),
+        Timeouts::QUEUED,
+        None,
+    )
+    .unwrap()
+}
+
+/// Makes one attempt of an unsigned event.
+pub async fn post(client: &WebhookClient, url: &str) -> AttemptOutcome {
+    let request = WebhookRequest {
+        event_id: &EventId::parse("evt_01JFS8TX800000000000000000").unwrap(),
+        event_type: EventType::JobCompleted,
+        attempt_number: 1,
+        started_at: Clock::system().now(),
+        signatures: None,
+        traceparent: None,
+        version: "0",
+    };
+    client
+        .attempt(
+            &EndpointUrl::parse(url).unwrap(),
+            request,
+            "{}",
+            Duration::from_secs(10),
+        )
+        .await
+        .1
+}

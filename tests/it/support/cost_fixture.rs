@@ -1,0 +1,89 @@
+//! An account whose requests are counted by a proxy.
+
+use std::time::Duration;
+
+use axum::http::StatusCode;
+use nano_webhooks::{dispatch::Dispatcher, store::rate_limit::RateLimits};
+use serde_json::json;
+
+use crate::support::{
+    app::TestApp,
+    permissions::{RETRY, run_as},
+    proxy::Proxy,
+    receiver::Receiver,
+    stream::{dispatch_batch, insert_record, job_image},
+};
+
+/// An account with webhooks, and what counts.
+pub struct CostFixture {
+    pub app: TestApp,
+    pub receiver: Receiver,
+    pub proxy: Proxy,
+    pub dispatcher: Dispatcher,
+}
+
+impl CostFixture {
+    /// With webhooks at these paths of the receiver, each of which has answered before.
+    pub async fn new(paths: &[&str]) -> Self {
+        let (app, receiver) = (TestApp::new().await, Receiver::start().await);
+        let proxy = Proxy::start(app.tables.endpoint.clone()).await;
+        let store = app.tables.store_through(nano_webhooks_cli::local_client(
+            &proxy.url,
+            crate::support::tables::patient_timeouts(),
+        ));
+        let limits = RateLimits {
+            per_minute: Some(1_000),
+            per_day: Some(10_000),
+        };
+        let dispatcher = Dispatcher {
+            store: store.clone(),
+            clock: app.clock.clone(),
+            schedule: "1s,1s".parse().unwrap(),
+            ..app.tables.dispatcher()
+        };
+        let fixture = Self {
+            app: app.over(store, limits),
+            receiver,
+            proxy,
+            dispatcher,
+        };
+        for path in paths {
+            let body = json!({"url": fixture.receiver.url("/ok"), "events": ["job.completed"], "secret_key": "my-secret-key"});
+            let created = fixture.app.create(body).await;
+            assert_eq!(created.status, StatusCode::CREATED);
+            fixture.end_jobs(1_000_000, 1, 0).await;
+            let patched = json!({"url": fixture.receiver.url(path)});
+            if *path != "/ok" {
+                fixture
+                    .app
+                    .send_json("PATCH", created.header("location"), &patched)
+                    .await;
+            }
+        }
+        fixture.proxy.take_used();
+        fixture
+    }
+
+    /// Jobs that end, with so much data each.
+    pub async fn end_jobs(&self, first: usize, count: usize, padding: usize) {
+        let record = |n| {
+            let mut job = job_image(&format!("task_{n:07}"), "completed");
+            job["data"] = json!({"M": {
+                "url": {"S": "https://cdn.example.com/outputs/2024/12/23/image-0123456789abcdef.png"},
+                "credits_charged": {"N": "6"}, "padding": {"S": "x".repeat(padding)},
+            }});
+            insert_record(n, job)
+        };
+        let records: Vec<_> = (first..first + count).map(record).collect();
+        assert_eq!(dispatch_batch(&self.dispatcher, &records).await, []);
+    }
+
+    pub async fn retry_all(&self) {
+        self.app.clock.advance(Duration::from_secs(10));
+        for timer in self.app.tables.timers() {
+            run_as(RETRY, self.dispatcher.retry(&timer.message))
+                .await
+                .unwrap();
+        }
+    }
+}

@@ -1,0 +1,182 @@
+//! Poison records, and their redrive.
+
+use std::time::Duration;
+
+use nano_webhooks::{
+    clock::{Clock, Deadline},
+    dispatch::{
+        Dispatcher,
+        redrive::{RedriveOutcome, redrive},
+    },
+    store::{
+        delivery_log::{DeliveryFilter, DeliverySummary},
+        poison::PoisonRecord,
+    },
+};
+use nano_webhooks_core::{event::JobEvent, timestamp::Timestamp, webhook::WebhookId};
+use serde_json::{Value, json};
+
+use crate::support::{
+    accounts::account,
+    permissions::{RETRY, run_as},
+    receiver::Receiver,
+    stream::{dispatch_batch, insert_record},
+    tables::TestTables,
+    webhooks::subscribe,
+};
+
+pub const START: Timestamp = Timestamp::from_millis(1_734_948_001_500);
+
+pub const DAY: &str = "2024-12-23";
+
+pub const RETENTION: Duration = Duration::from_hours(24);
+
+/// Tables, an endpoint, and a dispatcher with the clock in hand.
+pub struct PoisonFixture {
+    pub tables: TestTables,
+    pub receiver: Receiver,
+    pub dispatcher: Dispatcher,
+    pub clock: Clock,
+}
+
+impl PoisonFixture {
+    pub async fn new() -> Self {
+        let (tables, receiver) = (TestTables::new().await, Receiver::start().await);
+        let clock = Clock::manual(START);
+        let dispatcher = Dispatcher {
+            clock: clock.clone(),
+            ..tables.dispatcher()
+        };
+        Self {
+            tables,
+            receiver,
+            dispatcher,
+            clock,
+        }
+    }
+
+    pub async fn subscribe(&self, path: &str) -> WebhookId {
+        subscribe(
+            &self.tables,
+            "acme",
+            &self.receiver.url(path),
+            Some("my-secret-key"),
+        )
+        .await
+    }
+
+    /// Writes a job, as a worker or an operator would.
+    pub async fn put(&self, job: &Value) {
+        let item: serde_dynamo::Item = serde_json::from_value(job.clone()).unwrap();
+        let put = self.tables.client.put_item().table_name(&self.tables.jobs);
+        put.set_item(Some(item.into())).send().await.unwrap();
+    }
+
+    /// Takes the record of a job that was written, which must be poison.
+    pub async fn poison(&self, sequence: usize, job: &Value) -> PoisonRecord {
+        let before = self.stored().await.len();
+        assert_eq!(
+            dispatch_batch(&self.dispatcher, &[inserted(sequence, job)]).await,
+            []
+        );
+        let kept = self.stored().await;
+        assert_eq!(kept.len(), before + 1);
+        let number = format!("{sequence:021}");
+        kept.into_iter()
+            .find(|kept| kept.poison.sequence_number == number)
+            .unwrap()
+    }
+
+    pub async fn stored(&self) -> Vec<PoisonRecord> {
+        let page = self
+            .tables
+            .store
+            .poison()
+            .list_page(DAY, None, 100)
+            .await
+            .unwrap();
+        assert!(page.next.is_none());
+        page.kept
+    }
+
+    pub async fn redrive(&self, kept: &PoisonRecord) -> RedriveOutcome {
+        let Self { tables, clock, .. } = self;
+        redrive(
+            &tables.store,
+            Some(&tables.jobs),
+            kept,
+            clock.now(),
+            clock.now(),
+            RETENTION,
+        )
+        .await
+        .unwrap()
+    }
+
+    /// The event that came of a record, how many deliveries are new, and how many were there.
+    pub async fn event(&self, kept: &PoisonRecord) -> (Box<JobEvent>, usize, usize) {
+        match self.redrive(kept).await {
+            RedriveOutcome::Redriven {
+                event,
+                recorded,
+                already_recorded,
+            } => (event, recorded, already_recorded),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Why a record stays, which its item says too.
+    pub async fn stays(&self, kept: &PoisonRecord) -> String {
+        match self.redrive(kept).await {
+            RedriveOutcome::StillPoison { reason, .. } => {
+                let reason = reason.to_string();
+                assert!(
+                    self.stored()
+                        .await
+                        .iter()
+                        .any(|now| now.id() == kept.id() && now.poison.reason == reason)
+                );
+                reason
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    pub async fn deliveries(&self, webhook: WebhookId) -> Vec<DeliverySummary> {
+        let filter = DeliveryFilter {
+            status: None,
+            event: None,
+            after: None,
+            limit: 100,
+        };
+        self.tables
+            .store
+            .delivery_log()
+            .list(&account("acme"), webhook, &filter)
+            .await
+            .unwrap()
+            .deliveries
+    }
+
+    /// Sweeps, and makes the attempts that come of it.
+    pub async fn sweep(&self) -> usize {
+        let swept = self
+            .dispatcher
+            .sweep(Deadline::from_now(Duration::from_secs(20)))
+            .await
+            .unwrap();
+        for timer in self.tables.timers() {
+            run_as(RETRY, self.dispatcher.retry(&timer.message))
+                .await
+                .unwrap();
+        }
+        swept
+    }
+}
+
+/// The stream record of a job that was written.
+pub fn inserted(sequence: usize, job: &Value) -> Value {
+    let mut record = insert_record(sequence, job.clone());
+    record["dynamodb"]["Keys"] = json!({ "task_id": job["task_id"] });
+    record
+}

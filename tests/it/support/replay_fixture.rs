@@ -1,0 +1,136 @@
+//! A webhook with failed deliveries, and the API that replays them.
+
+use std::time::Duration;
+
+use axum::http::StatusCode;
+use nano_webhooks::{clock::Deadline, dispatch::Dispatcher, queue::ScheduledRetry};
+use nano_webhooks_core::{
+    delivery::{DeliveryKey, DeliveryState},
+    event::EventId,
+    webhook::WebhookId,
+};
+use serde_json::{Value, json};
+
+use crate::support::{
+    accounts::account,
+    app::{TestApp, TestResponse},
+    permissions::{RETRY, run_as},
+    receiver::{Received, Receiver},
+    stream::{dispatch_batch, insert_record, job_image},
+};
+
+pub const WEBHOOK: &str = "/api/v1/webhooks/1";
+
+/// Long before all events of these tests.
+pub const SINCE: &str = "2024-12-23T09:00:00Z";
+
+/// A webhook whose endpoint was broken, and deliveries to it that failed.
+pub struct ReplayFixture {
+    pub app: TestApp,
+    pub receiver: Receiver,
+    pub dispatcher: Dispatcher,
+}
+
+impl ReplayFixture {
+    pub async fn new(failed: usize) -> Self {
+        let (app, receiver) = (TestApp::new().await, Receiver::start().await);
+        let created = json!({"url": receiver.url("/status/500"), "events": ["job.completed"]});
+        assert_eq!(app.create(created).await.status, StatusCode::CREATED);
+        let dispatcher = Dispatcher {
+            clock: app.clock.clone(),
+            schedule: "1s".parse().unwrap(),
+            ..app.tables.dispatcher()
+        };
+        let fixture = Self {
+            app,
+            receiver,
+            dispatcher,
+        };
+        let records: Vec<_> = (0..failed)
+            .map(|n| insert_record(n, job_image(&format!("t{n}"), "completed")))
+            .collect();
+        assert_eq!(dispatch_batch(&fixture.dispatcher, &records).await, []);
+        // Each fails twice, which exhausts the schedule; what finds no place comes again.
+        while !fixture.retry_all().await.is_empty() {}
+        let listed = fixture
+            .app
+            .get(&format!("{WEBHOOK}/deliveries?status=pending"))
+            .await;
+        assert_eq!(listed.json["data"], json!([]));
+        fixture
+    }
+
+    pub async fn fix_endpoint(&self) {
+        let mended = json!({"url": self.receiver.url("/ok")});
+        assert_eq!(
+            self.app.send_json("PATCH", WEBHOOK, &mended).await.status,
+            StatusCode::OK
+        );
+    }
+
+    /// Makes all attempts whose timers were set, when they are due, and gives the timers.
+    pub async fn retry_all(&self) -> Vec<ScheduledRetry> {
+        let timers = self.app.tables.timers();
+        self.app.clock.advance(Duration::from_mins(10));
+        for timer in &timers {
+            run_as(RETRY, self.dispatcher.retry(&timer.message))
+                .await
+                .unwrap();
+        }
+        timers
+    }
+
+    pub async fn replay(&self, body: Value) -> TestResponse {
+        self.app
+            .send_json("POST", &format!("{WEBHOOK}/replay"), &body)
+            .await
+    }
+
+    pub async fn start_replay(&self, body: Value) -> String {
+        let response = self.replay(body).await;
+        assert_eq!(response.status, StatusCode::ACCEPTED, "{}", response.text);
+        response.header("location").to_owned()
+    }
+
+    /// state, found, sent, delivered, failed
+    pub async fn progress(&self, replay: &str) -> (String, [u64; 4]) {
+        let response = self.app.get(replay).await;
+        assert_eq!(response.status, StatusCode::OK, "{}", response.text);
+        let data = &response.json["data"];
+        let counts =
+            ["found", "sent", "delivered", "failed"].map(|name| data[name].as_u64().unwrap());
+        (data["state"].as_str().unwrap().to_owned(), counts)
+    }
+
+    pub async fn sweep(&self) -> usize {
+        self.dispatcher
+            .sweep(Deadline::from_now(Duration::from_mins(1)))
+            .await
+            .unwrap()
+    }
+
+    pub async fn state(&self, event: &str) -> DeliveryState {
+        let key = DeliveryKey {
+            account: account("acme"),
+            webhook: WebhookId::new(1).unwrap(),
+            event: EventId::parse(event).unwrap(),
+        };
+        self.app
+            .tables
+            .store
+            .deliveries()
+            .get(&key)
+            .await
+            .unwrap()
+            .unwrap()
+            .state
+    }
+
+    pub fn received_at(&self, path: &str) -> Vec<Received> {
+        self.receiver
+            .received()
+            .into_iter()
+            .filter(|received| received.path == path)
+            .collect()
+    }
+}

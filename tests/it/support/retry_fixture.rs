@@ -1,0 +1,166 @@
+//! A webhook, its endpoint and a dispatcher whose clock the test moves.
+
+use std::time::Duration;
+
+use nano_webhooks::{
+    client::{
+        target_guard::TargetGuard,
+        webhook_client::{Timeouts, WebhookClient},
+    },
+    clock::{Clock, Deadline},
+    dispatch::Dispatcher,
+    queue::{RetryMessage, ScheduledRetry},
+    store::delivery_log::DeliveryFilter,
+};
+use nano_webhooks_core::target_policy::TargetPolicy;
+use nano_webhooks_core::{
+    delivery::{Delivery, endpoint_health::EndpointHealth},
+    timestamp::Timestamp,
+    webhook::WebhookId,
+};
+
+use crate::support::{
+    accounts::account,
+    permissions::{RETRY, run_as},
+    receiver::Receiver,
+    stream::{dispatch_batch, insert_record, job_image},
+    tables::TestTables,
+    webhooks::subscribe,
+};
+
+pub const START: Timestamp = Timestamp::from_millis(1_734_948_000_000);
+
+pub struct RetryFixture {
+    pub tables: TestTables,
+    pub receiver: Receiver,
+    pub dispatcher: Dispatcher,
+    pub clock: Clock,
+}
+
+impl RetryFixture {
+    pub async fn new(schedule: &str) -> Self {
+        let (tables, receiver) = (TestTables::new().await, Receiver::start().await);
+        let clock = Clock::manual(START);
+        let impatient = || {
+            let limits = Timeouts {
+                connect: Duration::from_millis(300),
+                total: Duration::from_millis(300),
+            };
+            WebhookClient::new(TargetGuard::new(TargetPolicy::Any, vec![]), limits, None).unwrap()
+        };
+        let dispatcher = Dispatcher {
+            clock: clock.clone(),
+            schedule: schedule.parse().unwrap(),
+            direct_client: impatient(),
+            retry_client: impatient(),
+            ..tables.dispatcher()
+        };
+        Self {
+            tables,
+            receiver,
+            dispatcher,
+            clock,
+        }
+    }
+
+    pub async fn subscribe(&self, path: &str) -> WebhookId {
+        subscribe(
+            &self.tables,
+            "acme",
+            &self.receiver.url(path),
+            Some("my-secret-key"),
+        )
+        .await
+    }
+
+    pub async fn subscribe_to(&self, path: &str, events: &[&str]) -> WebhookId {
+        crate::support::webhooks::subscribe_to(
+            &self.tables,
+            "acme",
+            &self.receiver.url(path),
+            events,
+            None,
+        )
+        .await
+    }
+
+    pub async fn end_jobs(&self, sequence: usize, n: usize) {
+        let records: Vec<_> = (sequence..sequence + n)
+            .map(|n| insert_record(n, job_image(&format!("t{n}"), "completed")))
+            .collect();
+        assert_eq!(dispatch_batch(&self.dispatcher, &records).await, []);
+    }
+
+    pub async fn deliveries(&self, webhook: WebhookId) -> Vec<Delivery> {
+        let filter = DeliveryFilter {
+            status: None,
+            event: None,
+            after: None,
+            limit: 100,
+        };
+        let page = self
+            .tables
+            .store
+            .delivery_log()
+            .list(&account("acme"), webhook, &filter)
+            .await
+            .unwrap();
+        let mut deliveries = Vec::new();
+        for listed in page.deliveries {
+            let key = nano_webhooks_core::delivery::DeliveryKey {
+                account: account("acme"),
+                webhook,
+                event: listed.event_id,
+            };
+            deliveries.push(
+                self.tables
+                    .store
+                    .deliveries()
+                    .get(&key)
+                    .await
+                    .unwrap()
+                    .unwrap(),
+            );
+        }
+        deliveries
+    }
+
+    pub async fn only(&self, webhook: WebhookId) -> Delivery {
+        let mut deliveries = self.deliveries(webhook).await;
+        assert_eq!(deliveries.len(), 1);
+        deliveries.pop().unwrap()
+    }
+
+    /// The one timer that was set.
+    pub fn timer(&self) -> ScheduledRetry {
+        let mut timers = self.tables.timers();
+        assert_eq!(timers.len(), 1, "{timers:?}");
+        timers.pop().unwrap()
+    }
+
+    pub async fn retry(&self, message: &RetryMessage) {
+        run_as(RETRY, self.dispatcher.retry(message)).await.unwrap();
+    }
+
+    pub async fn sweep(&self) -> usize {
+        self.dispatcher
+            .sweep(Deadline::from_now(Duration::from_secs(20)))
+            .await
+            .unwrap()
+    }
+
+    pub async fn health(&self, webhook: WebhookId) -> EndpointHealth {
+        self.tables
+            .store
+            .webhooks()
+            .get_record(&account("acme"), webhook)
+            .await
+            .unwrap()
+            .unwrap()
+            .health
+    }
+
+    pub fn requests(&self) -> usize {
+        self.receiver.received().len()
+    }
+}

@@ -1,0 +1,170 @@
+//! Tables in a real DynamoDB engine.
+
+use crate::support::client::client;
+use aws_sdk_dynamodb::config::timeout::TimeoutConfig;
+use std::{sync::Mutex, time::Duration};
+
+use aws_sdk_dynamodb::types::{AttributeValue, TimeToLiveSpecification};
+use nano_webhooks::{
+    client::{
+        target_guard::TargetGuard,
+        webhook_client::{Timeouts, WebhookClient},
+    },
+    clock::Clock,
+    dispatch::{Dispatcher, InFlightLimiter},
+    metrics::Metrics,
+    queue::{RetryQueue, ScheduledRetry},
+    random,
+    store::{
+        Store, TableNames,
+        secrets::{DataKeyCache, KeyProvider},
+        tables,
+    },
+};
+use nano_webhooks_cli::{embedded_dynamodb::EmbeddedDynamoDb, local_client};
+use nano_webhooks_core::target_policy::TargetPolicy;
+use nano_webhooks_core::{data_key::KeyMaterial, delivery::schedule::RetrySchedule};
+use tokio::{net::TcpListener, sync::mpsc};
+
+use super::{engine::other_engine, permissions};
+
+/// Timeouts that a request does not reach on a busy machine. Production's are for tests of timeouts
+/// and of lost responses.
+pub fn patient_timeouts() -> TimeoutConfig {
+    TimeoutConfig::builder()
+        .operation_attempt_timeout(Duration::from_secs(60))
+        .operation_timeout(Duration::from_secs(120))
+        .build()
+}
+
+/// Tables of one's own in a real engine: the embedded one, or the one that `TEST_DYNAMODB_ENDPOINT` names.
+pub struct TestTables {
+    pub client: aws_sdk_dynamodb::Client,
+    pub endpoint: String,
+    pub names: TableNames,
+    /// The platform's table.
+    pub jobs: String,
+    pub store: Store,
+    pub vault: DataKeyCache,
+    pub queue: RetryQueue,
+    timers: Mutex<mpsc::Receiver<ScheduledRetry>>,
+    _engine: Option<EmbeddedDynamoDb>,
+}
+
+impl TestTables {
+    pub async fn new() -> Self {
+        let (engine, endpoint) = if let Some(endpoint) = other_engine() {
+            (None, endpoint)
+        } else {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let endpoint = format!("http://{}", listener.local_addr().unwrap());
+            let engine = EmbeddedDynamoDb::start(listener, None)
+                .unwrap_or_else(|failed| panic!("{failed:?}"));
+            (Some(engine), endpoint)
+        };
+        let unique = random::request_id();
+        let tables = TableNames {
+            webhooks: format!("webhooks-{unique}"),
+            deliveries: format!("deliveries-{unique}"),
+        };
+        let jobs = format!("jobs-{unique}");
+        let client = local_client(&endpoint, patient_timeouts());
+        tables::create_if_missing(&client, &tables, &jobs)
+            .await
+            .unwrap();
+        // By the engine's clock, all that tests write by theirs has expired long ago.
+        for table in [&tables.webhooks, &tables.deliveries] {
+            let never = TimeToLiveSpecification::builder()
+                .attribute_name(tables::EXPIRES_AT)
+                .enabled(false)
+                .build()
+                .unwrap();
+            client
+                .update_time_to_live()
+                .table_name(table)
+                .time_to_live_specification(never)
+                .send()
+                .await
+                .unwrap();
+        }
+        let vault = DataKeyCache::new(KeyProvider::Local(
+            KeyMaterial::from_random(random::bytes()),
+        ));
+        let store = Store::new(client.clone(), tables.clone(), vault.clone());
+        let (sender, timers) = mpsc::channel(10_000);
+        Self {
+            client,
+            endpoint,
+            names: tables,
+            jobs,
+            store,
+            vault,
+            queue: RetryQueue::Local(sender),
+            timers: Mutex::new(timers),
+            _engine: engine,
+        }
+    }
+
+    /// A dispatcher whose clock is the machine's and whose targets may be anything.
+    pub fn dispatcher(&self) -> Dispatcher {
+        Dispatcher {
+            store: self.store_as(permissions::DISPATCH),
+            direct_client: WebhookClient::new(
+                TargetGuard::new(TargetPolicy::Any, vec![]),
+                Timeouts::DIRECT,
+                None,
+            )
+            .unwrap(),
+            retry_client: client(),
+            queue: self.queue.clone(),
+            limiter: InFlightLimiter::default(),
+            clock: Clock::system(),
+            schedule: RetrySchedule::default(),
+            retention: Duration::from_hours(24),
+            disable_after: Duration::from_hours(120),
+            metrics: Metrics::embedded(),
+        }
+    }
+
+    /// A store with the permissions of a role.
+    pub fn store_as(&self, role: &'static str) -> Store {
+        let enforce = permissions::Enforce::new(role, self.names.clone());
+        let config = self.client.config().to_builder().interceptor(enforce);
+        self.store_through(aws_sdk_dynamodb::Client::from_conf(config.build()))
+    }
+
+    /// The same tables through another client.
+    pub fn store_through(&self, client: aws_sdk_dynamodb::Client) -> Store {
+        Store::new(client, self.names.clone(), self.vault.clone())
+    }
+
+    /// The timers that were set since the last look.
+    pub fn timers(&self) -> Vec<ScheduledRetry> {
+        let mut timers = self.timers.lock().unwrap();
+        std::iter::from_fn(|| timers.try_recv().ok()).collect()
+    }
+
+    /// Every item of a table.
+    pub async fn items(
+        &self,
+        table: &str,
+    ) -> Vec<std::collections::HashMap<String, AttributeValue>> {
+        let scan = self.client.scan().table_name(table).consistent_read(true);
+        scan.into_paginator()
+            .items()
+            .send()
+            .collect::<Result<Vec<_>, _>>()
+            .await
+            .unwrap()
+    }
+
+    /// The webhooks table's items whose partition key begins with `prefix`.
+    pub async fn items_under(
+        &self,
+        prefix: &str,
+    ) -> Vec<std::collections::HashMap<String, AttributeValue>> {
+        let mut items = self.items(&self.names.webhooks).await;
+        items.retain(|item| item["PK"].as_s().unwrap().starts_with(prefix));
+        items
+    }
+}

@@ -1,0 +1,45 @@
+//! Webhooks of test accounts.
+
+use nano_webhooks::{
+    clock::Clock,
+    store::webhooks::{CreateOutcome, NewWebhook},
+};
+use nano_webhooks_core::{
+    endpoint_url::EndpointUrl, event_type::EventTypes, secret::Secret, webhook::WebhookId,
+};
+
+use crate::support::{accounts::account, tables::TestTables};
+
+pub async fn subscribe(
+    tables: &TestTables,
+    who: &str,
+    url: &str,
+    secret: Option<&str>,
+) -> WebhookId {
+    subscribe_to(tables, who, url, &["job.completed", "job.failed"], secret).await
+}
+
+pub async fn subscribe_to(
+    tables: &TestTables,
+    who: &str,
+    url: &str,
+    events: &[&str],
+    secret: Option<&str>,
+) -> WebhookId {
+    let new = NewWebhook {
+        url: EndpointUrl::parse(url).unwrap(),
+        events: EventTypes::parse(events.iter().copied()).unwrap(),
+        secret: secret.map(|text| Secret::parse(text.to_owned()).unwrap()),
+        description: None,
+    };
+    match tables
+        .store
+        .webhooks()
+        .create(&account(who), &new, 50, None, Clock::system().now())
+        .await
+        .unwrap()
+    {
+        CreateOutcome::Webhook(webhook) => webhook.id,
+        other => panic!("{other:?}"),
+    }
+}
