@@ -1,5 +1,5 @@
-//! The baseline: a bare loop of signed POSTs with a common HTTP client, and nothing else. What the service costs is told as a
-//! multiple of it, since seconds differ from machine to machine.
+//! The baseline: a loop of signed POSTs with reqwest, and nothing else. Costs of the service are
+//! compared with it, because seconds differ from machine to machine.
 
 use std::{env, time::Duration};
 
@@ -12,17 +12,17 @@ use super::process_stats::{self, Process};
 /// How many requests are in flight.
 const IN_FLIGHT: usize = 64;
 
-/// What the baseline costs: CPU and time for each request.
+/// The cost of the baseline.
 pub struct Baseline {
-    /// CPU of a request.
+    /// CPU time of a request.
     pub cpu: Duration,
-    /// Requests a second.
+    /// Requests per second.
     pub rate: f64,
 }
 
-/// Measures it in a process of its own.
+/// Measures the baseline in another process.
 pub fn measure(url: &str, requests: usize) -> Baseline {
-    let (process, line) = Process::role(&["baseline", url, &requests.to_string()]);
+    let (process, line) = Process::spawn_role(&["baseline", url, &requests.to_string()]);
     let took = Duration::from_nanos(line.parse().expect("it says how long it took"));
     let requests = u32::try_from(requests).expect("there are not that many");
     Baseline {
@@ -31,7 +31,7 @@ pub fn measure(url: &str, requests: usize) -> Baseline {
     }
 }
 
-/// The process: says how long it took, and waits to be ended.
+/// The baseline's process: prints how long the requests took, and waits to be killed.
 pub async fn run(mut arguments: env::Args) {
     let url = arguments.next().expect("the receiver's URL");
     let requests: usize = arguments
@@ -59,8 +59,11 @@ pub async fn run(mut arguments: env::Args) {
                 .header("x-nano-timestamp", timestamp)
                 .header("x-nano-signature", signature);
             let request = request.header("webhook-id", n.to_string()).body(body);
-            let answer = request.send().await.expect("the receiver answers");
-            answer.bytes().await.expect("the receiver answers whole");
+            let response = request.send().await.expect("the receiver responds");
+            response
+                .bytes()
+                .await
+                .expect("the receiver sends the whole response");
         }
     };
     stream::iter((0..requests).map(send))

@@ -17,7 +17,7 @@ use super::{
     receiver::Receiver,
 };
 
-/// What a run of batches cost.
+/// The cost of a run of batches.
 struct Cost {
     deliveries: usize,
     function: Duration,
@@ -25,8 +25,8 @@ struct Cost {
     took: Duration,
 }
 
-/// Has the function work on batches, one after the other, and sees that every delivery came.
-async fn work(
+/// Invokes the function with one batch after the other, and checks that every delivery arrived.
+async fn run_batches(
     function: &mut Function,
     engine: &Process,
     receiver: &Receiver,
@@ -34,23 +34,24 @@ async fn work(
     deliveries: usize,
 ) -> Cost {
     let expected = receiver.count() + deliveries;
-    let (cpu, engine_cpu, begun) = (function.process.cpu(), engine.cpu(), process_stats::now());
+    let (cpu, engine_cpu, started) = (function.process.cpu(), engine.cpu(), process_stats::now());
     for batch in batches {
         assert_eq!(function.invoke(batch).await, r#"{"batchItemFailures":[]}"#);
     }
-    let took = begun.elapsed();
+    let took = started.elapsed();
     assert_eq!(receiver.count(), expected, "each once");
-    let grown = |before: Duration, after: Duration| after.checked_sub(before).expect("it grows");
+    let difference =
+        |before: Duration, after: Duration| after.checked_sub(before).expect("CPU time only grows");
     Cost {
         deliveries,
-        function: grown(cpu, function.process.cpu()),
-        engine: grown(engine_cpu, engine.cpu()),
+        function: difference(cpu, function.process.cpu()),
+        engine: difference(engine_cpu, engine.cpu()),
         took,
     }
 }
 
-/// What a delivery costs the dispatcher, and how many it makes: on a real engine, and on tables that take every write at once, which
-/// says how many the dispatcher alone can make.
+/// CPU time and rate of deliveries, with a real engine and with a fake table that accepts every
+/// write at once. The fake shows the rate that the dispatcher alone can reach.
 pub async fn dispatch(built: &Built) {
     println!("\ndispatch: batches of 100 records, tables and an endpoint in other processes");
     println!(
@@ -72,7 +73,7 @@ pub async fn dispatch(built: &Built) {
                 .await;
         }
         let mut function = Function::start(&built.dispatch, &platform.environment()).await;
-        // The first tries each endpoint.
+        // The first attempt to each endpoint is a probe.
         for batch in platform::batches(0, 3, 100, &["acme"], 0) {
             function.invoke(batch).await;
         }
@@ -80,12 +81,12 @@ pub async fn dispatch(built: &Built) {
             platform.fake_deliveries_table();
             function = Function::start(&built.dispatch, &platform.environment()).await;
         }
-        // The connections are opened.
+        // Open the connections.
         for batch in platform::batches(300, 3, 100, &["acme"], 0) {
             function.invoke(batch).await;
         }
         let batches = platform::batches(1_000, count, 100, &["acme"], 0);
-        let cost = work(
+        let cost = run_batches(
             &mut function,
             &platform.engine,
             &receiver,
@@ -125,7 +126,7 @@ fn request(method: &str, path: &str, key: &str) -> Bytes {
     Bytes::from(event.to_string())
 }
 
-async fn key_of(platform: &Platform, account: &str) -> String {
+async fn create_key(platform: &Platform, account: &str) -> String {
     let key = ApiKey::from_random(&random::bytes());
     let account = AccountId::parse(account).expect("a name");
     platform
@@ -137,16 +138,16 @@ async fn key_of(platform: &Platform, account: &str) -> String {
     key.expose().to_owned()
 }
 
-/// How long it takes from the start of the process to its first answer.
+/// The time from the start of the process to its first response.
 pub async fn cold_start(built: &Built) {
-    println!("\ncold_start: from spawn to the first answer, over 20 starts");
+    println!("\ncold_start: from spawn to the first response, over 20 starts");
     println!("| function | median ms | worst ms |");
     println!("|---|---|---|");
     let (receiver, platform) = (Receiver::start(), Platform::start().await);
     platform
         .subscribe("acme", &format!("{}/ok", receiver.url))
         .await;
-    let key = key_of(&platform, "acme").await;
+    let key = create_key(&platform, "acme").await;
     let listing = request("GET", "/api/v1/webhooks", &key);
     for (name, binary) in [("api", &built.api), ("dispatch", &built.dispatch)] {
         let mut took = Vec::new();
@@ -155,10 +156,10 @@ pub async fn cold_start(built: &Built) {
                 "api" => listing.clone(),
                 _ => platform::batches(n, 1, 1, &["acme"], 0).remove(0),
             };
-            let begun = process_stats::now();
+            let started = process_stats::now();
             let mut function = Function::start(binary, &platform.environment()).await;
             function.invoke(event).await;
-            took.push(begun.elapsed());
+            took.push(started.elapsed());
         }
         println!(
             "| {name} | {:.1} | {:.1} |",
@@ -168,7 +169,7 @@ pub async fn cold_start(built: &Built) {
     }
 }
 
-/// How fast an account lists its ten webhooks, alone and beside a hundred thousand of others.
+/// How fast an account lists its ten webhooks, without and with 100,000 webhooks of other accounts.
 pub async fn list(built: &Built) {
     println!("\nlist: GET /api/v1/webhooks with ten of one's own, one request after the other");
     println!("| others stored | requests/s | p50 ms | p99 ms | CPU-s per 1,000 |");
@@ -179,12 +180,16 @@ pub async fn list(built: &Built) {
             .subscribe("acme", &format!("https://example.com/{n}"))
             .await;
     }
-    let listing = request("GET", "/api/v1/webhooks", &key_of(&platform, "acme").await);
+    let listing = request(
+        "GET",
+        "/api/v1/webhooks",
+        &create_key(&platform, "acme").await,
+    );
     for others in [0, 100_000] {
         platform.fill_other_accounts(others).await;
         let mut function = Function::start(&built.api, &platform.environment()).await;
-        let answer = function.invoke(listing.clone()).await;
-        let body = serde_json::from_slice::<Value>(&answer).expect("JSON")["body"]
+        let response = function.invoke(listing.clone()).await;
+        let body = serde_json::from_slice::<Value>(&response).expect("JSON")["body"]
             .as_str()
             .expect("text")
             .to_owned();
@@ -193,7 +198,7 @@ pub async fn list(built: &Built) {
             .expect("a list")
             .len();
         assert_eq!(listed, 10);
-        let (cpu, begun, mut took) = (function.process.cpu(), process_stats::now(), Vec::new());
+        let (cpu, started, mut took) = (function.process.cpu(), process_stats::now(), Vec::new());
         for _ in 0..3_000 {
             let sent = process_stats::now();
             function.invoke(listing.clone()).await;
@@ -201,18 +206,23 @@ pub async fn list(built: &Built) {
         }
         println!(
             "| {others} | {:.0} | {:.2} | {:.2} | {:.4} |",
-            float(took.len()) / begun.elapsed().as_secs_f64(),
+            float(took.len()) / started.elapsed().as_secs_f64(),
             percentile(&mut took, 50),
             percentile(&mut took, 99),
             per_thousand(
-                function.process.cpu().checked_sub(cpu).expect("it grows"),
+                function
+                    .process
+                    .cpu()
+                    .checked_sub(cpu)
+                    .expect("CPU time only grows"),
                 took.len()
             ),
         );
     }
 }
 
-/// What a delivery costs as the number of accounts, of webhooks, and the size of bodies grow; and what a long log costs to list.
+/// How costs grow with the number of accounts and webhooks, the size of payloads and the length of
+/// the delivery log.
 pub async fn growth(built: &Built) {
     println!("\ngrowth: CPU-s per 1,000 deliveries");
     println!("| accounts, by turns | webhooks | body | dispatch | engine |");
@@ -238,7 +248,7 @@ pub async fn growth(built: &Built) {
         }
         let names: Vec<_> = names.iter().map(String::as_str).collect();
         let mut function = Function::start(&built.dispatch, &platform.environment()).await;
-        // Each endpoint is tried once.
+        // The first attempt to each endpoint is a probe.
         for batch in platform::batches(
             0,
             accounts.div_ceil(records).max(2),
@@ -249,7 +259,7 @@ pub async fn growth(built: &Built) {
             function.invoke(batch).await;
         }
         let events = platform::batches(1_000_000, batches, records, &names, padding);
-        let cost = work(
+        let cost = run_batches(
             &mut function,
             &platform.engine,
             &receiver,
@@ -273,7 +283,7 @@ pub async fn growth(built: &Built) {
     let listing = request(
         "GET",
         "/api/v1/webhooks/1/deliveries",
-        &key_of(&platform, "acme").await,
+        &create_key(&platform, "acme").await,
     );
     let mut function = Function::start(&built.dispatch, &platform.environment()).await;
     let mut api = Function::start(&built.api, &platform.environment()).await;

@@ -1,4 +1,5 @@
-//! Tables that take every delivery at once and forget it: what is left is the dispatcher's own work.
+//! A fake deliveries table that accepts every write at once and stores nothing, so that a run
+//! measures the dispatcher alone. Other requests are passed to the engine.
 
 use http_body_util::{BodyExt, Full};
 use hyper::{
@@ -18,7 +19,7 @@ struct FakeDynamoDb {
     http: Client<HttpConnector, Full<Bytes>>,
 }
 
-/// Starts one before an engine, on a thread of its own, and says where it listens.
+/// Starts a fake in front of an engine, on its own thread. Returns its URL.
 pub fn start(engine: &str) -> String {
     let http = Client::builder(TokioExecutor::new()).build_http();
     http::start(
@@ -26,11 +27,11 @@ pub fn start(engine: &str) -> String {
             engine: engine.to_owned(),
             http,
         },
-        answer,
+        respond,
     )
 }
 
-async fn answer(fake_dynamodb: FakeDynamoDb, request: Request<Incoming>) -> Response<Full<Bytes>> {
+async fn respond(fake_dynamodb: FakeDynamoDb, request: Request<Incoming>) -> Response<Full<Bytes>> {
     let (mut head, body) = request.into_parts();
     let body = body
         .collect()
@@ -42,23 +43,23 @@ async fn answer(fake_dynamodb: FakeDynamoDb, request: Request<Incoming>) -> Resp
         .get("x-amz-target")
         .and_then(|target| target.to_str().ok())
         .unwrap_or_default();
-    let made_up = match target.rsplit('.').next() {
+    let fake_body = match target.rsplit('.').next() {
         Some("BatchGetItem") => r#"{"Responses":{},"UnprocessedKeys":{}}"#,
         Some("BatchWriteItem") => r#"{"UnprocessedItems":{}}"#,
         _ => {
             head.uri = fake_dynamodb.engine.parse().expect("it is a URL");
-            let answer = fake_dynamodb
+            let response = fake_dynamodb
                 .http
                 .request(Request::from_parts(head, Full::new(body)))
                 .await;
-            let (head, body) = answer.expect("the engine answers").into_parts();
+            let (head, body) = response.expect("the engine responds").into_parts();
             let body = body
                 .collect()
                 .await
-                .expect("the engine answers whole")
+                .expect("the engine sends the whole response")
                 .to_bytes();
             return Response::from_parts(head, Full::new(body));
         }
     };
-    Response::new(Full::new(Bytes::from_static(made_up.as_bytes())))
+    Response::new(Full::new(Bytes::from_static(fake_body.as_bytes())))
 }

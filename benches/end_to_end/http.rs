@@ -1,4 +1,4 @@
-//! A plain HTTP server, which costs as little as one can.
+//! A minimal HTTP server.
 
 use std::convert::Infallible;
 
@@ -12,15 +12,18 @@ use hyper::{
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpListener;
 
-/// Starts one on a thread of its own, and says where it listens.
-pub fn start<S, F>(state: S, answer: fn(S, Request<Incoming>) -> F) -> String
+/// Starts a server on its own thread. Returns its URL.
+pub fn start<S, F>(state: S, respond: fn(S, Request<Incoming>) -> F) -> String
 where
     S: Clone + Send + Sync + 'static,
     F: Future<Output = Response<Full<Bytes>>> + Send + 'static,
 {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port is free");
-    listener.set_nonblocking(true).expect("it is a socket");
-    let url = format!("http://{}", listener.local_addr().expect("it listens"));
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+    listener.set_nonblocking(true).expect("a valid socket");
+    let url = format!(
+        "http://{}",
+        listener.local_addr().expect("the listener is bound")
+    );
     std::thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
@@ -28,9 +31,9 @@ where
             .expect("a runtime starts");
         runtime.block_on(async {
             serve(
-                TcpListener::from_std(listener).expect("it is a socket"),
+                TcpListener::from_std(listener).expect("a valid socket"),
                 state,
-                answer,
+                respond,
             )
             .await;
         });
@@ -38,8 +41,8 @@ where
     url
 }
 
-/// Answers every request with `answer`, for as long as it is polled.
-pub async fn serve<S, F>(listener: TcpListener, state: S, answer: fn(S, Request<Incoming>) -> F)
+/// Serves requests with `respond` for as long as it is polled.
+pub async fn serve<S, F>(listener: TcpListener, state: S, respond: fn(S, Request<Incoming>) -> F)
 where
     S: Clone + Send + Sync + 'static,
     F: Future<Output = Response<Full<Bytes>>> + Send + 'static,
@@ -51,12 +54,12 @@ where
         let _ = stream.set_nodelay(true);
         let state = state.clone();
         tokio::spawn(async move {
-            let answer = service_fn(|request| {
-                let answered = answer(state.clone(), request);
-                async { Ok::<_, Infallible>(answered.await) }
+            let service = service_fn(|request| {
+                let response = respond(state.clone(), request);
+                async { Ok::<_, Infallible>(response.await) }
             });
             let _ = http1::Builder::new()
-                .serve_connection(TokioIo::new(stream), answer)
+                .serve_connection(TokioIo::new(stream), service)
                 .await;
         });
     }

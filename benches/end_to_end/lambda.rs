@@ -1,4 +1,4 @@
-//! What Lambda is to a function: the Runtime API (2018-06-01), which hands it one event after the other.
+//! Lambda's Runtime API (2018-06-01), which passes one event after the other to a function.
 
 use std::{
     process::{Command, Stdio},
@@ -20,33 +20,34 @@ use super::{
     process_stats::{self, Process},
 };
 
-/// A deployed binary, which takes one invocation after the other.
+/// A deployed binary that handles one invocation after the other.
 pub struct Function {
     /// The process.
     pub process: Process,
     invocations: mpsc::Sender<Bytes>,
-    answers: mpsc::Receiver<Bytes>,
+    responses: mpsc::Receiver<Bytes>,
 }
 
 struct Wire {
     invocations: Mutex<mpsc::Receiver<Bytes>>,
-    answers: mpsc::Sender<Bytes>,
+    responses: mpsc::Sender<Bytes>,
 }
 
 impl Function {
     /// Starts a binary.
     pub async fn start(binary: &str, environment: &[(&str, &str)]) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0")
-            .await
-            .expect("a port is free");
-        let address = listener.local_addr().expect("it listens").to_string();
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let address = listener
+            .local_addr()
+            .expect("the listener is bound")
+            .to_string();
         let (invocations, taken) = mpsc::channel(1);
-        let (given, answers) = mpsc::channel(1);
+        let (sender, responses) = mpsc::channel(1);
         let wire = Arc::new(Wire {
             invocations: Mutex::new(taken),
-            answers: given,
+            responses: sender,
         });
-        tokio::spawn(http::serve(listener, wire, answer));
+        tokio::spawn(http::serve(listener, wire, respond));
         let mut command = Command::new(binary);
         command.env_clear().envs(environment.iter().copied());
         command
@@ -67,21 +68,21 @@ impl Function {
         Self {
             process: Process(child),
             invocations,
-            answers,
+            responses,
         }
     }
 
-    /// Has it work on an event, and gives its answer.
+    /// Invokes the function. Returns its response.
     pub async fn invoke(&mut self, event: Bytes) -> Bytes {
         self.invocations
             .send(event)
             .await
             .expect("the Runtime API runs");
-        self.answers.recv().await.expect("the Runtime API runs")
+        self.responses.recv().await.expect("the Runtime API runs")
     }
 }
 
-async fn answer(wire: Arc<Wire>, request: Request<Incoming>) -> Response<Full<Bytes>> {
+async fn respond(wire: Arc<Wire>, request: Request<Incoming>) -> Response<Full<Bytes>> {
     if request.method() == Method::GET {
         let Some(event) = wire.invocations.lock().await.recv().await else {
             std::future::pending::<()>().await;
@@ -115,7 +116,7 @@ async fn answer(wire: Arc<Wire>, request: Request<Incoming>) -> Response<Full<By
         "the function failed: {}",
         String::from_utf8_lossy(&body)
     );
-    let _ = wire.answers.send(body).await;
+    let _ = wire.responses.send(body).await;
     let accepted = Response::builder()
         .status(202)
         .body(Full::new(Bytes::new()));

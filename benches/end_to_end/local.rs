@@ -1,4 +1,4 @@
-//! Local mode: the whole service in one process, its engine included.
+//! Local mode: the whole service in one process, including the engine.
 
 use std::{collections::HashMap, process::Command, time::Duration};
 
@@ -31,11 +31,12 @@ use super::{
     receiver::Receiver,
 };
 
-/// How many events are posted, and how many at once.
+/// The number of jobs that are written.
 const EVENTS: usize = 5_000;
-const AT_ONCE: usize = 32;
+/// How many jobs are written at the same time.
+const CONCURRENT_WRITES: usize = 32;
 
-/// A `serve` that keeps nothing.
+/// A `serve` process without a data directory.
 #[derive(Clone)]
 struct Service {
     process: std::sync::Arc<Process>,
@@ -45,7 +46,7 @@ struct Service {
 
 impl Service {
     fn start() -> Self {
-        let begun = process_stats::now();
+        let started = process_stats::now();
         let mut command = Command::new(local_binary());
         command.env_clear().env("RUST_LOG", "warn");
         command.args([
@@ -57,10 +58,10 @@ impl Service {
             "--dynamodb-listen",
             "127.0.0.1:0",
         ]);
-        let (process, line) = Process::talking(&mut command);
+        let (process, line) = Process::spawn_and_read_line(&mut command);
         println!(
             "(ready after {:.0} ms)",
-            begun.elapsed().as_secs_f64() * 1000.0
+            started.elapsed().as_secs_f64() * 1000.0
         );
         let ready = serde_json::from_str(&line).expect("one line of JSON");
         let http = Client::builder(TokioExecutor::new()).build_http();
@@ -71,8 +72,8 @@ impl Service {
         }
     }
 
-    fn told(&self, name: &str) -> &str {
-        self.ready[name].as_str().expect("it says so")
+    fn field(&self, name: &str) -> &str {
+        self.ready[name].as_str().expect("the field is a string")
     }
 
     async fn post(&self, url: &str, headers: &[(&str, &str)], body: String) -> Bytes {
@@ -83,17 +84,17 @@ impl Service {
         let request = request
             .body(Full::new(Bytes::from(body)))
             .expect("a request");
-        let answer = self
+        let response = self
             .http
             .request(request)
             .await
-            .expect("the service answers");
-        let status = answer.status();
-        let body = answer
+            .expect("the service responds");
+        let status = response.status();
+        let body = response
             .into_body()
             .collect()
             .await
-            .expect("the service answers whole")
+            .expect("the service sends the whole response")
             .to_bytes();
         assert!(
             status.is_success(),
@@ -104,15 +105,15 @@ impl Service {
     }
 
     async fn metrics(&self) -> String {
-        let url = format!("{}/metrics", self.told("api"))
+        let url = format!("{}/metrics", self.field("api"))
             .parse()
             .expect("a URL");
-        let answer = self.http.get(url).await.expect("the service answers");
-        let text = answer
+        let response = self.http.get(url).await.expect("the service responds");
+        let text = response
             .into_body()
             .collect()
             .await
-            .expect("the service answers whole")
+            .expect("the service sends the whole response")
             .to_bytes();
         String::from_utf8(text.into()).expect("it is text")
     }
@@ -123,24 +124,24 @@ impl Service {
         let headers = [
             (
                 "authorization",
-                &*format!("Bearer {}", self.told("api_key")),
+                &*format!("Bearer {}", self.field("api_key")),
             ),
             ("content-type", "application/json"),
         ];
         self.post(
-            &format!("{}/api/v1/webhooks", self.told("api")),
+            &format!("{}/api/v1/webhooks", self.field("api")),
             &headers,
             body.to_string(),
         )
         .await;
     }
 
-    /// Registers an unsigned one of another account.
+    /// Registers an unsigned webhook of another account.
     async fn subscribe_other(&self, account: &str, url: &str) {
         let name = |table: &str| {
             self.ready["tables"][table]
                 .as_str()
-                .expect("it says so")
+                .expect("the field is a string")
                 .to_owned()
         };
         let tables = TableNames {
@@ -148,7 +149,7 @@ impl Service {
             deliveries: name("deliveries"),
         };
         let store = Store::new(
-            local_client(self.told("dynamodb"), aws::timeouts()),
+            local_client(self.field("dynamodb"), aws::timeouts()),
             tables,
             DataKeyCache::new(KeyProvider::None),
         );
@@ -166,7 +167,7 @@ impl Service {
             .expect("it is stored");
     }
 
-    /// Writes a job that ended, as a worker does: one PutItem.
+    /// Writes a finished job with PutItem, as a worker does.
     async fn put_job(&self, task: &str, account: &str) {
         let headers = [
             ("content-type", "application/x-amz-json-1.0"),
@@ -177,13 +178,15 @@ impl Service {
                 "AWS4-HMAC-SHA256 Credential=any/20241223/us-east-1/dynamodb/aws4_request, SignedHeaders=host;x-amz-date, Signature=0",
             ),
         ];
-        let table = self.ready["tables"]["jobs"].as_str().expect("it says so");
+        let table = self.ready["tables"]["jobs"]
+            .as_str()
+            .expect("the field is a string");
         let body = json!({"TableName": table, "Item": platform::job(task, account, 0)});
-        self.post(self.told("dynamodb"), &headers, body.to_string())
+        self.post(self.field("dynamodb"), &headers, body.to_string())
             .await;
     }
 
-    /// Writes jobs at a rate, and says when each was begun.
+    /// Writes jobs at a rate. Returns the time of each write by task id.
     async fn put_jobs_at(
         &self,
         rate: u32,
@@ -193,12 +196,12 @@ impl Service {
     ) -> HashMap<String, std::time::Instant> {
         let mut ticks = interval(Duration::from_secs(1) / rate);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Burst);
-        let mut begun = HashMap::new();
+        let mut started = HashMap::new();
         let mut posts = Vec::new();
         for n in 0..rate * seconds {
             ticks.tick().await;
             let task = format!("{prefix}{n}");
-            begun.insert(task.clone(), process_stats::now());
+            started.insert(task.clone(), process_stats::now());
             let (service, account) = (self.clone(), account.to_owned());
             posts.push(tokio::spawn(async move {
                 service.put_job(&task, &account).await
@@ -207,10 +210,10 @@ impl Service {
         for post in posts {
             post.await.expect("the job is written");
         }
-        begun
+        started
     }
 
-    /// From the first byte of a job's write to the arrival of its event, at twenty jobs a second.
+    /// The times from a job's write to the arrival of its event, at 20 jobs per second.
     async fn latencies(
         &self,
         receiver: &Receiver,
@@ -220,19 +223,22 @@ impl Service {
     ) -> Vec<Duration> {
         receiver.take_arrivals();
         let expected = receiver.count() + 20 * seconds as usize;
-        let begun = self.put_jobs_at(20, seconds, prefix, account).await;
+        let started = self.put_jobs_at(20, seconds, prefix, account).await;
         assert!(receiver.wait_for(expected).await, "every event comes");
         let arrived = receiver.take_arrivals();
-        begun
+        started
             .iter()
-            .map(|(task, begun)| arrived[task].saturating_duration_since(*begun))
+            .map(|(task, started)| arrived[task].saturating_duration_since(*started))
             .collect()
     }
 }
 
-/// Everything counted: 5,000 jobs, 32 at once, through the DynamoDB endpoint; then the latency at 20 a second.
+/// Rate and CPU time of 5,000 jobs that are written through the DynamoDB endpoint, 32 at a time;
+/// then the latency at 20 jobs per second.
 pub async fn serve() {
-    println!("\nserve: {EVENTS} jobs written {AT_ONCE} at once, the engine in the same process");
+    println!(
+        "\nserve: {EVENTS} jobs written {CONCURRENT_WRITES} at once, the engine in the same process"
+    );
     println!(
         "| subscribers | deliveries/s, writing included | CPU-s per 1,000, all of it | p50 ms at 20/s | p99 ms |"
     );
@@ -249,21 +255,25 @@ pub async fn serve() {
             receiver.wait_for(20 * subscribers).await,
             "every event comes"
         );
-        let (cpu, begun) = (service.process.cpu(), process_stats::now());
+        let (cpu, started) = (service.process.cpu(), process_stats::now());
         let posts = (0..EVENTS).map(|n| {
             let service = service.clone();
             async move { service.put_job(&format!("task-{n}"), "demo").await }
         });
         stream::iter(posts)
-            .buffer_unordered(AT_ONCE)
+            .buffer_unordered(CONCURRENT_WRITES)
             .collect::<Vec<()>>()
             .await;
         assert!(
             receiver.wait_for((EVENTS + 20) * subscribers).await,
             "every event comes"
         );
-        let (took, deliveries) = (begun.elapsed(), EVENTS * subscribers);
-        let cpu = service.process.cpu().checked_sub(cpu).expect("it grows");
+        let (took, deliveries) = (started.elapsed(), EVENTS * subscribers);
+        let cpu = service
+            .process
+            .cpu()
+            .checked_sub(cpu)
+            .expect("CPU time only grows");
         let (p50, p99) = if subscribers == 1 {
             let mut latencies = service.latencies(&receiver, 15, "lat-", "demo").await;
             let mut at = |percent| format!("{:.1}", percentile(&mut latencies, percent));
@@ -279,12 +289,13 @@ pub async fn serve() {
     }
 }
 
-/// A healthy endpoint at 20 events a second, alone and beside one of another account that hangs, at 200 a second.
+/// The latency of a healthy endpoint at 20 events per second, without and with an endpoint of
+/// another account that hangs, at 200 events per second.
 pub async fn noisy_neighbor() {
     println!(
-        "\nnoisy_neighbor: a healthy endpoint at 20/s, alone and beside one that hangs at 200/s"
+        "\nnoisy_neighbor: a healthy endpoint at 20/s, without and with one that hangs at 200/s"
     );
-    println!("| beside | p50 ms | p99 ms |");
+    println!("| other endpoint | p50 ms | p99 ms |");
     println!("|---|---|---|");
     let (receiver, service) = (Receiver::start(), Service::start());
     service.subscribe(&format!("{}/ok", receiver.url)).await;
@@ -294,7 +305,7 @@ pub async fn noisy_neighbor() {
     service.latencies(&receiver, 2, "lat-warm-", "demo").await;
     let mut alone = service.latencies(&receiver, 15, "lat-alone-", "demo").await;
     println!(
-        "| nobody | {:.1} | {:.1} |",
+        "| none | {:.1} | {:.1} |",
         percentile(&mut alone, 50),
         percentile(&mut alone, 99)
     );
@@ -307,26 +318,26 @@ pub async fn noisy_neighbor() {
                 .len()
         }
     });
-    // That is when five attempts were given up, each after a second or fifteen.
-    let begun = process_stats::now();
+    // The breaker opens after five attempts that time out.
+    let started = process_stats::now();
     while !service
         .metrics()
         .await
         .contains("breaker_transitions_total{to=\"open\"} 1")
     {
         assert!(
-            begun.elapsed() < Duration::from_secs(25),
+            started.elapsed() < Duration::from_secs(25),
             "the breaker opens while the noise lasts"
         );
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
-    let mut beside = service
+    let mut with_noise = service
         .latencies(&receiver, 15, "lat-beside-", "demo")
         .await;
     println!(
         "| one that hangs | {:.1} | {:.1} |",
-        percentile(&mut beside, 50),
-        percentile(&mut beside, 99)
+        percentile(&mut with_noise, 50),
+        percentile(&mut with_noise, 99)
     );
     assert_eq!(noise.await.expect("the jobs are written"), 8_000);
 }

@@ -1,8 +1,9 @@
-//! The whole service, measured: the deployed binaries under a Runtime API, against an engine in another process and an endpoint
-//! that answers at once. Everything is started here, and all figures of a run stand side by side with the baseline of the same run.
+//! End-to-end benchmarks: the deployed binaries with a Runtime API, an engine in another process and
+//! an endpoint that responds at once. Each run also measures a baseline to compare with.
 //!
-//! `cargo bench --bench end_to_end` runs all parts, `cargo bench --bench end_to_end -- dispatch` one: dispatch, cold_start, list, growth, serve,
-//! noisy_neighbor. With `--built .aws-sam/build` the functions are those that `sam build` made. docs/PERFORMANCE.md says what the figures mean.
+//! `cargo bench --bench end_to_end` runs all parts; `-- dispatch`, `cold_start`, `list`, `growth`,
+//! `serve` or `noisy_neighbor` runs one. `--built .aws-sam/build` measures the functions that
+//! `sam build` made. docs/PERFORMANCE.md explains the figures.
 
 #![expect(clippy::print_stdout, reason = "a benchmark prints what it measured")]
 
@@ -37,7 +38,7 @@ fn local_binary() -> PathBuf {
     path
 }
 
-/// What there is to measure.
+/// The parts of the benchmark.
 const PARTS: [&str; 6] = [
     "dispatch",
     "cold_start",
@@ -47,7 +48,7 @@ const PARTS: [&str; 6] = [
     "noisy_neighbor",
 ];
 
-/// The deployed binaries.
+/// The paths of the deployed binaries.
 struct Built {
     api: String,
     dispatch: String,
@@ -78,7 +79,7 @@ fn main() {
         } else if PARTS.contains(&argument.as_str()) {
             chosen.push(argument);
         } else {
-            // What cargo itself passes on.
+            // Cargo passes `--bench`.
             assert!(
                 argument == "--bench",
                 "`{argument}`: expected --built <folder> or one of {PARTS:?}"
@@ -97,28 +98,28 @@ fn on(mut runtime: Builder, future: impl Future<Output = ()>) {
 }
 
 async fn run(built: Built, chosen: Vec<String>) {
-    let wanted = |part: &str| chosen.is_empty() || chosen.iter().any(|chosen| chosen == part);
-    if wanted("dispatch") {
+    let is_chosen = |part: &str| chosen.is_empty() || chosen.iter().any(|chosen| chosen == part);
+    if is_chosen("dispatch") {
         deployed::dispatch(&built).await;
     }
-    if wanted("cold_start") {
+    if is_chosen("cold_start") {
         deployed::cold_start(&built).await;
     }
-    if wanted("list") {
+    if is_chosen("list") {
         deployed::list(&built).await;
     }
-    if wanted("growth") {
+    if is_chosen("growth") {
         deployed::growth(&built).await;
     }
-    if wanted("serve") {
+    if is_chosen("serve") {
         local::serve().await;
     }
-    if wanted("noisy_neighbor") {
+    if is_chosen("noisy_neighbor") {
         local::noisy_neighbor().await;
     }
 }
 
-/// CPU seconds for a thousand, if `cpu` was for so many.
+/// CPU seconds per 1,000 operations.
 fn per_thousand(cpu: Duration, many: usize) -> f64 {
     cpu.as_secs_f64() * 1000.0 / float(many)
 }
@@ -128,7 +129,7 @@ const fn float(count: usize) -> f64 {
     count as f64
 }
 
-/// The value that so many of a hundred are not above; nearest rank.
+/// A percentile in milliseconds, by nearest rank.
 fn percentile(values: &mut [Duration], percent: usize) -> f64 {
     values.sort();
     let rank = (values.len() * percent).div_ceil(100).max(1);

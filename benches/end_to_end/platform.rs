@@ -1,4 +1,4 @@
-//! What surrounds the service: its tables in an engine of another process, accounts with webhooks, jobs that end.
+//! The surroundings of the service: tables in an engine of another process, webhooks and jobs.
 
 use std::{collections::HashMap, env};
 
@@ -33,26 +33,24 @@ use super::{
 
 type Item = HashMap<String, AttributeValue>;
 
-/// An engine in a process of its own, with the service's tables.
+/// An engine in another process, with the service's tables.
 pub struct Platform {
     /// The engine.
     pub engine: Process,
     /// Its URL.
     pub endpoint: String,
-    /// A client of it.
+    /// A client of the engine.
     pub client: Client,
     /// The tables' names.
     pub tables: TableNames,
-    /// The service's own way to them.
+    /// The service's store on these tables.
     pub store: Store,
 }
 
 /// The engine's process.
 pub async fn run(_: env::Args) {
-    let listener = TcpListener::bind("127.0.0.1:0")
-        .await
-        .expect("a port is free");
-    let address = listener.local_addr().expect("it listens");
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let address = listener.local_addr().expect("the listener is bound");
     let _engine =
         EmbeddedDynamoDb::start(listener, None).unwrap_or_else(|failed| panic!("{failed:?}"));
     println!("http://{address}");
@@ -60,9 +58,9 @@ pub async fn run(_: env::Args) {
 }
 
 impl Platform {
-    /// Starts an engine and makes the tables.
+    /// Starts an engine and creates the tables.
     pub async fn start() -> Self {
-        let (engine, endpoint) = Process::role(&["engine"]);
+        let (engine, endpoint) = Process::spawn_role(&["engine"]);
         let client = local_client(&endpoint, aws::timeouts());
         let tables = TableNames {
             webhooks: "webhooks".to_owned(),
@@ -85,12 +83,12 @@ impl Platform {
         }
     }
 
-    /// From here on the tables are a stand-in: it takes deliveries and forgets them.
+    /// Replaces the deliveries table with a fake.
     pub fn fake_deliveries_table(&mut self) {
         self.endpoint = fake_dynamodb::start(&self.endpoint);
     }
 
-    /// The settings of a function that works on these tables.
+    /// The environment of a function with these tables.
     pub fn environment(&self) -> Vec<(&str, &str)> {
         vec![
             ("AWS_ENDPOINT_URL_DYNAMODB", &self.endpoint),
@@ -123,9 +121,9 @@ impl Platform {
         );
     }
 
-    /// Stores webhooks of so many other accounts, a hundred each.
+    /// Stores webhooks of other accounts, 100 per account.
     pub async fn fill_other_accounts(&self, webhooks: usize) {
-        let model = self.any(&self.tables.webhooks, "url").await;
+        let model = self.find_item(&self.tables.webhooks, "url").await;
         for first in (0..webhooks).step_by(25) {
             let copy = |n: usize| {
                 let mut item = model.clone();
@@ -147,9 +145,9 @@ impl Platform {
         }
     }
 
-    /// Stores copies of a delivery of the account `acme`, under earlier ids, from number `from` to `upto`.
+    /// Stores copies `from` to `upto` of a delivery of the account `acme`, with older event ids.
     pub async fn fill_delivery_log(&self, from: usize, upto: usize) {
-        let model = self.any(&self.tables.deliveries, "attempts").await;
+        let model = self.find_item(&self.tables.deliveries, "attempts").await;
         for first in (from..upto).step_by(1_000) {
             let batches = (first..upto.min(first + 1_000)).step_by(25).map(|first| {
                 let copy = |n: usize| {
@@ -189,7 +187,7 @@ impl Platform {
     }
 
     /// An item that has an attribute.
-    async fn any(&self, table: &str, attribute: &str) -> Item {
+    async fn find_item(&self, table: &str, attribute: &str) -> Item {
         let all = self
             .client
             .scan()
@@ -197,7 +195,7 @@ impl Platform {
             .limit(1_000)
             .send()
             .await
-            .expect("the engine answers");
+            .expect("the engine responds");
         all.items()
             .iter()
             .find(|item| item.contains_key(attribute))
@@ -206,7 +204,7 @@ impl Platform {
     }
 }
 
-/// The body of such a job's event.
+/// The payload of a job's event.
 pub fn body(padding: usize) -> String {
     let record = Record::from_json(&record(0, "acme", padding).to_string());
     record
@@ -216,7 +214,7 @@ pub fn body(padding: usize) -> String {
         .to_canonical_json()
 }
 
-/// A record of the stream that tells of such a job. `padding` makes it longer by so many bytes.
+/// A stream record of a finished job. `padding` bytes make its payload longer.
 pub fn record(n: usize, account: &str, padding: usize) -> Value {
     let seconds = process_stats::unix_millis() / 1000;
     json!({
@@ -231,7 +229,7 @@ pub fn record(n: usize, account: &str, padding: usize) -> Value {
     })
 }
 
-/// A job that ended, as DynamoDB writes it.
+/// A finished job in DynamoDB's JSON.
 pub fn job(task: &str, account: &str, padding: usize) -> Value {
     json!({
         "task_id": {"S": task}, "account_id": {"S": account}, "task_type": {"S": "image"},
@@ -244,7 +242,7 @@ pub fn job(task: &str, account: &str, padding: usize) -> Value {
     })
 }
 
-/// Batches of so many records each, from number `first` on; the accounts take turns.
+/// Batches of records with numbers from `first` on. The accounts take turns.
 pub fn batches(
     first: usize,
     batches: usize,

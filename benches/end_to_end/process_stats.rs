@@ -1,4 +1,4 @@
-//! What the machine says: the time, and the CPU and memory of a process.
+//! Time, and the CPU time and memory of a process.
 
 use std::{
     fs,
@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-/// The machine's clock; a benchmark is the one place that may look at it.
+/// The monotonic clock.
 #[expect(clippy::disallowed_methods, reason = "what is measured is time")]
 pub fn now() -> Instant {
     Instant::now()
@@ -21,20 +21,20 @@ pub fn unix_millis() -> u64 {
     u64::try_from(since.as_millis()).expect("it is before the year 584,556,019")
 }
 
-/// A process that ends with its owner.
+/// A child process that is killed when dropped.
 pub struct Process(pub Child);
 
 impl Process {
-    /// This program again, in another role. What it prints first is where it listens, or what it found.
-    pub fn role(arguments: &[&str]) -> (Self, String) {
+    /// Starts this program in another role. Returns the first line that it prints.
+    pub fn spawn_role(arguments: &[&str]) -> (Self, String) {
         let program = std::env::current_exe().expect("this program has a path");
         let mut command = Command::new(program);
         command.arg("--role").args(arguments);
-        Self::talking(&mut command)
+        Process::spawn_and_read_line(&mut command)
     }
 
-    /// A process, and the first line that it prints.
-    pub fn talking(command: &mut Command) -> (Self, String) {
+    /// Starts a process. Returns the first line that it prints.
+    pub fn spawn_and_read_line(command: &mut Command) -> (Self, String) {
         use std::io::BufRead;
         let mut child = command
             .stdout(Stdio::piped())
@@ -47,7 +47,7 @@ impl Process {
         (Self(child), line.trim().to_owned())
     }
 
-    /// The CPU time that its threads have used, those that ended aside, to the nanosecond (`/proc/<pid>/task/*/schedstat`).
+    /// The CPU time of its running threads, in nanoseconds (`/proc/<pid>/task/*/schedstat`).
     pub fn cpu(&self) -> Duration {
         let tasks = fs::read_dir(format!("/proc/{}/task", self.0.id())).expect("the process runs");
         let of_task = |task: fs::DirEntry| {
@@ -57,7 +57,7 @@ impl Process {
         Duration::from_nanos(tasks.flatten().filter_map(of_task).sum())
     }
 
-    /// The most memory that was resident so far, in MiB.
+    /// The peak of resident memory, in MiB.
     pub fn peak_memory(&self) -> u64 {
         let status =
             fs::read_to_string(format!("/proc/{}/status", self.0.id())).expect("the process runs");

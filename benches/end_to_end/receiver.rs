@@ -1,4 +1,4 @@
-//! An endpoint that answers 200 at once and remembers when which job came; `/hang` never answers.
+//! An endpoint that responds 200 at once and notes when each job arrived. `/hang` never responds.
 
 use std::{
     collections::HashMap,
@@ -17,7 +17,7 @@ use hyper::{
 
 use super::{http, process_stats};
 
-/// What came.
+/// The receiver.
 #[derive(Clone)]
 pub struct Receiver {
     /// Where it listens.
@@ -27,23 +27,23 @@ pub struct Receiver {
 }
 
 impl Receiver {
-    /// Starts one on a thread of its own.
+    /// Starts a receiver on its own thread.
     pub fn start() -> Self {
         let mut receiver = Self {
             url: String::new(),
             count: Arc::default(),
             arrivals: Arc::default(),
         };
-        receiver.url = http::start(receiver.clone(), Self::answer);
+        receiver.url = http::start(receiver.clone(), Self::respond);
         receiver
     }
 
-    /// How many requests came so far, those to `/hang` aside.
+    /// The number of requests so far, without those to `/hang`.
     pub fn count(&self) -> usize {
         self.count.load(Ordering::Relaxed)
     }
 
-    /// Waits until so many came; `false` if none came for ten seconds.
+    /// Waits for `count` requests; `false` if none arrived for ten seconds.
     pub async fn wait_for(&self, count: usize) -> bool {
         let (mut seen, mut since) = (0, process_stats::now());
         while self.count() < count {
@@ -57,12 +57,12 @@ impl Receiver {
         true
     }
 
-    /// When each job came first, by its `task_id`; forgets them.
+    /// Takes the times of each job's first arrival, by task id.
     pub fn take_arrivals(&self) -> HashMap<String, Instant> {
-        std::mem::take(&mut self.arrivals.lock().expect("nobody panics with it"))
+        std::mem::take(&mut self.arrivals.lock().expect("the lock is not poisoned"))
     }
 
-    async fn answer(self, request: Request<Incoming>) -> Response<Full<Bytes>> {
+    async fn respond(self, request: Request<Incoming>) -> Response<Full<Bytes>> {
         let (head, body) = request.into_parts();
         if head.uri.path().starts_with("/hang") {
             std::future::pending::<()>().await;
@@ -73,12 +73,12 @@ impl Receiver {
             .map(http_body_util::Collected::to_bytes)
             .unwrap_or_default();
         let text = String::from_utf8_lossy(&body[..body.len().min(200)]);
-        // Of the baseline's requests none is looked for.
+        // Arrivals of the baseline are not noted.
         let task = text
             .split_once("\"task_id\":\"lat")
             .and_then(|(_, rest)| rest.split_once('"'));
         if let Some((task, _)) = task {
-            let mut arrivals = self.arrivals.lock().expect("nobody panics with it");
+            let mut arrivals = self.arrivals.lock().expect("the lock is not poisoned");
             arrivals
                 .entry(format!("lat{task}"))
                 .or_insert_with(process_stats::now);

@@ -1,4 +1,4 @@
-//! What is measured: the pure steps on the way of an event, each as often as it is asked for.
+//! The benchmark cases: the steps of a delivery without I/O.
 
 use std::{hint::black_box, sync::Arc, time::Duration};
 
@@ -21,22 +21,22 @@ use nano_webhooks_core::{
     webhook::WebhookId,
 };
 
-/// A batch as Lambda gives it: one record, and six of all kinds.
+/// Batches as Lambda passes them: with one record, and with six of all kinds.
 const COMPLETED: &str = include_str!("../../events/stream-completed.json");
 const MIXED: &str = include_str!("../../events/stream-mixed.json");
 const NOW: Timestamp = Timestamp::from_millis(1_734_948_000_000);
 
-/// A step, by its name.
+/// A named step.
 pub type Case = (&'static str, Box<dyn FnMut()>);
 
-fn read(text: &str) -> Vec<Record> {
+fn parse_batch(text: &str) -> Vec<Record> {
     match Invocation::from_json(text) {
         Ok(Invocation::Stream(records)) => records,
         other => panic!("{other:?}"),
     }
 }
 
-/// An exchange that ended with this status, or with no answer.
+/// An attempt that received this status, or no response.
 fn outcome(status: Option<u16>) -> AttemptOutcome {
     let failure = match status {
         Some(200..=299) => None,
@@ -54,12 +54,12 @@ fn outcome(status: Option<u16>) -> AttemptOutcome {
     }
 }
 
-/// All of them.
+/// All cases.
 pub fn cases() -> Vec<Case> {
     let mut cases: Vec<Case> = Vec::new();
     let mut add = |name, case: Box<dyn FnMut()>| cases.push((name, case));
 
-    let records = read(COMPLETED);
+    let records = parse_batch(COMPLETED);
     let job = records[0].event().expect("a record").expect("an event");
     let body: Arc<str> = job.to_canonical_json().into();
     let id = EventId::parse("evt_01JFSFB4807P0XDV4PAY2Y4PMB").expect("an id");
@@ -87,19 +87,19 @@ pub fn cases() -> Vec<Case> {
         );
     }
     add(
-        "read a batch of one record",
-        Box::new(|| drop(black_box(read(black_box(COMPLETED))))),
+        "parse a batch of one record",
+        Box::new(|| drop(black_box(parse_batch(black_box(COMPLETED))))),
     );
     add(
-        "read a batch of six records",
-        Box::new(|| drop(black_box(read(black_box(MIXED))))),
+        "parse a batch of six records",
+        Box::new(|| drop(black_box(parse_batch(black_box(MIXED))))),
     );
     add(
-        "recognise an event",
+        "parse an event",
         Box::new(move || drop(black_box(black_box(&records[0]).event()))),
     );
     add(
-        "write the canonical body",
+        "write the canonical payload",
         Box::new(move || drop(black_box(black_box(&job).to_canonical_json()))),
     );
 
@@ -147,6 +147,6 @@ pub fn cases() -> Vec<Case> {
     let after = move || {
         black_box(black_box(EndpointHealth::default()).observe(seen, NOW));
     };
-    add("learn from a failure", Box::new(after));
+    add("observe a failure", Box::new(after));
     cases
 }

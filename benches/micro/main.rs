@@ -1,5 +1,5 @@
-//! What is pure, measured: first in seconds, then, where valgrind is installed, in instructions, which are the same on a noisy
-//! machine. `cargo bench --bench micro`.
+//! Benchmarks of the steps without I/O: in seconds and, where valgrind is installed, in
+//! instructions, which do not vary with the load of the machine. `cargo bench --bench micro`.
 
 #![expect(clippy::print_stdout, reason = "a benchmark prints what it measured")]
 
@@ -9,7 +9,8 @@ use std::{env, process::Command};
 
 use criterion::Criterion;
 
-/// How often a case runs under valgrind, and how much more often the second time: the difference is the case alone.
+/// How often a case runs under valgrind. It runs twice as often the second time, and the difference
+/// excludes the start of the process.
 const RUNS: u64 = 200;
 
 fn main() {
@@ -31,14 +32,16 @@ fn main() {
         criterion.bench_function(name, |bencher| bencher.iter(&mut case));
     }
     criterion.final_summary();
-    count();
+    print_instructions();
 }
 
 /// Prints the instructions of each case.
-fn count() {
+fn print_instructions() {
     println!("\n| step | instructions |\n|---|---|");
     for (name, _) in cases::cases() {
-        let Some((once, twice)) = instructions(name, RUNS).zip(instructions(name, 2 * RUNS)) else {
+        let Some((once, twice)) =
+            count_instructions(name, RUNS).zip(count_instructions(name, 2 * RUNS))
+        else {
             println!("(none: valgrind is not installed)");
             return;
         };
@@ -46,23 +49,21 @@ fn count() {
     }
 }
 
-/// How many instructions a process takes that runs a case so often; `None` without valgrind.
-fn instructions(name: &str, times: u64) -> Option<u64> {
+/// The instructions of a process that runs a case `times` times; `None` without valgrind.
+fn count_instructions(name: &str, times: u64) -> Option<u64> {
     let mut command = Command::new("valgrind");
     command
         .args(["--tool=callgrind", "--callgrind-out-file=/dev/null"])
         .arg(env::current_exe().ok()?);
-    let said = command
+    let output = command
         .args(["--run", name, &times.to_string()])
         .output()
         .ok()?;
-    let said = String::from_utf8_lossy(&said.stderr).into_owned();
-    let collected = said
-        .lines()
-        .find_map(|line| line.split_once("Collected : "));
+    let log = String::from_utf8_lossy(&output.stderr).into_owned();
+    let collected = log.lines().find_map(|line| line.split_once("Collected : "));
     Some(
         collected
-            .expect("callgrind says what it collected")
+            .expect("callgrind prints the count")
             .1
             .trim()
             .parse()
