@@ -1,4 +1,4 @@
-//! The `dispatch` Lambda: takes the jobs stream, the retry queue and the schedule, and calls the endpoints.
+//! The `dispatch` Lambda: handles the jobs stream, the retry queue and the schedule of the sweep.
 
 use std::{
     io::Write,
@@ -6,7 +6,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use lambda_runtime::{LambdaEvent, service_fn};
+use lambda_runtime::{Context, LambdaEvent, service_fn};
 use mimalloc::MiMalloc;
 use nano_webhooks::{
     aws,
@@ -18,6 +18,7 @@ use nano_webhooks::{
     queue::RetryQueue,
     store::{Store, secrets::DataKeyCache},
 };
+use nano_webhooks_core::timestamp::Timestamp;
 use serde_json::value::RawValue;
 
 #[global_allocator]
@@ -52,21 +53,23 @@ async fn run() -> Result<(), lambda_runtime::Error> {
         ),
     };
     let handler = async |event: LambdaEvent<Box<RawValue>>| {
-        let left = event
-            .context
-            .deadline()
-            .duration_since(SystemTime::UNIX_EPOCH)
-            .unwrap_or_default();
-        let now = Duration::from_millis(
-            u64::try_from(dispatcher.clock.now().as_unix_millis()).unwrap_or(0),
-        );
-        let deadline = Deadline::from_now(left.saturating_sub(now + RECORDING_RESERVE));
+        let deadline = attempt_deadline(&event.context, dispatcher.clock.now());
         let invocation = Invocation::from_json(event.payload.get())?;
-        let answer = dispatcher.invoke(invocation, deadline).await;
+        let response = dispatcher.invoke(invocation, deadline).await;
         for line in dispatcher.metrics.drain_emf(&stack, dispatcher.clock.now()) {
             writeln!(std::io::stdout(), "{line}")?;
         }
-        Ok::<_, lambda_runtime::Error>(answer?)
+        Ok::<_, lambda_runtime::Error>(response?)
     };
     lambda_runtime::run(service_fn(handler)).await
+}
+
+/// When attempts must end, so that their outcomes can be recorded before the function times out.
+fn attempt_deadline(context: &Context, now: Timestamp) -> Deadline {
+    let timeout = context
+        .deadline()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or_default();
+    let now = Duration::from_millis(u64::try_from(now.as_unix_millis()).unwrap_or(0));
+    Deadline::from_now(timeout.saturating_sub(now + RECORDING_RESERVE))
 }
