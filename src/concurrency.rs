@@ -15,7 +15,7 @@ pub async fn join_bounded<F: Future>(futures: Vec<F>, limit: usize) -> Vec<F::Ou
 /// Calls `f` with each item, at most `limit` at a time. The results are in the order of completion.
 ///
 /// At most `limit` futures are allocated, and each worker reuses its memory for the next item.
-/// `buffer_unordered` allocates every future anew, which costs more where there are many items and
+/// `buffer_unordered` allocates each future on its own, which costs more with many items and
 /// large futures, such as attempts.
 pub async fn map_concurrent<T, F: Future>(
     items: Vec<T>,

@@ -274,6 +274,11 @@ pub async fn growth(built: &Built) {
             per_thousand(cost.engine, cost.deliveries),
         );
     }
+    list_growing_log(built, &receiver).await;
+}
+
+/// How long it takes to list the latest deliveries as the delivery log grows.
+async fn list_growing_log(built: &Built, receiver: &Receiver) {
     println!("\n| deliveries in the log | list the latest 50, p50 ms |");
     println!("|---|---|");
     let platform = Platform::start().await;

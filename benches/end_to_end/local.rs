@@ -204,7 +204,7 @@ impl Service {
             started.insert(task.clone(), process_stats::now());
             let (service, account) = (self.clone(), account.to_owned());
             posts.push(tokio::spawn(async move {
-                service.put_job(&task, &account).await
+                service.put_job(&task, &account).await;
             }));
         }
         for post in posts {
@@ -332,7 +332,7 @@ pub async fn noisy_neighbor() {
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     let mut with_noise = service
-        .latencies(&receiver, 15, "lat-beside-", "demo")
+        .latencies(&receiver, 15, "lat-with-noise-", "demo")
         .await;
     println!(
         "| one that hangs | {:.1} | {:.1} |",

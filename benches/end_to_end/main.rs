@@ -1,5 +1,5 @@
-//! End-to-end benchmarks: the deployed binaries with a Runtime API, an engine in another process and
-//! an endpoint that responds at once. Each run also measures a baseline to compare with.
+//! End-to-end benchmarks: the deployed binaries with a Runtime API, an engine in another process
+//! and an endpoint that responds at once. Each run also measures a baseline to compare with.
 //!
 //! `cargo bench --bench end_to_end` runs all parts; `-- dispatch`, `cold_start`, `list`, `growth`,
 //! `serve` or `noisy_neighbor` runs one. `--built .aws-sam/build` measures the functions that

@@ -82,7 +82,7 @@ pub fn cases() -> Vec<Case> {
                     &id,
                     NOW,
                     black_box(body.as_bytes()),
-                )))
+                )));
             }),
         );
     }
