@@ -49,3 +49,29 @@ where
 fn or_none(text: Option<&str>) -> &str {
     text.unwrap_or("(none)")
 }
+
+/// What an AWS service reported about a request that it rejected.
+#[derive(Debug, thiserror::Error)]
+#[error("{code}: {message} (request {request_id})")]
+struct ServiceError {
+    code: String,
+    message: String,
+    request_id: String,
+}
+
+/// The cause of a failed request: what the service reported, or why there was no response.
+pub fn error_cause<E, R>(error: SdkError<E, R>) -> Box<dyn std::error::Error + Send + Sync>
+where
+    E: std::error::Error + ProvideErrorMetadata + Send + Sync + 'static,
+    R: std::fmt::Debug + Send + Sync + 'static,
+{
+    let Some(service_error) = error.as_service_error() else {
+        return Box::new(error);
+    };
+    let metadata = service_error.meta();
+    Box::new(ServiceError {
+        code: or_none(metadata.code()).to_owned(),
+        message: or_none(metadata.message()).to_owned(),
+        request_id: or_none(metadata.extra("aws_request_id")).to_owned(),
+    })
+}

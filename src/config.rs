@@ -13,7 +13,7 @@ use crate::{
         tls::CaFileError,
         webhook_client::{Timeouts, WebhookClient},
     },
-    store::{TableNames, rate_limit::RateLimits},
+    store::{TableNames, rate_limits::RateLimits},
     telemetry::LogFilter,
 };
 

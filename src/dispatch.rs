@@ -32,6 +32,7 @@ use crate::{
     client::webhook_client::WebhookClient,
     clock::{Clock, Deadline},
     concurrency,
+    error_chain::error_chain,
     metrics::{Counter, Metrics},
     queue::{RetryMessage, RetryQueue},
     store::{Result, Store},
@@ -169,7 +170,8 @@ impl Dispatcher {
         let stored = self.recorder().store_poison(record, reason).await;
         if let Err(error) = &stored {
             tracing::error!(
-                sequence_number = record.sequence_number(), %error,
+                sequence_number = record.sequence_number(),
+                error = error_chain(error),
                 "Could not store a poison record; it will be read again"
             );
         }
@@ -212,7 +214,8 @@ impl Dispatcher {
         if let Err(error) = self.retry(&retry).await {
             let key = &retry.key;
             tracing::error!(
-                account = key.account.as_str(), webhook = %key.webhook, event = %key.event, %error,
+                account = key.account.as_str(), webhook = %key.webhook, event = %key.event,
+                error = error_chain(&error),
                 "Retry failed; its message will be received again"
             );
             return message.message_id.clone();

@@ -14,7 +14,7 @@ use nano_webhooks::{
     clock::Clock,
     store::{
         Store, TableNames,
-        secrets::{DataKeyCache, KeyProvider},
+        data_keys::{DataKeyCache, KeyProvider},
         webhooks::NewWebhook,
     },
 };

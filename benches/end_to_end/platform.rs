@@ -14,7 +14,7 @@ use nano_webhooks::{
     dispatch::stream_record::Record,
     store::{
         Store, TableNames,
-        secrets::{DataKeyCache, KeyProvider},
+        data_keys::{DataKeyCache, KeyProvider},
         tables,
         webhooks::{CreateOutcome, NewWebhook},
     },

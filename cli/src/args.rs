@@ -316,8 +316,7 @@ pub struct RedrivePoisonArgs {
     #[arg(
         value_name = "ID",
         required_unless_present = "all",
-        conflicts_with = "all",
-        value_parser = parse_poison_id,
+        conflicts_with = "all"
     )]
     pub ids: Vec<PoisonId>,
     /// Redrive all records
@@ -447,11 +446,6 @@ fn parse_delay(text: &str) -> Result<f64, &'static str> {
 
 fn parse_day(text: &str) -> Result<String, &'static str> {
     key_schema::parse_utc_day(text).ok_or("expected a day such as 2024-12-23")
-}
-
-fn parse_poison_id(text: &str) -> Result<PoisonId, &'static str> {
-    PoisonId::parse(text)
-        .ok_or("expected a day and a number as `poison list` prints them, such as 2024-12-23/100")
 }
 
 fn parse_webhook_id(text: &str) -> Result<WebhookId, &'static str> {

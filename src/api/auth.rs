@@ -15,7 +15,7 @@ use super::{
     request_log::LoggedAccount,
     state::AppState,
 };
-use crate::store::rate_limit::RateLimitDecision;
+use crate::store::rate_limits::RateLimitDecision;
 use nano_webhooks_core::{account_id::AccountId, api_key::ApiKey, timestamp::Timestamp};
 
 /// The account that a request is for. Extracting it counts the request against the rate limit.

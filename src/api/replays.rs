@@ -19,9 +19,12 @@ use super::{
 };
 use crate::{
     clock::Deadline,
+    error_chain::error_chain,
     queue::ScheduledRetry,
     random,
-    store::replays::{INITIAL_STEP_SIZE, Replay, ReplayFilter, ReplayKey, ReplayState},
+    store::replays::{
+        CreateReplayOutcome, INITIAL_STEP_SIZE, Replay, ReplayFilter, ReplayKey, ReplayState,
+    },
 };
 use nano_webhooks_core::{replay::ReplayId, timestamp::Timestamp};
 
@@ -169,12 +172,12 @@ pub(super) async fn create(
         webhook: path.webhook,
         id: ReplayId::from_random(random::bytes()),
     };
-    let started = state
+    let outcome = state
         .store
         .replays()
         .create(&key, &replay, now + state.retention)
         .await?;
-    if let Err(id) = started {
+    if let CreateReplayOutcome::AlreadyRunning(id) = outcome {
         let active = ReplayKey { id, ..key };
         return Err(replay_conflict(&state, &active).await?);
     }
@@ -302,7 +305,7 @@ async fn run_first_step(state: &AppState, key: &ReplayKey, now: Timestamp) {
             state.queue.schedule(retries, now).await;
         }
         Err(error) => tracing::warn!(
-            account = key.account.as_str(), webhook = %key.webhook, replay = %key.id, %error,
+            account = key.account.as_str(), webhook = %key.webhook, replay = %key.id, error = error_chain(&error),
             "Could not run the first step of a replay; the sweep will"
         ),
     }

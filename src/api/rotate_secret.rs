@@ -146,14 +146,14 @@ pub(super) async fn rotate_secret(
         .await?;
     match outcome {
         RotateOutcome::Rotated {
-            live,
-            previous_until,
+            active,
+            previous_expires_at,
         } => {
             let response = RotateSecretResponse {
                 id: path.webhook.get(),
                 secret_key: is_generated.then(|| Zeroizing::new(secret.expose().to_owned())),
-                previous_valid_until: previous_until.map(Timestamp::to_rfc3339),
-                active_secrets: live,
+                previous_valid_until: previous_expires_at.map(Timestamp::to_rfc3339),
+                active_secrets: active,
             };
             Ok(([(CACHE_CONTROL, "no-store")], ok(response)))
         }

@@ -6,7 +6,7 @@ use crate::{
     client::{target_guard::TargetGuard, webhook_client::WebhookClient},
     clock::Clock,
     queue::RetryQueue,
-    store::{Store, rate_limit::RateLimits},
+    store::{Store, rate_limits::RateLimits},
 };
 
 /// Dependencies and settings of the API.

@@ -21,9 +21,10 @@ use super::{
     state::AppState,
 };
 use crate::{
+    error_chain::error_chain,
     queue::ScheduledRetry,
     store::{
-        resume::ResumeJob,
+        resumes::ResumeJob,
         update::WebhookUpdate,
         webhooks::{CreateOutcome, WebhookRecord},
     },
@@ -210,12 +211,12 @@ pub(super) async fn update(
         check_target(&state, url).await?;
     }
     let now = state.clock.now();
-    let exists = state
+    let outcome = state
         .store
         .webhooks()
         .update(&account, webhook, &update, now)
         .await?;
-    if !exists {
+    if !outcome.is_applied() {
         return Err(webhook_not_found(webhook));
     }
     if update.status == Some(WebhookStatus::Active) {
@@ -254,7 +255,8 @@ pub(super) async fn delete(
     _: EmptyBody,
 ) -> Result<Json<SuccessResponse<DeleteWebhookResponse>>, ApiError> {
     let webhook = path.webhook;
-    if !state.store.webhooks().delete(&account, webhook).await? {
+    let outcome = state.store.webhooks().delete(&account, webhook).await?;
+    if !outcome.is_applied() {
         return Err(webhook_not_found(webhook));
     }
     let cancelled = state
@@ -266,7 +268,7 @@ pub(super) async fn delete(
         // The request succeeded: the webhook is deleted, and a delivery that becomes due is
         // cancelled then.
         tracing::warn!(
-            account = account.as_str(), %webhook, %error,
+            account = account.as_str(), %webhook, error = error_chain(&error),
             "Some pending deliveries of a deleted webhook are not cancelled yet"
         );
     }
@@ -292,7 +294,7 @@ async fn start_resume(state: &AppState, account: &AccountId, webhook: WebhookId,
             state.queue.schedule(retries, now).await;
         }
         Err(error) => tracing::warn!(
-            account = account.as_str(), %webhook, %error,
+            account = account.as_str(), %webhook, error = error_chain(&error),
             "Could not resume paused deliveries at once; the sweep will"
         ),
     }

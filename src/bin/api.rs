@@ -9,7 +9,7 @@ use nano_webhooks::{
     clock::Clock,
     config::{Config, ConfigDefaults, env_var, retry_queue_url},
     queue::RetryQueue,
-    store::{Store, secrets::DataKeyCache},
+    store::{Store, data_keys::DataKeyCache},
 };
 
 #[tokio::main(flavor = "current_thread")]

@@ -14,9 +14,10 @@ use nano_webhooks::{
     clock::{Clock, Deadline},
     config::{Config, ConfigDefaults, env_var, retry_queue_url, stack_name},
     dispatch::{Dispatcher, InFlightLimiter, RECORDING_RESERVE, lambda_event::Invocation},
+    error_chain::error_chain,
     metrics::Metrics,
     queue::RetryQueue,
-    store::{Store, secrets::DataKeyCache},
+    store::{Store, data_keys::DataKeyCache},
 };
 use nano_webhooks_core::timestamp::Timestamp;
 use serde_json::value::RawValue;
@@ -55,11 +56,12 @@ async fn run() -> Result<(), lambda_runtime::Error> {
     let handler = async |event: LambdaEvent<Box<RawValue>>| {
         let deadline = attempt_deadline(&event.context, dispatcher.clock.now());
         let invocation = Invocation::from_json(event.payload.get())?;
-        let response = dispatcher.invoke(invocation, deadline).await;
+        // Boxed, because the compiler limits how deep futures are nested.
+        let response = Box::pin(dispatcher.invoke(invocation, deadline)).await;
         for line in dispatcher.metrics.drain_emf(&stack, dispatcher.clock.now()) {
             writeln!(std::io::stdout(), "{line}")?;
         }
-        Ok::<_, lambda_runtime::Error>(response?)
+        Ok::<_, lambda_runtime::Error>(response.map_err(|error| error_chain(&error))?)
     };
     lambda_runtime::run(service_fn(handler)).await
 }

@@ -7,6 +7,7 @@ use tokio::time::timeout;
 use super::in_flight::{EndpointKey, InFlightLimiter};
 use crate::{
     clock::Clock,
+    error_chain::error_chain,
     metrics::{Counter, Metrics},
     queue::RetryQueue,
     store::{Result, Store, webhooks::WebhookRecord},
@@ -131,7 +132,7 @@ impl EndpointHealthUpdater<'_> {
         let updated = self.apply(&endpoint, &record.webhook, outcomes, now);
         if let Err(error) = updated.await {
             tracing::warn!(
-                account = account.as_str(), webhook = %record.webhook.id, %error,
+                account = account.as_str(), webhook = %record.webhook.id, error = error_chain(&error),
                 "Could not update the endpoint health"
             );
         }
@@ -229,7 +230,7 @@ impl EndpointHealthUpdater<'_> {
         let readable = records.into_iter().flatten();
         let webhooks: Vec<_> = readable.map(|record| record.webhook).collect();
         let notifications = disabled_notifications(account, webhook, &webhooks, reason, now);
-        let is_disabled_now = self
+        let outcome = self
             .store
             .webhooks()
             .disable(
@@ -241,7 +242,7 @@ impl EndpointHealthUpdater<'_> {
                 self.retention,
             )
             .await?;
-        if is_disabled_now {
+        if outcome.is_applied() {
             tracing::warn!(
                 account = account.as_str(), webhook = %webhook.id, reason,
                 "webhook disabled"

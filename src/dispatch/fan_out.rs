@@ -10,6 +10,7 @@ use super::{poison_reason::PoisonReason, stream_record::FanOutEvent};
 use crate::{
     clock::{Clock, Deadline},
     concurrency,
+    error_chain::error_chain,
     store::{Error, Result, Store, webhooks::WebhookRecord},
 };
 use nano_webhooks_core::{
@@ -97,7 +98,8 @@ impl FanOut<'_> {
                     webhooks.insert(account.clone(), loaded);
                 }
                 Err(error) => tracing::error!(
-                    account = account.as_str(), %error,
+                    account = account.as_str(),
+                    error = error_chain(&error),
                     "Could not load webhooks; the account's records will be read again"
                 ),
             }
@@ -120,7 +122,7 @@ impl FanOut<'_> {
         let mut plan = group_by_endpoint(events, webhooks);
         if let Err(error) = self.remove_recorded(&mut plan.endpoints, deadline).await {
             tracing::error!(
-                %error,
+                error = error_chain(&error),
                 "Could not read which deliveries exist; the batch will be read again"
             );
             for endpoint in plan.endpoints.drain(..) {
@@ -189,7 +191,7 @@ impl FanOut<'_> {
             }
             Err(error) => {
                 tracing::error!(
-                    account = endpoint.account.as_str(), %webhook, %error,
+                    account = endpoint.account.as_str(), %webhook, error = error_chain(&error),
                     "Could not decrypt secrets; the queue will send the deliveries"
                 );
                 endpoint.secrets = SigningSecrets::Unavailable;

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use nano_webhooks_core::{account_id::AccountIdError, event::MAX_PAYLOAD_LEN, webhook::WebhookId};
 
+use crate::error_chain::error_chain;
 use crate::store;
 
 /// Why no event, or not all deliveries, can be made from a stream record. The text is stored with
@@ -47,10 +48,10 @@ pub enum PoisonReason {
     #[error("the record could not be parsed because of an internal error")]
     ParserPanicked,
     /// A webhook of the account could not be parsed, and may have missed the event.
-    #[error("a webhook of the account cannot be read: {0}")]
+    #[error("a webhook of the account cannot be read: {}", error_chain(.0))]
     UnreadableWebhook(#[source] Arc<store::Error>),
     /// A webhook's secret could not be decrypted, and the webhook missed the event.
-    #[error("the secret of webhook {webhook} cannot be read: {source}")]
+    #[error("the secret of webhook {webhook} cannot be read: {}", error_chain(.source))]
     UnreadableSecret {
         /// The webhook.
         webhook: WebhookId,

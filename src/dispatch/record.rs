@@ -9,6 +9,7 @@ use tokio::sync::Semaphore;
 use super::{first_attempt::StartedDelivery, poison_reason::PoisonReason, stream_record::Record};
 use crate::{
     clock::{Clock, Deadline},
+    error_chain::error_chain,
     metrics::{Counter, Metrics},
     queue::RetryQueue,
     store::{
@@ -74,7 +75,8 @@ impl Recorder<'_> {
         }
         if let Some(error) = last_error {
             tracing::error!(
-                deliveries = unfinished.len(), %error,
+                deliveries = unfinished.len(),
+                error = error_chain(&error),
                 "Could not record deliveries; their records will be read again"
             );
         }

@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     concurrency,
-    store::{Result, Store, poison::PoisonRecord},
+    store::{Result, Store, WriteOutcome, poison::PoisonRecord},
 };
 use nano_webhooks_core::{
     delivery::{Delivery, DeliveryState},
@@ -134,8 +134,8 @@ async fn record_deliveries(
     }
     let mut recorded = 0;
     let mut already_recorded = 0;
-    for is_new in concurrency::join_bounded(writes, CONCURRENT_WRITES).await {
-        if is_new? {
+    for outcome in concurrency::join_bounded(writes, CONCURRENT_WRITES).await {
+        if outcome?.is_applied() {
             recorded += 1;
         } else {
             already_recorded += 1;
@@ -156,7 +156,7 @@ async fn record_delivery(
     delivery: Delivery,
     now: Timestamp,
     retention: Duration,
-) -> Result<bool> {
+) -> Result<WriteOutcome> {
     let deliveries = store.deliveries();
     deliveries.insert_for_sweep(&delivery, now, retention).await
 }

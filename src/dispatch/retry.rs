@@ -10,6 +10,7 @@ use super::{
 use crate::{
     client::webhook_client::Timeouts,
     clock::Clock,
+    error_chain::error_chain,
     queue::{RetryMessage, RetryQueue, ScheduledRetry},
     random,
     store::{
@@ -75,7 +76,7 @@ impl RetryWorker<'_> {
             // until settings or permissions are corrected.
             Err(error @ (Error::KeyUnavailable(_) | Error::Internal(_))) => {
                 tracing::error!(
-                    account = key.account.as_str(), webhook = %key.webhook, %error,
+                    account = key.account.as_str(), webhook = %key.webhook, error = error_chain(&error),
                     "Could not decrypt secrets; the delivery is rescheduled"
                 );
                 self.defer(message, KEY_UNAVAILABLE_DELAY, now).await
@@ -128,10 +129,10 @@ impl RetryWorker<'_> {
             .await;
         let now = self.clock.now();
         let leases = self.store.leases();
-        let is_recorded = leases
+        let written = leases
             .complete(&lease, &delivery, now, self.retention)
             .await?;
-        if is_recorded {
+        if written.is_applied() {
             self.queue.schedule_pending([&delivery], now).await;
         }
         drop(permit);
@@ -163,10 +164,10 @@ impl RetryWorker<'_> {
     async fn defer(self, message: &RetryMessage, wait: Duration, now: Timestamp) -> Result<()> {
         let due = now + wait;
         let leases = self.store.leases();
-        let is_deferred = leases
+        let outcome = leases
             .defer(&message.key, message.attempt_count, due, now)
             .await?;
-        if is_deferred {
+        if outcome.is_applied() {
             self.schedule(message, due, now).await;
         }
         Ok(())

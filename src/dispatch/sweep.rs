@@ -7,6 +7,7 @@ use super::in_flight::InFlightLimiter;
 use crate::{
     clock::{Clock, Deadline},
     concurrency,
+    error_chain::error_chain,
     metrics::{Metrics, SweepStats},
     queue::{RetryQueue, ScheduledRetry},
     random,
@@ -74,7 +75,7 @@ impl Sweeper<'_> {
             let now = self.clock.now();
             let due = self.store.due_index().list_due(now, DUE_PER_SHARD).await?;
             for delivery in &due {
-                stats.lag = stats.lag.max(delivery.waited(now));
+                stats.lag = stats.lag.max(delivery.sweep_lag(now));
             }
             let enqueued = self.enqueue(due, EnqueueMode::KeepLease).await?;
             stats.due += enqueued;
@@ -132,7 +133,8 @@ impl Sweeper<'_> {
             }
             Err(error) => {
                 tracing::error!(
-                    account = account.as_str(), %error,
+                    account = account.as_str(),
+                    error = error_chain(&error),
                     "Could not advance a resume or a replay; the next sweep repeats the step"
                 );
                 0
@@ -193,11 +195,11 @@ impl Sweeper<'_> {
         now: Timestamp,
     ) -> Result<Option<ScheduledRetry>> {
         let index = self.store.due_index();
-        let is_marked = match mode {
+        let outcome = match mode {
             EnqueueMode::KeepLease => index.mark_enqueued(&due, now).await?,
             EnqueueMode::EndLease => index.reclaim(&due, now).await?,
         };
-        if is_marked {
+        if outcome.is_applied() {
             Ok(Some(ScheduledRetry::from(due)))
         } else {
             Ok(None)

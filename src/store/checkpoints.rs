@@ -1,58 +1,43 @@
-//! How far a stream's shard was read, for a reader that is not Lambda.
+//! Checkpoints: how far a reader other than Lambda has read a stream's shard.
 
-use aws_sdk_dynamodb::types::AttributeValue;
-
-use super::{Result, Store, key_schema};
+use super::{
+    error::Result,
+    item::{attr_s, text},
+    key_schema,
+    table_client::TableClient,
+};
 
 const SEQUENCE_NUMBER: &str = "sequence_number";
 
-/// See [`Store::checkpoints`].
+/// See [`Store::checkpoints`](super::Store::checkpoints).
 #[derive(Clone, Copy, Debug)]
 pub struct Checkpoints<'a> {
-    store: &'a Store,
+    table: &'a TableClient,
 }
 
 impl<'a> Checkpoints<'a> {
-    pub(super) const fn new(store: &'a Store) -> Self {
-        Self { store }
+    pub(super) const fn new(table: &'a TableClient) -> Self {
+        Self { table }
     }
 }
 
 impl Checkpoints<'_> {
-    /// The position that was kept for a shard.
-    ///
-    /// # Errors
-    /// If DynamoDB does not answer.
+    /// The sequence number that was saved for a shard.
     pub async fn get(self, stream: &str, shard: &str) -> Result<Option<String>> {
         let item = self
-            .store
-            .item(key_schema::checkpoint(stream, shard))
+            .table
+            .get(key_schema::checkpoint(stream, shard))
             .await?;
-        Ok(
-            item.and_then(|mut item| match item.remove(SEQUENCE_NUMBER) {
-                Some(AttributeValue::S(position)) => Some(position),
-                _ => None,
-            }),
-        )
+        match &item {
+            Some(item) => Ok(text(item, SEQUENCE_NUMBER).map(str::to_owned)),
+            None => Ok(None),
+        }
     }
 
-    /// Keeps a shard's position.
-    ///
-    /// # Errors
-    /// If DynamoDB does not answer.
-    pub async fn put(self, stream: &str, shard: &str, position: &str) -> Result<()> {
+    /// Saves the sequence number of a shard.
+    pub async fn put(self, stream: &str, shard: &str, sequence_number: &str) -> Result<()> {
         let mut item = key_schema::checkpoint(stream, shard).into_item();
-        item.insert(
-            SEQUENCE_NUMBER.to_owned(),
-            AttributeValue::S(position.to_owned()),
-        );
-        self.store
-            .client
-            .put_item()
-            .table_name(&self.store.tables.webhooks)
-            .set_item(Some(item))
-            .send()
-            .await?;
-        Ok(())
+        item.insert(SEQUENCE_NUMBER.to_owned(), attr_s(sequence_number));
+        self.table.put(item).await
     }
 }

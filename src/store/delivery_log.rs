@@ -1,12 +1,14 @@
 //! The delivery log: a webhook's deliveries, the newest first.
 
-use aws_sdk_dynamodb::types::AttributeValue;
+use aws_sdk_dynamodb::operation::query::{QueryOutput, builders::QueryFluentBuilder};
 use serde::Deserialize;
 
 use super::{
-    Item, Result, Store,
-    deliveries::parse_key,
-    from_item, key_schema,
+    delivery_row::parse_key,
+    error::Result,
+    item::{Item, attr_s, from_item},
+    key_schema::{self, PrimaryKey},
+    table_client::TableClient,
     tables::{STATE_INDEX, STATE_KEY, SUMMARY_ATTRIBUTES},
 };
 use nano_webhooks_core::{
@@ -14,30 +16,30 @@ use nano_webhooks_core::{
     timestamp::Timestamp, webhook::WebhookId,
 };
 
-/// How many items a page of the log reads at most, however few of them are asked for.
+/// The most items that are read for a page, even if few of them match.
 const MAX_ITEMS_READ: usize = 500;
 
-/// What is asked of the log.
+/// Which deliveries to list.
 #[derive(Clone, Debug)]
 pub struct DeliveryFilter {
-    /// Deliveries with this status alone.
+    /// Only deliveries with this status.
     pub status: Option<DeliveryStatus>,
-    /// Deliveries of this event type alone.
+    /// Only deliveries of this event type.
     pub event: Option<EventType>,
-    /// Those before this one, which a page ended with.
+    /// Only deliveries after this one in the list, the last of the previous page.
     pub after: Option<EventId>,
-    /// How many.
+    /// The most deliveries of a page.
     pub limit: usize,
 }
 
-/// A status to ask for.
+/// The status of a delivery, as the API names it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DeliveryStatus {
-    /// Another attempt is to be made.
+    /// Another attempt will follow, or the webhook is paused.
     Pending,
-    /// A 2xx was read.
+    /// An attempt received a 2xx response.
     Delivered,
-    /// The schedule is exhausted.
+    /// The last attempt of the retry schedule failed.
     Failed,
     /// The webhook was deleted.
     Cancelled,
@@ -52,7 +54,7 @@ impl DeliveryStatus {
         Self::Cancelled,
     ];
 
-    /// The name on the wire.
+    /// The name in the API and in the table.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Pending => "pending",
@@ -62,34 +64,34 @@ impl DeliveryStatus {
         }
     }
 
-    /// Whether the state index holds deliveries with this status.
+    /// Whether the state index contains deliveries with this status.
     const fn is_indexed(self) -> bool {
         matches!(self, Self::Pending | Self::Failed)
     }
 }
 
-/// A delivery as the log lists it.
+/// A delivery in a list.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeliverySummary {
     /// The event.
     pub event_id: EventId,
-    /// The rest.
+    /// Everything else.
     pub row: DeliverySummaryRow,
 }
 
-/// What the log lists of a delivery.
+/// The attributes of a delivery that a list shows.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 pub struct DeliverySummaryRow {
     /// The event's type.
     pub event: String,
-    /// The job, if the event is of one.
+    /// The job that the event is about, if any.
     #[serde(default)]
     pub task_id: Option<String>,
-    /// Where the delivery stands.
+    /// The status.
     pub status: String,
     /// How many attempts were made.
     pub attempt_count: u32,
-    /// When the event was taken from the stream.
+    /// When the event was received from the stream.
     pub created_at: Timestamp,
     /// When the next attempt is due.
     #[serde(default)]
@@ -99,58 +101,83 @@ pub struct DeliverySummaryRow {
     pub last_failure: Option<FailureKind>,
 }
 
-/// A part of the log.
+/// A page of the log.
 #[derive(Clone, Debug)]
 pub struct DeliveryPage {
-    /// The deliveries, the newest first; it may be fewer than were asked for although there are more.
+    /// The deliveries, the newest first. A page may have fewer than the limit although more follow.
     pub deliveries: Vec<DeliverySummary>,
-    /// Where the next page begins; `None`: there is none.
+    /// The last delivery of this page, if more follow.
     pub next: Option<EventId>,
 }
 
-/// See [`Store::delivery_log`].
+/// The deliveries of one webhook that a filter selects.
+struct LogQuery<'a> {
+    account: &'a AccountId,
+    webhook: WebhookId,
+    /// The status to read from the state index.
+    index_status: Option<DeliveryStatus>,
+    /// The status to select among the items that are read.
+    filter_status: Option<DeliveryStatus>,
+    filter_event: Option<EventType>,
+}
+
+impl<'a> LogQuery<'a> {
+    fn new(account: &'a AccountId, webhook: WebhookId, filter: &DeliveryFilter) -> Self {
+        let (index_status, filter_status) = match filter.status {
+            Some(status) if status.is_indexed() => (Some(status), None),
+            other => (None, other),
+        };
+        Self {
+            account,
+            webhook,
+            index_status,
+            filter_status,
+            filter_event: filter.event,
+        }
+    }
+
+    /// Whether items are read that do not match.
+    const fn has_filter(&self) -> bool {
+        self.filter_status.is_some() || self.filter_event.is_some()
+    }
+}
+
+/// See [`Store::delivery_log`](super::Store::delivery_log).
 #[derive(Clone, Copy, Debug)]
 pub struct DeliveryLog<'a> {
-    store: &'a Store,
+    table: &'a TableClient,
 }
 
 impl<'a> DeliveryLog<'a> {
-    pub(super) const fn new(store: &'a Store) -> Self {
-        Self { store }
+    pub(super) const fn new(table: &'a TableClient) -> Self {
+        Self { table }
     }
 }
 
 impl DeliveryLog<'_> {
     /// A page of a webhook's deliveries.
-    ///
-    /// # Errors
-    /// If DynamoDB does not answer, or holds an item that breaks the rules.
     pub async fn list(
         self,
         account: &AccountId,
         webhook: WebhookId,
         filter: &DeliveryFilter,
     ) -> Result<DeliveryPage> {
-        let indexed = filter.status.filter(|status| status.is_indexed());
-        let filtered = filter.event.is_some() || (filter.status.is_some() && indexed.is_none());
-        let mut after = filter.after.clone();
-        let (mut deliveries, mut read) = (Vec::new(), 0);
-        while read < MAX_ITEMS_READ {
-            let at_most = if filtered {
-                MAX_ITEMS_READ - read
+        let query = LogQuery::new(account, webhook, filter);
+        let mut deliveries = Vec::new();
+        let mut items_read = 0;
+        let mut cursor = filter.after.clone();
+        while items_read < MAX_ITEMS_READ {
+            let limit = if query.has_filter() {
+                MAX_ITEMS_READ - items_read
             } else {
                 filter.limit - deliveries.len()
             };
-            let (items, scanned, next) = self
-                .query_page(account, webhook, filter, indexed, after.take(), at_most)
-                .await?;
-            read += scanned.max(1);
-            for item in items {
-                let event_id = parse_key(&item)?.event;
-                deliveries.push(DeliverySummary {
-                    event_id: event_id.clone(),
-                    row: from_item(item)?,
-                });
+            let page = self.query_page(&query, cursor, limit).await?;
+            items_read += usize::try_from(page.scanned_count).unwrap_or(0).max(1);
+            for item in page.items.unwrap_or_default() {
+                let delivery = parse_summary(item)?;
+                let event_id = delivery.event_id.clone();
+                deliveries.push(delivery);
                 if deliveries.len() == filter.limit {
                     return Ok(DeliveryPage {
                         deliveries,
@@ -158,92 +185,103 @@ impl DeliveryLog<'_> {
                     });
                 }
             }
-            after = next;
-            if after.is_none() {
+            cursor = match page.last_evaluated_key {
+                Some(key) => Some(parse_key(&key)?.event),
+                None => None,
+            };
+            if cursor.is_none() {
                 break;
             }
         }
         Ok(DeliveryPage {
             deliveries,
-            next: after,
+            next: cursor,
         })
     }
 
     async fn query_page(
         self,
-        account: &AccountId,
-        webhook: WebhookId,
-        filter: &DeliveryFilter,
-        indexed: Option<DeliveryStatus>,
-        after: Option<EventId>,
-        at_most: usize,
-    ) -> Result<(Vec<Item>, usize, Option<EventId>)> {
-        let text = |text: &str| AttributeValue::S(text.to_owned());
-        let partition = key_schema::deliveries(account, webhook);
-        let mut start = after.map(|event| {
-            let key = key_schema::PrimaryKey {
-                pk: partition.clone(),
-                sk: event.as_str().to_owned(),
-            };
-            key.into_item()
-        });
-        let names: Vec<_> = [key_schema::PK, key_schema::SK]
-            .iter()
-            .chain(&SUMMARY_ATTRIBUTES)
-            .map(|name| format!("#{name}"))
-            .collect();
-        let mut query = self
-            .store
-            .client
+        query: &LogQuery<'_>,
+        cursor: Option<EventId>,
+        limit: usize,
+    ) -> Result<QueryOutput> {
+        let request = self
+            .table
             .query()
-            .table_name(&self.store.tables.deliveries)
             .scan_index_forward(false)
-            .limit(i32::try_from(at_most).unwrap_or(i32::MAX))
-            .projection_expression(names.join(", "));
-        for name in [key_schema::PK, key_schema::SK]
-            .iter()
-            .chain(&SUMMARY_ATTRIBUTES)
-        {
-            query = query.expression_attribute_names(format!("#{name}"), *name);
-        }
-        if let Some(status) = indexed {
-            let state_key = key_schema::state_index_key(account, webhook, status.as_str());
-            if let Some(start) = &mut start {
-                start.insert(STATE_KEY.to_owned(), text(&state_key));
-            }
-            query = query
-                .index_name(STATE_INDEX)
-                .key_condition_expression("state_key = :partition")
-                .expression_attribute_values(":partition", text(&state_key));
-        } else {
-            query = query
-                .consistent_read(true)
-                .key_condition_expression("#PK = :partition")
-                .expression_attribute_values(":partition", text(&partition));
-        }
-        let mut conditions = Vec::new();
-        if let Some(status) = filter.status.filter(|_| indexed.is_none()) {
-            conditions.push("#status = :status");
-            query = query.expression_attribute_values(":status", text(status.as_str()));
-        }
-        if let Some(event) = filter.event {
-            conditions.push("#event = :event");
-            query = query.expression_attribute_values(":event", text(event.as_str()));
-        }
-        if !conditions.is_empty() {
-            query = query.filter_expression(conditions.join(" AND "));
-        }
-        let page = query.set_exclusive_start_key(start).send().await?;
-        let next = page
-            .last_evaluated_key
-            .as_ref()
-            .map(parse_key)
-            .transpose()?
-            .map(|key| key.event);
-        Ok((
-            page.items.unwrap_or_default(),
-            usize::try_from(page.scanned_count).unwrap_or(0),
-            next,
-        ))
+            .limit(i32::try_from(limit).unwrap_or(i32::MAX));
+        let request = project_summary(request);
+        let request = select_partition(request, query, cursor);
+        let request = filter_items(request, query);
+        Ok(request.send().await?)
     }
+}
+
+fn parse_summary(item: Item) -> Result<DeliverySummary> {
+    Ok(DeliverySummary {
+        event_id: parse_key(&item)?.event,
+        row: from_item(item)?,
+    })
+}
+
+/// Reads only the attributes of a summary.
+fn project_summary(mut request: QueryFluentBuilder) -> QueryFluentBuilder {
+    let mut projection = Vec::new();
+    for name in [key_schema::PK, key_schema::SK]
+        .into_iter()
+        .chain(SUMMARY_ATTRIBUTES)
+    {
+        let placeholder = format!("#{name}");
+        request = request.expression_attribute_names(placeholder.clone(), name);
+        projection.push(placeholder);
+    }
+    request.projection_expression(projection.join(", "))
+}
+
+/// Reads the webhook's partition of the table or of the state index, from the delivery after the cursor on.
+fn select_partition(
+    request: QueryFluentBuilder,
+    query: &LogQuery<'_>,
+    cursor: Option<EventId>,
+) -> QueryFluentBuilder {
+    let partition = key_schema::deliveries(query.account, query.webhook);
+    let mut start_key = cursor.map(|event| {
+        let key = PrimaryKey {
+            pk: partition.clone(),
+            sk: event.as_str().to_owned(),
+        };
+        key.into_item()
+    });
+    let Some(status) = query.index_status else {
+        return request
+            .consistent_read(true)
+            .key_condition_expression("#PK = :partition")
+            .expression_attribute_values(":partition", attr_s(&partition))
+            .set_exclusive_start_key(start_key);
+    };
+    let state_key = key_schema::state_index_key(query.account, query.webhook, status.as_str());
+    if let Some(start_key) = &mut start_key {
+        start_key.insert(STATE_KEY.to_owned(), attr_s(&state_key));
+    }
+    request
+        .index_name(STATE_INDEX)
+        .key_condition_expression("state_key = :partition")
+        .expression_attribute_values(":partition", attr_s(&state_key))
+        .set_exclusive_start_key(start_key)
+}
+
+fn filter_items(mut request: QueryFluentBuilder, query: &LogQuery<'_>) -> QueryFluentBuilder {
+    let mut conditions = Vec::new();
+    if let Some(status) = query.filter_status {
+        conditions.push("#status = :status");
+        request = request.expression_attribute_values(":status", attr_s(status.as_str()));
+    }
+    if let Some(event) = query.filter_event {
+        conditions.push("#event = :event");
+        request = request.expression_attribute_values(":event", attr_s(event.as_str()));
+    }
+    if conditions.is_empty() {
+        return request;
+    }
+    request.filter_expression(conditions.join(" AND "))
 }

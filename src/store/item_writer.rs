@@ -1,19 +1,21 @@
-//! An item as it is written where every microsecond counts: borrowed from what it says, and written as DynamoDB's JSON at once. The
-//! SDK's items are maps of owned text, which a dispatcher would fill, read once and drop again for every delivery.
+//! An item that borrows its texts and is serialized as DynamoDB's JSON in one pass.
+//!
+//! The dispatcher writes an item per delivery. The SDK's items are maps of owned strings, which would be built and dropped for
+//! each of them.
 
 use std::borrow::Cow;
 
 use aws_sdk_dynamodb::types::AttributeValue;
 use serde::{Serialize, Serializer};
 
-use super::Item;
+use super::item::Item;
 
-/// The attributes of an item, each name once.
-pub(super) struct BorrowedItem<'a>(Vec<(&'static str, Value<'a>)>);
+/// The attributes of an item. Each name must be added once.
+pub(super) struct BorrowedItem<'a>(Vec<(&'static str, BorrowedValue<'a>)>);
 
-/// What an attribute holds. As JSON it names its type, as DynamoDB's `AttributeValue` does.
+/// The value of an attribute. As JSON it names its type, like DynamoDB's `AttributeValue`.
 #[derive(Serialize)]
-enum Value<'a> {
+enum BorrowedValue<'a> {
     #[serde(rename = "S")]
     Text(Cow<'a, str>),
     #[serde(rename = "N", serialize_with = "serialize_number")]
@@ -21,17 +23,18 @@ enum Value<'a> {
 }
 
 impl<'a> BorrowedItem<'a> {
-    /// None yet, and room for so many.
     pub(super) fn with_capacity(capacity: usize) -> Self {
         Self(Vec::with_capacity(capacity))
     }
 
+    /// Adds an attribute of type `S`.
     pub(super) fn text(&mut self, name: &'static str, text: impl Into<Cow<'a, str>>) {
-        self.0.push((name, Value::Text(text.into())));
+        self.0.push((name, BorrowedValue::Text(text.into())));
     }
 
+    /// Adds an attribute of type `N`.
     pub(super) fn number(&mut self, name: &'static str, number: impl Into<i64>) {
-        self.0.push((name, Value::Number(number.into())));
+        self.0.push((name, BorrowedValue::Number(number.into())));
     }
 }
 
@@ -50,14 +53,19 @@ fn serialize_number<S: Serializer>(number: &i64, serializer: S) -> Result<S::Ok,
 }
 
 impl From<BorrowedItem<'_>> for Item {
-    fn from(BorrowedItem(attributes): BorrowedItem<'_>) -> Self {
-        let value = |value| match value {
-            Value::Text(text) => AttributeValue::S(text.into_owned()),
-            Value::Number(number) => AttributeValue::N(number.to_string()),
-        };
+    fn from(item: BorrowedItem<'_>) -> Self {
+        let attributes = item.0.into_iter();
         attributes
-            .into_iter()
-            .map(|(name, held)| (name.to_owned(), value(held)))
+            .map(|(name, value)| (name.to_owned(), value.into()))
             .collect()
+    }
+}
+
+impl From<BorrowedValue<'_>> for AttributeValue {
+    fn from(value: BorrowedValue<'_>) -> Self {
+        match value {
+            BorrowedValue::Text(text) => Self::S(text.into_owned()),
+            BorrowedValue::Number(number) => Self::N(number.to_string()),
+        }
     }
 }

@@ -1,9 +1,10 @@
-//! Every key string of the tables, made and parsed here alone.
+//! The keys of all items. No other file formats or parses a key.
+
+use std::collections::HashMap;
 
 use aws_sdk_dynamodb::types::AttributeValue;
 use sha2::{Digest, Sha256};
 
-use super::Item;
 use nano_webhooks_core::{
     account_id::AccountId, delivery::DeliveryKey, event::EventId, replay::ReplayId,
     timestamp::Timestamp, webhook::WebhookId,
@@ -14,11 +15,15 @@ pub const PK: &str = "PK";
 /// The sort key's attribute in both tables.
 pub const SK: &str = "SK";
 
-/// What the sort keys of an account's webhooks begin with.
+/// The prefix of the sort keys of an account's webhooks.
 pub const WEBHOOK_PREFIX: &str = "WEBHOOK#";
-/// What the sort keys of an account's API keys begin with.
+/// The prefix of the sort keys of an account's API keys.
 pub const API_KEY_PREFIX: &str = "KEY#";
-/// The sort key of items that are alone in their partition.
+/// How many digits ids have in keys.
+const ID_DIGITS: usize = 10;
+/// The most bytes of a sort key.
+const MAX_SORT_KEY: usize = 1024;
+/// The sort key of an item that is alone in its partition.
 const SINGLETON_SK: &str = "-";
 
 /// A primary key.
@@ -35,9 +40,9 @@ impl PrimaryKey {
         Self { pk, sk: sk.into() }
     }
 
-    /// As the attributes of an item.
-    pub fn into_item(self) -> Item {
-        Item::from([
+    /// An item with only this key.
+    pub fn into_item(self) -> HashMap<String, AttributeValue> {
+        HashMap::from([
             (PK.to_owned(), AttributeValue::S(self.pk)),
             (SK.to_owned(), AttributeValue::S(self.sk)),
         ])
@@ -45,60 +50,69 @@ impl PrimaryKey {
 }
 
 /// The partition of an account.
-pub fn account(account: &AccountId) -> String {
+pub fn account_partition(account: &AccountId) -> String {
     format!("ACCOUNT#{account}")
 }
 
-/// The account whose partition this is.
+/// The account of a partition.
 pub fn parse_account(pk: &str) -> Option<AccountId> {
     AccountId::parse(pk.strip_prefix("ACCOUNT#")?).ok()
 }
 
-/// The item with an account's last webhook id and number of webhooks.
-pub fn account_counters(of: &AccountId) -> PrimaryKey {
-    PrimaryKey::new(account(of), "META")
+/// An account's last webhook id and number of webhooks.
+pub fn account_counters(account: &AccountId) -> PrimaryKey {
+    PrimaryKey::new(account_partition(account), "META")
 }
 
-/// A webhook; ids have ten digits, so that they sort by number.
-pub fn webhook(of: &AccountId, id: WebhookId) -> PrimaryKey {
-    PrimaryKey::new(account(of), format!("{WEBHOOK_PREFIX}{:010}", id.get()))
+/// A webhook. Its id has ten digits in the key, so keys sort by id.
+pub fn webhook(account: &AccountId, id: WebhookId) -> PrimaryKey {
+    PrimaryKey::new(
+        account_partition(account),
+        format!("{WEBHOOK_PREFIX}{:0ID_DIGITS$}", id.get()),
+    )
 }
 
-/// The health of a webhook's endpoint: right behind the webhook, so that one query reads both.
-pub fn health(of: &AccountId, id: WebhookId) -> PrimaryKey {
-    let PrimaryKey { pk, sk } = webhook(of, id);
+/// The health of a webhook's endpoint. It sorts directly after the webhook, so one query reads both.
+pub fn health(account: &AccountId, id: WebhookId) -> PrimaryKey {
+    let PrimaryKey { pk, sk } = webhook(account, id);
     PrimaryKey {
         pk,
         sk: format!("{sk}#HEALTH"),
     }
 }
 
-/// The webhook that a sort key names; `None` if it names something else.
+/// The webhook of a sort key; `None` if the item is not a webhook.
 pub fn parse_webhook(sk: &str) -> Option<WebhookId> {
     let digits = sk.strip_prefix(WEBHOOK_PREFIX)?;
-    WebhookId::new(digits.parse().ok()?).filter(|_| digits.len() == 10)
+    if digits.len() != ID_DIGITS {
+        return None;
+    }
+    WebhookId::new(digits.parse().ok()?)
 }
 
-/// The counter of an account's requests on a day.
-pub fn rate(of: &AccountId, day: &str) -> PrimaryKey {
-    PrimaryKey::new(account(of), format!("RATE#{day}"))
+/// The request counters of an account on a day.
+pub fn rate(account: &AccountId, day: &str) -> PrimaryKey {
+    PrimaryKey::new(account_partition(account), format!("RATE#{day}"))
 }
 
-/// An API key in its account's list; `prefix` is the part that may be shown.
-pub fn api_key_listing(of: &AccountId, prefix: &str) -> PrimaryKey {
-    PrimaryKey::new(account(of), format!("{API_KEY_PREFIX}{prefix}"))
+/// An API key in its account's list. `prefix` is the part that may be shown.
+pub fn api_key_listing(account: &AccountId, prefix: &str) -> PrimaryKey {
+    PrimaryKey::new(
+        account_partition(account),
+        format!("{API_KEY_PREFIX}{prefix}"),
+    )
 }
 
-/// An API key by the hash that a request gives.
+/// An API key by its hash.
 pub fn api_key(sha256: &[u8; 32]) -> PrimaryKey {
     PrimaryKey::new(format!("KEY#{}", hex::encode(sha256)), SINGLETON_SK)
 }
 
-/// The record of an `Idempotency-Key`. The caller's key is hashed, so that it has a fixed length and cannot look like
-/// another account's.
-pub fn idempotency(of: &AccountId, key: &str) -> PrimaryKey {
+/// The record of an `Idempotency-Key`. The caller's key is hashed, so its length is fixed and it cannot imitate the key of
+/// another account.
+pub fn idempotency(account: &AccountId, key: &str) -> PrimaryKey {
     PrimaryKey::new(
-        format!("IDEMPOTENCY#{of}#{}", hex::encode(Sha256::digest(key))),
+        format!("IDEMPOTENCY#{account}#{}", hex::encode(Sha256::digest(key))),
         SINGLETON_SK,
     )
 }
@@ -106,76 +120,80 @@ pub fn idempotency(of: &AccountId, key: &str) -> PrimaryKey {
 /// The partition of the data keys.
 pub const DATA_KEYS: &str = "DATAKEY";
 
-/// A data key, wrapped; versions have ten digits, so that they sort by number.
+/// A wrapped data key. Its version has ten digits in the key, so keys sort by version.
 pub fn data_key(version: u32) -> PrimaryKey {
-    PrimaryKey::new(DATA_KEYS.to_owned(), format!("{version:010}"))
+    PrimaryKey::new(DATA_KEYS.to_owned(), format!("{version:0ID_DIGITS$}"))
 }
 
-/// The version of the data key that a sort key names.
+/// The version of a data key.
 pub fn parse_data_key(sk: &str) -> Option<u32> {
-    sk.parse().ok().filter(|_| sk.len() == 10)
+    if sk.len() != ID_DIGITS {
+        return None;
+    }
+    sk.parse().ok()
 }
 
-/// A record that could not be understood; one partition a day. `stream` and `sequence_number` name the record; names that no
-/// stream gives, and that are longer than a sort key may be (1,024 bytes), are hashed.
+/// A poison record, in the partition of the day on which it was stored. `stream` and `sequence_number` identify it. Names that
+/// exceed the 1,024 bytes of a sort key, which no stream produces, are hashed.
 pub fn poison(day: &str, stream: &str, sequence_number: &str) -> PrimaryKey {
-    let name = format!("{sequence_number}#{stream}");
-    let name = if name.len() > 1024 {
-        hex::encode(Sha256::digest(name))
-    } else {
-        name
-    };
+    let mut name = format!("{sequence_number}#{stream}");
+    if name.len() > MAX_SORT_KEY {
+        name = hex::encode(Sha256::digest(name));
+    }
     PrimaryKey::new(format!("POISON#{day}"), name)
 }
 
-/// The day and the number in its stream of the record that a primary key names. An ARN holds no `#`; of a name that was hashed
-/// the hash is all there is.
+/// The day and the sequence number of a poison record. An ARN contains no `#`. For a hashed name, the hash is returned.
 pub fn parse_poison(primary: &PrimaryKey) -> (&str, &str) {
-    let day = primary.pk.split_once('#').map_or("", |(_, day)| day);
-    (
-        day,
-        primary
-            .sk
-            .rsplit_once('#')
-            .map_or(&primary.sk, |(number, _)| number),
-    )
+    let day = match primary.pk.split_once('#') {
+        Some((_, day)) => day,
+        None => "",
+    };
+    let number = match primary.sk.rsplit_once('#') {
+        Some((number, _)) => number,
+        None => &primary.sk,
+    };
+    (day, number)
 }
 
-/// The position of a reader of a stream's shard.
+/// The checkpoint of a stream's shard.
 pub fn checkpoint(stream: &str, shard: &str) -> PrimaryKey {
     PrimaryKey::new(format!("CHECKPOINT#{stream}"), shard)
 }
 
 /// The partition of a webhook's deliveries.
-pub fn deliveries(of: &AccountId, id: WebhookId) -> String {
-    format!("{of}#{id}")
+pub fn deliveries(account: &AccountId, id: WebhookId) -> String {
+    format!("{account}#{id}")
 }
 
-/// The webhook whose deliveries a partition holds. An account's name may hold a `#`; a webhook's id cannot.
+/// The webhook of a partition of deliveries. An account id may contain `#`; a webhook id cannot.
 pub fn parse_deliveries(pk: &str) -> Option<(AccountId, WebhookId)> {
     let (account, webhook) = pk.rsplit_once('#')?;
     Some((AccountId::parse(account).ok()?, WebhookId::parse(webhook)?))
 }
 
-/// The partition of webhooks whose parked deliveries are being made due.
+/// The partition of webhooks that are resuming.
 pub const PENDING_RESUMES: &str = "RESUME";
 
-/// A webhook that was enabled again and may still have parked deliveries.
-pub fn pending_resume(of: &AccountId, id: WebhookId) -> PrimaryKey {
-    PrimaryKey::new(PENDING_RESUMES.to_owned(), deliveries(of, id))
+/// The marker of a webhook that was enabled again and may have paused deliveries.
+pub fn pending_resume(account: &AccountId, id: WebhookId) -> PrimaryKey {
+    PrimaryKey::new(PENDING_RESUMES.to_owned(), deliveries(account, id))
 }
 
-/// A replay of a webhook's deliveries.
-pub fn replay(of: &AccountId, id: WebhookId, replay: &ReplayId) -> PrimaryKey {
-    PrimaryKey::new(account(of), format!("REPLAY#{:010}#{replay}", id.get()))
+/// A replay.
+pub fn replay(account: &AccountId, id: WebhookId, replay: &ReplayId) -> PrimaryKey {
+    PrimaryKey::new(
+        account_partition(account),
+        format!("REPLAY#{:0ID_DIGITS$}#{replay}", id.get()),
+    )
 }
 
-/// The partition of webhooks of which a replay goes on.
+/// The partition of webhooks with an active replay.
 pub const ACTIVE_REPLAYS: &str = "REPLAY";
 
-/// A webhook of which a replay goes on: one at a time.
-pub fn active_replay(of: &AccountId, id: WebhookId) -> PrimaryKey {
-    PrimaryKey::new(ACTIVE_REPLAYS.to_owned(), deliveries(of, id))
+/// The marker of a webhook's active replay. A webhook has one at a time.
+pub fn active_replay(account: &AccountId, id: WebhookId) -> PrimaryKey {
+    PrimaryKey::new(ACTIVE_REPLAYS.to_owned(), deliveries(account, id))
 }
 
 /// A delivery.
@@ -183,7 +201,7 @@ pub fn delivery(key: &DeliveryKey) -> PrimaryKey {
     PrimaryKey::new(deliveries(&key.account, key.webhook), key.event.as_str())
 }
 
-/// The delivery that a primary key names.
+/// The delivery of a primary key.
 pub fn parse_delivery(primary: &PrimaryKey) -> Option<DeliveryKey> {
     let (account, webhook) = parse_deliveries(&primary.pk)?;
     Some(DeliveryKey {
@@ -193,41 +211,43 @@ pub fn parse_delivery(primary: &PrimaryKey) -> Option<DeliveryKey> {
     })
 }
 
-/// The partition of the listing index: one webhook's deliveries in one state.
-pub fn state_index_key(of: &AccountId, id: WebhookId, state: &str) -> String {
-    format!("{}#{state}", deliveries(of, id))
+/// The partition of the state index: a webhook's deliveries in a state.
+pub fn state_index_key(account: &AccountId, id: WebhookId, state: &str) -> String {
+    format!("{}#{state}", deliveries(account, id))
 }
 
-/// The partition of the due index that a delivery lies in.
+/// The shard of the due index that contains a delivery.
 pub fn due_shard(event: &EventId) -> String {
     due_shard_name(Sha256::digest(event.as_str())[0] % DUE_SHARDS)
 }
 
-/// A partition of the due index.
+/// The name of a shard of the due index.
 pub fn due_shard_name(shard: u8) -> String {
     format!("{shard:02}")
 }
 
-/// How many partitions the due index has, so that no single one takes all of its writes.
+/// How many shards the due index has, so that its writes are spread over several partitions.
 pub const DUE_SHARDS: u8 = 16;
 
-/// The day of an instant in UTC, as keys have it: `2024-12-23`.
+/// The UTC day of a time, as keys contain it: `2024-12-23`.
 pub fn utc_day(at: Timestamp) -> String {
     at.to_rfc3339()[..10].to_owned()
 }
 
-/// A day as keys have it, if `text` is one.
+/// Checks a day, as keys contain it.
 pub fn parse_utc_day(text: &str) -> Option<String> {
-    let begin = Timestamp::parse_rfc3339(&format!("{text}T00:00:00Z"))?;
-    Some(utc_day(begin)).filter(|day| day == text)
+    let midnight = Timestamp::parse_rfc3339(&format!("{text}T00:00:00Z"))?;
+    let day = utc_day(midnight);
+    if day == text { Some(day) } else { None }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    /// An account id may contain the separator.
     #[test]
-    fn a_delivery_is_found_again_from_its_key_even_if_the_account_holds_the_separator() {
+    fn delivery_key_round_trips() {
         for name in ["acme", "a#b", "a#1#2", "#"] {
             let key = DeliveryKey {
                 account: AccountId::parse(name).unwrap(),
@@ -239,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn webhooks_sort_by_number_and_their_companions_are_not_webhooks() {
+    fn webhook_keys_sort_by_number() {
         let acme = AccountId::parse("acme").unwrap();
         let sk = |n| webhook(&acme, WebhookId::new(n).unwrap()).sk;
         assert!(sk(9) < sk(10) && sk(10) < sk(9_999_999_999));
@@ -249,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn a_kept_record_is_named_by_its_day_and_number_also_where_its_name_was_hashed() {
+    fn poison_key_names_day_and_number() {
         let arn =
             "arn:aws:dynamodb:eu-west-1:123456789012:table/jobs/stream/2024-12-23T00:00:00.000";
         assert_eq!(
@@ -265,7 +285,7 @@ mod tests {
     }
 
     #[test]
-    fn a_day_is_a_date_and_nothing_else() {
+    fn utc_day_is_only_a_date() {
         assert_eq!(parse_utc_day("2024-02-29").as_deref(), Some("2024-02-29"));
         for wrong in [
             "",
@@ -280,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn account_cannot_reach_others_idempotency_record() {
+    fn idempotency_keys_of_accounts_differ() {
         let key = |account: &str, key| idempotency(&AccountId::parse(account).unwrap(), key);
         assert_ne!(key("a", "b#c"), key("a#b", "c"));
     }

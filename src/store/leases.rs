@@ -1,7 +1,7 @@
-//! Deliveries on their way: claimed for an attempt, settled, put off, parked, cancelled, and found when they are due.
+//! Changes of pending deliveries: an attempt under a lease, and everything that happens to a delivery between attempts.
 //!
-//! Every change is conditional on the number of attempts that it was decided on, so that a message that is late or comes
-//! twice changes nothing, and a result is written by the one who holds the claim alone.
+//! Every change has a condition on the number of attempts or on the lease. So a late or repeated message changes nothing, and
+//! only the worker that holds the lease writes a result.
 
 use std::time::Duration;
 
@@ -15,11 +15,14 @@ use aws_sdk_dynamodb::{
 use serde::Deserialize;
 
 use super::{
-    Result, Store, attr_n, attr_s, corrupt_item,
-    deliveries::{DeliveryRow, to_delivery_item},
-    delivery_log::{DeliveryFilter, DeliveryStatus},
-    from_item, into_condition_result, key_schema,
-    replays::ReplayKey,
+    deliveries::Deliveries,
+    delivery_log::{DeliveryFilter, DeliveryLog, DeliveryStatus},
+    delivery_row::{DeliveryRow, to_delivery_item},
+    error::{Error, Result},
+    item::{attr_n, attr_s, from_item, from_optional_item},
+    key_schema,
+    replay_record::{ReplayKey, ReplayRecords},
+    table_client::{TableClient, TransactOutcome, WriteOutcome},
     tables::SWEEP_AT,
 };
 use crate::concurrency;
@@ -30,31 +33,37 @@ use nano_webhooks_core::{
     webhook::WebhookId,
 };
 
-/// How many pending deliveries are cancelled with the webhook's deletion, so that it is answered in time.
+/// How many pending deliveries are cancelled in the request that deletes their webhook.
 const IMMEDIATE_CANCEL_LIMIT: usize = 200;
-/// How many of them at the same time.
+/// How many of them are cancelled at the same time.
 const CONCURRENT_CANCELS: usize = 32;
-/// A delivery that is claimed for an attempt until then.
+
+/// The condition that no worker holds a lease.
+const NOT_IN_FLIGHT: &str = "(attribute_not_exists(leased_until) OR leased_until <= :now)";
+/// The condition that no manual retry is requested.
+const NO_MANUAL_RETRY: &str = "attribute_not_exists(resume_status)";
+
+/// The right to attempt a delivery until a time.
 #[derive(Debug)]
 pub struct Lease {
-    /// The delivery, as it was claimed.
+    /// The delivery when the lease was acquired.
     pub delivery: Delivery,
     until: Timestamp,
 }
 
-/// What became of an effort to claim.
+/// The result of a request for a lease.
 #[derive(Debug)]
 pub enum ClaimOutcome {
-    /// It is ours.
+    /// The caller holds the lease.
     Acquired(Box<Lease>),
-    /// It is due later.
+    /// The delivery is due at this time.
     NotDue(Timestamp),
-    /// It was settled, is in flight, or has been attempted since: there is nothing to do.
+    /// The delivery was attempted meanwhile, is in flight, or is no longer pending.
     Stale,
 }
 
-/// What a refused condition tells of the delivery.
-#[derive(Deserialize)]
+/// The attributes that explain why a claim was refused.
+#[derive(Debug, Deserialize)]
 struct CurrentState {
     status: String,
     attempt_count: u32,
@@ -64,34 +73,53 @@ struct CurrentState {
     leased_until: Option<Timestamp>,
 }
 
-/// The condition that no worker is at a delivery.
-const NOT_IN_FLIGHT: &str = "(attribute_not_exists(leased_until) OR leased_until <= :now)";
-
-/// The condition that no attempt was asked for out of turn.
-const NO_MANUAL_RETRY: &str = "attribute_not_exists(resume_status)";
-
-/// The condition that a delivery is pending after so many attempts and not in flight.
-fn pending_condition() -> String {
-    format!("#status = :pending AND attempt_count = :count AND {NOT_IN_FLIGHT}")
+impl CurrentState {
+    /// Why a claim for the attempt after `attempt_count` others was refused.
+    fn explain_refusal(&self, attempt_count: u32, now: Timestamp) -> ClaimOutcome {
+        let is_leased = match self.leased_until {
+            Some(until) => until > now,
+            None => false,
+        };
+        match self.next_attempt_at {
+            Some(due_at)
+                if self.status == "pending"
+                    && self.attempt_count == attempt_count
+                    && !is_leased =>
+            {
+                ClaimOutcome::NotDue(due_at)
+            }
+            _ => ClaimOutcome::Stale,
+        }
+    }
 }
 
-/// See [`Store::leases`].
+/// See [`Store::leases`](super::Store::leases).
 #[derive(Clone, Copy, Debug)]
 pub struct Leases<'a> {
-    store: &'a Store,
+    table: &'a TableClient,
+    replays: ReplayRecords<'a>,
+    deliveries: Deliveries<'a>,
+    log: DeliveryLog<'a>,
 }
 
 impl<'a> Leases<'a> {
-    pub(super) const fn new(store: &'a Store) -> Self {
-        Self { store }
+    pub(super) const fn new(
+        deliveries_table: &'a TableClient,
+        webhooks_table: &'a TableClient,
+        deliveries: Deliveries<'a>,
+        log: DeliveryLog<'a>,
+    ) -> Self {
+        Self {
+            table: deliveries_table,
+            replays: ReplayRecords::new(webhooks_table),
+            deliveries,
+            log,
+        }
     }
 }
 
 impl Leases<'_> {
-    /// Claims a delivery for the attempt after `attempt_count` others, if it is due.
-    ///
-    /// # Errors
-    /// If DynamoDB does not answer, or holds an item that breaks the rules.
+    /// Acquires the lease of a delivery for the attempt after `attempt_count` others, if it is due.
     pub async fn claim(
         self,
         key: &DeliveryKey,
@@ -99,231 +127,178 @@ impl Leases<'_> {
         now: Timestamp,
     ) -> Result<ClaimOutcome> {
         let until = now + lease::LEASE_DURATION;
-        let claim = self
-            .update_builder(key)
+        let response = self
+            .update_pending(key, attempt_count, now)
             .update_expression("SET leased_until = :until, sweep_at = :until")
-            .condition_expression(format!(
-                "{} AND next_attempt_at <= :now",
-                pending_condition()
-            ))
-            .expression_attribute_values(":count", attr_n(attempt_count.into()))
-            .expression_attribute_values(":now", attr_n(now.as_unix_millis()))
+            .condition_expression(due_condition())
             .expression_attribute_values(":until", attr_n(until.as_unix_millis()))
-            .expression_attribute_values(":pending", attr_s("pending"))
             .return_values(ReturnValue::AllNew)
-            .return_values_on_condition_check_failure(ReturnValuesOnConditionCheckFailure::AllOld);
-        let refusal = match claim.send().await {
-            Ok(claimed) => {
-                let item = claimed.attributes.ok_or_else(|| corrupt_item("answer"))?;
+            .return_values_on_condition_check_failure(ReturnValuesOnConditionCheckFailure::AllOld)
+            .send()
+            .await;
+        let error = match response {
+            Ok(output) => {
+                let item = output
+                    .attributes
+                    .ok_or_else(|| Error::corrupt_item("list of updated attributes"))?;
                 let delivery = from_item::<DeliveryRow>(item)?.into_delivery()?;
                 return Ok(ClaimOutcome::Acquired(Box::new(Lease { delivery, until })));
             }
-            Err(error) => match error.as_service_error() {
-                Some(UpdateItemError::ConditionalCheckFailedException(refusal)) => {
-                    refusal.item.clone()
-                }
-                _ => return Err(error.into()),
-            },
+            Err(error) => error,
         };
-        // Refused: the item as it is tells why, if there is one.
-        let current = refusal.map(from_item::<CurrentState>).transpose()?;
-        let waiting = current.filter(|current| {
-            current.status == "pending"
-                && current.attempt_count == attempt_count
-                && current.leased_until.is_none_or(|until| until <= now)
-        });
-        Ok(waiting
-            .and_then(|current| current.next_attempt_at)
-            .map_or(ClaimOutcome::Stale, ClaimOutcome::NotDue))
+        let Some(UpdateItemError::ConditionalCheckFailedException(failure)) =
+            error.as_service_error()
+        else {
+            return Err(error.into());
+        };
+        let current: Option<CurrentState> = from_optional_item(failure.item.clone())?;
+        match current {
+            Some(current) => Ok(current.explain_refusal(attempt_count, now)),
+            None => Ok(ClaimOutcome::Stale),
+        }
     }
 
-    /// Writes what came of a claimed attempt; `false` if the claim had run out and the delivery went on without it. An attempt
-    /// that a replay asked for is counted with it.
-    ///
-    /// # Errors
-    /// If DynamoDB does not answer.
+    /// Writes the result of an attempt and ends the lease. The condition fails if the lease has expired and the delivery has
+    /// changed since. A replay that requested the attempt counts it.
     pub async fn complete(
         self,
-        claim: &Lease,
+        lease: &Lease,
         delivery: &Delivery,
         now: Timestamp,
         retention: Duration,
-    ) -> Result<bool> {
-        let put = completion_put(claim, delivery, now, retention);
-        let attempted = delivery.attempt_count > claim.delivery.attempt_count;
-        match &claim.delivery.replay {
-            Some(replay) if attempted => {
-                self.put_and_count_replay(put, self.store.replays().count_result(delivery, replay))
-                    .await
-            }
-            Some(replay) => {
-                self.put_and_count_replay(put, self.store.replays().uncount_sent(delivery, replay))
-                    .await
-            }
-            None => self.put_if(put).await,
+    ) -> Result<WriteOutcome> {
+        let put = completion_put(lease, delivery, now, retention);
+        let Some(replay) = &lease.delivery.replay else {
+            return self.table.put_if(put).await;
+        };
+        let was_attempted = delivery.attempt_count > lease.delivery.attempt_count;
+        let count = if was_attempted {
+            self.replays.count_result(delivery, replay)
+        } else {
+            self.replays.uncount_sent(&delivery.key, replay)
+        };
+        self.put_and_count_replay(put, count).await
+    }
+
+    /// Writes a delivery and counts it for its replay. If the replay no longer exists, the delivery is written alone.
+    async fn put_and_count_replay(
+        self,
+        put: PutBuilder,
+        count: TransactWriteItem,
+    ) -> Result<WriteOutcome> {
+        let writes = vec![self.table.transact_put(put.clone()), count];
+        match self.table.transact_write(writes).await? {
+            TransactOutcome::Applied => Ok(WriteOutcome::Applied),
+            TransactOutcome::ConditionFailed { index: 0 } => Ok(WriteOutcome::ConditionFailed),
+            TransactOutcome::ConditionFailed { .. } => self.table.put_if(put).await,
         }
     }
 
-    /// Writes a delivery if the condition holds.
-    async fn put_if(self, put: PutBuilder) -> Result<bool> {
-        let put = put
-            .table_name(&self.store.tables.deliveries)
-            .build()
-            .expect("every required part is set");
-        let request = self
-            .store
-            .client
-            .put_item()
-            .table_name(put.table_name)
-            .set_item(Some(put.item));
-        let request = request.set_condition_expression(put.condition_expression);
-        let request = request.set_expression_attribute_names(put.expression_attribute_names);
-        into_condition_result(
-            request
-                .set_expression_attribute_values(put.expression_attribute_values)
-                .send()
-                .await,
-        )
-    }
-
-    /// The same as a part of a transaction.
-    fn transact_put(self, put: PutBuilder) -> TransactWriteItem {
-        let put = put
-            .table_name(&self.store.tables.deliveries)
-            .build()
-            .expect("every required part is set");
-        TransactWriteItem::builder().put(put).build()
-    }
-
-    /// Writes a delivery if the condition holds, and counts it with its replay, if anything is left of that.
-    async fn put_and_count_replay(self, put: PutBuilder, count: TransactWriteItem) -> Result<bool> {
-        match self
-            .store
-            .transact_all(vec![self.transact_put(put.clone()), count])
-            .await?
-        {
-            Ok(()) => Ok(true),
-            Err(0) => Ok(false),
-            Err(_) => self.put_if(put).await,
-        }
-    }
-
-    /// Makes a delivery that is due wait until `due`, without using an attempt; `false` if it is not due.
-    ///
-    /// # Errors
-    /// If DynamoDB does not answer.
+    /// Postpones a due delivery until `due_at`, without using an attempt. The condition fails if it is not due.
     pub async fn defer(
         self,
         key: &DeliveryKey,
         attempt_count: u32,
-        due: Timestamp,
+        due_at: Timestamp,
         now: Timestamp,
-    ) -> Result<bool> {
-        let update = self
-            .update_builder(key)
+    ) -> Result<WriteOutcome> {
+        let sweep_at = lease::sweep_at(due_at, now);
+        let response = self
+            .update_pending(key, attempt_count, now)
             .update_expression("SET next_attempt_at = :due, sweep_at = :sweep")
-            .condition_expression(format!(
-                "{} AND next_attempt_at <= :now",
-                pending_condition()
-            ))
-            .expression_attribute_values(":count", attr_n(attempt_count.into()))
-            .expression_attribute_values(":now", attr_n(now.as_unix_millis()))
-            .expression_attribute_values(":due", attr_n(due.as_unix_millis()))
-            .expression_attribute_values(
-                ":sweep",
-                attr_n(lease::sweep_at(due, now).as_unix_millis()),
-            )
-            .expression_attribute_values(":pending", attr_s("pending"));
-        into_condition_result(update.send().await)
+            .condition_expression(due_condition())
+            .expression_attribute_values(":due", attr_n(due_at.as_unix_millis()))
+            .expression_attribute_values(":sweep", attr_n(sweep_at.as_unix_millis()))
+            .send()
+            .await;
+        WriteOutcome::from_response(response)
     }
 
-    /// Parks a waiting delivery: it stays pending and is no longer due. What a person or a replay asked for stays asked for.
-    ///
-    /// # Errors
-    /// If DynamoDB does not answer.
+    /// Pauses a pending delivery until its webhook is enabled again: it is no longer due and expires after `retention`. A manual
+    /// retry or a replay stays requested.
     pub async fn pause(
         self,
         key: &DeliveryKey,
         attempt_count: u32,
         now: Timestamp,
         retention: Duration,
-    ) -> Result<bool> {
-        let update = self
-            .update_builder(key)
-            .update_expression("SET expires_at = :expires REMOVE next_attempt_at, sweep_at, due_shard, leased_until")
+    ) -> Result<WriteOutcome> {
+        let expires_at = (now + retention).as_unix_seconds();
+        let response = self
+            .update_pending(key, attempt_count, now)
+            .update_expression(
+                "SET expires_at = :expires \
+                 REMOVE next_attempt_at, sweep_at, due_shard, leased_until",
+            )
             .condition_expression(pending_condition())
-            .expression_attribute_values(":count", attr_n(attempt_count.into()))
-            .expression_attribute_values(":now", attr_n(now.as_unix_millis()))
-            .expression_attribute_values(":expires", attr_n((now + retention).as_unix_seconds()))
-            .expression_attribute_values(":pending", attr_s("pending"));
-        into_condition_result(update.send().await)
+            .expression_attribute_values(":expires", attr_n(expires_at))
+            .send()
+            .await;
+        WriteOutcome::from_response(response)
     }
 
-    /// Cancels a delivery that is pending; `false` if it is not, or if it is in flight: then its result is written first, and
-    /// what is left of it is cancelled when it is due again.
-    ///
-    /// # Errors
-    /// If DynamoDB does not answer.
+    /// Cancels a pending delivery. The condition fails if it is not pending or in flight. In the latter case, its result is
+    /// written first, and the rest is cancelled when the delivery is due again.
     pub async fn cancel(
         self,
         key: &DeliveryKey,
         now: Timestamp,
         retention: Duration,
-    ) -> Result<bool> {
-        let update = self
-            .update_builder(key)
+    ) -> Result<WriteOutcome> {
+        let expires_at = (now + retention).as_unix_seconds();
+        let response = self
+            .table
+            .update(key_schema::delivery(key))
             .update_expression(
-                "SET #status = :cancelled, expires_at = :expires
+                "SET #status = :cancelled, expires_at = :expires \
                  REMOVE next_attempt_at, sweep_at, due_shard, state_key, leased_until",
             )
             .condition_expression(format!(
                 "#status = :pending AND {NOT_IN_FLIGHT} AND {NO_MANUAL_RETRY}"
             ))
+            .expression_attribute_names("#status", "status")
             .expression_attribute_values(":now", attr_n(now.as_unix_millis()))
-            .expression_attribute_values(":expires", attr_n((now + retention).as_unix_seconds()))
+            .expression_attribute_values(":expires", attr_n(expires_at))
             .expression_attribute_values(":cancelled", attr_s("cancelled"))
-            .expression_attribute_values(":pending", attr_s("pending"));
-        Ok(into_condition_result(update.send().await)?
-            || self.revoke_manual_retry(key, now, retention).await?)
+            .expression_attribute_values(":pending", attr_s("pending"))
+            .send()
+            .await;
+        match WriteOutcome::from_response(response)? {
+            WriteOutcome::Applied => Ok(WriteOutcome::Applied),
+            WriteOutcome::ConditionFailed => self.revoke_manual_retry(key, now, retention).await,
+        }
     }
 
-    /// Takes back an attempt that a person asked for and that was not made: the delivery stands again where it stood. `false`
-    /// if there is none. One that then is pending is cancelled when it is due.
+    /// Restores the state before a requested retry that was not attempted. The condition fails if none is requested. If the
+    /// restored state is pending, the delivery is cancelled when it is due.
     async fn revoke_manual_retry(
         self,
         key: &DeliveryKey,
         now: Timestamp,
         retention: Duration,
-    ) -> Result<bool> {
-        let Some(found) = self.store.deliveries().get(key).await? else {
-            return Ok(false);
+    ) -> Result<WriteOutcome> {
+        let Some(current) = self.deliveries.get(key).await? else {
+            return Ok(WriteOutcome::ConditionFailed);
         };
-        let mut delivery = found.clone();
-        if !delivery.cancel_requested_retry() {
-            return Ok(false);
+        let mut restored = current.clone();
+        if !restored.cancel_requested_retry() {
+            return Ok(WriteOutcome::ConditionFailed);
         }
-        if let Some(id) = found.replay.clone() {
-            // Its webhook is deleted, which ends it.
-            let of = ReplayKey {
-                account: key.account.clone(),
-                webhook: key.webhook,
-                id,
-            };
-            self.store.replays().cancel(&of).await?;
+        if let Some(id) = &current.replay {
+            // Deliveries are cancelled when their webhook is deleted, which also cancels its replay.
+            let replay = ReplayKey::for_delivery(key, id.clone());
+            self.replays.cancel(&replay).await?;
         }
-        self.replace_if_unchanged(&found, &delivery, now, retention)
+        self.replace_if_unchanged(&current, &restored, now, retention)
             .await
     }
 
-    /// Cancels what is pending to a webhook that was deleted, as far as the index tells and up to a bound. What it misses is
-    /// cancelled when it falls due, since each attempt begins with a look at its webhook.
-    ///
-    /// # Errors
-    /// If DynamoDB does not answer.
+    /// Cancels pending deliveries of a webhook that was deleted, up to a limit. The rest is cancelled when it is due, because
+    /// every attempt reads its webhook first.
     pub async fn cancel_pending(
         self,
         account: &AccountId,
-        id: WebhookId,
+        webhook: WebhookId,
         now: Timestamp,
         retention: Duration,
     ) -> Result<()> {
@@ -333,106 +308,120 @@ impl Leases<'_> {
             after: None,
             limit: IMMEDIATE_CANCEL_LIMIT,
         };
-        let page = self.store.delivery_log().list(account, id, &filter).await?;
-        let cancels = page.deliveries.into_iter().map(|listed| async move {
-            let key = DeliveryKey {
+        let page = self.log.list(account, webhook, &filter).await?;
+        let keys = page
+            .deliveries
+            .into_iter()
+            .map(|summary| DeliveryKey {
                 account: account.clone(),
-                webhook: id,
-                event: listed.event_id,
-            };
+                webhook,
+                event: summary.event_id,
+            })
+            .collect();
+        let outcomes = concurrency::map_concurrent(keys, CONCURRENT_CANCELS, async |key| {
             self.cancel(&key, now, retention).await
         });
-        concurrency::join_bounded(cancels.collect(), CONCURRENT_CANCELS)
-            .await
-            .into_iter()
-            .collect::<Result<Vec<_>>>()
-            .map(drop)
+        for outcome in outcomes.await {
+            // A failed condition means that the delivery is in flight. It is cancelled when it is due again.
+            outcome?;
+        }
+        Ok(())
     }
 
-    /// Makes the next attempt of a delivery due now, because a person asked for it, and gives the delivery as it then is; `None`
-    /// if it is in flight, gone, or has changed since it was read. A replay that it was part of goes on without it.
-    ///
-    /// # Errors
-    /// If DynamoDB does not answer.
+    /// Makes a delivery due now, because a user requested it. Returns the changed delivery, or `None` if it is in flight, was
+    /// deleted or has changed since it was read. A replay that had scheduled it continues without it.
     pub async fn schedule_retry(
         self,
-        found: &Delivery,
+        current: &Delivery,
         now: Timestamp,
         retention: Duration,
     ) -> Result<Option<Delivery>> {
-        let mut delivery = found.clone();
-        delivery.request_retry(now);
-        delivery.replay = None;
-        Ok(self
-            .replace_if_unchanged(found, &delivery, now, retention)
-            .await?
-            .then_some(delivery))
+        let delivery = with_manual_retry(current, now);
+        let outcome = self
+            .replace_if_unchanged(current, &delivery, now, retention)
+            .await?;
+        Ok(applied_delivery(outcome, delivery))
     }
 
-    /// The same where no message can be sent: the next sweep finds the delivery.
-    ///
-    /// # Errors
-    /// If DynamoDB does not answer.
+    /// Does the same without a message: the next sweep sends it.
     pub async fn schedule_retry_for_sweep(
         self,
-        found: &Delivery,
+        current: &Delivery,
         now: Timestamp,
         retention: Duration,
     ) -> Result<Option<Delivery>> {
-        let mut delivery = found.clone();
-        delivery.request_retry(now);
-        delivery.replay = None;
-        let put = replacement_put(found, &delivery, now, retention)
+        let delivery = with_manual_retry(current, now);
+        let put = replacement_put(current, &delivery, now, retention)
             .item(SWEEP_AT, attr_n(now.as_unix_millis()));
-        Ok(self.put_replacement(found, put).await?.then_some(delivery))
+        let outcome = self.put_replacement(current, put).await?;
+        Ok(applied_delivery(outcome, delivery))
     }
 
-    /// Writes `delivery` in the place of `found`, if that is still what is there; a replay that `found` was part of is told.
+    /// Writes `delivery` if `current` is still stored and not in flight. A replay that had scheduled `current` no longer counts it.
     async fn replace_if_unchanged(
         self,
-        found: &Delivery,
+        current: &Delivery,
         delivery: &Delivery,
         now: Timestamp,
         retention: Duration,
-    ) -> Result<bool> {
-        self.put_replacement(found, replacement_put(found, delivery, now, retention))
-            .await
+    ) -> Result<WriteOutcome> {
+        let put = replacement_put(current, delivery, now, retention);
+        self.put_replacement(current, put).await
     }
 
-    async fn put_replacement(self, found: &Delivery, put: PutBuilder) -> Result<bool> {
-        match &found.replay {
+    async fn put_replacement(self, current: &Delivery, put: PutBuilder) -> Result<WriteOutcome> {
+        match &current.replay {
             Some(replay) => {
-                self.put_and_count_replay(put, self.store.replays().uncount_sent(found, replay))
-                    .await
+                let count = self.replays.uncount_sent(&current.key, replay);
+                self.put_and_count_replay(put, count).await
             }
-            None => self.put_if(put).await,
+            None => self.table.put_if(put).await,
         }
     }
 
-    /// Writes `delivery` in the place of `found`, as a part of a transaction.
-    pub(super) fn transact_replacement(
+    /// An update of a delivery that is pending after `attempt_count` attempts, for a condition that uses these values.
+    fn update_pending(
         self,
-        found: &Delivery,
-        delivery: &Delivery,
+        key: &DeliveryKey,
+        attempt_count: u32,
         now: Timestamp,
-        retention: Duration,
-    ) -> TransactWriteItem {
-        self.transact_put(replacement_put(found, delivery, now, retention))
-    }
-
-    fn update_builder(self, key: &DeliveryKey) -> UpdateItemFluentBuilder {
-        self.store
-            .client
-            .update_item()
-            .table_name(&self.store.tables.deliveries)
-            .set_key(Some(key_schema::delivery(key).into_item()))
+    ) -> UpdateItemFluentBuilder {
+        self.table
+            .update(key_schema::delivery(key))
             .expression_attribute_names("#status", "status")
+            .expression_attribute_values(":pending", attr_s("pending"))
+            .expression_attribute_values(":count", attr_n(attempt_count.into()))
+            .expression_attribute_values(":now", attr_n(now.as_unix_millis()))
     }
 }
 
-/// A delivery as it is to stand, if the claim still does.
+/// The condition that a delivery is pending after a number of attempts, and not in flight.
+fn pending_condition() -> String {
+    format!("#status = :pending AND attempt_count = :count AND {NOT_IN_FLIGHT}")
+}
+
+/// The condition that a delivery is pending, not in flight, and due.
+fn due_condition() -> String {
+    format!("{} AND next_attempt_at <= :now", pending_condition())
+}
+
+fn with_manual_retry(current: &Delivery, now: Timestamp) -> Delivery {
+    let mut delivery = current.clone();
+    delivery.request_retry(now);
+    delivery.replay = None;
+    delivery
+}
+
+fn applied_delivery(outcome: WriteOutcome, delivery: Delivery) -> Option<Delivery> {
+    match outcome {
+        WriteOutcome::Applied => Some(delivery),
+        WriteOutcome::ConditionFailed => None,
+    }
+}
+
+/// Writes a delivery if the lease is still held.
 fn completion_put(
-    claim: &Lease,
+    lease: &Lease,
     delivery: &Delivery,
     now: Timestamp,
     retention: Duration,
@@ -440,31 +429,90 @@ fn completion_put(
     Put::builder()
         .set_item(Some(to_delivery_item(delivery, now, retention)))
         .condition_expression("leased_until = :until AND attempt_count = :count")
-        .expression_attribute_values(":until", attr_n(claim.until.as_unix_millis()))
-        .expression_attribute_values(":count", attr_n(claim.delivery.attempt_count.into()))
+        .expression_attribute_values(":until", attr_n(lease.until.as_unix_millis()))
+        .expression_attribute_values(":count", attr_n(lease.delivery.attempt_count.into()))
 }
 
-/// A delivery as it is to stand, if it is still as it was found: nobody has attempted or changed it, and it is not in flight.
-fn replacement_put(
-    found: &Delivery,
+/// Writes `delivery` if `current` is still stored and not in flight.
+pub(super) fn replacement_put(
+    current: &Delivery,
     delivery: &Delivery,
     now: Timestamp,
     retention: Duration,
 ) -> PutBuilder {
-    let put = Put::builder()
+    let mut put = Put::builder()
         .set_item(Some(to_delivery_item(delivery, now, retention)))
         .expression_attribute_names("#status", "status")
-        .expression_attribute_values(":status", attr_s(found.state.as_str()))
-        .expression_attribute_values(":count", attr_n(found.attempt_count.into()))
+        .expression_attribute_values(":status", attr_s(current.state.as_str()))
+        .expression_attribute_values(":count", attr_n(current.attempt_count.into()))
         .expression_attribute_values(":now", attr_n(now.as_unix_millis()));
-    let (put, due) = match found.state {
-        DeliveryState::Pending(at) => (
-            put.expression_attribute_values(":due", attr_n(at.as_unix_millis())),
-            "next_attempt_at = :due",
-        ),
-        _ => (put, "attribute_not_exists(next_attempt_at)"),
+    let same_due_time = if let DeliveryState::Pending(due_at) = current.state {
+        put = put.expression_attribute_values(":due", attr_n(due_at.as_unix_millis()));
+        "next_attempt_at = :due"
+    } else {
+        "attribute_not_exists(next_attempt_at)"
     };
     put.condition_expression(format!(
-        "#status = :status AND attempt_count = :count AND {due} AND {NOT_IN_FLIGHT}"
+        "#status = :status AND attempt_count = :count AND {same_due_time} AND {NOT_IN_FLIGHT}"
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn refusal_of_waiting_delivery_names_due_time() {
+        let at = Timestamp::from_millis;
+        let waiting = || CurrentState {
+            status: "pending".to_owned(),
+            attempt_count: 2,
+            next_attempt_at: Some(at(500)),
+            leased_until: None,
+        };
+        let expired_lease = CurrentState {
+            leased_until: Some(at(100)),
+            ..waiting()
+        };
+        for current in [waiting(), expired_lease] {
+            let outcome = current.explain_refusal(2, at(100));
+            assert!(
+                matches!(outcome, ClaimOutcome::NotDue(due_at) if due_at == at(500)),
+                "{current:?} {outcome:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn refusal_of_other_delivery_is_stale() {
+        let at = Timestamp::from_millis;
+        let waiting = || CurrentState {
+            status: "pending".to_owned(),
+            attempt_count: 2,
+            next_attempt_at: Some(at(500)),
+            leased_until: None,
+        };
+        for current in [
+            CurrentState {
+                status: "delivered".to_owned(),
+                next_attempt_at: None,
+                ..waiting()
+            },
+            CurrentState {
+                attempt_count: 3,
+                ..waiting()
+            },
+            CurrentState {
+                leased_until: Some(at(101)),
+                ..waiting()
+            },
+            CurrentState {
+                next_attempt_at: None,
+                ..waiting()
+            },
+        ] {
+            let outcome = current.explain_refusal(2, at(100));
+            assert!(matches!(outcome, ClaimOutcome::Stale), "{current:?}");
+        }
+    }
 }

@@ -1,46 +1,51 @@
-//! Records that could not be understood, kept with their reason where an operator can read them, and have them read again.
+//! Poison records: stream records that cannot be understood, with their reason, for an operator to read and redrive.
+
+use std::{fmt, str::FromStr};
 
 use aws_sdk_dynamodb::types::Select;
 use serde::Deserialize;
 
 use super::{
-    Item, Result, Store, attr_n, attr_s, from_item, into_condition_result,
+    error::Result,
+    item::{Item, attr_n, attr_s, from_item},
     key_schema::{self, PrimaryKey},
+    table_client::{TableClient, WriteOutcome},
     tables::EXPIRES_AT,
 };
+use crate::error_chain::error_chain;
 use nano_webhooks_core::timestamp::Timestamp;
 
-/// How much of a record's image is kept: 256 KiB, which leaves room in an item of 400 KB.
+/// The longest image that is stored, in bytes. An item may have 400 KB.
 pub const MAX_IMAGE: usize = 256 * 1024;
 
-/// How much of the reason is kept, in bytes: it may repeat what the record holds.
+/// The longest reason that is stored, in bytes. A reason may repeat parts of the record.
 const MAX_REASON: usize = 1024;
 
-/// A record that could not be understood.
+/// A stream record that cannot be understood.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NewPoisonRecord {
-    /// Why.
+    /// Why it cannot be understood.
     pub reason: String,
-    /// The ARN of the stream, empty if the record does not say.
+    /// The ARN of the stream; empty if the record does not contain it.
     pub stream: String,
-    /// The record's number in the stream, empty if it does not say.
+    /// The record's sequence number; empty if the record does not contain it.
     pub sequence_number: String,
-    /// When the record was created, if it says so.
+    /// When the record was created, if it contains the time.
     pub created_at: Option<Timestamp>,
-    /// The record's keys, as JSON; empty if it is none, and the image is all that came.
+    /// The record's keys as JSON; empty if the record is malformed, and `image` is everything that was received.
     pub keys: String,
-    /// The record's new image, as JSON. One that is longer than [`MAX_IMAGE`] is not kept: the job itself still has it.
+    /// The record's new image as JSON. An image longer than [`MAX_IMAGE`] is not stored: the job itself still has it.
     pub image: Option<String>,
 }
 
-/// A record that was kept.
+/// A stored poison record.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PoisonRecord {
     key: PrimaryKey,
-    /// The record.
+    /// The stream record.
     pub poison: NewPoisonRecord,
-    /// When it was kept.
-    pub kept_at: Timestamp,
+    /// When it was stored.
+    pub stored_at: Timestamp,
 }
 
 #[derive(Deserialize)]
@@ -53,57 +58,72 @@ struct PoisonRow {
     stream: String,
     sequence_number: String,
     keys: String,
-    /// When it was kept.
-    created_at: Timestamp,
-    /// When the record was created.
+    #[serde(rename = "created_at")]
+    stored_at: Timestamp,
     #[serde(default)]
     record_created_at: Option<Timestamp>,
     #[serde(default)]
     image: Option<String>,
 }
 
-/// A part of the records that were kept on a day.
+/// A page of the records that were stored on a day.
 #[derive(Debug)]
 pub struct PoisonPage {
-    /// The records, the newest first, as far as their numbers tell.
-    pub kept: Vec<PoisonRecord>,
-    /// Where the next part begins; `None`: there is none.
+    /// The records, the highest sequence number first.
+    pub records: Vec<PoisonRecord>,
+    /// The position of the next page, if there is one.
     pub next: Option<PoisonCursor>,
 }
 
-/// Where a list of kept records goes on.
+/// The position of a page of poison records.
 #[derive(Debug)]
 pub struct PoisonCursor(Item);
 
-/// Names kept records, as they are listed: by the day on which they were kept, and by their number in the stream. Two streams
-/// may have given the same.
+/// How many records were stored on a day.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PoisonCount {
+    /// The number of records that were counted.
+    pub records: usize,
+    /// Whether all records were counted.
+    pub is_complete: bool,
+}
+
+/// Identifies poison records as `<day>/<sequence number>`: the day on which they were stored, and their number in the stream.
+/// Records of two streams can have the same id.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct PoisonId {
     day: String,
     number: String,
 }
 
-impl PoisonId {
-    /// Reads an id; `None` if `attr_s` cannot be one.
-    pub fn parse(text: &str) -> Option<Self> {
-        let (day, number) = text
-            .split_once('/')
-            .filter(|(_, number)| !number.is_empty())?;
-        Some(Self {
-            day: key_schema::parse_utc_day(day)?,
+/// A text is not a [`PoisonId`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("expected a day and a number as `poison list` prints them, such as 2024-12-23/100")]
+pub struct ParsePoisonIdError;
+
+impl FromStr for PoisonId {
+    type Err = ParsePoisonIdError;
+
+    fn from_str(text: &str) -> std::result::Result<Self, ParsePoisonIdError> {
+        let (day, number) = text.split_once('/').ok_or(ParsePoisonIdError)?;
+        if number.is_empty() {
+            return Err(ParsePoisonIdError);
+        }
+        Ok(Self {
+            day: key_schema::parse_utc_day(day).ok_or(ParsePoisonIdError)?,
             number: number.to_owned(),
         })
     }
 }
 
-impl std::fmt::Display for PoisonId {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Display for PoisonId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}", self.day, self.number)
     }
 }
 
 impl PoisonRecord {
-    /// What names it.
+    /// The id.
     pub fn id(&self) -> PoisonId {
         let (day, number) = key_schema::parse_poison(&self.key);
         PoisonId {
@@ -112,231 +132,198 @@ impl PoisonRecord {
         }
     }
 
-    /// When its record was created; of one that does not say, when it was kept.
+    /// When the stream record was created, or else stored.
     pub fn record_created_at(&self) -> Timestamp {
-        self.poison.created_at.unwrap_or(self.kept_at)
+        self.poison.created_at.unwrap_or(self.stored_at)
     }
 }
 
-/// See [`Store::poison`].
+/// See [`Store::poison`](super::Store::poison).
 #[derive(Clone, Copy, Debug)]
 pub struct Poison<'a> {
-    store: &'a Store,
+    table: &'a TableClient,
 }
 
 impl<'a> Poison<'a> {
-    pub(super) const fn new(store: &'a Store) -> Self {
-        Self { store }
+    pub(super) const fn new(table: &'a TableClient) -> Self {
+        Self { table }
     }
 }
 
 impl Poison<'_> {
-    /// Keeps a record until `expires_at`; keeping it again changes nothing.
-    ///
-    /// # Errors
-    /// If DynamoDB does not answer.
+    /// Stores a record until `expires_at`. Storing it again on the same day changes nothing but the times.
     pub async fn put(
         self,
         poison: &NewPoisonRecord,
         now: Timestamp,
         expires_at: Timestamp,
     ) -> Result<()> {
-        let mut item = key_schema::poison(
-            &key_schema::utc_day(now),
-            &poison.stream,
-            &poison.sequence_number,
-        )
-        .into_item();
-        item.extend([
-            ("reason".to_owned(), attr_s(truncate_reason(&poison.reason))),
-            ("stream".to_owned(), attr_s(&poison.stream)),
-            (
-                "sequence_number".to_owned(),
-                attr_s(&poison.sequence_number),
-            ),
-            ("keys".to_owned(), attr_s(&poison.keys)),
-            ("created_at".to_owned(), attr_n(now.as_unix_millis())),
-            (EXPIRES_AT.to_owned(), attr_n(expires_at.as_unix_seconds())),
-        ]);
-        item.extend(
-            poison
-                .created_at
-                .map(|at| ("record_created_at".to_owned(), attr_n(at.as_unix_millis()))),
-        );
-        if let Some(image) = poison
-            .image
-            .as_ref()
-            .filter(|image| image.len() <= MAX_IMAGE)
-        {
-            item.insert("image".to_owned(), attr_s(image));
-        }
-        self.store
-            .client
-            .put_item()
-            .table_name(&self.store.tables.webhooks)
-            .set_item(Some(item))
-            .send()
-            .await?;
-        Ok(())
+        self.table
+            .put(to_poison_item(poison, now, expires_at))
+            .await
     }
 
-    /// A part of the records that were kept on a day. One that cannot be read harms no other.
-    ///
-    /// # Errors
-    /// If DynamoDB does not answer.
+    /// A page of the records that were stored on a day. Invalid items are skipped.
     pub async fn list_page(
         self,
         day: &str,
-        from: Option<PoisonCursor>,
-        at_most: i32,
+        cursor: Option<PoisonCursor>,
+        limit: i32,
     ) -> Result<PoisonPage> {
-        let query = self
-            .store
-            .client
+        let page = self
+            .table
             .query()
-            .table_name(&self.store.tables.webhooks)
             .consistent_read(true)
             .key_condition_expression("PK = :day")
-            .expression_attribute_values(":day", attr_s(&key_schema::poison(day, "", "").pk))
+            .expression_attribute_values(":day", attr_s(&partition(day)))
             .scan_index_forward(false)
-            .limit(at_most)
-            .set_exclusive_start_key(from.map(|PoisonCursor(key)| key));
-        let page = query.send().await?;
+            .limit(limit)
+            .set_exclusive_start_key(cursor.map(|cursor| cursor.0))
+            .send()
+            .await?;
         Ok(PoisonPage {
-            kept: parse_items(page.items.unwrap_or_default()),
+            records: parse_items(page.items.unwrap_or_default()),
             next: page.last_evaluated_key.map(PoisonCursor),
         })
     }
 
-    /// The records that an id names: one, or none if it was taken out or has expired; of several streams, several.
-    ///
-    /// # Errors
-    /// If DynamoDB does not answer.
+    /// The records with an id. Usually there is one; there is none if it was redriven or has expired.
     pub async fn find(self, id: &PoisonId) -> Result<Vec<PoisonRecord>> {
-        let query = self
-            .store
-            .client
+        let mut items = self
+            .table
             .query()
-            .table_name(&self.store.tables.webhooks)
             .consistent_read(true)
             .key_condition_expression("PK = :day AND SK BETWEEN :number AND :end")
-            .expression_attribute_values(":day", attr_s(&key_schema::poison(&id.day, "", "").pk))
+            .expression_attribute_values(":day", attr_s(&partition(&id.day)))
             .expression_attribute_values(":number", attr_s(&id.number))
-            // What comes right after the `#` that follows a number: longer numbers lie beyond.
-            .expression_attribute_values(":end", attr_s(&format!("{}$", id.number)));
-        let items = query
+            // `$` follows `#`, which follows the number in a sort key. So longer numbers are not in the range.
+            .expression_attribute_values(":end", attr_s(&format!("{}$", id.number)))
             .into_paginator()
             .items()
-            .send()
-            .collect::<std::result::Result<Vec<_>, _>>()
-            .await?;
-        Ok(parse_items(items)
-            .into_iter()
-            .filter(|kept| kept.id() == *id)
-            .collect())
+            .send();
+        let mut found = Vec::new();
+        while let Some(item) = items.next().await {
+            found.push(item?);
+        }
+        let mut records = parse_items(found);
+        records.retain(|record| record.id() == *id);
+        Ok(records)
     }
 
-    /// How many records were kept on a day, and whether these are all: the counting ends with the page that reaches `at_most`.
-    ///
-    /// # Errors
-    /// If DynamoDB does not answer.
-    pub async fn count(self, day: &str, at_most: usize) -> Result<(usize, bool)> {
-        let query = self
-            .store
-            .client
+    /// Counts the records that were stored on a day. Stops after the page that reaches `limit`.
+    pub async fn count(self, day: &str, limit: usize) -> Result<PoisonCount> {
+        let mut pages = self
+            .table
             .query()
-            .table_name(&self.store.tables.webhooks)
             .key_condition_expression("PK = :day")
-            .expression_attribute_values(":day", attr_s(&key_schema::poison(day, "", "").pk))
-            .select(Select::Count);
-        let mut pages = query.into_paginator().send();
-        let mut count = 0;
+            .expression_attribute_values(":day", attr_s(&partition(day)))
+            .select(Select::Count)
+            .into_paginator()
+            .send();
+        let mut count = PoisonCount {
+            records: 0,
+            is_complete: true,
+        };
         while let Some(page) = pages.next().await {
             let page = page?;
-            count += usize::try_from(page.count).unwrap_or(0);
-            if count >= at_most {
-                return Ok((count, page.last_evaluated_key.is_none()));
+            count.records += usize::try_from(page.count).unwrap_or(0);
+            if count.records >= limit {
+                count.is_complete = page.last_evaluated_key.is_none();
+                break;
             }
         }
-        Ok((count, true))
+        Ok(count)
     }
 
-    /// The job of a kept record, as it is now in the platform's table; `None` if it is gone, or the record names none.
-    ///
-    /// # Errors
-    /// If DynamoDB does not answer, or the table has other keys.
+    /// The job that a record names, as the table `jobs` has it now. `None` if it does not exist or the record names none.
     pub async fn get_job(
         self,
-        kept: &PoisonRecord,
+        record: &PoisonRecord,
         jobs: &str,
     ) -> Result<Option<serde_dynamo::Item>> {
-        let keys: serde_dynamo::Item = serde_json::from_str(&kept.poison.keys).unwrap_or_default();
+        let keys: serde_dynamo::Item =
+            serde_json::from_str(&record.poison.keys).unwrap_or_default();
         if keys.is_empty() {
             return Ok(None);
         }
-        let get = self
-            .store
-            .client
-            .get_item()
-            .table_name(jobs)
-            .consistent_read(true)
-            .set_key(Some(keys.into()));
-        Ok(get.send().await?.item.map(Into::into))
+        let job = self.table.get_from(jobs, keys.into()).await?;
+        Ok(job.map(Into::into))
     }
 
-    /// Writes down why a kept record cannot be understood now, if it is still kept.
-    ///
-    /// # Errors
-    /// If DynamoDB does not answer.
-    pub async fn update_reason(self, kept: &PoisonRecord, reason: &str) -> Result<()> {
-        if truncate_reason(reason) == kept.poison.reason {
+    /// Replaces the reason of a record that is still stored.
+    pub async fn update_reason(self, record: &PoisonRecord, reason: &str) -> Result<()> {
+        let reason = truncate_reason(reason);
+        if reason == record.poison.reason {
             return Ok(());
         }
-        let update = self
-            .store
-            .client
-            .update_item()
-            .table_name(&self.store.tables.webhooks)
-            .set_key(Some(kept.key.clone().into_item()))
+        let response = self
+            .table
+            .update(record.key.clone())
             .update_expression("SET reason = :reason")
             .condition_expression("attribute_exists(PK)")
-            .expression_attribute_values(":reason", attr_s(truncate_reason(reason)));
-        into_condition_result(update.send().await).map(drop)
-    }
-
-    /// Keeps a record no longer.
-    ///
-    /// # Errors
-    /// If DynamoDB does not answer.
-    pub async fn delete(self, kept: &PoisonRecord) -> Result<()> {
-        let key = kept.key.clone().into_item();
-        self.store
-            .client
-            .delete_item()
-            .table_name(&self.store.tables.webhooks)
-            .set_key(Some(key))
+            .expression_attribute_values(":reason", attr_s(reason))
             .send()
-            .await?;
+            .await;
+        WriteOutcome::from_response(response)?;
         Ok(())
     }
+
+    /// Deletes a record.
+    pub async fn delete(self, record: &PoisonRecord) -> Result<()> {
+        self.table.delete(record.key.clone()).await
+    }
+}
+
+/// The partition of the records that are stored on a day.
+fn partition(day: &str) -> String {
+    key_schema::poison(day, "", "").pk
 }
 
 fn truncate_reason(reason: &str) -> &str {
     &reason[..reason.floor_char_boundary(MAX_REASON)]
 }
 
+fn to_poison_item(poison: &NewPoisonRecord, now: Timestamp, expires_at: Timestamp) -> Item {
+    let day = key_schema::utc_day(now);
+    let key = key_schema::poison(&day, &poison.stream, &poison.sequence_number);
+    let mut item = key.into_item();
+    let mut set = |name: &str, value| item.insert(name.to_owned(), value);
+    set("reason", attr_s(truncate_reason(&poison.reason)));
+    set("stream", attr_s(&poison.stream));
+    set("sequence_number", attr_s(&poison.sequence_number));
+    set("keys", attr_s(&poison.keys));
+    set("created_at", attr_n(now.as_unix_millis()));
+    set(EXPIRES_AT, attr_n(expires_at.as_unix_seconds()));
+    if let Some(created_at) = poison.created_at {
+        set("record_created_at", attr_n(created_at.as_unix_millis()));
+    }
+    match &poison.image {
+        Some(image) if image.len() <= MAX_IMAGE => {
+            set("image", attr_s(image));
+        }
+        _ => {}
+    }
+    item
+}
+
+/// Skips items that cannot be read.
 fn parse_items(items: Vec<Item>) -> Vec<PoisonRecord> {
-    let read =
-        |item: Item| {
-            let sort_key = item.get(key_schema::SK).cloned();
-            from_item::<PoisonRow>(item).map(PoisonRecord::from).inspect_err(|error| {
-            tracing::error!(?sort_key, %error, "a kept record cannot be read and is left out");
-        })
-        };
-    items
-        .into_iter()
-        .filter_map(|item| read(item).ok())
-        .collect()
+    let mut records = Vec::with_capacity(items.len());
+    for item in items {
+        let sort_key = item.get(key_schema::SK).cloned();
+        match from_item::<PoisonRow>(item) {
+            Ok(row) => records.push(row.into()),
+            Err(error) => {
+                let error = error_chain(&error);
+                tracing::error!(
+                    ?sort_key,
+                    error,
+                    "Skipped a poison record: it cannot be read"
+                );
+            }
+        }
+    }
+    records
 }
 
 impl From<PoisonRow> for PoisonRecord {
@@ -354,7 +341,7 @@ impl From<PoisonRow> for PoisonRecord {
                 keys: row.keys,
                 image: row.image,
             },
-            kept_at: row.created_at,
+            stored_at: row.stored_at,
         }
     }
 }

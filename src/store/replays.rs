@@ -1,496 +1,374 @@
-//! Replays: the deliveries of a webhook in a window of time, made again. A replay goes on step by step, by whoever sweeps; each
-//! delivery is made due and counted in one transaction, so that a crash neither loses nor repeats one.
+//! Replays: sending again a webhook's deliveries of a time window.
+//!
+//! Sweeps run a replay in steps. Each delivery is scheduled and counted in one transaction, so a crash neither loses nor repeats
+//! one.
 
 use std::time::Duration;
 
-use aws_sdk_dynamodb::types::{AttributeValue, TransactWriteItem, Update};
-use serde::{Deserialize, Serialize};
+use aws_sdk_dynamodb::types::{AttributeValue, Put, TransactWriteItem, Update};
 
 use super::{
-    Error, Item, Result, Store, attr_n, attr_s,
-    deliveries::parse_key,
+    deliveries::Deliveries,
     delivery_log::DeliveryStatus,
+    delivery_row::parse_key,
     due_index::DueDelivery,
-    from_item, into_condition_result,
-    key_schema::{self, PrimaryKey},
+    error::{Error, Result},
+    item::{Item, attr_n, attr_s, text, to_item},
+    key_schema,
+    leases::replacement_put,
+    markers::list_markers,
+    replay_record::ReplayRecords,
+    table_client::{TableClient, TransactOutcome, WriteOutcome},
     tables::{EXPIRES_AT, STATE_INDEX},
-    to_item,
+    webhooks::Webhooks,
 };
 use crate::clock::Deadline;
 use nano_webhooks_core::{
-    account_id::AccountId,
-    delivery::{Delivery, DeliveryKey, DeliveryState, lease},
+    delivery::{DeliveryKey, DeliveryState, lease},
     event::EventId,
     replay::ReplayId,
     timestamp::Timestamp,
-    webhook::{WebhookId, WebhookStatus},
+    webhook::WebhookStatus,
 };
 
-/// How many deliveries a sweep's step looks at.
+pub use super::replay_record::{Replay, ReplayFilter, ReplayKey, ReplayState};
+
+/// How many deliveries a sweep reads of a replay.
 pub const STEP_SIZE: usize = 300;
-/// How many the first step does, which the request to begin waits for.
+/// How many deliveries the request that creates a replay reads.
 pub const INITIAL_STEP_SIZE: usize = 60;
 
-/// Which deliveries are made again.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum ReplayFilter {
-    /// Those that failed.
-    Failed,
-    /// All that are settled.
-    All,
-}
-
-/// Where a replay stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ReplayState {
-    /// Not all of its deliveries have been attempted.
-    Running,
-    /// All have.
-    Done,
-    /// It was cancelled, or its webhook deleted.
-    Cancelled,
-}
-
-impl ReplayState {
-    /// The name on the wire.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Running => "running",
-            Self::Done => "done",
-            Self::Cancelled => "cancelled",
-        }
-    }
-}
-
-/// A replay.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Replay {
-    /// Deliveries of events from this time on.
-    pub since: Timestamp,
-    /// And of events up to this time.
-    pub until: Timestamp,
-    /// Which of them.
-    pub selection: ReplayFilter,
-    /// How many were found so far.
-    #[serde(default)]
-    pub found: u64,
-    /// How many of them were made due.
-    #[serde(default)]
-    pub sent: u64,
-    /// How many of these were delivered.
-    #[serde(default)]
-    pub delivered: u64,
-    /// How many of these failed again.
-    #[serde(default)]
-    pub failed: u64,
-    /// The last that was looked at.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    after: Option<String>,
-    /// All of the window was looked at.
-    #[serde(default)]
-    scanned: bool,
-    #[serde(default)]
-    cancelled: bool,
-}
-
-impl Replay {
-    /// One that begins.
-    pub const fn new(since: Timestamp, until: Timestamp, selection: ReplayFilter) -> Self {
-        Self {
-            since,
-            until,
-            selection,
-            found: 0,
-            sent: 0,
-            delivered: 0,
-            failed: 0,
-            after: None,
-            scanned: false,
-            cancelled: false,
-        }
-    }
-
-    /// Whether deliveries that it made due may still be attempted or taken back.
-    const fn is_over(&self) -> bool {
-        (self.scanned || self.cancelled) && self.delivered + self.failed >= self.sent
-    }
-
-    /// Where it stands.
-    pub const fn state(&self) -> ReplayState {
-        if self.cancelled {
-            ReplayState::Cancelled
-        } else if self.is_over() {
-            ReplayState::Done
-        } else {
-            ReplayState::Running
-        }
-    }
-}
-
-/// A replay that is not over.
+/// The result of a request to create a replay.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ReplayKey {
-    /// Whose it is.
-    pub account: AccountId,
-    /// The webhook.
-    pub webhook: WebhookId,
-    /// The replay.
-    pub id: ReplayId,
+pub enum CreateReplayOutcome {
+    /// The replay is running.
+    Created,
+    /// This replay of the same webhook is running. A webhook has one at a time.
+    AlreadyRunning(ReplayId),
 }
 
-/// See [`Store::replays`].
+/// What to do with a replay in a step.
+#[derive(Debug, PartialEq, Eq)]
+enum ReplayStep {
+    /// Schedule its next deliveries.
+    Continue,
+    /// Leave it as it is.
+    Wait,
+    /// Delete its marker, since it is finished.
+    Finish,
+}
+
+/// The result of scheduling one delivery.
+enum ScheduleOutcome {
+    Scheduled(DueDelivery),
+    /// The delivery has changed since it was read.
+    Changed,
+    /// The replay was cancelled, or another process runs it.
+    NotOurs,
+}
+
+/// The next deliveries of a replay.
+struct ReplayPage {
+    keys: Vec<DeliveryKey>,
+    /// The last delivery of the page, if more follow.
+    next: Option<EventId>,
+}
+
+/// See [`Store::replays`](super::Store::replays).
 #[derive(Clone, Copy, Debug)]
 pub struct Replays<'a> {
-    store: &'a Store,
+    webhooks_table: &'a TableClient,
+    deliveries_table: &'a TableClient,
+    records: ReplayRecords<'a>,
+    webhooks: Webhooks<'a>,
+    deliveries: Deliveries<'a>,
 }
 
 impl<'a> Replays<'a> {
-    pub(super) const fn new(store: &'a Store) -> Self {
-        Self { store }
+    pub(super) const fn new(
+        webhooks_table: &'a TableClient,
+        deliveries_table: &'a TableClient,
+        webhooks: Webhooks<'a>,
+        deliveries: Deliveries<'a>,
+    ) -> Self {
+        Self {
+            webhooks_table,
+            deliveries_table,
+            records: ReplayRecords::new(webhooks_table),
+            webhooks,
+            deliveries,
+        }
     }
 }
 
 impl Replays<'_> {
-    /// Begins a replay; `Err` names one of the same webhook that is not over: a replay has its endpoint for itself.
-    ///
-    /// # Errors
-    /// If DynamoDB does not answer.
+    /// Creates a replay, unless another one of the same webhook is running. Creating it again changes nothing.
     pub async fn create(
         self,
-        of: &ReplayKey,
+        key: &ReplayKey,
         replay: &Replay,
         expires_at: Timestamp,
-    ) -> Result<std::result::Result<(), ReplayId>> {
-        let mut item = replay_key(of).into_item();
+    ) -> Result<CreateReplayOutcome> {
+        let previous = self.get_active_id(key).await?;
+        if let Some(previous) = &previous
+            && self.is_running(key, previous).await?
+        {
+            return Ok(CreateReplayOutcome::AlreadyRunning(previous.clone()));
+        }
+        let mut item = key.primary_key().into_item();
         item.extend(to_item(replay)?);
         item.insert(EXPIRES_AT.to_owned(), attr_n(expires_at.as_unix_seconds()));
-        let marker = key_schema::active_replay(&of.account, of.webhook);
-        let before = self.store.item(marker.clone()).await?;
-        let before = before
-            .as_ref()
-            .and_then(|marker| ReplayId::parse(marker.get("replay")?.as_s().ok()?));
-        if let Some(before) = &before {
-            let before = ReplayKey {
-                id: before.clone(),
-                ..of.clone()
-            };
-            if self
-                .get(&before)
-                .await?
-                .is_some_and(|replay| !replay.is_over())
-            {
-                return Ok(Err(before.id));
-            }
+        // The replay is written before its marker, so that every marker names a replay. A failed condition means that an
+        // earlier try wrote the replay.
+        self.webhooks_table.insert(item).await?;
+        if self
+            .put_active_marker(key, previous.as_ref())
+            .await?
+            .is_applied()
+        {
+            return Ok(CreateReplayOutcome::Created);
         }
-        let put = |item: Item| {
-            self.store
-                .client
-                .put_item()
-                .table_name(&self.store.tables.webhooks)
-                .set_item(Some(item))
+        // Another request created a replay at the same time. Nothing refers to this one, and TTL deletes it.
+        match self.get_active_id(key).await? {
+            Some(other) => Ok(CreateReplayOutcome::AlreadyRunning(other)),
+            None => Err(Error::unavailable(
+                "another replay of the webhook was created at the same time",
+            )),
+        }
+    }
+
+    /// The replay that the webhook's marker names.
+    async fn get_active_id(self, key: &ReplayKey) -> Result<Option<ReplayId>> {
+        let marker = key_schema::active_replay(&key.account, key.webhook);
+        match self.webhooks_table.get(marker).await? {
+            Some(marker) => Ok(parse_replay_id(&marker)),
+            None => Ok(None),
+        }
+    }
+
+    /// Whether another replay of the same webhook is running.
+    async fn is_running(self, key: &ReplayKey, other: &ReplayId) -> Result<bool> {
+        let other = ReplayKey {
+            id: other.clone(),
+            ..key.clone()
         };
-        // The replay before its marker, so that whoever finds the marker finds the replay too, until its time is over. What is
-        // there already was written by an earlier try of the same requests.
-        into_condition_result(
-            put(item)
-                .condition_expression("attribute_not_exists(PK)")
-                .send()
-                .await,
-        )?;
-        let marked = put(marker.into_item())
-            .item("replay", attr_s(of.id.as_str()))
-            .condition_expression("attribute_not_exists(PK) OR replay IN (:before, :this)")
-            .expression_attribute_values(
-                ":before",
-                attr_s(before.as_ref().map_or("", ReplayId::as_str)),
-            )
-            .expression_attribute_values(":this", attr_s(of.id.as_str()));
-        if into_condition_result(marked.send().await)? {
-            return Ok(Ok(()));
+        match self.records.get(&other).await? {
+            Some(replay) => Ok(!replay.is_finished()),
+            None => Ok(false),
         }
-        // Another request has begun one at the same time. Of this one nobody knows, and TTL removes it.
-        let marker = self
-            .store
-            .item(key_schema::active_replay(&of.account, of.webhook))
-            .await?;
-        let other = marker
-            .as_ref()
-            .and_then(|marker| ReplayId::parse(marker.get("replay")?.as_s().ok()?));
-        Ok(Err(other.ok_or_else(|| {
-            Error::Unavailable("another replay was begun at the same time".to_owned())
-        })?))
+    }
+
+    /// Marks a replay as the webhook's active one, unless another one than `previous` is marked.
+    async fn put_active_marker(
+        self,
+        key: &ReplayKey,
+        previous: Option<&ReplayId>,
+    ) -> Result<WriteOutcome> {
+        let previous = previous.map_or("", ReplayId::as_str);
+        let marker = key_schema::active_replay(&key.account, key.webhook);
+        let put = Put::builder()
+            .set_item(Some(marker.into_item()))
+            .item("replay", attr_s(key.id.as_str()))
+            .condition_expression("attribute_not_exists(PK) OR replay IN (:previous, :this)")
+            .expression_attribute_values(":previous", attr_s(previous))
+            .expression_attribute_values(":this", attr_s(key.id.as_str()));
+        self.webhooks_table.put_if(put).await
     }
 
     /// A replay.
-    ///
-    /// # Errors
-    /// If DynamoDB does not answer, or holds an item that breaks the rules.
-    pub async fn get(self, of: &ReplayKey) -> Result<Option<Replay>> {
-        self.store
-            .item(replay_key(of))
-            .await?
-            .map(from_item)
-            .transpose()
+    pub async fn get(self, key: &ReplayKey) -> Result<Option<Replay>> {
+        self.records.get(key).await
     }
 
-    /// Cancels a replay, unless it is done; `false` if there is none. What it has made due is not sent any more.
-    ///
-    /// # Errors
-    /// If DynamoDB does not answer.
-    pub async fn cancel(self, of: &ReplayKey) -> Result<bool> {
-        let Some(replay) = self.get(of).await? else {
-            return Ok(false);
-        };
-        if replay.state() == ReplayState::Running {
-            let update = self
-                .store
-                .client
-                .update_item()
-                .table_name(&self.store.tables.webhooks)
-                .set_key(Some(replay_key(of).into_item()))
-                .update_expression("SET cancelled = :yes")
-                .condition_expression("attribute_exists(PK)")
-                .expression_attribute_values(":yes", AttributeValue::Bool(true));
-            into_condition_result(update.send().await)?;
+    /// Cancels a replay that is running. Its scheduled deliveries are not attempted. Returns whether the replay exists.
+    pub async fn cancel(self, key: &ReplayKey) -> Result<bool> {
+        self.records.cancel(key).await
+    }
+
+    /// The replays that are not finished, at most `limit`. Invalid items are skipped.
+    pub async fn list_active(self, limit: usize) -> Result<Vec<ReplayKey>> {
+        let markers = list_markers(self.webhooks_table, key_schema::ACTIVE_REPLAYS, limit).await?;
+        let mut replays = Vec::with_capacity(markers.len());
+        for marker in markers {
+            match parse_replay_id(&marker.item) {
+                Some(id) => replays.push(ReplayKey {
+                    account: marker.account,
+                    webhook: marker.webhook,
+                    id,
+                }),
+                None => tracing::error!(
+                    account = marker.account.as_str(),
+                    webhook = %marker.webhook,
+                    "Skipped the webhook's active replay: its marker cannot be read"
+                ),
+            }
         }
-        Ok(true)
+        Ok(replays)
     }
 
-    /// The replays that are not over, at most so many.
-    ///
-    /// # Errors
-    /// If DynamoDB does not answer.
-    pub async fn list_active(self, at_most: usize) -> Result<Vec<ReplayKey>> {
-        let read = |account, webhook, item: &Item| {
-            let id = ReplayId::parse(item.get("replay")?.as_s().ok()?)?;
-            Some(ReplayKey {
-                account,
-                webhook,
-                id,
-            })
-        };
-        self.store
-            .marked(key_schema::ACTIVE_REPLAYS, at_most, read)
-            .await
-    }
-
-    /// Takes a step: makes a part of a replay's deliveries due, one after the other, and says which.
-    ///
-    /// # Errors
-    /// If DynamoDB does not answer.
+    /// Schedules the next deliveries of a replay, reading at most `limit`, and returns those that it scheduled.
     pub async fn run_step(
         self,
-        of: &ReplayKey,
-        at_most: usize,
+        key: &ReplayKey,
+        limit: usize,
         now: Timestamp,
         retention: Duration,
         deadline: Deadline,
     ) -> Result<Vec<DueDelivery>> {
-        let subscriber = self
-            .store
-            .webhooks()
-            .get_record(&of.account, of.webhook)
-            .await?;
-        if subscriber.is_none() {
-            self.cancel(of).await?;
+        let record = self.webhooks.get_record(&key.account, key.webhook).await?;
+        let webhook_status = record.map(|record| record.webhook.status);
+        if webhook_status.is_none() {
+            self.records.cancel(key).await?;
         }
-        let replay = self.get(of).await?;
-        let (Some(subscriber), Some(replay)) =
-            (subscriber, replay.filter(|replay| !replay.is_over()))
-        else {
-            self.clear_active_marker(of).await?;
+        let Some(replay) = self.records.get(key).await? else {
+            self.clear_active_marker(key).await?;
             return Ok(Vec::new());
         };
-        // While the webhook is disabled it waits. What was made due and is cancelled is taken back when it comes up.
-        if subscriber.webhook.status == WebhookStatus::Disabled
-            || replay.scanned
-            || replay.cancelled
-        {
-            return Ok(Vec::new());
-        }
-        let (keys, next) = self.next_page(of, &replay, at_most).await?;
-        let mut due_at = now;
-        let mut made_due = Vec::new();
-        for key in keys {
-            if deadline.remaining().is_zero() {
-                return Ok(made_due);
+        match decide_step(&replay, webhook_status) {
+            ReplayStep::Continue => {
+                let page = self.next_page(key, &replay, limit).await?;
+                self.schedule_page(key, &replay, page, now, retention, deadline)
+                    .await
             }
-            let Some(found) = self.store.deliveries().get(&key).await? else {
+            ReplayStep::Wait => Ok(Vec::new()),
+            ReplayStep::Finish => {
+                self.clear_active_marker(key).await?;
+                Ok(Vec::new())
+            }
+        }
+    }
+
+    async fn schedule_page(
+        self,
+        key: &ReplayKey,
+        replay: &Replay,
+        page: ReplayPage,
+        now: Timestamp,
+        retention: Duration,
+        deadline: Deadline,
+    ) -> Result<Vec<DueDelivery>> {
+        let mut due_at = now;
+        let mut scheduled = Vec::new();
+        for delivery_key in page.keys {
+            if deadline.remaining().is_zero() {
+                return Ok(scheduled);
+            }
+            let Some(current) = self.deliveries.get(&delivery_key).await? else {
                 continue;
             };
-            let selected = match found.state {
-                DeliveryState::Failed => true,
-                DeliveryState::Delivered | DeliveryState::Cancelled => {
-                    replay.selection == ReplayFilter::All
-                }
-                // It is on its way, or waits for the webhook.
-                DeliveryState::Pending(_) | DeliveryState::Paused => false,
-            };
-            if !selected {
+            if !is_selected(replay.selection, current.state) {
                 continue;
             }
             due_at = due_at + lease::PACING_INTERVAL;
-            let mut delivery = found.clone();
-            delivery.request_retry(due_at);
-            delivery.replay = Some(of.id.clone());
-            let parts = vec![
-                self.store
-                    .leases()
-                    .transact_replacement(&found, &delivery, now, retention),
-                self.count_sent(of, &key.event),
-            ];
-            match self.store.transact_all(parts).await? {
-                Ok(()) => {
-                    made_due.push(DueDelivery::new(
-                        key,
-                        delivery.attempt_count,
-                        due_at,
-                        lease::sweep_at(due_at, now),
-                    ));
-                }
-                // It has changed since it was read.
-                Err(0) => {}
-                // The replay was cancelled, or another process goes on with it.
-                Err(_) => return Ok(made_due),
+            match self
+                .schedule_delivery(key, &current, due_at, now, retention)
+                .await?
+            {
+                ScheduleOutcome::Scheduled(due) => scheduled.push(due),
+                ScheduleOutcome::Changed => {}
+                ScheduleOutcome::NotOurs => return Ok(scheduled),
             }
         }
-        self.save_cursor(of, next).await?;
-        Ok(made_due)
+        self.save_cursor(key, page.next).await?;
+        Ok(scheduled)
     }
 
-    /// The deliveries of the window that were not looked at yet, the oldest first, and where to go on.
-    async fn next_page(
+    async fn schedule_delivery(
         self,
-        of: &ReplayKey,
-        replay: &Replay,
-        at_most: usize,
-    ) -> Result<(Vec<DeliveryKey>, Option<EventId>)> {
-        let from = replay
-            .after
-            .clone()
-            .unwrap_or_else(|| EventId::min_at(replay.since).as_str().to_owned());
+        key: &ReplayKey,
+        current: &nano_webhooks_core::delivery::Delivery,
+        due_at: Timestamp,
+        now: Timestamp,
+        retention: Duration,
+    ) -> Result<ScheduleOutcome> {
+        let mut delivery = current.clone();
+        delivery.request_retry(due_at);
+        delivery.replay = Some(key.id.clone());
+        let put = replacement_put(current, &delivery, now, retention);
+        let writes = vec![
+            self.deliveries_table.transact_put(put),
+            self.count_sent(key, &delivery.key.event),
+        ];
+        match self.deliveries_table.transact_write(writes).await? {
+            TransactOutcome::Applied => Ok(ScheduleOutcome::Scheduled(DueDelivery::new(
+                delivery.key,
+                delivery.attempt_count,
+                due_at,
+                now,
+            ))),
+            TransactOutcome::ConditionFailed { index: 0 } => Ok(ScheduleOutcome::Changed),
+            TransactOutcome::ConditionFailed { .. } => Ok(ScheduleOutcome::NotOurs),
+        }
+    }
+
+    /// The next deliveries of the time window, the oldest first.
+    async fn next_page(self, key: &ReplayKey, replay: &Replay, limit: usize) -> Result<ReplayPage> {
+        let first = match &replay.cursor {
+            Some(cursor) => cursor.clone(),
+            None => EventId::min_at(replay.since).as_str().to_owned(),
+        };
+        let last = EventId::max_at(replay.until);
         let query = self
-            .store
-            .client
+            .deliveries_table
             .query()
-            .table_name(&self.store.tables.deliveries)
             .projection_expression("PK, SK")
-            .expression_attribute_values(":from", attr_s(&from))
-            .expression_attribute_values(":to", attr_s(EventId::max_at(replay.until).as_str()))
-            .limit(i32::try_from(at_most).unwrap_or(i32::MAX));
+            .expression_attribute_values(":from", attr_s(&first))
+            .expression_attribute_values(":to", attr_s(last.as_str()))
+            .limit(i32::try_from(limit).unwrap_or(i32::MAX));
         let query = match replay.selection {
             ReplayFilter::Failed => {
-                let partition = key_schema::state_index_key(
-                    &of.account,
-                    of.webhook,
-                    DeliveryStatus::Failed.as_str(),
-                );
+                let status = DeliveryStatus::Failed.as_str();
+                let partition = key_schema::state_index_key(&key.account, key.webhook, status);
                 query
                     .index_name(STATE_INDEX)
                     .key_condition_expression("state_key = :partition AND SK BETWEEN :from AND :to")
                     .expression_attribute_values(":partition", attr_s(&partition))
             }
-            ReplayFilter::All => query
-                .consistent_read(true)
-                .key_condition_expression("PK = :partition AND SK BETWEEN :from AND :to")
-                .expression_attribute_values(
-                    ":partition",
-                    attr_s(&key_schema::deliveries(&of.account, of.webhook)),
-                ),
+            ReplayFilter::All => {
+                let partition = key_schema::deliveries(&key.account, key.webhook);
+                query
+                    .consistent_read(true)
+                    .key_condition_expression("PK = :partition AND SK BETWEEN :from AND :to")
+                    .expression_attribute_values(":partition", attr_s(&partition))
+            }
         };
-        let page = query.send().await?;
-        let next = page
-            .last_evaluated_key
-            .as_ref()
-            .map(parse_key)
-            .transpose()?
-            .map(|key| key.event);
-        let found = page
-            .items
-            .unwrap_or_default()
-            .iter()
-            .map(parse_key)
-            .collect::<Result<Vec<_>>>()?;
-        // The window begins with what was looked at last.
-        Ok((
-            found
-                .into_iter()
-                .filter(|key| replay.after.as_deref() != Some(key.event.as_str()))
-                .collect(),
-            next,
-        ))
+        let response = query.send().await?;
+        let mut keys = Vec::new();
+        for item in response.items.unwrap_or_default() {
+            let delivery = parse_key(&item)?;
+            // The window starts with the delivery that was read last.
+            if replay.cursor.as_deref() != Some(delivery.event.as_str()) {
+                keys.push(delivery);
+            }
+        }
+        let next = match response.last_evaluated_key {
+            Some(last) => Some(parse_key(&last)?.event),
+            None => None,
+        };
+        Ok(ReplayPage { keys, next })
     }
 
-    /// One more was made due.
-    fn count_sent(self, of: &ReplayKey, event: &EventId) -> TransactWriteItem {
+    /// Counts a delivery as scheduled and moves the cursor to it. The condition fails if the replay was cancelled or the cursor is
+    /// there already.
+    fn count_sent(self, key: &ReplayKey, event: &EventId) -> TransactWriteItem {
         let update = Update::builder()
-            .table_name(&self.store.tables.webhooks)
-            .set_key(Some(replay_key(of).into_item()))
             .update_expression("SET #after = :event ADD #found :one, sent :one")
             .condition_expression(
-                "attribute_exists(PK) AND cancelled = :no AND (attribute_not_exists(#after) OR #after < :event)",
+                "attribute_exists(PK) AND cancelled = :no \
+                 AND (attribute_not_exists(#after) OR #after < :event)",
             )
             .expression_attribute_names("#after", "after")
             .expression_attribute_names("#found", "found")
             .expression_attribute_values(":event", attr_s(event.as_str()))
             .expression_attribute_values(":no", AttributeValue::Bool(false))
             .expression_attribute_values(":one", attr_n(1));
-        TransactWriteItem::builder()
-            .update(update.build().expect("every required part is set"))
-            .build()
+        self.webhooks_table
+            .transact_update(key.primary_key(), update)
     }
 
-    /// One more was delivered, or failed again.
-    pub(super) fn count_result(self, delivery: &Delivery, id: &ReplayId) -> TransactWriteItem {
-        let DeliveryKey {
-            account, webhook, ..
-        } = &delivery.key;
-        let counter = if delivery
-            .attempts
-            .last()
-            .is_some_and(|last| last.failure.is_none())
-        {
-            "delivered"
-        } else {
-            "failed"
-        };
-        let update = Update::builder()
-            .table_name(&self.store.tables.webhooks)
-            .set_key(Some(key_schema::replay(account, *webhook, id).into_item()))
-            .update_expression("ADD #counter :one")
-            .condition_expression("attribute_exists(PK)")
-            .expression_attribute_names("#counter", counter)
-            .expression_attribute_values(":one", attr_n(1));
-        TransactWriteItem::builder()
-            .update(update.build().expect("every required part is set"))
-            .build()
-    }
-
-    /// One that was made due was taken back before it was attempted: its webhook was disabled or deleted.
-    pub(super) fn uncount_sent(self, delivery: &Delivery, id: &ReplayId) -> TransactWriteItem {
-        let DeliveryKey {
-            account, webhook, ..
-        } = &delivery.key;
-        let update = Update::builder()
-            .table_name(&self.store.tables.webhooks)
-            .set_key(Some(key_schema::replay(account, *webhook, id).into_item()))
-            .update_expression("ADD sent :less")
-            .condition_expression("attribute_exists(PK)")
-            .expression_attribute_values(":less", attr_n(-1));
-        TransactWriteItem::builder()
-            .update(update.build().expect("every required part is set"))
-            .build()
-    }
-
-    /// What was looked at and needed nothing is not looked at again.
-    async fn save_cursor(self, of: &ReplayKey, next: Option<EventId>) -> Result<()> {
-        let update = self
-            .store
-            .client
-            .update_item()
-            .table_name(&self.store.tables.webhooks)
-            .set_key(Some(replay_key(of).into_item()));
+    /// Moves the cursor behind a page; after the last page, marks the time window as read.
+    async fn save_cursor(self, key: &ReplayKey, next: Option<EventId>) -> Result<()> {
+        let update = self.webhooks_table.update(key.primary_key());
         let update = match next {
             None => update
                 .update_expression("SET scanned = :yes")
@@ -504,26 +382,93 @@ impl Replays<'_> {
                 .expression_attribute_names("#after", "after")
                 .expression_attribute_values(":event", attr_s(next.as_str())),
         };
-        into_condition_result(update.send().await).map(drop)
+        // The replay may have expired, and another process may have moved the cursor further.
+        WriteOutcome::from_response(update.send().await)?;
+        Ok(())
     }
 
-    /// A replay is over: another may begin.
-    async fn clear_active_marker(self, of: &ReplayKey) -> Result<()> {
-        let delete = self
-            .store
-            .client
-            .delete_item()
-            .table_name(&self.store.tables.webhooks)
-            .set_key(Some(
-                key_schema::active_replay(&of.account, of.webhook).into_item(),
-            ))
-            // A later replay of the webhook may have begun.
-            .condition_expression("replay = :replay")
-            .expression_attribute_values(":replay", attr_s(of.id.as_str()));
-        into_condition_result(delete.send().await).map(drop)
+    /// Allows another replay of the webhook. A later replay's marker stays.
+    async fn clear_active_marker(self, key: &ReplayKey) -> Result<()> {
+        let marker = key_schema::active_replay(&key.account, key.webhook);
+        let id = attr_s(key.id.as_str());
+        self.webhooks_table
+            .delete_if_equal(marker, "replay", id)
+            .await?;
+        Ok(())
     }
 }
 
-fn replay_key(of: &ReplayKey) -> PrimaryKey {
-    key_schema::replay(&of.account, of.webhook, &of.id)
+fn parse_replay_id(marker: &Item) -> Option<ReplayId> {
+    ReplayId::parse(text(marker, "replay")?)
+}
+
+/// A replay waits while its webhook is disabled, and after it has scheduled its last delivery.
+fn decide_step(replay: &Replay, webhook: Option<WebhookStatus>) -> ReplayStep {
+    match webhook {
+        None => ReplayStep::Finish,
+        Some(_) if replay.is_finished() => ReplayStep::Finish,
+        Some(_) if replay.scanned || replay.cancelled => ReplayStep::Wait,
+        Some(WebhookStatus::Disabled) => ReplayStep::Wait,
+        Some(WebhookStatus::Active) => ReplayStep::Continue,
+    }
+}
+
+/// Pending deliveries are never sent again: they will be attempted anyway.
+const fn is_selected(filter: ReplayFilter, state: DeliveryState) -> bool {
+    match state {
+        DeliveryState::Failed => true,
+        DeliveryState::Delivered | DeliveryState::Cancelled => {
+            matches!(filter, ReplayFilter::All)
+        }
+        DeliveryState::Pending(_) | DeliveryState::Paused => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn step_depends_on_replay_and_webhook() {
+        let at = Timestamp::from_millis(1);
+        let active = Some(WebhookStatus::Active);
+        let disabled = Some(WebhookStatus::Disabled);
+        for (scanned, cancelled, sent, webhook, expected) in [
+            (false, false, 0, active, ReplayStep::Continue),
+            (false, false, 2, active, ReplayStep::Continue),
+            (false, false, 2, disabled, ReplayStep::Wait),
+            (false, false, 2, None, ReplayStep::Finish),
+            (true, false, 2, active, ReplayStep::Wait),
+            (true, false, 0, active, ReplayStep::Finish),
+            (false, true, 2, active, ReplayStep::Wait),
+            (false, true, 0, disabled, ReplayStep::Finish),
+        ] {
+            let replay = Replay {
+                scanned,
+                cancelled,
+                sent,
+                ..Replay::new(at, at, ReplayFilter::All)
+            };
+            assert_eq!(
+                decide_step(&replay, webhook),
+                expected,
+                "{replay:?} {webhook:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn pending_deliveries_are_not_selected() {
+        let pending = DeliveryState::Pending(Timestamp::from_millis(1));
+        for (state, by_failed, by_all) in [
+            (DeliveryState::Failed, true, true),
+            (DeliveryState::Delivered, false, true),
+            (DeliveryState::Cancelled, false, true),
+            (DeliveryState::Paused, false, false),
+            (pending, false, false),
+        ] {
+            assert_eq!(is_selected(ReplayFilter::Failed, state), by_failed);
+            assert_eq!(is_selected(ReplayFilter::All, state), by_all);
+        }
+    }
 }

@@ -1,4 +1,4 @@
-//! The shape of the tables, as the template creates them when deployed and this module creates them elsewhere.
+//! The tables and their indexes. The template creates them in a deployment; this module creates them in local mode and tests.
 
 use aws_sdk_dynamodb::{
     Client,
@@ -10,21 +10,21 @@ use aws_sdk_dynamodb::{
     },
 };
 
-use super::{Result, TableNames, key_schema};
+use super::{error::Result, key_schema};
 
-/// The index of deliveries that are due: by shard and `sweep_at`.
+/// The index of pending deliveries by shard and `sweep_at`.
 pub const DUE_INDEX: &str = "due";
-/// The index of deliveries by webhook and state, for those that are pending or failed.
+/// The index of pending and failed deliveries by webhook and state.
 pub const STATE_INDEX: &str = "by_state";
-/// The attributes of the indexes' keys.
+/// The partition key of [`DUE_INDEX`].
 pub const DUE_SHARD: &str = "due_shard";
-/// See [`DUE_INDEX`].
+/// The sort key of [`DUE_INDEX`].
 pub const SWEEP_AT: &str = "sweep_at";
-/// See [`STATE_INDEX`].
+/// The partition key of [`STATE_INDEX`].
 pub const STATE_KEY: &str = "state_key";
-/// The attribute that DynamoDB's TTL looks at, in both tables: seconds since the epoch.
+/// The attribute of DynamoDB's TTL in both tables, in seconds since the epoch.
 pub const EXPIRES_AT: &str = "expires_at";
-/// What a row of the delivery list needs beside the keys; the payload is left out.
+/// The attributes of a delivery that a list shows, except its keys. The payload is not among them.
 pub const SUMMARY_ATTRIBUTES: [&str; 7] = [
     "event",
     "task_id",
@@ -35,78 +35,88 @@ pub const SUMMARY_ATTRIBUTES: [&str; 7] = [
     "last_failure",
 ];
 
-/// Creates the tables that do not exist yet; `jobs` is the platform's, with its stream.
-///
-/// Says whether ours are new.
-///
-/// # Errors
-/// If the engine refuses.
-pub async fn create_if_missing(client: &Client, tables: &TableNames, jobs: &str) -> Result<bool> {
-    create(client, jobs, |table| {
-        let stream = StreamSpecification::builder()
-            .stream_enabled(true)
-            .stream_view_type(StreamViewType::NewAndOldImages)
-            .build()
-            .expect("every required part is set");
-        table
-            .attribute_definitions(text("task_id"))
-            .key_schema(hash_key("task_id"))
-            .stream_specification(stream)
-    })
-    .await?;
-    let new = create(client, &tables.webhooks, with_primary_key).await?;
-    if new {
-        enable_ttl(client, &tables.webhooks).await?;
-    }
-    let deliveries = |table| {
-        let due = GlobalSecondaryIndex::builder()
-            .index_name(DUE_INDEX)
-            .key_schema(hash_key(DUE_SHARD))
-            .key_schema(range_key(SWEEP_AT))
-            .projection(projection(&["attempt_count", "next_attempt_at"]))
-            .build()
-            .expect("every required part is set");
-        let by_state = GlobalSecondaryIndex::builder()
-            .index_name(STATE_INDEX)
-            .key_schema(hash_key(STATE_KEY))
-            .key_schema(range_key(key_schema::SK))
-            .projection(projection(&SUMMARY_ATTRIBUTES))
-            .build()
-            .expect("every required part is set");
-        with_primary_key(table)
-            .attribute_definitions(text(DUE_SHARD))
-            .attribute_definitions(attribute(SWEEP_AT, ScalarAttributeType::N))
-            .attribute_definitions(text(STATE_KEY))
-            .global_secondary_indexes(due)
-            .global_secondary_indexes(by_state)
-    };
-    if create(client, &tables.deliveries, deliveries).await? {
-        enable_ttl(client, &tables.deliveries).await?;
-    }
-    Ok(new)
+/// The names of the tables.
+#[derive(Clone, Debug)]
+pub struct TableNames {
+    /// Accounts, API keys, webhooks, counters and poison records.
+    pub webhooks: String,
+    /// The deliveries.
+    pub deliveries: String,
 }
 
-/// Creates one table; `false` if it was there.
-async fn create(
+/// Whether a table existed before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TableOutcome {
+    /// It was created.
+    Created,
+    /// It existed.
+    Existed,
+}
+
+/// Creates the tables that do not exist, among them the platform's table `jobs` with its stream. Returns whether the Webhooks
+/// table is new.
+pub async fn create_if_missing(
     client: &Client,
-    name: &str,
-    shape: impl FnOnce(CreateTableFluentBuilder) -> CreateTableFluentBuilder,
-) -> Result<bool> {
-    let table = client
-        .create_table()
-        .table_name(name)
-        .billing_mode(BillingMode::PayPerRequest);
-    match shape(table).send().await {
-        Ok(_) => Ok(true),
-        Err(error)
-            if error.as_service_error().is_some_and(
-                aws_sdk_dynamodb::operation::create_table::CreateTableError::is_resource_in_use_exception,
-            ) =>
-        {
-            Ok(false)
-        }
-        Err(error) => Err(error.into()),
+    tables: &TableNames,
+    jobs: &str,
+) -> Result<TableOutcome> {
+    create(configure_jobs(client.create_table().table_name(jobs))).await?;
+    let webhooks = client.create_table().table_name(&tables.webhooks);
+    let webhooks_outcome = create(with_primary_key(webhooks)).await?;
+    if webhooks_outcome == TableOutcome::Created {
+        enable_ttl(client, &tables.webhooks).await?;
     }
+    let deliveries = client.create_table().table_name(&tables.deliveries);
+    if create(configure_deliveries(deliveries)).await? == TableOutcome::Created {
+        enable_ttl(client, &tables.deliveries).await?;
+    }
+    Ok(webhooks_outcome)
+}
+
+async fn create(table: CreateTableFluentBuilder) -> Result<TableOutcome> {
+    let response = table.billing_mode(BillingMode::PayPerRequest).send().await;
+    let Err(error) = response else {
+        return Ok(TableOutcome::Created);
+    };
+    match error.as_service_error() {
+        Some(service) if service.is_resource_in_use_exception() => Ok(TableOutcome::Existed),
+        _ => Err(error.into()),
+    }
+}
+
+fn configure_jobs(table: CreateTableFluentBuilder) -> CreateTableFluentBuilder {
+    let stream = StreamSpecification::builder()
+        .stream_enabled(true)
+        .stream_view_type(StreamViewType::NewAndOldImages)
+        .build()
+        .expect("every required part is set");
+    table
+        .attribute_definitions(text("task_id"))
+        .key_schema(hash_key("task_id"))
+        .stream_specification(stream)
+}
+
+fn configure_deliveries(table: CreateTableFluentBuilder) -> CreateTableFluentBuilder {
+    let due = GlobalSecondaryIndex::builder()
+        .index_name(DUE_INDEX)
+        .key_schema(hash_key(DUE_SHARD))
+        .key_schema(range_key(SWEEP_AT))
+        .projection(projection(&["attempt_count", "next_attempt_at"]))
+        .build()
+        .expect("every required part is set");
+    let by_state = GlobalSecondaryIndex::builder()
+        .index_name(STATE_INDEX)
+        .key_schema(hash_key(STATE_KEY))
+        .key_schema(range_key(key_schema::SK))
+        .projection(projection(&SUMMARY_ATTRIBUTES))
+        .build()
+        .expect("every required part is set");
+    with_primary_key(table)
+        .attribute_definitions(text(DUE_SHARD))
+        .attribute_definitions(attribute(SWEEP_AT, ScalarAttributeType::N))
+        .attribute_definitions(text(STATE_KEY))
+        .global_secondary_indexes(due)
+        .global_secondary_indexes(by_state)
 }
 
 async fn enable_ttl(client: &Client, table: &str) -> Result<()> {

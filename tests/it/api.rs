@@ -10,7 +10,7 @@ use axum::{
     http::{Request, StatusCode},
 };
 use nano_webhooks::random;
-use nano_webhooks::{aws, dispatch::Dispatcher, store::rate_limit::RateLimits};
+use nano_webhooks::{aws, dispatch::Dispatcher, store::rate_limits::RateLimits};
 use nano_webhooks_cli::local_client;
 use nano_webhooks_core::api_key::ApiKey;
 use nano_webhooks_core::target_policy::TargetPolicy;
@@ -230,7 +230,7 @@ async fn invalid_key_returns_401() {
         .revoke(&account("acme"), app.key.display_prefix())
         .await
         .unwrap();
-    assert!(revoked);
+    assert!(revoked.is_applied());
     assert_eq!(app.get(WEBHOOKS).await.status, StatusCode::UNAUTHORIZED);
 }
 

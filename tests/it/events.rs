@@ -10,7 +10,7 @@ use nano_webhooks::{
     client::target_guard::TargetGuard,
     clock::{Clock, Deadline},
     dispatch::lambda_event::Invocation,
-    store::rate_limit::RateLimits,
+    store::rate_limits::RateLimits,
 };
 use nano_webhooks_core::api_key::ApiKey;
 use nano_webhooks_core::target_policy::TargetPolicy;

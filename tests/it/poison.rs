@@ -14,7 +14,7 @@ use nano_webhooks::{
         redrive::{RedriveOutcome, redrive},
     },
     store::{
-        poison::{MAX_IMAGE, NewPoisonRecord, PoisonId},
+        poison::{MAX_IMAGE, NewPoisonRecord, PoisonCount, PoisonId},
         update::WebhookUpdate,
     },
 };
@@ -65,7 +65,7 @@ async fn fixed_job_is_redriven_once() {
     let kept = fixture.poison(7, &broken).await;
     assert_eq!(kept.id().to_string(), format!("{DAY}/{:021}", 7));
     assert_eq!(
-        (kept.kept_at, kept.poison.created_at),
+        (kept.stored_at, kept.poison.created_at),
         (START, Some(Timestamp::from_millis(1_734_948_000_000)))
     );
     assert_eq!(kept.poison.keys, r#"{"task_id":{"S":"t1"}}"#);
@@ -142,6 +142,7 @@ async fn redrive_reaches_subscribed_webhooks() {
             .update(&account("acme"), disabled, &change, START)
             .await
             .unwrap()
+            .is_applied()
     );
     subscribe(
         &fixture.tables,
@@ -342,7 +343,7 @@ async fn unparsable_text_stays_poison() {
             .tables
             .store
             .poison()
-            .find(&PoisonId::parse(&format!("{DAY}/{number}")).unwrap())
+            .find(&format!("{DAY}/{number}").parse().unwrap())
             .await;
         let named = named.as_mut().unwrap();
         assert_eq!(named.len(), 1);
@@ -457,12 +458,12 @@ async fn records_are_listed_and_counted() {
     let (mut listed, mut from) = (Vec::new(), None);
     loop {
         let page = store.poison().list_page(DAY, from, 2).await.unwrap();
-        assert!(page.kept.len() <= 2);
+        assert!(page.records.len() <= 2);
         // What was listed may be taken out before the next page is read.
-        for kept in &page.kept {
+        for kept in &page.records {
             store.poison().delete(kept).await.unwrap();
         }
-        listed.extend(page.kept);
+        listed.extend(page.records);
         from = page.next;
         if from.is_none() {
             break;
@@ -489,7 +490,7 @@ async fn records_are_listed_and_counted() {
     ] {
         let named = store
             .poison()
-            .find(&PoisonId::parse(&format!("{DAY}/{number}")).unwrap())
+            .find(&format!("{DAY}/{number}").parse().unwrap())
             .await
             .unwrap();
         let named: Vec<_> = named
@@ -498,13 +499,16 @@ async fn records_are_listed_and_counted() {
             .collect();
         assert_eq!(named, streams, "{number}");
     }
-    assert_eq!(store.poison().count(DAY, 100).await.unwrap(), (5, true));
+    assert_eq!(
+        store.poison().count(DAY, 100).await.unwrap(),
+        all_counted(5)
+    );
     assert_eq!(
         store.poison().count("2024-12-22", 100).await.unwrap(),
-        (0, true)
+        all_counted(0)
     );
     for wrong in ["", "1", "2024-12-23/", "2024-13-23/1", "yesterday/1"] {
-        assert_eq!(PoisonId::parse(wrong), None, "{wrong}");
+        assert!(wrong.parse::<PoisonId>().is_err(), "{wrong}");
     }
 }
 
@@ -529,9 +533,15 @@ async fn count_stops_at_limit() {
             .await
             .unwrap();
     }
-    let (counted, complete) = store.poison().count(DAY, 1).await.unwrap();
-    assert!((1..6).contains(&counted) && !complete, "{counted}");
-    assert_eq!(store.poison().count(DAY, 100).await.unwrap(), (6, true));
+    let count = store.poison().count(DAY, 1).await.unwrap();
+    assert!(
+        (1..6).contains(&count.records) && !count.is_complete,
+        "{count:?}"
+    );
+    assert_eq!(
+        store.poison().count(DAY, 100).await.unwrap(),
+        all_counted(6)
+    );
 }
 
 /// The other poison records are listed.
@@ -608,6 +618,7 @@ async fn sweep_finds_retry_without_queue() {
             .update(&account("acme"), webhook, &change, START)
             .await
             .unwrap()
+            .is_applied()
     );
     assert_eq!(fixture.sweep().await, 1);
     let received = fixture.receiver.wait_for(2).await.pop().unwrap();
@@ -638,4 +649,12 @@ async fn sweep_finds_retry_without_queue() {
         None,
         "it is in flight"
     );
+}
+
+/// A count that reached the last record.
+const fn all_counted(records: usize) -> PoisonCount {
+    PoisonCount {
+        records,
+        is_complete: true,
+    }
 }

@@ -234,6 +234,7 @@ async fn deleted_webhook_cancels_deliveries() {
             .delete(&account("acme"), webhook)
             .await
             .unwrap()
+            .is_applied()
     );
     fixture.retry(&timers[0].message).await;
     let states = fixture
@@ -311,6 +312,7 @@ async fn attempt_in_flight_is_recorded_on_delete() {
             )
             .await
             .unwrap()
+            .is_applied()
     );
     fixture
         .retry(&RetryMessage {
@@ -395,6 +397,7 @@ async fn response_of_old_url_is_ignored() {
             .update(&account("acme"), webhook, &moved, START)
             .await
             .unwrap()
+            .is_applied()
     );
     assert_eq!(fixture.health(webhook).await, EndpointHealth::default());
     let (acme, hour) = (account("acme"), Duration::from_hours(1));
@@ -404,6 +407,7 @@ async fn response_of_old_url_is_ignored() {
             .disable(&acme, &read.webhook, "Gone.", &[], START, hour)
             .await
             .unwrap()
+            .is_applied()
     );
 }
 
@@ -532,6 +536,7 @@ async fn enabling_resumes_paused_deliveries() {
             .update(&account("acme"), webhook, &disable, START)
             .await
             .unwrap()
+            .is_applied()
     );
     for timer in fixture.tables.timers() {
         fixture.retry(&timer.message).await;
@@ -554,6 +559,7 @@ async fn enabling_resumes_paused_deliveries() {
             .update(&account("acme"), webhook, &enable, START)
             .await
             .unwrap()
+            .is_applied()
     );
     assert_eq!(fixture.health(webhook).await, EndpointHealth::default());
     assert_eq!(fixture.sweep().await, 3);

@@ -186,8 +186,8 @@ async fn lost_response_rotates_once() {
     assert_eq!(
         rotated,
         RotateOutcome::Rotated {
-            live: 2,
-            previous_until: Some(app.clock.now() + HOUR)
+            active: 2,
+            previous_expires_at: Some(app.clock.now() + HOUR)
         }
     );
     let subscriber = store

@@ -8,8 +8,9 @@ use nano_webhooks::{
     clock::Clock,
     dispatch::Dispatcher,
     store::{
-        Store, key_schema,
-        secrets::{DataKeyCache, KeyProvider},
+        Store,
+        data_keys::{DataKeyCache, KeyProvider},
+        key_schema,
         webhooks::WebhookRecord,
     },
 };
@@ -142,9 +143,9 @@ async fn new_data_key_keeps_old_secrets() {
         .unwrap();
     assert_eq!(
         (
-            resealed.sealed,
-            resealed.kept,
-            resealed.changed,
+            resealed.reencrypted,
+            resealed.unchanged,
+            resealed.conflicted,
             next.is_none()
         ),
         (1, 1, 0, true)
@@ -190,7 +191,7 @@ async fn plain_secrets_can_be_encrypted() {
         .reencrypt_page(None, Clock::system().now())
         .await
         .unwrap();
-    assert_eq!(resealed.sealed, 1);
+    assert_eq!(resealed.reencrypted, 1);
     assert!(!format!("{:?}", tables.items(&tables.names.webhooks).await).contains(SECRET));
     assert_eq!(secrets(&tables, &tables.store, webhook).await, secret());
 }

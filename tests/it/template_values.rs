@@ -8,7 +8,7 @@ use nano_webhooks::{
     config::{Config, ConfigDefaults, ConfigError, retry_queue_url, stack_name},
     dispatch::{CONCURRENT_MESSAGES, RECORDING_RESERVE},
     metrics::{Counter, Histogram, Metrics, SweepStats},
-    store::{key_schema, secrets, tables},
+    store::{data_keys, key_schema, tables},
 };
 use nano_webhooks_cli::{BATCH_SIZE, BATCH_TIMEOUT, SWEEP_INTERVAL};
 use nano_webhooks_core::{
@@ -30,7 +30,7 @@ async fn template_values_are_current() {
         "environment": environment(),
         "failures": FailureKind::ALL.map(FailureKind::as_str),
         "job_statuses": [JobOutcome::Completed.as_str(), JobOutcome::Failed.as_str()],
-        "kms_encryption_context": secrets::ENCRYPTION_CONTEXT_KEY,
+        "kms_encryption_context": data_keys::ENCRYPTION_CONTEXT_KEY,
         "metrics": metrics(),
         "numbers": numbers(),
         "partitions": partitions(),
@@ -121,7 +121,7 @@ fn numbers() -> Value {
 /// The patterns of the partition keys in the Webhooks table that policies name.
 fn partitions() -> Value {
     json!({
-        "account": key_schema::account(&account("*")),
+        "account": key_schema::account_partition(&account("*")),
         "data_keys": key_schema::DATA_KEYS,
         "poison": key_schema::poison("*", "stream", "1").pk,
         "replays": key_schema::ACTIVE_REPLAYS,

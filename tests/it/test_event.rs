@@ -1,7 +1,7 @@
 //! `POST …/test`: a sample event, sent now, and how that went.
 
 use axum::http::StatusCode;
-use nano_webhooks::store::rate_limit::RateLimits;
+use nano_webhooks::store::rate_limits::RateLimits;
 use nano_webhooks_core::target_policy::TargetPolicy;
 use serde_json::{Value, json};
 

@@ -63,7 +63,8 @@ pub async fn revoke(args: RevokeKeyArgs) -> anyhow::Result<()> {
         Err(_) => args.key.trim_end_matches('…'),
     };
     let store = open_store(&args.tables).await?;
-    if !store.api_keys().revoke(&account, prefix).await? {
+    let outcome = store.api_keys().revoke(&account, prefix).await?;
+    if !outcome.is_applied() {
         bail!("account {account} has no key {prefix}…; list its keys with `keys list`");
     }
     writeln!(std::io::stdout(), "Revoked {prefix}…")?;

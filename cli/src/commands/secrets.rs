@@ -9,7 +9,8 @@ use nano_webhooks::{
     config::{Config, ConfigError},
     store::{
         Store,
-        secrets::{DataKeyCache, KeyProvider, ReencryptStats},
+        data_keys::{DataKeyCache, KeyProvider},
+        secrets::ReencryptStats,
     },
 };
 
@@ -31,18 +32,18 @@ pub async fn re_encrypt(args: ReEncryptArgs) -> anyhow::Result<()> {
         writeln!(std::io::stderr(), "Created data key {version}.")?;
     }
     let total = re_encrypt_all(&store, &clock).await?;
-    let re_encrypted = pluralize_webhooks(total.sealed);
-    if total.changed > 0 {
+    let re_encrypted = pluralize_webhooks(total.reencrypted);
+    if total.conflicted > 0 {
         bail!(
             "{} changed while the command ran, and {re_encrypted} were re-encrypted; run the \
              command again",
-            pluralize_webhooks(total.changed)
+            pluralize_webhooks(total.conflicted)
         );
     }
     writeln!(
         std::io::stdout(),
         "Re-encrypted the secrets of {re_encrypted}; {} needed no change.",
-        total.kept
+        total.unchanged
     )?;
     Ok(())
 }
@@ -71,10 +72,10 @@ async fn re_encrypt_all(store: &Store, clock: &Clock) -> anyhow::Result<Reencryp
     let mut cursor = None;
     loop {
         let (page, next) = store.secrets().reencrypt_page(cursor, clock.now()).await?;
-        total.sealed += page.sealed;
-        total.kept += page.kept;
-        total.changed += page.changed;
-        progress.inc(page.sealed + page.kept + page.changed);
+        total.reencrypted += page.reencrypted;
+        total.unchanged += page.unchanged;
+        total.conflicted += page.conflicted;
+        progress.inc(page.reencrypted + page.unchanged + page.conflicted);
         if next.is_none() {
             return Ok(total);
         }

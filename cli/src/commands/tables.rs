@@ -6,7 +6,7 @@ use nano_webhooks::{
     config::{Config, ConfigDefaults, ConfigError, env_var},
     store::{
         Store,
-        secrets::{DataKeyCache, KeyProvider},
+        data_keys::{DataKeyCache, KeyProvider},
     },
 };
 

@@ -8,8 +8,8 @@ use nano_webhooks::{
     random,
     store::{
         self, Store, TableNames,
-        secrets::{DataKeyCache, KeyProvider},
-        tables,
+        data_keys::{DataKeyCache, KeyProvider},
+        tables::{self, TableOutcome},
     },
 };
 use nano_webhooks_core::{
@@ -41,8 +41,8 @@ pub struct PreparedTables {
 impl Preparation<'_> {
     /// Creates the tables and the keys that are missing. `api_key` is the key that the user gave.
     pub async fn run(&self, api_key: Option<&str>) -> anyhow::Result<PreparedTables> {
-        let tables_are_new =
-            tables::create_if_missing(&self.client, self.tables, self.jobs_table).await?;
+        let outcome = tables::create_if_missing(&self.client, self.tables, self.jobs_table).await?;
+        let tables_are_new = outcome == TableOutcome::Created;
         let store = self.open_store().await?;
         let api_key = self
             .prepare_api_key(&store, api_key, tables_are_new)

@@ -8,6 +8,7 @@ use futures_util::StreamExt;
 use nano_webhooks::{
     clock::Deadline,
     dispatch::Dispatcher,
+    error_chain::error_chain,
     queue::{RetryMessage, ScheduledRetry},
 };
 use nano_webhooks_core::delivery::DeliveryKey;
@@ -70,7 +71,7 @@ async fn run_retry(dispatcher: Dispatcher, message: RetryMessage) {
             account = account.as_str(),
             %webhook,
             %event,
-            %error,
+            error = error_chain(&error),
             "Retry failed; a later sweep retries the delivery"
         );
     }
@@ -81,7 +82,7 @@ async fn sweep_periodically(dispatcher: Dispatcher) {
     // process that ended.
     if let Err(error) = dispatcher.recover_abandoned().await {
         tracing::error!(
-            %error,
+            error = error_chain(&error),
             "Could not recover the deliveries of the previous process; later sweeps retry them"
         );
     }
@@ -90,7 +91,10 @@ async fn sweep_periodically(dispatcher: Dispatcher) {
     loop {
         ticks.tick().await;
         if let Err(error) = dispatcher.sweep(Deadline::from_now(SWEEP_INTERVAL)).await {
-            tracing::error!(%error, "Sweep failed; the next sweep repeats it");
+            tracing::error!(
+                error = error_chain(&error),
+                "Sweep failed; the next sweep repeats it"
+            );
         }
     }
 }

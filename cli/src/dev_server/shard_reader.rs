@@ -211,7 +211,7 @@ impl ShardReader {
         if let Err(error) = result {
             tracing::warn!(
                 shard = self.shard_id,
-                %error,
+                error = error_chain(&error),
                 "Could not store the checkpoint of the jobs stream"
             );
         }

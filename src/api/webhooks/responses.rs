@@ -83,11 +83,11 @@ impl From<&WebhookRecord> for WebhookDetailResponse {
     fn from(record: &WebhookRecord) -> Self {
         Self {
             webhook: WebhookResponse::from(&record.webhook),
-            created_at: record.detail.created_at.to_rfc3339(),
-            updated_at: record.detail.updated_at.to_rfc3339(),
-            description: record.detail.description.clone(),
+            created_at: record.metadata.created_at.to_rfc3339(),
+            updated_at: record.metadata.updated_at.to_rfc3339(),
+            description: record.metadata.description.clone(),
             signed: !record.secrets.is_empty(),
-            disabled_reason: record.detail.disabled_reason.clone(),
+            disabled_reason: record.metadata.disabled_reason.clone(),
             health: HealthResponse::from(&record.health),
         }
     }

@@ -16,7 +16,7 @@ use nano_webhooks::{
         webhook_client::{self, WebhookClient},
     },
     clock::Clock,
-    store::{Store, rate_limit::RateLimits},
+    store::{Store, rate_limits::RateLimits},
 };
 use nano_webhooks_core::target_policy::TargetPolicy;
 use nano_webhooks_core::{api_key::ApiKey, timestamp::Timestamp};

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use axum::http::StatusCode;
-use nano_webhooks::{dispatch::Dispatcher, store::rate_limit::RateLimits};
+use nano_webhooks::{dispatch::Dispatcher, store::rate_limits::RateLimits};
 use serde_json::json;
 
 use crate::support::{

@@ -96,7 +96,7 @@ impl PoisonFixture {
             .await
             .unwrap();
         assert!(page.next.is_none());
-        page.kept
+        page.records
     }
 
     pub async fn redrive(&self, kept: &PoisonRecord) -> RedriveOutcome {

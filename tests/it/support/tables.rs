@@ -17,7 +17,7 @@ use nano_webhooks::{
     random,
     store::{
         Store, TableNames,
-        secrets::{DataKeyCache, KeyProvider},
+        data_keys::{DataKeyCache, KeyProvider},
         tables,
     },
 };

@@ -22,7 +22,7 @@ pub async fn list(args: ListPoisonArgs) -> anyhow::Result<()> {
         let mut cursor = None;
         loop {
             let page = store.poison().list_page(&day, cursor, PAGE_SIZE).await?;
-            for record in &page.kept {
+            for record in &page.records {
                 is_empty = false;
                 if args.json {
                     writeln!(out, "{}", to_json(record))?;
@@ -51,7 +51,7 @@ fn to_json(record: &PoisonRecord) -> Value {
     };
     json!({
         "id": record.id().to_string(),
-        "stored_at": record.kept_at.to_rfc3339(),
+        "stored_at": record.stored_at.to_rfc3339(),
         "created_at": poison.created_at.map(Timestamp::to_rfc3339),
         "reason": poison.reason,
         "keys": keys,
@@ -76,7 +76,7 @@ fn format_record(record: &PoisonRecord, now: Timestamp) -> String {
     format!(
         "{}\n  stored  {}\n  reason  {}\n  job     {}\n  stream  {}{image}\n",
         escape_for_terminal(&record.id().to_string()),
-        format_relative(record.kept_at, now),
+        format_relative(record.stored_at, now),
         escape_for_terminal(&poison.reason),
         escape_or_unknown(&format_job_key(&poison.keys)),
         escape_or_unknown(&poison.stream),

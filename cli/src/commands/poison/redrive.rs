@@ -82,7 +82,7 @@ impl RedriveRun {
                     .poison()
                     .list_page(&day, cursor, PAGE_SIZE)
                     .await?;
-                self.redrive_records(&page.kept, &progress).await?;
+                self.redrive_records(&page.records, &progress).await?;
                 cursor = page.next;
                 if cursor.is_none() {
                     break;

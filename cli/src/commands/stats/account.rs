@@ -113,14 +113,14 @@ impl WebhookStats {
         let WebhookRecord {
             webhook,
             health,
-            detail,
+            metadata,
             ..
         } = &self.record;
         json!({
             "webhook_id": webhook.id.get(),
             "url": webhook.url.as_str(),
             "status": webhook.status.as_str(),
-            "disabled_reason": detail.disabled_reason,
+            "disabled_reason": metadata.disabled_reason,
             "health": {
                 "state": health.label(),
                 "breaker_open": health.is_open(),
@@ -157,7 +157,7 @@ impl WebhookStats {
             escape_for_terminal(webhook.url.as_str()),
             webhook.status.as_str()
         );
-        if let Some(reason) = &self.record.detail.disabled_reason {
+        if let Some(reason) = &self.record.metadata.disabled_reason {
             line += ": ";
             line += &escape_for_terminal(reason);
         }

@@ -10,7 +10,7 @@ use nano_webhooks::{
         self, Store,
         key_schema::{self, DUE_SHARDS},
         replays::ReplayKey,
-        resume::ResumeJob,
+        resumes::ResumeJob,
     },
 };
 use nano_webhooks_core::{
@@ -177,11 +177,14 @@ async fn count_poison_of_day(
     day: String,
     progress: &ProgressBar,
 ) -> store::Result<PoisonDay> {
-    let (value, is_complete) = store.poison().count(&day, MAX_COUNTED_POISON).await?;
+    let count = store.poison().count(&day, MAX_COUNTED_POISON).await?;
     progress.inc(1);
     Ok(PoisonDay {
         day,
-        records: Count { value, is_complete },
+        records: Count {
+            value: count.records,
+            is_complete: count.is_complete,
+        },
     })
 }
 

@@ -1,0 +1,374 @@
+//! The stored form of a delivery.
+
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use super::{
+    error::{Error, Result},
+    item::{Item, primary_key},
+    item_writer::BorrowedItem,
+    key_schema::{self, PrimaryKey},
+    tables::{DUE_SHARD, EXPIRES_AT, STATE_KEY, SWEEP_AT},
+};
+use nano_webhooks_core::{
+    delivery::{Delivery, DeliveryKey, DeliveryState, attempt::Attempt, lease},
+    event::traceparent::Traceparent,
+    event_type::EventType,
+    replay::ReplayId,
+    timestamp::Timestamp,
+};
+
+/// The most attributes that a delivery has.
+const MAX_ATTRIBUTES: usize = 20;
+
+/// A delivery as it is read; [`write_delivery`] writes it.
+#[derive(Deserialize)]
+pub(super) struct DeliveryRow {
+    #[serde(rename = "PK")]
+    pk: String,
+    #[serde(rename = "SK")]
+    sk: String,
+    event: String,
+    task_id: Option<String>,
+    url: String,
+    body: String,
+    traceparent: Option<Traceparent>,
+    status: String,
+    attempt_count: u32,
+    step: u32,
+    /// A JSON list of [`Attempt`].
+    attempts: String,
+    created_at: Timestamp,
+    next_attempt_at: Option<Timestamp>,
+    /// The state before a manual retry was requested: a status, and for `pending` its time.
+    resume_status: Option<String>,
+    resume_at: Option<Timestamp>,
+    /// The replay that requested the next attempt.
+    replay: Option<ReplayId>,
+}
+
+impl DeliveryRow {
+    pub(super) fn into_delivery(self) -> Result<Delivery> {
+        let primary_key = PrimaryKey {
+            pk: self.pk,
+            sk: self.sk,
+        };
+        let key = key_schema::parse_delivery(&primary_key)
+            .ok_or_else(|| Error::corrupt_item("delivery key"))?;
+        let event_type =
+            EventType::parse(&self.event).ok_or_else(|| Error::corrupt_item("event type"))?;
+        let attempts: Vec<Attempt> = serde_json::from_str(&self.attempts)
+            .map_err(|_| Error::corrupt_item("list of attempts"))?;
+        let state_before_retry = match self.resume_status {
+            Some(status) => Some(parse_state(&status, self.resume_at)?),
+            None => None,
+        };
+        Ok(Delivery {
+            key,
+            event_type,
+            task_id: self.task_id,
+            url: self.url,
+            body: self.body.into(),
+            traceparent: self.traceparent,
+            state: parse_state(&self.status, self.next_attempt_at)?,
+            state_before_retry,
+            replay: self.replay,
+            attempt_count: self.attempt_count,
+            schedule_step: self.step,
+            attempts,
+            created_at: self.created_at,
+        })
+    }
+}
+
+/// The delivery that an item's keys name.
+pub(super) fn parse_key(item: &Item) -> Result<DeliveryKey> {
+    primary_key(item)
+        .and_then(|key| key_schema::parse_delivery(&key))
+        .ok_or_else(|| Error::corrupt_item("delivery key"))
+}
+
+/// Writes a delivery for the SDK. It expires after `retention` once it is no longer due.
+pub(super) fn to_delivery_item(delivery: &Delivery, now: Timestamp, retention: Duration) -> Item {
+    write_delivery(delivery, now, retention).into()
+}
+
+/// Writes a delivery for the body of a request. It expires after `retention` once it is no longer due.
+pub(super) fn write_delivery(
+    delivery: &Delivery,
+    now: Timestamp,
+    retention: Duration,
+) -> BorrowedItem<'_> {
+    let mut item = BorrowedItem::with_capacity(MAX_ATTRIBUTES);
+    let PrimaryKey { pk, sk } = key_schema::delivery(&delivery.key);
+    item.text(key_schema::PK, pk);
+    item.text(key_schema::SK, sk);
+    item.text("event", delivery.event_type.as_str());
+    item.text("url", &*delivery.url);
+    item.text("body", &*delivery.body);
+    item.text("status", delivery.state.as_str());
+    item.number("attempt_count", delivery.attempt_count);
+    item.number("step", delivery.schedule_step);
+    let attempts = serde_json::to_string(&delivery.attempts).expect("attempts are plain data");
+    item.text("attempts", attempts);
+    item.number("created_at", delivery.created_at.as_unix_millis());
+    if let Some(task_id) = &delivery.task_id {
+        item.text("task_id", task_id);
+    }
+    if let Some(traceparent) = &delivery.traceparent {
+        item.text("traceparent", traceparent.as_str());
+    }
+    if let Some(failure) = delivery.attempts.last().and_then(|last| last.failure) {
+        item.text("last_failure", failure.as_str());
+    }
+    if let Some(replay) = &delivery.replay {
+        item.text("replay", replay.as_str());
+    }
+    if let Some(state) = delivery.state_before_retry {
+        item.text("resume_status", state.as_str());
+        if let DeliveryState::Pending(due_at) = state {
+            item.number("resume_at", due_at.as_unix_millis());
+        }
+    }
+    write_index_keys(&mut item, delivery, now, retention);
+    item
+}
+
+/// Only deliveries that are due sometime are in the due index, and only the others expire. Only pending and failed deliveries
+/// are in the state index.
+fn write_index_keys(
+    item: &mut BorrowedItem<'_>,
+    delivery: &Delivery,
+    now: Timestamp,
+    retention: Duration,
+) {
+    if let DeliveryState::Pending(due_at) = delivery.state {
+        item.number("next_attempt_at", due_at.as_unix_millis());
+        item.text(DUE_SHARD, key_schema::due_shard(&delivery.key.event));
+        item.number(SWEEP_AT, lease::sweep_at(due_at, now).as_unix_millis());
+    } else {
+        item.number(EXPIRES_AT, (now + retention).as_unix_seconds());
+    }
+    match delivery.state {
+        DeliveryState::Pending(_) | DeliveryState::Paused | DeliveryState::Failed => {
+            let DeliveryKey {
+                account, webhook, ..
+            } = &delivery.key;
+            let status = delivery.state.as_str();
+            let state_key = key_schema::state_index_key(account, *webhook, status);
+            item.text(STATE_KEY, state_key);
+        }
+        DeliveryState::Delivered | DeliveryState::Cancelled => {}
+    }
+}
+
+fn parse_state(status: &str, due_at: Option<Timestamp>) -> Result<DeliveryState> {
+    match (status, due_at) {
+        ("pending", Some(due_at)) => Ok(DeliveryState::Pending(due_at)),
+        ("pending", None) => Ok(DeliveryState::Paused),
+        ("delivered", _) => Ok(DeliveryState::Delivered),
+        ("failed", _) => Ok(DeliveryState::Failed),
+        ("cancelled", _) => Ok(DeliveryState::Cancelled),
+        _ => Err(Error::corrupt_item("delivery state")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use aws_sdk_dynamodb::types::AttributeValue;
+
+    use super::*;
+    use crate::{
+        client::response_body::MAX_BODY_KEPT,
+        store::{item::from_item, rotation::MAX_ACTIVE_SECRETS},
+    };
+    use nano_webhooks_core::{
+        account_id::AccountId,
+        delivery::{
+            failure::{Failure, FailureKind},
+            schedule::RetrySchedule,
+            timings::PhaseTimings,
+        },
+        endpoint_url::EndpointUrl,
+        event::{EventId, MAX_PAYLOAD_LEN},
+        signing::Signatures,
+        webhook::WebhookId,
+    };
+
+    #[test]
+    fn what_is_written_is_read_again_whole() {
+        let at = Timestamp::from_millis;
+        let attempt = Attempt {
+            number: 1,
+            started_at: at(5),
+            duration_ms: u64::MAX,
+            timings: PhaseTimings {
+                wait: Some(7),
+                ..PhaseTimings::default()
+            },
+            status_code: Some(503),
+            failure: Some(FailureKind::Status),
+            detail: Some("The answer was status 503.".to_owned()),
+            response_excerpt: Some(String::new()),
+            signatures: Some(Signatures {
+                nano: "v1=00".to_owned(),
+                standard: "v1,AA==".to_owned(),
+            }),
+            version: "1.2.3".to_owned(),
+        };
+        let bare = Attempt {
+            status_code: None,
+            failure: None,
+            detail: None,
+            response_excerpt: None,
+            signatures: None,
+            ..attempt.clone()
+        };
+        let traceparent =
+            Traceparent::parse("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01");
+        assert!(traceparent.is_some());
+        let key = DeliveryKey {
+            account: AccountId::parse("acme").unwrap(),
+            webhook: WebhookId::new(1).unwrap(),
+            event: EventId::parse("evt_01JFS8TX800000000000000000").unwrap(),
+        };
+        let new = || {
+            Delivery::new(
+                key.clone(),
+                EventType::JobFailed,
+                None,
+                "https://example.com".into(),
+                "{}".into(),
+                at(1),
+            )
+        };
+        let full = |state, resume| Delivery {
+            task_id: Some("task".to_owned()),
+            traceparent: traceparent.clone(),
+            state,
+            state_before_retry: resume,
+            replay: Some(ReplayId::from_random([7; 8])),
+            attempt_count: 22,
+            schedule_step: 2,
+            attempts: vec![bare.clone(), attempt.clone()],
+            created_at: at(3),
+            ..new()
+        };
+        for delivery in [
+            new(),
+            full(DeliveryState::Pending(at(9)), Some(DeliveryState::Failed)),
+            full(
+                DeliveryState::Pending(at(9)),
+                Some(DeliveryState::Pending(at(10))),
+            ),
+            full(DeliveryState::Paused, None),
+            full(DeliveryState::Delivered, None),
+            full(DeliveryState::Failed, None),
+            full(DeliveryState::Cancelled, None),
+        ] {
+            let item = to_delivery_item(&delivery, at(100), Duration::from_mins(1));
+            assert_eq!(
+                from_item::<DeliveryRow>(item)
+                    .unwrap()
+                    .into_delivery()
+                    .unwrap(),
+                delivery
+            );
+        }
+
+        let attributes = |delivery: &Delivery| {
+            let item = to_delivery_item(delivery, at(100), Duration::from_mins(1));
+            let text = |name: &str| {
+                item.get(name)
+                    .and_then(|value| value.as_s().or(value.as_n()).ok())
+                    .cloned()
+            };
+            ["last_failure", DUE_SHARD, SWEEP_AT, STATE_KEY, EXPIRES_AT].map(text)
+        };
+        let some = |text: &str| Some(text.to_owned());
+        let (shard, sweep) = (
+            key_schema::due_shard(&key.event),
+            lease::sweep_at(at(9), at(100)).as_unix_millis().to_string(),
+        );
+        let failed_before = full(DeliveryState::Pending(at(9)), None);
+        let expected = [
+            some("status"),
+            Some(shard),
+            Some(sweep),
+            some("acme#1#pending"),
+            None,
+        ];
+        assert_eq!(attributes(&failed_before), expected);
+        let expected = [
+            some("status"),
+            None,
+            None,
+            some("acme#1#failed"),
+            some("60"),
+        ];
+        assert_eq!(attributes(&full(DeliveryState::Failed, None)), expected);
+        let delivered = Delivery {
+            attempts: vec![bare.clone()],
+            ..full(DeliveryState::Delivered, None)
+        };
+        assert_eq!(attributes(&delivered), [None, None, None, None, some("60")]);
+    }
+
+    #[test]
+    fn the_largest_delivery_is_an_item_that_dynamodb_takes() {
+        let at = Timestamp::from_millis;
+        let key = DeliveryKey {
+            account: AccountId::parse(&"a".repeat(AccountId::MAX)).unwrap(),
+            webhook: WebhookId::new(1).unwrap(),
+            event: EventId::parse("evt_01JFS8TX800000000000000000").unwrap(),
+        };
+        let failure = Failure::Connect;
+        let attempt = Attempt {
+            number: u32::MAX,
+            started_at: at(i64::MAX),
+            duration_ms: u64::MAX,
+            timings: PhaseTimings {
+                dns: Some(u64::MAX),
+                ..PhaseTimings::default()
+            },
+            status_code: Some(503),
+            failure: Some(failure.kind()),
+            detail: Some(failure.to_string()),
+            // Of what JSON writes with six characters as much as is kept.
+            response_excerpt: Some("\u{1}".repeat(MAX_BODY_KEPT)),
+            signatures: Some(Signatures {
+                nano: "v".repeat(67),
+                standard: "v".repeat(MAX_ACTIVE_SECRETS * 48),
+            }),
+            version: "100.100.100".to_owned(),
+        };
+        let url = format!(
+            "https://example.com/{}",
+            "\u{10348}".repeat(EndpointUrl::MAX)
+        );
+        let delivery = Delivery {
+            attempts: vec![attempt; RetrySchedule::MAX_ATTEMPTS],
+            ..Delivery::new(
+                key,
+                EventType::JobFailed,
+                Some("t".repeat(2_048)),
+                url,
+                "b".repeat(MAX_PAYLOAD_LEN).into(),
+                at(1),
+            )
+        };
+        let item = to_delivery_item(&delivery, at(100), Duration::from_mins(1));
+        let size = |value: &AttributeValue| {
+            value
+                .as_s()
+                .or(value.as_n())
+                .map_or(usize::MAX, String::len)
+        };
+        let bytes: usize = item
+            .iter()
+            .map(|(name, value)| name.len() + size(value))
+            .sum();
+        assert!(bytes <= 400 * 1024, "{bytes}");
+    }
+}

@@ -1,0 +1,72 @@
+//! The stored form of a webhook.
+
+use serde::{Deserialize, Serialize};
+
+use super::{
+    error::{Error, Result},
+    secrets::StoredSecret,
+};
+use nano_webhooks_core::{
+    endpoint_url::EndpointUrl,
+    event_type::EventTypes,
+    timestamp::Timestamp,
+    webhook::{Webhook, WebhookId, WebhookStatus},
+};
+
+/// What is shown of a webhook and decides nothing.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WebhookMetadata {
+    /// When it was created.
+    pub created_at: Timestamp,
+    /// When it was last changed.
+    pub updated_at: Timestamp,
+    /// Its owner's note.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub description: Option<String>,
+    /// Why it is disabled.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disabled_reason: Option<String>,
+}
+
+#[derive(Serialize, Deserialize)]
+pub(super) struct WebhookRow {
+    #[serde(rename = "PK")]
+    pub(super) pk: String,
+    #[serde(rename = "SK")]
+    pub(super) sk: String,
+    #[serde(flatten)]
+    pub(super) fields: WebhookFields,
+    #[serde(default)]
+    pub(super) secrets: Vec<StoredSecret>,
+    #[serde(flatten)]
+    pub(super) metadata: WebhookMetadata,
+}
+
+/// What a webhook and the record of its `Idempotency-Key` have in common.
+#[derive(Serialize, Deserialize)]
+pub(super) struct WebhookFields {
+    url: String,
+    events: Vec<String>,
+    status: String,
+}
+
+impl WebhookFields {
+    pub(super) fn from_webhook(webhook: &Webhook) -> Self {
+        Self {
+            url: webhook.url.as_str().to_owned(),
+            events: webhook.events.names().map(str::to_owned).collect(),
+            status: webhook.status.as_str().to_owned(),
+        }
+    }
+
+    pub(super) fn into_webhook(self, id: WebhookId) -> Result<Webhook> {
+        let names = self.events.iter().map(String::as_str);
+        Ok(Webhook {
+            id,
+            url: EndpointUrl::parse(&self.url).map_err(|_| Error::corrupt_item("url"))?,
+            events: EventTypes::parse(names).map_err(|_| Error::corrupt_item("events"))?,
+            status: WebhookStatus::parse(&self.status)
+                .ok_or_else(|| Error::corrupt_item("status"))?,
+        })
+    }
+}
