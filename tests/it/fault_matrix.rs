@@ -382,7 +382,7 @@ impl FaultCase {
             Interference::MessagesLost
                 if self.clock.now().saturating_duration_since(START) < Duration::from_mins(30) =>
             {
-                came.clear()
+                came.clear();
             }
             Interference::MessagesTwice => came.extend(came.clone()),
             Interference::MessagesLate => {

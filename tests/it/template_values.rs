@@ -3,7 +3,7 @@
 
 use std::{cell::RefCell, collections::BTreeSet, fs, path::Path, time::Duration};
 
-use aws_sdk_dynamodb::types::{KeySchemaElement, TableDescription};
+use aws_sdk_dynamodb::types::{KeySchemaElement, StreamViewType, TableDescription};
 use nano_webhooks::{
     config::{Config, ConfigDefaults, ConfigError, retry_queue_url, stack_name},
     dispatch::{CONCURRENT_MESSAGES, RECORDING_RESERVE},
@@ -185,7 +185,7 @@ fn describe(table: &TableDescription) -> Value {
         "attributes": attributes,
         "indexes": indexes,
         "keys": keys(table.key_schema()),
-        "stream": stream.map(|view| view.as_str()),
+        "stream": stream.map(StreamViewType::as_str),
     })
 }
 

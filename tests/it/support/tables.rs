@@ -32,8 +32,8 @@ use super::{engine::other_engine, permissions};
 /// and of lost responses.
 pub fn patient_timeouts() -> TimeoutConfig {
     TimeoutConfig::builder()
-        .operation_attempt_timeout(Duration::from_secs(60))
-        .operation_timeout(Duration::from_secs(120))
+        .operation_attempt_timeout(Duration::from_mins(1))
+        .operation_timeout(Duration::from_mins(2))
         .build()
 }
 
