@@ -75,7 +75,7 @@ def test_function_log_lines_are_structured_json(deploy, receiver):
     log_lines = [line for line in lines if "_aws" not in line]
     for line in log_lines:
         assert line["level"] in ("INFO", "WARN", "ERROR") and line["timestamp"].endswith("Z"), line
-    (attempt,) = (line for line in log_lines if line["message"] == "attempt")
+    (attempt,) = (line for line in log_lines if line["message"] == "Attempt completed")
     assert uuid.UUID(attempt["span"]["requestId"])
     assert {
         name: attempt[name] for name in ("account", "webhook", "event", "attempt", "status")

@@ -26,7 +26,7 @@ pub async fn run_lambda<E: fmt::Display>(run: impl AsyncFnOnce() -> Result<(), E
     match Box::pin(run()).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            tracing::error!(%error, "The function cannot start");
+            tracing::error!(%error, "The function failed to start");
             ExitCode::FAILURE
         }
     }

@@ -108,7 +108,7 @@ def test_webhook_lifecycle(deployed, receiver):
         1,
     ) and "due_shard" not in delivery
     assert delivery["body"].encode() == request.body
-    (line,) = deployed.started[dispatch].log_lines(message="attempt")
+    (line,) = deployed.started[dispatch].log_lines(message="Attempt completed")
     assert (line["event"], line["attempt"], line["status"]) == (request.id, 1, 204)
 
     # The first attempt of a failed job's event fails, and the dispatch function sends a retry

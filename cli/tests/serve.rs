@@ -323,7 +323,7 @@ async fn log_reveals_no_secret() {
     let api_key = server.api_key().to_owned();
     server.terminate();
     let log = fs::read_to_string(log.path()).unwrap();
-    assert!(log.contains("attempt"), "{log}");
+    assert!(log.contains("Attempt completed"), "{log}");
     let encoded_secret = "bXktc2VjcmV0LWtleQ";
     for secret in [SECRET, &api_key, encoded_secret] {
         assert!(!log.contains(secret), "{secret} is in the log");

@@ -306,7 +306,7 @@ async fn run_first_step(state: &AppState, key: &ReplayKey, now: Timestamp) {
         }
         Err(error) => tracing::warn!(
             account = key.account.as_str(), webhook = %key.webhook, replay = %key.id, error = error_chain(&error),
-            "Could not run the first step of a replay; the sweep will"
+            "Could not run the first step of a replay; the sweep will repeat it"
         ),
     }
 }

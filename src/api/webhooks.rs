@@ -269,7 +269,8 @@ pub(super) async fn delete(
         // cancelled then.
         tracing::warn!(
             account = account.as_str(), %webhook, error = error_chain(&error),
-            "Some pending deliveries of a deleted webhook are not cancelled yet"
+            "Could not cancel all pending deliveries of a deleted webhook; \
+             they are cancelled when they are due"
         );
     }
     Ok(ok(DeleteWebhookResponse { id: webhook.get() }))
@@ -295,7 +296,7 @@ async fn start_resume(state: &AppState, account: &AccountId, webhook: WebhookId,
         }
         Err(error) => tracing::warn!(
             account = account.as_str(), %webhook, error = error_chain(&error),
-            "Could not resume paused deliveries at once; the sweep will"
+            "Could not resume paused deliveries; the sweep will resume them"
         ),
     }
 }

@@ -119,6 +119,6 @@ fn log_attempt(delivery: &Delivery, attempt: &Attempt) {
         status = attempt.status_code,
         failure = attempt.failure.map(FailureKind::as_str),
         duration_ms = attempt.duration_ms,
-        "attempt"
+        "Attempt completed"
     );
 }

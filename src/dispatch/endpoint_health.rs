@@ -205,11 +205,11 @@ impl EndpointHealthUpdater<'_> {
             .set_stored_failures(endpoint, health.consecutive_failures);
         match evaluation.breaker {
             Some(BreakerChange::Opened) => {
-                tracing::warn!(account = account.as_str(), %webhook, "circuit breaker opened");
+                tracing::warn!(account = account.as_str(), %webhook, "Circuit breaker opened");
                 self.metrics.increment(Counter::BreakersOpened);
             }
             Some(BreakerChange::Closed) => {
-                tracing::info!(account = account.as_str(), %webhook, "circuit breaker closed");
+                tracing::info!(account = account.as_str(), %webhook, "Circuit breaker closed");
                 self.metrics.increment(Counter::BreakersClosed);
             }
             None => {}
@@ -245,7 +245,7 @@ impl EndpointHealthUpdater<'_> {
         if outcome.is_applied() {
             tracing::warn!(
                 account = account.as_str(), webhook = %webhook.id, reason,
-                "webhook disabled"
+                "Webhook disabled"
             );
             self.metrics.increment(Counter::WebhooksDisabled);
             self.queue.schedule_pending(&notifications, now).await;

@@ -145,7 +145,7 @@ impl Recorder<'_> {
             sequence_number = poison.sequence_number,
             code = reason.code(),
             reason = poison.reason,
-            "poison record"
+            "Found a poison record"
         );
         let expires_at = now + self.retention;
         self.store.poison().put(&poison, now, expires_at).await?;

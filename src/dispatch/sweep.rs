@@ -58,7 +58,7 @@ impl Sweeper<'_> {
         sent += self.advance_resumes(deadline).await?;
         sent += self.advance_replays(deadline).await?;
         if sent > 0 {
-            tracing::info!(deliveries = sent, "sweep");
+            tracing::info!(deliveries = sent, "Sweep completed");
         }
         self.limiter.evict_idle(self.clock.now());
         // Recorded last, so that a missing metric means an unfinished sweep.
