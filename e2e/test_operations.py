@@ -525,7 +525,7 @@ def test_commands_use_documented_permissions(own_service, receiver):
         (["poison", "redrive", "--day", "2024-12-23", "2024-12-23/100"], "--day"),
         (["poison", "redrive", "--day", "2024-12-23"], "--all"),
         (["deliveries", "list"], "--account"),
-        (["deliveries", "list", "--account", ""], "expected an account name"),
+        (["deliveries", "list", "--account", ""], "expected an account id"),
         (
             ["deliveries", "list", "--account", "a", "--webhook", "0"],
             "expected the number of a webhook",
@@ -540,7 +540,7 @@ def test_commands_use_documented_permissions(own_service, receiver):
             ["deliveries", "show", "--account", "a", "--webhook", "1", "evt_1"],
             "evt_ and 26 characters",
         ),
-        (["stats", "--account", ""], "expected an account name"),
+        (["stats", "--account", ""], "expected an account id"),
     ],
 )
 def test_malformed_argument_is_named(args, expected):

@@ -134,7 +134,7 @@ pub fn env_var(name: &str) -> Setting<String> {
         Ok(value) => Ok(Some(value)),
         Err(std::env::VarError::NotPresent) => Ok(None),
         Err(std::env::VarError::NotUnicode(_)) => {
-            Err(ConfigError::new(name, "expected text in UTF-8"))
+            Err(ConfigError::new(name, "expected UTF-8 text"))
         }
     }
 }
@@ -264,7 +264,7 @@ impl<F: Fn(&str) -> Setting<String>> Settings<F> {
             Ok(number) => Ok(Some(number.get())),
             Err(_) => Err(ConfigError::new(
                 name,
-                format!("{expected}; `{text}` is not one"),
+                format!("{expected}; `{text}` is not valid"),
             )),
         }
     }
@@ -277,7 +277,7 @@ impl<F: Fn(&str) -> Setting<String>> Settings<F> {
             Ok(duration) if !duration.is_zero() => Ok(Some(duration)),
             _ => Err(ConfigError::new(
                 name,
-                format!("expected a time such as `120h`; `{text}` is not one"),
+                format!("expected a time such as `120h`; `{text}` is not valid"),
             )),
         }
     }
@@ -293,7 +293,7 @@ impl<F: Fn(&str) -> Setting<String>> Settings<F> {
                 let expected = "expected CIDR ranges such as 10.1.0.0/16, separated by commas";
                 return Err(ConfigError::new(
                     name,
-                    format!("{expected}; `{part}` is not one"),
+                    format!("{expected}; `{part}` is not valid"),
                 ));
             };
             ranges.push(range);

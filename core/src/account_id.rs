@@ -8,7 +8,7 @@ pub struct AccountId(String);
 
 /// The text is not an account id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("expected an account name of 1 to 256 bytes")]
+#[error("expected an account id of 1 to 256 bytes")]
 pub struct AccountIdError;
 
 impl AccountId {

@@ -13,7 +13,7 @@ pub struct ApiKey(Zeroizing<String>);
 
 /// The text is not an API key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("expected `sk-`, 32 letters and digits, and their 6 characters of checksum")]
+#[error("expected `sk-` followed by 38 letters and digits with a valid checksum")]
 pub struct ApiKeyError;
 
 impl ApiKey {

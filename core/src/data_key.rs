@@ -16,9 +16,9 @@ const LEN: usize = 32;
 /// A random nonce. One key is safe for 2^32 of them (NIST SP 800-38D, section 8.3).
 pub type Nonce = [u8; NONCE_LEN];
 
-/// The ciphertext belongs to another key or another place, or it was changed.
+/// The ciphertext belongs to another key or another context, or it was changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("cannot be decrypted with this key in this place")]
+#[error("decryption failed: the key or the context differs, or the ciphertext was changed")]
 pub struct DecryptError;
 
 /// The bytes of a key. `Debug` hides them, and dropping them wipes their memory.

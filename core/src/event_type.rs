@@ -41,7 +41,7 @@ pub enum EventTypesError {
     #[error("expected at least one event")]
     Empty,
     /// The name is not an event type.
-    #[error("unknown event `{0}`, expected some of {known}", known = known_names())]
+    #[error("unknown event `{0}`, expected one or more of {known}", known = known_names())]
     Unknown(String),
     /// The event type is listed twice.
     #[error("`{0}` is listed twice, expected each event once")]

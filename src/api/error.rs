@@ -265,8 +265,8 @@ impl ErrorCode {
                 UNSUPPORTED_MEDIA_TYPE,
             )),
             Self::RateLimited => Some((
-                "The account exceeded its rate limit. By default it may make 60 requests a minute \
-                 and 10,000 a day.",
+                "The account exceeded its rate limit, by default 60 requests per minute and \
+                 10,000 per day.",
                 RATE_LIMITED,
             )),
             Self::InternalError => Some((

@@ -21,8 +21,9 @@ use super::{
 #[openapi(
     info(
         title = "nano-webhooks",
-        description = "Register webhooks, and nano-webhooks sends an event to your endpoints \
-            whenever a job completes or fails.\n\n\
+        description = "nano-webhooks sends an event to your endpoints whenever a job completes or \
+            fails. Use this API to manage webhooks, and to inspect, retry and replay \
+            deliveries.\n\n\
             **Responses.** Every response under `/api/v1` except this document is JSON in an \
             envelope: `{\"success\":true,\"data\":…}` or \
             `{\"success\":false,\"error\":{\"code\":\"…\",\"message\":\"…\"}}`. Unknown paths \
@@ -34,7 +35,7 @@ use super::{
             are rejected."
     ),
     components(schemas(ErrorResponse, callbacks::JobEvent, callbacks::WebhookDisabledEvent)),
-    servers((url = "/", description = "The server that this document was read from.")),
+    servers((url = "/", description = "The server that returned this document.")),
     security(("api_key" = [])),
     tags(
         (name = "Webhooks", description = "Create and manage webhooks."),

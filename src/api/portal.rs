@@ -1,4 +1,4 @@
-//! `GET /portal`: one HTML page that uses the public API with the key that its user enters.
+//! `GET /portal`: one HTML page that uses the public API with the key that the user enters.
 
 use std::sync::LazyLock;
 
@@ -49,7 +49,7 @@ fn csp_hash(element: &str) -> String {
         (
             status = 200,
             description = "A web page to manage webhooks. It uses this API with the API key that \
-                its user enters.",
+                the user enters.",
             body = String,
             content_type = "text/html; charset=utf-8",
         ),

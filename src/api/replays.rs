@@ -40,7 +40,7 @@ pub(super) struct CreateReplayRequest {
     #[serde(default, deserialize_with = "deserialize_time")]
     #[schema(required, value_type = String, format = DateTime)]
     since: Option<Timestamp>,
-    /// End of the time window. By default the current time.
+    /// End of the time window, inclusive. Defaults to the current time.
     #[serde(default, deserialize_with = "deserialize_time")]
     #[schema(value_type = String, format = DateTime)]
     until: Option<Timestamp>,
@@ -49,7 +49,7 @@ pub(super) struct CreateReplayRequest {
     status: Option<ReplayFilter>,
 }
 
-/// `failed`: only failed deliveries. `all`: also delivered ones.
+/// `failed`: only failed deliveries. `all`: failed and delivered ones.
 #[derive(ToSchema)]
 #[schema(as = ReplayFilter, rename_all = "lowercase")]
 #[expect(dead_code, reason = "only its schema is used")]
@@ -58,8 +58,8 @@ enum ReplayFilterSchema {
     All,
 }
 
-/// `running`: not all deliveries are attempted yet. `done`: all are. `cancelled`: the replay was
-/// cancelled, or its webhook was deleted.
+/// `running`: some deliveries were not attempted yet. `done`: all deliveries were attempted.
+/// `cancelled`: the replay was cancelled, or its webhook was deleted.
 #[derive(ToSchema)]
 #[schema(as = ReplayState, rename_all = "lowercase")]
 #[expect(dead_code, reason = "only its schema is used")]
@@ -92,7 +92,7 @@ pub(super) struct ReplayResponse {
     until: String,
     /// The number of matching deliveries found so far.
     found: u64,
-    /// The number of deliveries that are scheduled or attempted.
+    /// The number of deliveries that were scheduled or attempted.
     sent: u64,
     /// The number of deliveries that succeeded.
     delivered: u64,
@@ -117,8 +117,8 @@ impl ReplayResponse {
 
 /// Create a replay
 ///
-/// Sends the deliveries of a time window again, oldest first, at most five a second. Each keeps its
-/// `webhook-id`. A delivery that fails again keeps its place in the retry schedule.
+/// Sends the deliveries of a time window again, oldest first, at most five per second. Each keeps
+/// its `webhook-id`. A delivery that fails again returns to its previous status.
 #[utoipa::path(
     post,
     path = "/api/v1/webhooks/{id}/replay",
@@ -218,8 +218,8 @@ pub(super) async fn get(
 
 /// Cancel a replay
 ///
-/// Deliveries that it has not sent yet are withdrawn. A replay that is done stays done. The request
-/// body may be absent or `{}`.
+/// Deliveries that were scheduled but not sent return to their previous status. Cancelling a replay
+/// that is done has no effect. The request body may be absent or `{}`.
 #[utoipa::path(
     delete,
     path = "/api/v1/webhooks/{id}/replays/{replay}",
@@ -273,8 +273,7 @@ async fn replay_conflict(state: &AppState, active: &ReplayKey) -> Result<ApiErro
     let is_cancelled = replay.is_some_and(|replay| replay.state() == ReplayState::Cancelled);
     let message = if is_cancelled {
         format!(
-            "Replay {} was cancelled and its scheduled deliveries are being withdrawn; try again \
-             in a minute",
+            "Replay {} of this webhook is being cancelled; try again in a minute",
             active.id
         )
     } else {

@@ -164,8 +164,9 @@ string_enum_schema!(
 string_enum_schema!(
     DeliveryStatusSchema,
     "DeliveryStatus",
-    "`pending`: another attempt will be made. `delivered`: the endpoint responded with a 2xx \
-     status. `failed`: all attempts failed. `cancelled`: the webhook was deleted.",
+    "`pending`: another attempt follows; if the webhook is disabled, after it is enabled again. \
+     `delivered`: the endpoint responded with a 2xx status. `failed`: all attempts failed. \
+     `cancelled`: the webhook was deleted.",
     DeliveryStatus::ALL.map(DeliveryStatus::as_str)
 );
 string_enum_schema!(
@@ -174,8 +175,8 @@ string_enum_schema!(
     "Why an attempt failed. `dns`: the host name did not resolve. `connect`: no connection. \
      `tls`: the TLS handshake failed. `timeout`: no complete response in time. `blocked`: the \
      target policy does not allow the address. `redirect`: the endpoint responded with a 3xx \
-     status. `status`: the endpoint responded with another status than 2xx. `invalid_response`: \
-     the response was not valid HTTP or ended early.",
+     status. `status`: the endpoint responded with a status other than 2xx and 3xx. \
+     `invalid_response`: the response was not valid HTTP or ended early.",
     FailureKind::ALL.map(|kind| json!(kind))
 );
 string_enum_schema!(

@@ -28,7 +28,7 @@ pub struct TargetGuard {
 
 /// This rule of the target policy refuses the target.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("expected a public https address; this target is refused ({0})")]
+#[error("expected a public https address; this target is not allowed ({0})")]
 pub struct TargetBlockedError(&'static str);
 
 impl TargetGuard {

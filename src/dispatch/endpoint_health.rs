@@ -96,7 +96,10 @@ impl fmt::Display for DisableReason {
         match self {
             Self::Gone => f.write_str("The endpoint responded with 410 Gone."),
             Self::FailedFor(time) => {
-                let time = humantime::format_duration(*time);
+                // humantime writes "5days".
+                let time = humantime::format_duration(*time)
+                    .to_string()
+                    .replace("day", " day");
                 write!(f, "Every attempt of the last {time} failed.")
             }
         }
@@ -462,7 +465,7 @@ mod tests {
             (DisableReason::Gone, "The endpoint responded with 410 Gone."),
             (
                 DisableReason::FailedFor(DISABLE_AFTER),
-                "Every attempt of the last 5days failed.",
+                "Every attempt of the last 5 days failed.",
             ),
         ] {
             assert_eq!(reason.to_string(), expected);

@@ -166,7 +166,7 @@ async fn invalid_field_is_named() {
         ),
         (
             with("events", json!(["job.done"])),
-            "events: unknown event `job.done`, expected some of `job.completed`, `job.failed`, `webhook.disabled`",
+            "events: unknown event `job.done`, expected one or more of `job.completed`, `job.failed`, `webhook.disabled`",
         ),
         (
             with("secret_key", json!("short")),

@@ -226,7 +226,7 @@ async fn malformed_record_becomes_poison() {
         ),
         (
             insert_record(3, with("account_id", Some(json!({"S": ""})))),
-            "`account_id`: expected an account name of 1 to 256 bytes",
+            "`account_id`: expected an account id of 1 to 256 bytes",
         ),
         (
             insert_record(4, with("task_type", None)),
@@ -656,7 +656,7 @@ async fn private_address_is_not_called() {
     assert_eq!(
         attempt.detail.as_deref(),
         Some(
-            "The target policy refuses this address (loopback address). Use a public https address."
+            "The target policy does not allow this address (loopback address). Use a public https address."
         )
     );
 }

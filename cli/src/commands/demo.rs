@@ -69,7 +69,7 @@ pub async fn run() -> anyhow::Result<()> {
     let failed = DemoJob {
         outcome: JobOutcome::Failed,
         task_type: "image",
-        data: json!({ "error": "The prompt was refused." }),
+        data: json!({ "error": "The prompt was rejected." }),
     };
     print_step(
         &mut out,

@@ -132,7 +132,8 @@ impl fmt::Display for Failure {
             ),
             Self::Blocked(rule) => write!(
                 f,
-                "The target policy refuses this address ({rule}). Use a public https address."
+                "The target policy does not allow this address ({rule}). \
+                 Use a public https address."
             ),
             Self::Redirect(status) => write!(
                 f,

@@ -56,7 +56,8 @@ pub struct DeliverySummaryResponse {
     attempt_count: u32,
     #[schema(format = DateTime)]
     created_at: String,
-    /// When the next attempt is due. `null` if none is.
+    /// When the next attempt is due. `null` if the status is not `pending`, or if the delivery is
+    /// paused because its webhook is disabled.
     #[schema(required, format = DateTime)]
     next_attempt_at: Option<String>,
     /// Why the latest attempt failed. `null` if it succeeded.

@@ -93,7 +93,7 @@ impl From<&WebhookRecord> for WebhookDetailResponse {
     }
 }
 
-/// The health of an endpoint, learned from its attempts.
+/// The health of an endpoint, derived from its attempts.
 #[derive(Serialize, ToSchema)]
 #[schema(as = Health)]
 struct HealthResponse {
