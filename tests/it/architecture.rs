@@ -1,81 +1,117 @@
-//! The direction of uses, held by the `use` lines themselves.
+//! The direction in which modules use each other.
 
-use std::{fs, path::Path};
+use std::{collections::BTreeSet, sync::LazyLock};
 
-/// What talks to the outside, and what it may not know: who uses it.
-const OUTSIDE: [&str; 4] = ["store", "store/", "client", "client/"];
-const UNKNOWN_TO_OUTSIDE: [&str; 4] = ["lambda_", "axum", "crate::api::", "crate::dispatch"];
-fn sources(under: &Path, found: &mut Vec<(String, String)>) {
-    for entry in fs::read_dir(under).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_dir() {
-            sources(&path, found);
-        } else if path.extension().is_some_and(|extension| extension == "rs") {
-            let name = path
-                .strip_prefix(Path::new(env!("CARGO_MANIFEST_DIR")).join("src"))
-                .unwrap();
-            found.push((
-                name.to_str().unwrap().to_owned(),
-                fs::read_to_string(&path).unwrap(),
-            ));
-        }
+use crate::support::module_graph::ModuleGraph;
+
+/// The top-level modules of `src/`, from the binaries downwards.
+/// A module uses only modules of the layers below its own.
+const LAYERS: [&[&str]; 7] = [
+    &["bin"],
+    &["lambda"],
+    &["api", "config", "dispatch"],
+    &["metrics", "queue", "telemetry"],
+    &["client", "store"],
+    &["aws", "clock", "concurrency", "random"],
+    &["error_chain", "lib"],
+];
+
+/// The steps of a stream record, in their order.
+const STREAM_RECORD_STEPS: [&str; 7] = [
+    "src/dispatch/lambda_event.rs",
+    "src/dispatch/stream_record.rs",
+    "src/dispatch/fan_out.rs",
+    "src/dispatch/first_attempt.rs",
+    "src/dispatch/attempt.rs",
+    "src/dispatch/record.rs",
+    "src/dispatch/endpoint_health.rs",
+];
+
+/// `core` gets time, randomness and configuration as parameters, and performs no I/O.
+const FORBIDDEN_IN_CORE: [&str; 11] = [
+    "aws_config",
+    "aws_sdk",
+    "axum",
+    "getrandom",
+    "hyper",
+    "reqwest",
+    "std::env",
+    "std::time::Instant",
+    "std::time::SystemTime",
+    "tokio",
+    "nano_webhooks::",
+];
+
+static GRAPH: LazyLock<ModuleGraph> = LazyLock::new(ModuleGraph::read);
+
+#[test]
+fn files_form_no_circle() {
+    if let Some(circle) = GRAPH.find_circle() {
+        panic!("files use each other in a circle: {}", circle.join(" -> "));
     }
-}
-
-/// The code without its tests, comments, strings and documentation.
-fn code(source: &str) -> impl Iterator<Item = &str> {
-    let end = source.find("#[cfg(test)]").unwrap_or(source.len());
-    source[..end]
-        .lines()
-        .map(str::trim)
-        .filter(|line| !line.starts_with("//"))
 }
 
 #[test]
-fn uses_point_downwards_only() {
-    let mut found = Vec::new();
-    sources(
-        &Path::new(env!("CARGO_MANIFEST_DIR")).join("src"),
-        &mut found,
-    );
-    let mut checked = 0;
-    for (layer, unknown) in [(&OUTSIDE[..], &UNKNOWN_TO_OUTSIDE[..])] {
-        for (name, source) in &found {
-            let inside = |part: &&str| {
-                if part.ends_with('/') {
-                    name.starts_with(*part)
-                } else {
-                    *name == format!("{part}.rs")
-                }
-            };
-            if !layer.iter().any(inside) {
+fn layers_list_every_module() {
+    let modules: BTreeSet<&str> = GRAPH.uses.keys().filter_map(|f| top_level(f)).collect();
+    let listed: BTreeSet<&str> = LAYERS.concat().into_iter().collect();
+    assert_eq!(modules, listed, "the modules of src/ and those in LAYERS");
+}
+
+#[test]
+fn uses_point_to_lower_layers() {
+    for (file, uses) in &GRAPH.uses {
+        for (used, items) in uses {
+            let (Some(module), Some(used_module)) = (top_level(file), top_level(used)) else {
                 continue;
-            }
-            checked += 1;
-            // Uses may be written over several lines: `use crate::{ store, … }`.
-            let uses: String = code(source).collect::<Vec<_>>().join(" ");
-            for word in unknown {
-                assert!(!uses.contains(word), "src/{name} knows `{word}`");
-                if let Some(module) = word.strip_prefix("crate::") {
-                    let module = module.trim_end_matches(':');
-                    for group in uses
-                        .match_indices("use crate::{")
-                        .map(|(at, _)| &uses[at..])
-                    {
-                        let group = &group[..group.find(';').unwrap()];
-                        let names = |part: &str| {
-                            part.trim() == module || part.trim().starts_with(&format!("{module}::"))
-                        };
-                        assert!(
-                            !group["use crate::{".len()..]
-                                .split([',', '{', '}'])
-                                .any(names),
-                            "src/{name} knows `{word}`"
-                        );
-                    }
-                }
+            };
+            assert!(
+                module == used_module || layer(module) < layer(used_module),
+                "{file} uses {items:?} of {used}, which is not in a lower layer"
+            );
+        }
+    }
+}
+
+#[test]
+fn core_performs_no_io() {
+    for (file, paths) in &GRAPH.external_paths {
+        for path in paths.iter().filter(|_| file.starts_with("core/")) {
+            for forbidden in FORBIDDEN_IN_CORE {
+                assert!(!path.starts_with(forbidden), "{file} uses {path}");
             }
         }
     }
-    assert!(checked >= 15, "only {checked} files were looked at");
+}
+
+/// A step may use the types that earlier steps return, but calls none of their functions.
+#[test]
+fn stream_record_steps_call_no_earlier_step() {
+    for (index, step) in STREAM_RECORD_STEPS.iter().enumerate() {
+        let uses = &GRAPH.uses[*step];
+        for earlier in &STREAM_RECORD_STEPS[..index] {
+            for item in uses.get(*earlier).into_iter().flatten() {
+                assert!(is_type_or_value(item), "{step} uses {item} of {earlier}");
+            }
+        }
+    }
+}
+
+/// The top-level module of a file in `src/`.
+fn top_level(file: &str) -> Option<&str> {
+    let name = file.strip_prefix("src/")?.strip_suffix(".rs")?;
+    name.split('/').next()
+}
+
+fn layer(module: &str) -> usize {
+    LAYERS
+        .iter()
+        .position(|modules| modules.contains(&module))
+        .unwrap_or_else(|| panic!("{module} is not in LAYERS"))
+}
+
+/// Whether the path names a type, a variant of an enum or a constant.
+fn is_type_or_value(path: &str) -> bool {
+    path.split("::")
+        .all(|name| name.starts_with(|first: char| first.is_ascii_uppercase()))
 }

@@ -6,6 +6,7 @@ pub mod client;
 pub mod cost_fixture;
 pub mod engine;
 pub mod metrics;
+pub mod module_graph;
 pub mod permissions;
 pub mod poison_fixture;
 pub mod proxy;
