@@ -101,7 +101,7 @@ def test_sweep_sends_redriven_event_and_retry(own_service, operate, receiver):
     completed = operate("poison", "redrive", corrected["id"], check=False)
     assert completed.returncode == 1
     assert f"{corrected['id']}: still poison: `account_id`: missing" in completed.stdout
-    assert "1 record cannot be understood yet" in completed.stderr
+    assert "still poison: 1 record" in completed.stderr
 
     # The status stays the same, so the correction itself is no event. The next job's event shows
     # that none came.
@@ -316,7 +316,7 @@ def test_rejected_retry_states_reason(service, api, receiver):
     receiver.closing.set()
     api.wait_for_delivery(webhook, lambda row: row["attempt_count"] == 2)
     assert api.update(webhook, status="disabled").status == 200
-    assert "is disabled: enable it first" in operate.fail("deliveries", "retry", *key)
+    assert "is disabled; enable it first" in operate.fail("deliveries", "retry", *key)
     api.delete(webhook)
     assert "is deleted" in operate.fail("deliveries", "retry", *key)
     assert "cancelled" in operate("deliveries", "show", *key).stdout

@@ -16,7 +16,7 @@ const MAX_LIMIT: usize = 1_000;
 /// The longest delay of `listen`, in seconds.
 const MAX_DELAY: f64 = 3_600.0;
 
-/// Webhooks for finished jobs: a local service, and commands for operators
+/// Webhooks for finished jobs: local service and operator commands
 #[derive(Parser)]
 #[command(version)]
 pub struct Cli {
@@ -34,7 +34,7 @@ impl Cli {
 
 #[derive(Subcommand)]
 pub enum Command {
-    /// Run the whole service on this machine (the default command)
+    /// Run the service on this machine (the default command)
     Serve(ServeArgs),
     /// Complete a job and show the signed webhook that its subscriber receives
     Demo,
@@ -60,7 +60,7 @@ pub enum Command {
     /// Without --account: the pending deliveries of all accounts, counted in the index `due` (at
     /// most 100,000; larger counts are printed as "at least"), the poison records of each day (at
     /// most 10,000 per day), and the webhooks with an active replay or resume. Paused and failed
-    /// deliveries and endpoint health are only counted with --account.
+    /// deliveries and endpoint health are shown only with --account.
     ///
     /// With --account: each webhook of the account, the health of its endpoint, and its pending,
     /// paused and failed deliveries, counted in the index `by_state` (at most 10,000 of each).
@@ -155,7 +155,7 @@ pub struct TablesArgs {
         value_parser = parse_endpoint,
     )]
     pub dynamodb_endpoint: String,
-    /// Use the tables in AWS, with the credentials and the region that every AWS tool uses
+    /// Use the tables in AWS, with the standard AWS credentials and region
     #[arg(long)]
     pub aws: bool,
 }

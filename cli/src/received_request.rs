@@ -98,7 +98,7 @@ fn write_status(
         }
         SignatureStatus::Missing if is_signed => (
             AnsiColor::Red,
-            format!("✗ {header} is missing: it was removed on the way"),
+            format!("✗ {header} is missing: it was removed in transit"),
         ),
         SignatureStatus::Missing => (
             AnsiColor::Yellow,
@@ -118,7 +118,7 @@ fn write_stale_timestamp(out: &mut impl Write, stale_by: i64) -> std::fmt::Resul
     let explanation = if stale_by < 0 {
         "in the future: a clock is wrong, or the timestamp is not in seconds"
     } else {
-        "old: the request is a repetition of an earlier one, or a clock is wrong"
+        "old: the request is a copy of an earlier one, or a clock is wrong"
     };
     let style = AnsiColor::Red.on_default();
     writeln!(

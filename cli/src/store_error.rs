@@ -31,7 +31,7 @@ fn explain_unavailable(location: &TablesLocation) -> String {
             format!("cannot reach DynamoDB at {endpoint} (is `nano-webhooks serve` running?)")
         }
         TablesLocation::Aws => {
-            "cannot reach DynamoDB, or it throttles (are AWS credentials and a region set?)"
+            "cannot reach DynamoDB, or requests are throttled (are AWS credentials and a region set?)"
                 .to_owned()
         }
     }

@@ -51,20 +51,20 @@ impl fmt::Display for Reason {
                 "a header that it covers is missing or malformed (its timestamp, or webhook-id)"
             }
             Self::Reformatted => {
-                "the body was reformatted on the way (it is valid without white space); verify \
+                "the body was reformatted in transit (it is valid without white space); verify \
                  the bytes as received"
             }
-            Self::BodyChanged => "the body was changed on the way; sent bodies are compact JSON",
+            Self::BodyChanged => "the body was changed in transit; sent bodies are compact JSON",
             Self::RotatedSecret => {
                 "this secret was rotated and is in its grace time; X-Nano-Signature uses the \
                  newer secret"
             }
             Self::HeaderChanged => {
-                "webhook-id or webhook-timestamp was changed on the way; the other signature is \
+                "webhook-id or webhook-timestamp was changed in transit; the other signature is \
                  valid"
             }
             Self::WrongSecretOrBody => {
-                "it was made with another secret, or the body or timestamp was changed on the way"
+                "it was created with another secret, or the body or timestamp was changed in transit"
             }
         })
     }

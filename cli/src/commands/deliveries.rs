@@ -55,7 +55,7 @@ pub async fn retry(args: RetryDeliveryArgs) -> anyhow::Result<()> {
         );
     };
     if subscriber.webhook.status == WebhookStatus::Disabled {
-        bail!("webhook {webhook} of account {account} is disabled: enable it first");
+        bail!("webhook {webhook} of account {account} is disabled; enable it first");
     }
     let retention = load_config()?.retention;
     let scheduled = store
@@ -63,7 +63,7 @@ pub async fn retry(args: RetryDeliveryArgs) -> anyhow::Result<()> {
         .schedule_retry_for_sweep(&delivery, Clock::system().now(), retention)
         .await?;
     if scheduled.is_none() {
-        bail!("delivery {event} is being attempted: check the result with `deliveries show` first");
+        bail!("delivery {event} is being attempted; check the result with `deliveries show` first");
     }
     writeln!(
         std::io::stdout(),

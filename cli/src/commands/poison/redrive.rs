@@ -54,7 +54,7 @@ pub async fn redrive(args: RedrivePoisonArgs) -> anyhow::Result<()> {
     }
     if run.counts.still_poison > 0 {
         bail!(
-            "{} cannot be understood yet and stay stored",
+            "still poison: {}; correct the jobs and run the command again",
             pluralize_records(run.counts.still_poison)
         );
     }

@@ -175,7 +175,7 @@ impl WebhookStats {
             None => String::new(),
         };
         let breaker = if health.is_open() {
-            ", breaker open"
+            ", circuit breaker open"
         } else {
             ""
         };
