@@ -47,11 +47,11 @@ impl AttributeData {
             Self::List(items) => write_array(items, out, Self::write_json),
             Self::Map(entries) => write_map(entries, out),
             Self::StringSet(strings) => write_array(sorted_refs(strings), out, |string, out| {
-                write_string(string, out)
+                write_string(string, out);
             }),
             Self::NumberSet(numbers) => write_array(sorted_refs(numbers), out, Decimal::write_json),
             Self::BinarySet(blobs) => write_array(sorted_refs(blobs), out, |bytes, out| {
-                write_base64(bytes, out)
+                write_base64(bytes, out);
             }),
         }
     }
