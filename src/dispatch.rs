@@ -34,7 +34,7 @@ use crate::{
     concurrency,
     error_chain::error_chain,
     metrics::{Counter, Metrics},
-    queue::{RetryMessage, RetryQueue},
+    queue::RetryQueue,
     store::{Result, Store},
 };
 use attempt::Attempter;
@@ -43,6 +43,7 @@ use fan_out::FanOut;
 use first_attempt::FirstAttempts;
 pub use in_flight::InFlightLimiter;
 use lambda_event::Invocation;
+use nano_webhooks_core::delivery::scheduled_retry::RetryMessage;
 use poison_reason::PoisonReason;
 use record::Recorder;
 use retry::RetryWorker;

@@ -2,118 +2,26 @@
 //!
 //! The deliveries table has the truth. A message that is lost, late or duplicated changes nothing.
 
-use std::{str::FromStr, time::Duration};
+use std::time::Duration;
 
 use aws_sdk_sqs::{Client, types::SendMessageBatchRequestEntry};
-use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use tokio::sync::mpsc;
 
-use crate::{aws::format_sdk_error, concurrency, store::due_index::DueDelivery};
+use crate::{aws::format_sdk_error, concurrency};
 use nano_webhooks_core::{
-    account_id::AccountId,
     delivery::{
         Delivery, DeliveryKey, DeliveryState,
         lease::{MAX_QUEUE_DELAY, fits_in_queue},
+        scheduled_retry::{RetryMessage, ScheduledRetry},
     },
-    event::EventId,
     timestamp::Timestamp,
-    webhook::WebhookId,
 };
 
 /// The most messages in one SendMessageBatch request.
 const MAX_BATCH_ENTRIES: usize = 10;
 /// How many SendMessageBatch requests run at the same time.
 const CONCURRENT_BATCHES: usize = 8;
-
-/// A message of the queue: the delivery is due for another attempt.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RetryMessage {
-    /// The delivery.
-    pub key: DeliveryKey,
-    /// The number of attempts when the message was sent. The message is stale if the delivery has
-    /// more by now.
-    pub attempt_count: u32,
-}
-
-#[derive(Serialize, Deserialize)]
-struct MessageJson {
-    account: String,
-    webhook_id: u64,
-    event_id: String,
-    attempt: u32,
-}
-
-/// The text is not a retry message.
-#[derive(Debug, thiserror::Error)]
-pub enum ParseMessageError {
-    /// It is not JSON of the expected shape.
-    #[error("not a retry message: {0}")]
-    Json(#[from] serde_json::Error),
-    /// A field has an invalid value.
-    #[error("invalid `{0}` in a retry message")]
-    InvalidField(&'static str),
-}
-
-impl RetryMessage {
-    /// The body of the message.
-    pub fn to_json(&self) -> String {
-        let json = MessageJson {
-            account: self.key.account.to_string(),
-            webhook_id: self.key.webhook.get(),
-            event_id: self.key.event.to_string(),
-            attempt: self.attempt_count,
-        };
-        serde_json::to_string(&json).expect("strings and integers always serialize")
-    }
-
-    /// The tenant of SQS fair queues, so that the backlog of one webhook does not delay the
-    /// others. Hashed, because account ids may contain characters that a group id may not.
-    fn message_group_id(&self) -> String {
-        hex::encode(&Sha256::digest(format!("{}#{}", self.key.account, self.key.webhook))[..16])
-    }
-}
-
-impl FromStr for RetryMessage {
-    type Err = ParseMessageError;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let json: MessageJson = serde_json::from_str(text)?;
-        Ok(Self {
-            key: DeliveryKey {
-                account: AccountId::parse(&json.account)
-                    .map_err(|_| ParseMessageError::InvalidField("account"))?,
-                webhook: WebhookId::new(json.webhook_id)
-                    .ok_or(ParseMessageError::InvalidField("webhook_id"))?,
-                event: EventId::parse(&json.event_id)
-                    .ok_or(ParseMessageError::InvalidField("event_id"))?,
-            },
-            attempt_count: json.attempt,
-        })
-    }
-}
-
-/// A message and the time at which it should be received.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ScheduledRetry {
-    /// The message.
-    pub message: RetryMessage,
-    /// When the delivery is due.
-    pub due: Timestamp,
-}
-
-impl From<DueDelivery> for ScheduledRetry {
-    fn from(due: DueDelivery) -> Self {
-        let message = RetryMessage {
-            key: due.key,
-            attempt_count: due.attempt_count,
-        };
-        Self {
-            message,
-            due: due.next_attempt_at,
-        }
-    }
-}
 
 /// Where retries are scheduled.
 #[derive(Clone, Debug)]
@@ -182,7 +90,7 @@ async fn send_batch(client: &Client, url: &str, batch: &[ScheduledRetry], now: T
         let entry = SendMessageBatchRequestEntry::builder()
             .id(index.to_string())
             .message_body(retry.message.to_json())
-            .message_group_id(retry.message.message_group_id())
+            .message_group_id(message_group_id(&retry.message.key))
             .delay_seconds(delay_seconds(retry.due.saturating_duration_since(now)));
         entries.push(entry.build().expect("id and body are set"));
     }
@@ -216,34 +124,16 @@ fn delay_seconds(wait: Duration) -> i32 {
     i32::try_from(seconds).unwrap_or(0)
 }
 
+/// The tenant of SQS fair queues, so that the backlog of one webhook does not delay the others.
+/// Hashed, because account ids may contain characters that a group id may not.
+fn message_group_id(key: &DeliveryKey) -> String {
+    let webhook = format!("{}#{}", key.account, key.webhook);
+    hex::encode(&Sha256::digest(webhook)[..16])
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn message_round_trips_as_json() {
-        let message = RetryMessage {
-            key: DeliveryKey {
-                account: AccountId::parse("a#b \"c\"").unwrap(),
-                webhook: WebhookId::new(7).unwrap(),
-                event: EventId::parse("evt_01JFS8TX800000000000000000").unwrap(),
-            },
-            attempt_count: 3,
-        };
-        let text = message.to_json();
-        assert_eq!(
-            text,
-            r#"{"account":"a#b \"c\"","webhook_id":7,"event_id":"evt_01JFS8TX800000000000000000","attempt":3}"#
-        );
-        assert_eq!(text.parse::<RetryMessage>().unwrap(), message);
-        for other in [
-            "",
-            "{}",
-            r#"{"account":"","webhook_id":7,"event_id":"evt_01JFS8TX800000000000000000","attempt":3}"#,
-        ] {
-            assert!(other.parse::<RetryMessage>().is_err(), "{other}");
-        }
-    }
 
     #[test]
     fn delay_is_rounded_up_and_limited() {

@@ -6,6 +6,7 @@ pub mod failure;
 pub mod lease;
 pub mod retry_after;
 pub mod schedule;
+pub mod scheduled_retry;
 pub mod timings;
 
 use std::{sync::Arc, time::Duration};

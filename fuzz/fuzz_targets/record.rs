@@ -7,10 +7,8 @@
 use std::collections::BTreeMap;
 
 use libfuzzer_sys::fuzz_target;
-use nano_webhooks::{
-    dispatch::{lambda_event::Invocation, stream_record::Record},
-    queue::RetryMessage,
-};
+use nano_webhooks::dispatch::{lambda_event::Invocation, stream_record::Record};
+use nano_webhooks_core::delivery::scheduled_retry::RetryMessage;
 use nano_webhooks_core::{
     event::{EventId, JobEvent, attribute_data::AttributeData, decimal::Decimal},
     timestamp::normalize_rfc3339,

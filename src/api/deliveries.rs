@@ -17,10 +17,8 @@ use super::{
     state::AppState,
     webhooks::{require_active_webhook, webhook_not_found},
 };
-use crate::{
-    queue::{RetryMessage, ScheduledRetry},
-    store::delivery_log::DeliveryStatus,
-};
+use crate::store::delivery_log::DeliveryStatus;
+use nano_webhooks_core::delivery::scheduled_retry::{RetryMessage, ScheduledRetry};
 use nano_webhooks_core::delivery::{Delivery, DeliveryKey};
 pub(super) use query::ListDeliveriesQuery;
 use query::format_cursor;

@@ -20,12 +20,12 @@ use super::{
 use crate::{
     clock::Deadline,
     error_chain::error_chain,
-    queue::ScheduledRetry,
     random,
     store::replays::{
         CreateReplayOutcome, INITIAL_STEP_SIZE, Replay, ReplayFilter, ReplayKey, ReplayState,
     },
 };
+use nano_webhooks_core::delivery::scheduled_retry::ScheduledRetry;
 use nano_webhooks_core::{replay::ReplayId, timestamp::Timestamp};
 
 /// Limit of the first step of a replay, which the client waits for.

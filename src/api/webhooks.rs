@@ -22,13 +22,13 @@ use super::{
 };
 use crate::{
     error_chain::error_chain,
-    queue::ScheduledRetry,
     store::{
         resumes::ResumeJob,
         update::WebhookUpdate,
         webhooks::{CreateOutcome, WebhookRecord},
     },
 };
+use nano_webhooks_core::delivery::scheduled_retry::ScheduledRetry;
 use nano_webhooks_core::{
     account_id::AccountId,
     endpoint_url::EndpointUrl,

@@ -11,7 +11,7 @@ use crate::{
     client::webhook_client::Timeouts,
     clock::Clock,
     error_chain::error_chain,
-    queue::{RetryMessage, RetryQueue, ScheduledRetry},
+    queue::RetryQueue,
     random,
     store::{
         Error, Result, Store,
@@ -20,6 +20,7 @@ use crate::{
         webhooks::WebhookRecord,
     },
 };
+use nano_webhooks_core::delivery::scheduled_retry::{RetryMessage, ScheduledRetry};
 use nano_webhooks_core::{
     delivery::{Delivery, lease::fits_in_queue},
     secret::Secret,

@@ -9,10 +9,11 @@ use crate::{
     concurrency,
     error_chain::error_chain,
     metrics::{Metrics, SweepStats},
-    queue::{RetryQueue, ScheduledRetry},
+    queue::RetryQueue,
     random,
     store::{Result, Store, due_index::DueDelivery, replays::STEP_SIZE},
 };
+use nano_webhooks_core::delivery::scheduled_retry::ScheduledRetry;
 use nano_webhooks_core::{
     account_id::AccountId,
     delivery::lease::{LEASE_DURATION, MAX_QUEUE_DELAY, SWEEP_GRACE},

@@ -1,5 +1,6 @@
 //! The index of pending deliveries by the time when the sweep looks at them.
 
+use nano_webhooks_core::delivery::scheduled_retry::{RetryMessage, ScheduledRetry};
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -31,6 +32,19 @@ pub struct DueDelivery {
     /// When the next attempt is due.
     pub next_attempt_at: Timestamp,
     sweep_at: Timestamp,
+}
+
+impl From<DueDelivery> for ScheduledRetry {
+    fn from(due: DueDelivery) -> Self {
+        let message = RetryMessage {
+            key: due.key,
+            attempt_count: due.attempt_count,
+        };
+        Self {
+            message,
+            due: due.next_attempt_at,
+        }
+    }
 }
 
 #[derive(Deserialize)]

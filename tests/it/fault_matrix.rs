@@ -21,9 +21,9 @@ use nano_webhooks::{
     },
     clock::{Clock, Deadline},
     dispatch::{Dispatcher, InFlightLimiter, lambda_event::Invocation, stream_record::Record},
-    queue::ScheduledRetry,
     store::Store,
 };
+use nano_webhooks_core::delivery::scheduled_retry::ScheduledRetry;
 use nano_webhooks_core::target_policy::TargetPolicy;
 use nano_webhooks_core::{delivery::endpoint_health::EndpointHealth, timestamp::Timestamp};
 use serde_json::json;

@@ -11,13 +11,13 @@ use nano_webhooks::{
     },
     clock::Deadline,
     dispatch::{Dispatcher, lambda_event::Invocation},
-    queue::RetryMessage,
     store::{
         delivery_log::{DeliveryFilter, DeliveryStatus},
         leases::ClaimOutcome,
         update::WebhookUpdate,
     },
 };
+use nano_webhooks_core::delivery::scheduled_retry::RetryMessage;
 use nano_webhooks_core::target_policy::TargetPolicy;
 use nano_webhooks_core::{
     delivery::{Delivery, DeliveryState, endpoint_health::EndpointHealth, failure::FailureKind},

@@ -2,7 +2,8 @@
 
 use anyhow::anyhow;
 use axum::Router;
-use nano_webhooks::{dispatch::Dispatcher, queue::ScheduledRetry};
+use nano_webhooks::dispatch::Dispatcher;
+use nano_webhooks_core::delivery::scheduled_retry::ScheduledRetry;
 use tokio::{
     net::TcpListener,
     sync::mpsc,

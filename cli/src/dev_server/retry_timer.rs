@@ -5,13 +5,9 @@
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use nano_webhooks::{
-    clock::Deadline,
-    dispatch::Dispatcher,
-    error_chain::error_chain,
-    queue::{RetryMessage, ScheduledRetry},
-};
+use nano_webhooks::{clock::Deadline, dispatch::Dispatcher, error_chain::error_chain};
 use nano_webhooks_core::delivery::DeliveryKey;
+use nano_webhooks_core::delivery::scheduled_retry::{RetryMessage, ScheduledRetry};
 use tokio::{
     sync::mpsc,
     task::JoinSet,

@@ -9,9 +9,10 @@ use nano_webhooks::{
     config::{Config, ConfigError},
     dispatch::{Dispatcher, InFlightLimiter},
     metrics::{Metrics, prometheus},
-    queue::{RetryQueue, ScheduledRetry},
+    queue::RetryQueue,
     store::Store,
 };
+use nano_webhooks_core::delivery::scheduled_retry::ScheduledRetry;
 use tokio::sync::mpsc;
 
 use super::retry_timer::CHANNEL_CAPACITY;

@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use axum::http::StatusCode;
-use nano_webhooks::{clock::Deadline, dispatch::Dispatcher, queue::ScheduledRetry};
+use nano_webhooks::{clock::Deadline, dispatch::Dispatcher};
+use nano_webhooks_core::delivery::scheduled_retry::ScheduledRetry;
 use nano_webhooks_core::{
     delivery::{DeliveryKey, DeliveryState},
     event::EventId,

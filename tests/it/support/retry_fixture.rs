@@ -9,9 +9,9 @@ use nano_webhooks::{
     },
     clock::{Clock, Deadline},
     dispatch::Dispatcher,
-    queue::{RetryMessage, ScheduledRetry},
     store::delivery_log::DeliveryFilter,
 };
+use nano_webhooks_core::delivery::scheduled_retry::{RetryMessage, ScheduledRetry};
 use nano_webhooks_core::target_policy::TargetPolicy;
 use nano_webhooks_core::{
     delivery::{Delivery, endpoint_health::EndpointHealth},

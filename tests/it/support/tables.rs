@@ -13,7 +13,7 @@ use nano_webhooks::{
     clock::Clock,
     dispatch::{Dispatcher, InFlightLimiter},
     metrics::Metrics,
-    queue::{RetryQueue, ScheduledRetry},
+    queue::RetryQueue,
     random,
     store::{
         Store, TableNames,
@@ -22,6 +22,7 @@ use nano_webhooks::{
     },
 };
 use nano_webhooks_cli::{embedded_dynamodb::EmbeddedDynamoDb, local_client};
+use nano_webhooks_core::delivery::scheduled_retry::ScheduledRetry;
 use nano_webhooks_core::target_policy::TargetPolicy;
 use nano_webhooks_core::{data_key::KeyMaterial, delivery::schedule::RetrySchedule};
 use tokio::{net::TcpListener, sync::mpsc};
