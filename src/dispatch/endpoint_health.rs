@@ -377,85 +377,46 @@ mod tests {
     }
 
     #[test]
-    fn evaluation_follows_from_stored_and_observed_health() {
+    fn breaker_change_is_written_at_once() {
+        use BreakerChange::{Closed, Opened};
         let minute = Some(Duration::from_mins(1));
-        let too_long = Some(DISABLE_AFTER);
-        let failed = Some(DisableReason::FailedFor(DISABLE_AFTER));
-        let cases = [
-            (
-                health(0, None),
-                health(0, None),
-                false,
-                None,
-                HealthWrite::Never,
-                None,
-            ),
+        let open = health(5, minute);
+        for (stored, observed, write, breaker) in [
+            (health(0, None), health(0, None), HealthWrite::Never, None),
             (
                 health(0, None),
                 health(1, minute),
-                false,
-                None,
                 HealthWrite::RateLimited,
                 None,
             ),
-            (
-                health(4, minute),
-                health(5, minute),
-                false,
-                None,
-                HealthWrite::Now,
-                Some(BreakerChange::Opened),
-            ),
-            (
-                health(5, minute),
-                health(6, minute),
-                false,
-                None,
-                HealthWrite::Never,
-                None,
-            ),
-            (
-                health(5, minute),
-                health(0, None),
-                false,
-                None,
-                HealthWrite::Now,
-                Some(BreakerChange::Closed),
-            ),
-            (
-                health(0, too_long),
-                health(0, too_long),
-                false,
-                failed,
-                HealthWrite::Never,
-                None,
-            ),
-            (
-                health(0, None),
-                health(0, minute),
-                true,
-                Some(DisableReason::Gone),
-                HealthWrite::RateLimited,
-                None,
-            ),
-            (
-                health(0, too_long),
-                health(0, too_long),
-                true,
-                Some(DisableReason::Gone),
-                HealthWrite::Never,
-                None,
-            ),
-        ];
-        for (stored, observed, is_gone, disable, write, breaker) in cases {
-            let expected = HealthEvaluation {
-                health: observed,
-                disable,
-                write,
-                breaker,
-            };
-            let evaluation = evaluate(&stored, observed, is_gone, DISABLE_AFTER, NOW);
-            assert_eq!(evaluation, expected, "{stored:?}");
+            (health(4, minute), open, HealthWrite::Now, Some(Opened)),
+            (open, health(6, minute), HealthWrite::Never, None),
+            (open, health(0, None), HealthWrite::Now, Some(Closed)),
+        ] {
+            let evaluation = evaluate(&stored, observed, false, DISABLE_AFTER, NOW);
+            assert_eq!(evaluation.health, observed, "{stored:?}");
+            assert_eq!(evaluation.disable, None, "{stored:?}");
+            assert_eq!(evaluation.write, write, "{stored:?}");
+            assert_eq!(evaluation.breaker, breaker, "{stored:?}");
+        }
+    }
+
+    /// A 410 disables at once, and so does a failing time that reached the limit.
+    #[test]
+    fn failing_time_or_gone_disables() {
+        let almost = Some(DISABLE_AFTER - Duration::from_millis(1));
+        let failed = Some(DisableReason::FailedFor(DISABLE_AFTER));
+        let gone = Some(DisableReason::Gone);
+        for (failing_for, is_gone, disable) in [
+            (None, false, None),
+            (almost, false, None),
+            (Some(DISABLE_AFTER), false, failed),
+            (None, true, gone),
+            (Some(DISABLE_AFTER), true, gone),
+        ] {
+            let health = health(0, failing_for);
+            let evaluation = evaluate(&health, health, is_gone, DISABLE_AFTER, NOW);
+            assert_eq!(evaluation.disable, disable, "{failing_for:?} {is_gone}");
         }
     }
 
