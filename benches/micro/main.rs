@@ -15,58 +15,55 @@ const RUNS: u64 = 200;
 
 fn main() {
     let arguments: Vec<_> = env::args().collect();
-    if let [_, role, name, times] = &arguments[..]
-        && role == "--run"
+    if let [_, flag, name, times] = &arguments[..]
+        && flag == "--run"
     {
-        let (_, mut case) = cases::cases()
-            .into_iter()
-            .find(|(known, _)| known == name)
-            .expect("a case");
-        for _ in 0..times.parse::<u64>().expect("a number") {
-            case();
-        }
+        run_case(name, times.parse().expect("a number"));
         return;
     }
     let mut criterion = Criterion::default().configure_from_args();
-    for (name, mut case) in cases::cases() {
-        criterion.bench_function(name, |bencher| bencher.iter(&mut case));
+    for mut case in cases::create_cases() {
+        criterion.bench_function(case.name, |bencher| bencher.iter(&mut case.step));
     }
     criterion.final_summary();
     print_instructions();
 }
 
+fn run_case(name: &str, times: u64) {
+    let mut case = cases::create_cases()
+        .into_iter()
+        .find(|case| case.name == name)
+        .expect("a case");
+    for _ in 0..times {
+        (case.step)();
+    }
+}
+
 /// Prints the instructions of each case.
 fn print_instructions() {
     println!("\n| step | instructions |\n|---|---|");
-    for (name, _) in cases::cases() {
-        let Some((once, twice)) =
-            count_instructions(name, RUNS).zip(count_instructions(name, 2 * RUNS))
-        else {
+    for case in cases::create_cases() {
+        let Some(once) = count_instructions(case.name, RUNS) else {
             println!("(none: valgrind is not installed)");
             return;
         };
-        println!("| {name} | {} |", (twice - once) / RUNS);
+        let twice = count_instructions(case.name, 2 * RUNS).expect("valgrind is installed");
+        println!("| {} | {} |", case.name, (twice - once) / RUNS);
     }
 }
 
 /// The instructions of a process that runs a case `times` times; `None` without valgrind.
 fn count_instructions(name: &str, times: u64) -> Option<u64> {
-    let mut command = Command::new("valgrind");
-    command
+    let output = Command::new("valgrind")
         .args(["--tool=callgrind", "--callgrind-out-file=/dev/null"])
-        .arg(env::current_exe().ok()?);
-    let output = command
+        .arg(env::current_exe().ok()?)
         .args(["--run", name, &times.to_string()])
         .output()
         .ok()?;
-    let log = String::from_utf8_lossy(&output.stderr).into_owned();
-    let collected = log.lines().find_map(|line| line.split_once("Collected : "));
-    Some(
-        collected
-            .expect("callgrind prints the count")
-            .1
-            .trim()
-            .parse()
-            .expect("a number"),
-    )
+    let log = String::from_utf8_lossy(&output.stderr);
+    let (_, count) = log
+        .lines()
+        .find_map(|line| line.split_once("Collected : "))
+        .expect("callgrind prints the count");
+    Some(count.trim().parse().expect("a number"))
 }
