@@ -1,6 +1,6 @@
 //! A minimal HTTP server.
 
-use std::convert::Infallible;
+use std::{convert::Infallible, thread};
 
 use http_body_util::Full;
 use hyper::{
@@ -10,7 +10,7 @@ use hyper::{
     service::service_fn,
 };
 use hyper_util::rt::TokioIo;
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, runtime::Builder};
 
 /// Starts a server on its own thread. Returns its URL.
 pub fn start<S, F>(state: S, respond: fn(S, Request<Incoming>) -> F) -> String
@@ -24,18 +24,14 @@ where
         "http://{}",
         listener.local_addr().expect("the listener is bound")
     );
-    std::thread::spawn(move || {
-        let runtime = tokio::runtime::Builder::new_current_thread()
+    thread::spawn(move || {
+        let runtime = Builder::new_current_thread()
             .enable_all()
             .build()
             .expect("a runtime starts");
         runtime.block_on(async {
-            serve(
-                TcpListener::from_std(listener).expect("a valid socket"),
-                state,
-                respond,
-            )
-            .await;
+            let listener = TcpListener::from_std(listener).expect("a valid socket");
+            serve(listener, state, respond).await;
         });
     });
     url

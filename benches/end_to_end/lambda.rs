@@ -1,11 +1,12 @@
 //! Lambda's Runtime API (2018-06-01), which passes one event after the other to a function.
 
 use std::{
+    future,
     process::{Command, Stdio},
     sync::Arc,
 };
 
-use http_body_util::{BodyExt, Full};
+use http_body_util::{BodyExt, Collected, Full};
 use hyper::{
     Method, Request, Response,
     body::{Bytes, Incoming},
@@ -24,12 +25,12 @@ use super::{
 pub struct Function {
     /// The process.
     pub process: Process,
-    invocations: mpsc::Sender<Bytes>,
+    events: mpsc::Sender<Bytes>,
     responses: mpsc::Receiver<Bytes>,
 }
 
-struct Wire {
-    invocations: Mutex<mpsc::Receiver<Bytes>>,
+struct RuntimeApi {
+    events: Mutex<mpsc::Receiver<Bytes>>,
     responses: mpsc::Sender<Bytes>,
 }
 
@@ -37,88 +38,96 @@ impl Function {
     /// Starts a binary.
     pub async fn start(binary: &str, environment: &[(&str, &str)]) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-        let address = listener
-            .local_addr()
-            .expect("the listener is bound")
-            .to_string();
-        let (invocations, taken) = mpsc::channel(1);
-        let (sender, responses) = mpsc::channel(1);
-        let wire = Arc::new(Wire {
-            invocations: Mutex::new(taken),
-            responses: sender,
+        let address = listener.local_addr().expect("the listener is bound");
+        let (event_sender, event_receiver) = mpsc::channel(1);
+        let (response_sender, response_receiver) = mpsc::channel(1);
+        let runtime_api = Arc::new(RuntimeApi {
+            events: Mutex::new(event_receiver),
+            responses: response_sender,
         });
-        tokio::spawn(http::serve(listener, wire, respond));
-        let mut command = Command::new(binary);
-        command.env_clear().envs(environment.iter().copied());
-        command
-            .env("AWS_LAMBDA_RUNTIME_API", address)
-            .env("AWS_LAMBDA_FUNCTION_NAME", "measured");
-        command
+        tokio::spawn(http::serve(listener, runtime_api, respond));
+        let child = Command::new(binary)
+            .env_clear()
+            .envs(environment.iter().copied())
+            .env("AWS_LAMBDA_RUNTIME_API", address.to_string())
+            .env("AWS_LAMBDA_FUNCTION_NAME", "measured")
             .env("AWS_LAMBDA_FUNCTION_VERSION", "1")
-            .env("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", "512");
-        command
+            .env("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", "512")
             .env("AWS_REGION", "us-east-1")
             .env("AWS_ACCESS_KEY_ID", "any")
-            .env("AWS_SECRET_ACCESS_KEY", "any");
-        let child = command
+            .env("AWS_SECRET_ACCESS_KEY", "any")
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
             .expect("the function starts");
         Self {
             process: Process(child),
-            invocations,
-            responses,
+            events: event_sender,
+            responses: response_receiver,
         }
     }
 
     /// Invokes the function. Returns its response.
     pub async fn invoke(&mut self, event: Bytes) -> Bytes {
-        self.invocations
-            .send(event)
-            .await
-            .expect("the Runtime API runs");
+        self.events.send(event).await.expect("the Runtime API runs");
         self.responses.recv().await.expect("the Runtime API runs")
     }
 }
 
-async fn respond(wire: Arc<Wire>, request: Request<Incoming>) -> Response<Full<Bytes>> {
+async fn respond(
+    runtime_api: Arc<RuntimeApi>,
+    request: Request<Incoming>,
+) -> Response<Full<Bytes>> {
     if request.method() == Method::GET {
-        let Some(event) = wire.invocations.lock().await.recv().await else {
-            std::future::pending::<()>().await;
-            unreachable!()
-        };
-        let response = Response::builder()
-            .header(
-                "Lambda-Runtime-Aws-Request-Id",
-                "8476a536-e9f4-11e8-9739-2dfe598c3fcd",
-            )
-            .header(
-                "Lambda-Runtime-Deadline-Ms",
-                (process_stats::unix_millis() + 60_000).to_string(),
-            )
-            .header(
-                "Lambda-Runtime-Invoked-Function-Arn",
-                "arn:aws:lambda:us-east-1:123456789012:function:measured",
-            )
-            .body(Full::new(event));
-        return response.expect("the headers are plain");
+        next_invocation(&runtime_api).await
+    } else {
+        accept_response(&runtime_api, request).await
     }
-    let failed = request.uri().path().ends_with("/error");
+}
+
+/// Waits for an event and passes it to the function.
+async fn next_invocation(runtime_api: &RuntimeApi) -> Response<Full<Bytes>> {
+    let Some(event) = runtime_api.events.lock().await.recv().await else {
+        return future::pending().await;
+    };
+    let deadline = process_stats::unix_millis() + 60_000;
+    Response::builder()
+        .header(
+            "Lambda-Runtime-Aws-Request-Id",
+            "8476a536-e9f4-11e8-9739-2dfe598c3fcd",
+        )
+        .header("Lambda-Runtime-Deadline-Ms", deadline.to_string())
+        .header(
+            "Lambda-Runtime-Invoked-Function-Arn",
+            "arn:aws:lambda:us-east-1:123456789012:function:measured",
+        )
+        .body(Full::new(event))
+        .expect("the headers are valid")
+}
+
+/// Accepts the result of an invocation.
+///
+/// # Panics
+/// If the function reports an error.
+async fn accept_response(
+    runtime_api: &RuntimeApi,
+    request: Request<Incoming>,
+) -> Response<Full<Bytes>> {
+    let is_error = request.uri().path().ends_with("/error");
     let body = request
         .into_body()
         .collect()
         .await
-        .map(http_body_util::Collected::to_bytes)
+        .map(Collected::to_bytes)
         .unwrap_or_default();
     assert!(
-        !failed,
+        !is_error,
         "the function failed: {}",
         String::from_utf8_lossy(&body)
     );
-    let _ = wire.responses.send(body).await;
-    let accepted = Response::builder()
+    let _ = runtime_api.responses.send(body).await;
+    Response::builder()
         .status(202)
-        .body(Full::new(Bytes::new()));
-    accepted.expect("the status is one")
+        .body(Full::new(Bytes::new()))
+        .expect("the status is valid")
 }

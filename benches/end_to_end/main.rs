@@ -3,7 +3,7 @@
 //!
 //! `cargo bench --bench end_to_end` runs all parts; `-- dispatch`, `cold_start`, `list`, `growth`,
 //! `serve` or `noisy_neighbor` runs one. `--built .aws-sam/build` measures the functions that
-//! `sam build` made. docs/PERFORMANCE.md explains the figures.
+//! `sam build` made. `docs/PERFORMANCE.md` explains the figures.
 
 #![expect(clippy::print_stdout, reason = "a benchmark prints what it measured")]
 
@@ -25,19 +25,6 @@ use std::{
 
 use tokio::runtime::Builder;
 
-/// The path of the command line's binary, which another package builds.
-///
-/// # Panics
-/// If it was not built with this profile.
-fn local_binary() -> PathBuf {
-    let path = Path::new(env!("CARGO_BIN_EXE_api")).with_file_name("nano-webhooks");
-    assert!(
-        path.exists(),
-        "missing: run `cargo build --profile bench --bin nano-webhooks` first"
-    );
-    path
-}
-
 /// The parts of the benchmark.
 const PARTS: [&str; 6] = [
     "dispatch",
@@ -54,42 +41,74 @@ struct Built {
     dispatch: String,
 }
 
-fn main() {
-    let mut arguments = env::args();
-    arguments.next();
-    let mut chosen = Vec::new();
-    let mut built = Built {
-        api: env!("CARGO_BIN_EXE_api").to_owned(),
-        dispatch: env!("CARGO_BIN_EXE_dispatch").to_owned(),
-    };
-    while let Some(argument) = arguments.next() {
-        if argument == "--role" {
-            return match arguments.next().as_deref() {
-                Some("engine") => on(Builder::new_multi_thread(), platform::run(arguments)),
-                Some("baseline") => on(Builder::new_current_thread(), baseline::run(arguments)),
-                other => panic!("no such role: {other:?}"),
-            };
-        }
-        if argument == "--built" {
-            let folder = arguments.next().expect("a folder");
-            built = Built {
-                api: format!("{folder}/ApiFunction/bootstrap"),
-                dispatch: format!("{folder}/DispatchFunction/bootstrap"),
-            };
-        } else if PARTS.contains(&argument.as_str()) {
-            chosen.push(argument);
-        } else {
-            // Cargo passes `--bench`.
-            assert!(
-                argument == "--bench",
-                "`{argument}`: expected --built <folder> or one of {PARTS:?}"
-            );
-        }
-    }
-    on(Builder::new_multi_thread(), run(built, chosen));
+/// What a run measures.
+struct Options {
+    built: Built,
+    /// Empty for all parts.
+    parts: Vec<String>,
 }
 
-fn on(mut runtime: Builder, future: impl Future<Output = ()>) {
+impl Options {
+    fn parse(arguments: &[String]) -> Self {
+        let mut options = Self {
+            built: Built {
+                api: env!("CARGO_BIN_EXE_api").to_owned(),
+                dispatch: env!("CARGO_BIN_EXE_dispatch").to_owned(),
+            },
+            parts: Vec::new(),
+        };
+        let mut arguments = arguments.iter();
+        while let Some(argument) = arguments.next() {
+            match argument.as_str() {
+                // Cargo passes this flag.
+                "--bench" => {}
+                "--built" => {
+                    let folder = arguments.next().expect("a folder");
+                    options.built = Built {
+                        api: format!("{folder}/ApiFunction/bootstrap"),
+                        dispatch: format!("{folder}/DispatchFunction/bootstrap"),
+                    };
+                }
+                part if PARTS.contains(&part) => options.parts.push(part.to_owned()),
+                other => panic!("`{other}`: expected --built <folder> or one of {PARTS:?}"),
+            }
+        }
+        options
+    }
+
+    fn includes(&self, part: &str) -> bool {
+        self.parts.is_empty() || self.parts.iter().any(|chosen| chosen == part)
+    }
+}
+
+fn main() {
+    let arguments: Vec<_> = env::args().skip(1).collect();
+    if let [flag, role, rest @ ..] = &arguments[..]
+        && flag == "--role"
+    {
+        run_role(role, rest);
+    } else {
+        let options = Options::parse(&arguments);
+        block_on(Builder::new_multi_thread(), run_parts(options));
+    }
+}
+
+/// Runs a process that the benchmark starts for itself.
+fn run_role(role: &str, arguments: &[String]) {
+    match (role, arguments) {
+        ("engine", []) => block_on(Builder::new_multi_thread(), platform::run_engine()),
+        ("baseline", [url, requests]) => {
+            let requests = requests.parse().expect("a number of requests");
+            block_on(
+                Builder::new_current_thread(),
+                baseline::run(url.clone(), requests),
+            );
+        }
+        _ => panic!("no such role: {role} {arguments:?}"),
+    }
+}
+
+fn block_on(mut runtime: Builder, future: impl Future<Output = ()>) {
     runtime
         .enable_all()
         .build()
@@ -97,39 +116,55 @@ fn on(mut runtime: Builder, future: impl Future<Output = ()>) {
         .block_on(future);
 }
 
-async fn run(built: Built, chosen: Vec<String>) {
-    let is_chosen = |part: &str| chosen.is_empty() || chosen.iter().any(|chosen| chosen == part);
-    if is_chosen("dispatch") {
-        deployed::dispatch(&built).await;
+async fn run_parts(options: Options) {
+    let built = &options.built;
+    if options.includes("dispatch") {
+        deployed::dispatch(built).await;
     }
-    if is_chosen("cold_start") {
-        deployed::cold_start(&built).await;
+    if options.includes("cold_start") {
+        deployed::cold_start(built).await;
     }
-    if is_chosen("list") {
-        deployed::list(&built).await;
+    if options.includes("list") {
+        deployed::list(built).await;
     }
-    if is_chosen("growth") {
-        deployed::growth(&built).await;
+    if options.includes("growth") {
+        deployed::growth(built).await;
     }
-    if is_chosen("serve") {
+    if options.includes("serve") {
         local::serve().await;
     }
-    if is_chosen("noisy_neighbor") {
+    if options.includes("noisy_neighbor") {
         local::noisy_neighbor().await;
     }
 }
 
-/// CPU seconds per 1,000 operations.
-fn per_thousand(cpu: Duration, many: usize) -> f64 {
-    cpu.as_secs_f64() * 1000.0 / float(many)
+/// The path of the command line's binary, which another package builds.
+///
+/// # Panics
+/// If it was not built with this profile.
+fn local_binary() -> PathBuf {
+    let path = Path::new(env!("CARGO_BIN_EXE_api")).with_file_name("nano-webhooks");
+    assert!(
+        path.exists(),
+        "missing: run `cargo build --profile bench --bin nano-webhooks` first"
+    );
+    path
 }
 
-#[expect(clippy::cast_precision_loss, reason = "no count here comes near 2^52")]
-const fn float(count: usize) -> f64 {
+/// CPU seconds per 1,000 operations.
+fn per_thousand(cpu: Duration, operations: usize) -> f64 {
+    cpu.as_secs_f64() * 1000.0 / to_f64(operations)
+}
+
+#[expect(
+    clippy::cast_precision_loss,
+    reason = "every count here is far below 2^52"
+)]
+const fn to_f64(count: usize) -> f64 {
     count as f64
 }
 
-/// A percentile in milliseconds, by nearest rank.
+/// A percentile in milliseconds, by nearest rank. Sorts the values.
 fn percentile(values: &mut [Duration], percent: usize) -> f64 {
     values.sort();
     let rank = (values.len() * percent).div_ceil(100).max(1);

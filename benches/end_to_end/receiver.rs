@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashMap,
+    future, mem,
     sync::{
         Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
@@ -9,18 +10,25 @@ use std::{
     time::{Duration, Instant},
 };
 
-use http_body_util::{BodyExt, Full};
+use http_body_util::{BodyExt, Collected, Full};
 use hyper::{
     Request, Response,
     body::{Bytes, Incoming},
 };
 
+use tokio::time::sleep;
+
 use super::{http, process_stats};
+
+/// How long [`Receiver::wait_for`] waits for the next request.
+const MAX_PAUSE: Duration = Duration::from_secs(10);
+/// How much of a body is searched for the task id.
+const MAX_SEARCHED: usize = 200;
 
 /// The receiver.
 #[derive(Clone)]
 pub struct Receiver {
-    /// Where it listens.
+    /// Its URL.
     pub url: String,
     count: Arc<AtomicUsize>,
     arrivals: Arc<Mutex<HashMap<String, Instant>>>,
@@ -43,47 +51,55 @@ impl Receiver {
         self.count.load(Ordering::Relaxed)
     }
 
-    /// Waits for `count` requests; `false` if none arrived for ten seconds.
-    pub async fn wait_for(&self, count: usize) -> bool {
-        let (mut seen, mut since) = (0, process_stats::now());
+    /// Waits until `count` requests arrived.
+    ///
+    /// # Panics
+    /// If no request arrives for ten seconds.
+    pub async fn wait_for(&self, count: usize) {
+        let mut last_count = 0;
+        let mut last_arrival = process_stats::now();
         while self.count() < count {
-            if self.count() > seen {
-                (seen, since) = (self.count(), process_stats::now());
-            } else if since.elapsed() > Duration::from_secs(10) {
-                return false;
+            if self.count() > last_count {
+                last_count = self.count();
+                last_arrival = process_stats::now();
+            } else {
+                assert!(
+                    last_arrival.elapsed() <= MAX_PAUSE,
+                    "{last_count} of {count} events arrived"
+                );
             }
-            tokio::time::sleep(Duration::from_micros(500)).await;
+            sleep(Duration::from_micros(500)).await;
         }
-        true
     }
 
-    /// Takes the times of each job's first arrival, by task id.
+    /// Removes and returns the time of each job's first arrival, by task id.
     pub fn take_arrivals(&self) -> HashMap<String, Instant> {
-        std::mem::take(&mut self.arrivals.lock().expect("the lock is not poisoned"))
+        mem::take(&mut self.arrivals.lock().expect("the lock is not poisoned"))
     }
 
     async fn respond(self, request: Request<Incoming>) -> Response<Full<Bytes>> {
         let (head, body) = request.into_parts();
         if head.uri.path().starts_with("/hang") {
-            std::future::pending::<()>().await;
+            future::pending::<()>().await;
         }
         let body = body
             .collect()
             .await
-            .map(http_body_util::Collected::to_bytes)
+            .map(Collected::to_bytes)
             .unwrap_or_default();
-        let text = String::from_utf8_lossy(&body[..body.len().min(200)]);
-        // Arrivals of the baseline are not noted.
-        let task = text
-            .split_once("\"task_id\":\"lat")
-            .and_then(|(_, rest)| rest.split_once('"'));
-        if let Some((task, _)) = task {
+        if let Some(task) = find_latency_task(&body) {
             let mut arrivals = self.arrivals.lock().expect("the lock is not poisoned");
-            arrivals
-                .entry(format!("lat{task}"))
-                .or_insert_with(process_stats::now);
+            arrivals.entry(task).or_insert_with(process_stats::now);
         }
         self.count.fetch_add(1, Ordering::Relaxed);
         Response::new(Full::new(Bytes::from_static(b"ok")))
     }
+}
+
+/// The task id of an event whose latency is measured. These ids start with `lat`.
+fn find_latency_task(body: &[u8]) -> Option<String> {
+    let text = String::from_utf8_lossy(&body[..body.len().min(MAX_SEARCHED)]);
+    let (_, rest) = text.split_once("\"task_id\":\"lat")?;
+    let (rest, _) = rest.split_once('"')?;
+    Some(format!("lat{rest}"))
 }
