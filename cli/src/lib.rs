@@ -28,7 +28,7 @@ pub use local_client::local_client;
 pub async fn run() -> anyhow::Result<()> {
     let Cli { command } = Cli::from_process_args();
     let default_level = match command {
-        // The engine warns of every refused request, a condition that does not hold included.
+        // The engine warns of every rejected request, including failed conditions.
         Command::Serve(_) => "info,dynoxide=error",
         _ => "error",
     };

@@ -1,6 +1,6 @@
 //! API keys: `sk-`, 32 characters of base62 randomness, and 6 characters of checksum.
 //!
-//! The checksum refuses a typo without a read, and lets secret scanners recognize a key.
+//! The checksum rejects a typo without a read, and lets secret scanners recognize a key.
 
 use std::fmt;
 

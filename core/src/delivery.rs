@@ -1,4 +1,4 @@
-//! A delivery: one event on its way to one webhook, and the decisions about it.
+//! A delivery: one event for one webhook, and the decisions about it.
 
 pub mod attempt;
 pub mod endpoint_health;
@@ -60,7 +60,7 @@ pub struct DeliveryKey {
     pub event: EventId,
 }
 
-/// One event on its way to one webhook.
+/// One event for one webhook.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Delivery {
     /// Identifies the delivery.
@@ -127,7 +127,7 @@ impl Delivery {
         self.state = DeliveryState::Pending(due_at);
     }
 
-    /// Withdraws a requested attempt that was not made. Returns whether one was requested.
+    /// Cancels a requested attempt that was not made. Returns whether one was requested.
     pub fn cancel_requested_retry(&mut self) -> bool {
         let Some(previous) = self.state_before_retry.take() else {
             return false;

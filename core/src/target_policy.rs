@@ -53,7 +53,7 @@ impl TargetRules {
         Self { policy, allowed }
     }
 
-    /// The rule that refuses the scheme of a URL; `None` if the scheme is allowed.
+    /// The rule that blocks the scheme of a URL; `None` if the scheme is allowed.
     pub fn blocked_scheme(&self, url: &Url) -> Option<&'static str> {
         if self.policy == TargetPolicy::Public && url.scheme() != "https" {
             return Some("not https");
@@ -61,7 +61,7 @@ impl TargetRules {
         None
     }
 
-    /// The rule that refuses an address; `None` if the address is allowed.
+    /// The rule that blocks an address; `None` if the address is allowed.
     pub fn blocked_address(&self, address: IpAddr) -> Option<&'static str> {
         match self.policy {
             TargetPolicy::Any => None,
@@ -73,7 +73,7 @@ impl TargetRules {
     }
 }
 
-/// Ranges that are not public, with the rule that a refusal names.
+/// Ranges that are not public, with the rule that the error message names.
 ///
 /// See also the IANA special-purpose address registries.
 const BLOCKED_RANGES: &[(&str, &str)] = &[

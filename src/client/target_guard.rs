@@ -26,7 +26,7 @@ pub struct TargetGuard {
     resolver: Resolver,
 }
 
-/// This rule of the target policy refuses the target.
+/// This rule of the target policy blocks the target.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("expected a public https address; this target is not allowed ({0})")]
 pub struct TargetBlockedError(&'static str);

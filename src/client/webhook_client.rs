@@ -31,7 +31,7 @@ use super::{
 pub struct Timeouts {
     /// For resolving the name, connecting and the TLS handshake.
     pub connect: Duration,
-    /// For the whole exchange, connecting and the response body included.
+    /// For the whole exchange, including connecting and the response body.
     pub total: Duration,
 }
 

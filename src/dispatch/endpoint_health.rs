@@ -69,7 +69,7 @@ struct HealthEvaluation {
 /// When the evaluated health is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum HealthWrite {
-    /// Not at all: it says nothing new.
+    /// Not at all, because nothing changed.
     Never,
     /// Unless the health was written within the last second.
     RateLimited,

@@ -13,7 +13,7 @@ pub enum Error {
     #[error("DynamoDB is throttled or unavailable")]
     Unavailable(#[source] Cause),
     /// DynamoDB rejected the request, or an item is invalid. The same request would fail again.
-    #[error("the DynamoDB request failed")]
+    #[error("internal store error")]
     Internal(#[source] Cause),
     /// A data key cannot be unwrapped: KMS refused or did not respond, or another key wrapped it. The same request may
     /// succeed once that is fixed.

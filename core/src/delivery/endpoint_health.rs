@@ -177,7 +177,7 @@ impl EndpointHealth {
         } else {
             self
         };
-        // A fast error status delays nobody and does not count towards the breaker.
+        // A fast error status delays no other delivery and does not count towards the breaker.
         let consecutive_failures = if is_unresponsive(kind) {
             self.consecutive_failures.saturating_add(1)
         } else {
@@ -243,7 +243,7 @@ impl EndpointHealth {
     }
 }
 
-/// Whether a failure means that the endpoint did not respond. A response that refuses the event
+/// Whether a failure means that the endpoint did not respond. A response that rejects the event
 /// does not count.
 pub const fn is_unresponsive(kind: FailureKind) -> bool {
     matches!(

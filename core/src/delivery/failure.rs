@@ -26,7 +26,7 @@ pub enum Failure {
     Tls,
     /// The deadline passed at this stage.
     Timeout(TimeoutStage),
-    /// This rule of the target policy refuses the address.
+    /// This rule of the target policy blocks the address.
     Blocked(&'static str),
     /// The endpoint returned a redirect, which is not followed.
     Redirect(u16),
