@@ -263,7 +263,7 @@ async fn record_without_image_uses_job() {
 
     assert_eq!(
         fixture.stays(&kept).await,
-        "its image was not kept, and the job is gone"
+        "its image was not stored, and the job is gone"
     );
     let nowhere = redrive(&fixture.tables.store, None, &kept, START, START, RETENTION)
         .await
@@ -283,7 +283,7 @@ async fn record_without_image_uses_job() {
         .await;
     assert_eq!(
         fixture.stays(&kept).await,
-        "its image was not kept, and the job is in progress now"
+        "its image was not stored, and the job is in progress now"
     );
     fixture.put(&whole).await;
     let (event, recorded, _) = fixture.event(&kept).await;
@@ -358,7 +358,7 @@ async fn unparsable_text_stays_poison() {
     let lost = keep("unknown-2", Some("x".repeat(MAX_IMAGE + 1))).await;
     assert_eq!(
         fixture.stays(&lost).await,
-        "it was no stream record, and too large to be kept"
+        "not a stream record, and too large to be stored"
     );
 
     let ended = inserted(9, &job_image("t9", "completed"));
