@@ -404,7 +404,7 @@ mod tests {
     /// A 410 disables at once, and so does a failing time that reached the limit.
     #[test]
     fn failing_time_or_gone_disables() {
-        let almost = Some(DISABLE_AFTER - Duration::from_millis(1));
+        let almost = Some(DISABLE_AFTER.saturating_sub(Duration::from_millis(1)));
         let failed = Some(DisableReason::FailedFor(DISABLE_AFTER));
         let gone = Some(DisableReason::Gone);
         for (failing_for, is_gone, disable) in [
