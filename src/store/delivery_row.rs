@@ -176,8 +176,6 @@ fn parse_state(status: &str, due_at: Option<Timestamp>) -> Result<DeliveryState>
 
 #[cfg(test)]
 mod tests {
-    use aws_sdk_dynamodb::types::AttributeValue;
-
     use super::*;
     use crate::{
         client::response_body::MAX_BODY_KEPT,
@@ -196,10 +194,29 @@ mod tests {
         webhook::WebhookId,
     };
 
-    #[test]
-    fn what_is_written_is_read_again_whole() {
-        let at = Timestamp::from_millis;
-        let attempt = Attempt {
+    const NOW: Timestamp = at(100);
+    const RETENTION: Duration = Duration::from_mins(1);
+
+    const fn at(millis: i64) -> Timestamp {
+        Timestamp::from_millis(millis)
+    }
+
+    fn delivery_key() -> DeliveryKey {
+        DeliveryKey {
+            account: AccountId::parse("acme").unwrap(),
+            webhook: WebhookId::new(1).unwrap(),
+            event: EventId::parse("evt_01JFS8TX800000000000000000").unwrap(),
+        }
+    }
+
+    fn new_delivery() -> Delivery {
+        let url = "https://example.com".to_owned();
+        let event_type = EventType::JobFailed;
+        Delivery::new(delivery_key(), event_type, None, url, "{}".into(), at(1))
+    }
+
+    fn failed_attempt() -> Attempt {
+        Attempt {
             number: 1,
             started_at: at(5),
             duration_ms: u64::MAX,
@@ -209,115 +226,102 @@ mod tests {
             },
             status_code: Some(503),
             failure: Some(FailureKind::Status),
-            detail: Some("The answer was status 503.".to_owned()),
+            detail: Some("The endpoint returned status 503.".to_owned()),
             response_excerpt: Some(String::new()),
             signatures: Some(Signatures {
                 nano: "v1=00".to_owned(),
                 standard: "v1,AA==".to_owned(),
             }),
             version: "1.2.3".to_owned(),
-        };
-        let bare = Attempt {
+        }
+    }
+
+    /// An attempt without optional fields.
+    fn bare_attempt() -> Attempt {
+        Attempt {
             status_code: None,
             failure: None,
             detail: None,
             response_excerpt: None,
             signatures: None,
-            ..attempt.clone()
-        };
-        let traceparent =
-            Traceparent::parse("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01");
-        assert!(traceparent.is_some());
-        let key = DeliveryKey {
-            account: AccountId::parse("acme").unwrap(),
-            webhook: WebhookId::new(1).unwrap(),
-            event: EventId::parse("evt_01JFS8TX800000000000000000").unwrap(),
-        };
-        let new = || {
-            Delivery::new(
-                key.clone(),
-                EventType::JobFailed,
-                None,
-                "https://example.com".into(),
-                "{}".into(),
-                at(1),
-            )
-        };
-        let full = |state, resume| Delivery {
+            ..failed_attempt()
+        }
+    }
+
+    /// A delivery with all optional fields.
+    fn full_delivery(state: DeliveryState, state_before_retry: Option<DeliveryState>) -> Delivery {
+        let traceparent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+        Delivery {
             task_id: Some("task".to_owned()),
-            traceparent: traceparent.clone(),
+            traceparent: Some(Traceparent::parse(traceparent).unwrap()),
             state,
-            state_before_retry: resume,
+            state_before_retry,
             replay: Some(ReplayId::from_random([7; 8])),
             attempt_count: 22,
             schedule_step: 2,
-            attempts: vec![bare.clone(), attempt.clone()],
+            attempts: vec![bare_attempt(), failed_attempt()],
             created_at: at(3),
-            ..new()
-        };
-        for delivery in [
-            new(),
-            full(DeliveryState::Pending(at(9)), Some(DeliveryState::Failed)),
-            full(
-                DeliveryState::Pending(at(9)),
-                Some(DeliveryState::Pending(at(10))),
-            ),
-            full(DeliveryState::Paused, None),
-            full(DeliveryState::Delivered, None),
-            full(DeliveryState::Failed, None),
-            full(DeliveryState::Cancelled, None),
-        ] {
-            let item = to_delivery_item(&delivery, at(100), Duration::from_mins(1));
-            assert_eq!(
-                from_item::<DeliveryRow>(item)
-                    .unwrap()
-                    .into_delivery()
-                    .unwrap(),
-                delivery
-            );
+            ..new_delivery()
         }
-
-        let attributes = |delivery: &Delivery| {
-            let item = to_delivery_item(delivery, at(100), Duration::from_mins(1));
-            let text = |name: &str| {
-                item.get(name)
-                    .and_then(|value| value.as_s().or(value.as_n()).ok())
-                    .cloned()
-            };
-            ["last_failure", DUE_SHARD, SWEEP_AT, STATE_KEY, EXPIRES_AT].map(text)
-        };
-        let some = |text: &str| Some(text.to_owned());
-        let (shard, sweep) = (
-            key_schema::due_shard(&key.event),
-            lease::sweep_at(at(9), at(100)).as_unix_millis().to_string(),
-        );
-        let failed_before = full(DeliveryState::Pending(at(9)), None);
-        let expected = [
-            some("status"),
-            Some(shard),
-            Some(sweep),
-            some("acme#1#pending"),
-            None,
-        ];
-        assert_eq!(attributes(&failed_before), expected);
-        let expected = [
-            some("status"),
-            None,
-            None,
-            some("acme#1#failed"),
-            some("60"),
-        ];
-        assert_eq!(attributes(&full(DeliveryState::Failed, None)), expected);
-        let delivered = Delivery {
-            attempts: vec![bare.clone()],
-            ..full(DeliveryState::Delivered, None)
-        };
-        assert_eq!(attributes(&delivered), [None, None, None, None, some("60")]);
     }
 
     #[test]
-    fn the_largest_delivery_is_an_item_that_dynamodb_takes() {
-        let at = Timestamp::from_millis;
+    fn written_delivery_is_read() {
+        let due = DeliveryState::Pending(at(9));
+        let due_before = DeliveryState::Pending(at(10));
+        for delivery in [
+            new_delivery(),
+            full_delivery(due, Some(DeliveryState::Failed)),
+            full_delivery(due, Some(due_before)),
+            full_delivery(DeliveryState::Paused, None),
+            full_delivery(DeliveryState::Delivered, None),
+            full_delivery(DeliveryState::Failed, None),
+            full_delivery(DeliveryState::Cancelled, None),
+        ] {
+            let item = to_delivery_item(&delivery, NOW, RETENTION);
+            let row: DeliveryRow = from_item(item).unwrap();
+            assert_eq!(row.into_delivery().unwrap(), delivery);
+        }
+    }
+
+    /// The values of the attributes that indexes and TTL use, and of the latest failure.
+    fn index_attributes(delivery: &Delivery) -> [Option<String>; 5] {
+        let item = to_delivery_item(delivery, NOW, RETENTION);
+        ["last_failure", DUE_SHARD, SWEEP_AT, STATE_KEY, EXPIRES_AT].map(|name| {
+            let value = item.get(name)?;
+            value.as_s().or(value.as_n()).ok().cloned()
+        })
+    }
+
+    fn some(text: &str) -> Option<String> {
+        Some(text.to_owned())
+    }
+
+    #[test]
+    fn state_decides_index_attributes() {
+        let shard = key_schema::due_shard(&delivery_key().event);
+        let sweep_at = lease::sweep_at(at(9), NOW).as_unix_millis().to_string();
+        let pending = full_delivery(DeliveryState::Pending(at(9)), None);
+        let expected = [
+            some("status"),
+            Some(shard),
+            Some(sweep_at),
+            some("acme#1#pending"),
+            None,
+        ];
+        assert_eq!(index_attributes(&pending), expected);
+        let failed = full_delivery(DeliveryState::Failed, None);
+        let key = some("acme#1#failed");
+        let expected = [some("status"), None, None, key, some("60")];
+        assert_eq!(index_attributes(&failed), expected);
+        let mut delivered = full_delivery(DeliveryState::Delivered, None);
+        delivered.attempts = vec![bare_attempt()];
+        let expected = [None, None, None, None, some("60")];
+        assert_eq!(index_attributes(&delivered), expected);
+    }
+
+    #[test]
+    fn largest_delivery_fits_item() {
         let key = DeliveryKey {
             account: AccountId::parse(&"a".repeat(AccountId::MAX)).unwrap(),
             webhook: WebhookId::new(1).unwrap(),
@@ -335,7 +339,7 @@ mod tests {
             status_code: Some(503),
             failure: Some(failure.kind()),
             detail: Some(failure.to_string()),
-            // Of what JSON writes with six characters as much as is kept.
+            // JSON writes this character with six.
             response_excerpt: Some("\u{1}".repeat(MAX_BODY_KEPT)),
             signatures: Some(Signatures {
                 nano: "v".repeat(67),
@@ -358,17 +362,11 @@ mod tests {
                 at(1),
             )
         };
-        let item = to_delivery_item(&delivery, at(100), Duration::from_mins(1));
-        let size = |value: &AttributeValue| {
-            value
-                .as_s()
-                .or(value.as_n())
-                .map_or(usize::MAX, String::len)
-        };
-        let bytes: usize = item
-            .iter()
-            .map(|(name, value)| name.len() + size(value))
-            .sum();
+        let item = to_delivery_item(&delivery, NOW, RETENTION);
+        let mut bytes = 0;
+        for (name, value) in &item {
+            bytes += name.len() + value.as_s().or(value.as_n()).unwrap().len();
+        }
         assert!(bytes <= 400 * 1024, "{bytes}");
     }
 }

@@ -185,9 +185,8 @@ impl RateLimiter<'_> {
                 .expression_attribute_values(":minute", attr_n(minute))
                 .expression_attribute_values(":expires", attr_n(now.as_unix_seconds() + 2 * DAY)),
         };
-        let error = match request.send().await {
-            Ok(_) => return Ok(CountOutcome::Counted),
-            Err(error) => error,
+        let Err(error) = request.send().await else {
+            return Ok(CountOutcome::Counted);
         };
         let Some(UpdateItemError::ConditionalCheckFailedException(failure)) =
             error.as_service_error()

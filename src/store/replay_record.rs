@@ -219,11 +219,11 @@ mod tests {
             (true, true, 2, 1, 1, ReplayState::Cancelled),
         ] {
             let replay = Replay {
-                scanned,
-                cancelled,
                 sent,
                 delivered,
                 failed,
+                scanned,
+                cancelled,
                 ..Replay::new(at, at, ReplayFilter::All)
             };
             assert_eq!(replay.state(), expected, "{replay:?}");

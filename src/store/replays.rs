@@ -190,17 +190,18 @@ impl Replays<'_> {
         let markers = list_markers(self.webhooks_table, key_schema::ACTIVE_REPLAYS, limit).await?;
         let mut replays = Vec::with_capacity(markers.len());
         for marker in markers {
-            match parse_replay_id(&marker.item) {
-                Some(id) => replays.push(ReplayKey {
+            if let Some(id) = parse_replay_id(&marker.item) {
+                replays.push(ReplayKey {
                     account: marker.account,
                     webhook: marker.webhook,
                     id,
-                }),
-                None => tracing::error!(
+                });
+            } else {
+                tracing::error!(
                     account = marker.account.as_str(),
                     webhook = %marker.webhook,
                     "Skipped the webhook's active replay: its marker cannot be read"
-                ),
+                );
             }
         }
         Ok(replays)
@@ -444,9 +445,9 @@ mod tests {
             (false, true, 0, disabled, ReplayStep::Finish),
         ] {
             let replay = Replay {
+                sent,
                 scanned,
                 cancelled,
-                sent,
                 ..Replay::new(at, at, ReplayFilter::All)
             };
             assert_eq!(

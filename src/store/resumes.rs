@@ -89,18 +89,19 @@ impl Resumes<'_> {
         let markers = list_markers(self.webhooks_table, key_schema::PENDING_RESUMES, limit).await?;
         let mut jobs = Vec::with_capacity(markers.len());
         for marker in markers {
-            match parse_enabled_at(&marker.item) {
-                Some(enabled_at) => jobs.push(ResumeJob {
+            if let Some(enabled_at) = parse_enabled_at(&marker.item) {
+                jobs.push(ResumeJob {
                     cursor: text(&marker.item, "after").and_then(EventId::parse),
                     account: marker.account,
                     webhook: marker.webhook,
                     enabled_at,
-                }),
-                None => tracing::error!(
+                });
+            } else {
+                tracing::error!(
                     account = marker.account.as_str(),
                     webhook = %marker.webhook,
                     "Skipped a resume job: its marker cannot be read"
-                ),
+                );
             }
         }
         Ok(jobs)

@@ -84,7 +84,7 @@ mod tests {
         Timestamp::from_millis(second * 1000)
     }
 
-    const GRACE: Duration = Duration::from_secs(60);
+    const GRACE: Duration = Duration::from_mins(1);
 
     #[test]
     fn rotation_keeps_active_secrets() {

@@ -60,9 +60,8 @@ impl WriteOutcome {
         E: std::error::Error + ProvideErrorMetadata + Send + Sync + 'static,
         R: std::fmt::Debug + Send + Sync + 'static,
     {
-        let error = match response {
-            Ok(_) => return Ok(Self::Applied),
-            Err(error) => error,
+        let Err(error) = response else {
+            return Ok(Self::Applied);
         };
         match error.as_service_error() {
             Some(service) if service.code() == Some("ConditionalCheckFailedException") => {

@@ -219,7 +219,7 @@ impl PathCollector {
         if name != "self" {
             path.push(name.to_string());
         } else if alias == "self" {
-            alias = path.last().unwrap().clone();
+            alias.clone_from(path.last().unwrap());
         }
         self.paths.push(path.clone());
         self.imports.insert(alias, path);
