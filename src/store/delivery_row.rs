@@ -293,30 +293,32 @@ mod tests {
         })
     }
 
-    fn some(text: &str) -> Option<String> {
-        Some(text.to_owned())
-    }
-
     #[test]
     fn state_decides_index_attributes() {
         let shard = key_schema::due_shard(&delivery_key().event);
         let sweep_at = lease::sweep_at(at(9), NOW).as_unix_millis().to_string();
         let pending = full_delivery(DeliveryState::Pending(at(9)), None);
         let expected = [
-            some("status"),
+            Some("status".to_owned()),
             Some(shard),
             Some(sweep_at),
-            some("acme#1#pending"),
+            Some("acme#1#pending".to_owned()),
             None,
         ];
         assert_eq!(index_attributes(&pending), expected);
         let failed = full_delivery(DeliveryState::Failed, None);
-        let key = some("acme#1#failed");
-        let expected = [some("status"), None, None, key, some("60")];
+        let key = Some("acme#1#failed".to_owned());
+        let expected = [
+            Some("status".to_owned()),
+            None,
+            None,
+            key,
+            Some("60".to_owned()),
+        ];
         assert_eq!(index_attributes(&failed), expected);
         let mut delivered = full_delivery(DeliveryState::Delivered, None);
         delivered.attempts = vec![bare_attempt()];
-        let expected = [None, None, None, None, some("60")];
+        let expected = [None, None, None, None, Some("60".to_owned())];
         assert_eq!(index_attributes(&delivered), expected);
     }
 
