@@ -1,7 +1,6 @@
 //! Retries, the delivery log and the health of endpoints, message by message, with the clock in hand.
 
-use crate::support::poison_fixture::START;
-use crate::support::retry_fixture::RetryFixture;
+use crate::support::retry_fixture::{RetryFixture, START};
 use std::time::Duration;
 
 use nano_webhooks::{
