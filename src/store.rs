@@ -1,7 +1,7 @@
 //! The tables: every read and write of DynamoDB.
 //!
-//! [`Store`] gives one facade per noun, such as [`Store::webhooks`]. The facades share [`table_client`], and a file uses only
-//! files below it:
+//! [`Store`] gives one facade per noun, such as [`Store::webhooks`]. The facades share
+//! `table_client`, and a file uses only files below it:
 //!
 //! ```text
 //! replays, resumes

@@ -78,7 +78,8 @@ impl<'a> ApiKeys<'a> {
 }
 
 impl ApiKeys<'_> {
-    /// The account of a key; `None` if the key does not exist or was revoked. The first use on a day is saved.
+    /// The account of a key; `None` if the key does not exist or was revoked. The first use on a
+    /// day is saved.
     pub async fn authenticate(self, key: &ApiKey, now: Timestamp) -> Result<Option<AccountId>> {
         let Some(row) = self.find_key(key_schema::api_key(&key.sha256())).await? else {
             return Ok(None);
@@ -108,7 +109,8 @@ impl ApiKeys<'_> {
             .table
             .update(key_schema::api_key(&key.sha256()))
             .update_expression("SET last_used_on = :today")
-            // Without this condition, the update would restore a key that is revoked at the same time.
+            // Without this condition, the update would restore a key that is revoked at the same
+            // time.
             .condition_expression("attribute_exists(PK)")
             .expression_attribute_values(":today", attr_s(today))
             .send()
@@ -117,7 +119,8 @@ impl ApiKeys<'_> {
         Ok(())
     }
 
-    /// Adds a key to an account. Adding it again changes nothing. Fails if another account has the key.
+    /// Adds a key to an account. Adding it again changes nothing. Fails if another account has the
+    /// key.
     pub async fn insert(self, account: &AccountId, key: &ApiKey, now: Timestamp) -> Result<()> {
         let PrimaryKey { pk, sk } = key_schema::api_key(&key.sha256());
         let row = ApiKeyRow {
@@ -184,7 +187,8 @@ impl ApiKeys<'_> {
         })
     }
 
-    /// Revokes the account's key with this prefix, with immediate effect. The condition fails if there is none.
+    /// Revokes the account's key with this prefix, with immediate effect. The condition fails if
+    /// there is none.
     pub async fn revoke(self, account: &AccountId, prefix: &str) -> Result<WriteOutcome> {
         let listing_key = key_schema::api_key_listing(account, prefix);
         let Some(item) = self.table.get(listing_key.clone()).await? else {

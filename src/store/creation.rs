@@ -1,5 +1,5 @@
-//! The transaction that creates a webhook: counters, limit, webhook and `Idempotency-Key` at once. So two concurrent requests
-//! neither share an id nor exceed the limit.
+//! The transaction that creates a webhook: counters, limit, webhook and `Idempotency-Key` at once.
+//! So two concurrent requests neither share an id nor exceed the limit.
 
 use std::sync::Arc;
 
@@ -39,7 +39,8 @@ pub struct NewWebhook {
     pub description: Option<String>,
 }
 
-/// A caller's `Idempotency-Key`: until it expires, the same key with the same body returns the same webhook.
+/// A caller's `Idempotency-Key`: until it expires, the same key with the same body returns the same
+/// webhook.
 #[derive(Clone, Debug)]
 pub struct IdempotencyKey {
     /// The caller's key.
@@ -54,7 +55,8 @@ pub struct IdempotencyKey {
 #[derive(Clone, Debug)]
 #[expect(clippy::large_enum_variant, reason = "there is one per request")]
 pub enum CreateOutcome {
-    /// The new webhook, or the one that an earlier request with the same `Idempotency-Key` and body created.
+    /// The new webhook, or the one that an earlier request with the same `Idempotency-Key` and body
+    /// created.
     Webhook(Webhook),
     /// The account has the maximum number of webhooks.
     LimitReached,
@@ -192,7 +194,8 @@ impl CreateRequest<'_> {
     }
 }
 
-/// Takes the next id and counts the webhook, unless another request was faster or the account is at its limit.
+/// Takes the next id and counts the webhook, unless another request was faster or the account is at
+/// its limit.
 fn count_webhook(
     id: WebhookId,
     last_id: u64,
@@ -214,8 +217,8 @@ fn attr_u64(n: u64) -> aws_sdk_dynamodb::types::AttributeValue {
 
 /// What a cancelled create transaction found.
 ///
-/// Only the reasons of the cancellation show the counters and the idempotency record at the same moment. Two reads do not:
-/// the first may see another transaction and the second not yet.
+/// Only the reasons of the cancellation show the counters and the idempotency record at the same
+/// moment. Two reads do not: the first may see another transaction and the second not yet.
 pub(super) struct CreateConflict {
     /// The counters, if their condition failed.
     counters: Option<AccountCounters>,

@@ -1,7 +1,8 @@
-//! Data keys: they encrypt the secrets of webhooks, and are stored wrapped by a key that is not in the tables.
+//! Data keys: they encrypt the secrets of webhooks, and are stored wrapped by a key that is not in
+//! the tables.
 //!
-//! A process unwraps a data key once, and only when a secret needs it. A new data key can be created at any time: secrets that
-//! an older one encrypted stay readable.
+//! A process unwraps a data key once, and only when a secret needs it. A new data key can be
+//! created at any time: secrets that an older one encrypted stay readable.
 
 use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
 
@@ -26,12 +27,13 @@ use nano_webhooks_core::{
     timestamp::Timestamp,
 };
 
-/// The key of KMS's encryption context, whose value is the data key's version. KMS unwraps a data key only with the same
-/// context, and logs it.
+/// The key of KMS's encryption context, whose value is the data key's version. KMS unwraps a data
+/// key only with the same context, and logs it.
 pub const ENCRYPTION_CONTEXT_KEY: &str = "nano-webhooks-data-key";
 /// How often the newest data key is read again while other processes create one.
 const MAX_TRIES: usize = 5;
-/// How long a failed unwrapping is remembered, so that waiting requests do not repeat it one after the other.
+/// How long a failed unwrapping is remembered, so that waiting requests do not repeat it one after
+/// the other.
 const UNAVAILABLE_TTL: Duration = Duration::from_secs(2);
 
 /// The key that wraps data keys.
@@ -96,7 +98,8 @@ impl DataKeyCache {
         }
     }
 
-    /// An empty cache of data keys that this KMS key wraps. Without one, secrets are stored unencrypted.
+    /// An empty cache of data keys that this KMS key wraps. Without one, secrets are stored
+    /// unencrypted.
     pub fn for_kms_key(config: &SdkConfig, key_id: Option<String>) -> Self {
         Self::new(match key_id {
             None => KeyProvider::None,
@@ -133,7 +136,8 @@ impl<'a> DataKeys<'a> {
         Self { table, cache }
     }
 
-    /// The data key that encrypts. Creates one if the configured key has wrapped none. `None` if secrets are stored unencrypted.
+    /// The data key that encrypts. Creates one if the configured key has wrapped none. `None` if
+    /// secrets are stored unencrypted.
     pub(super) async fn active(self, now: Timestamp) -> Result<Option<Arc<DataKey>>> {
         if matches!(self.cache.provider, KeyProvider::None) {
             return Ok(None);
@@ -154,7 +158,8 @@ impl<'a> DataKeys<'a> {
         Err(created_by_others())
     }
 
-    /// The newest data key if the configured key wrapped it, or a new one. `None` if another process created it first.
+    /// The newest data key if the configured key wrapped it, or a new one. `None` if another
+    /// process created it first.
     async fn load_or_create(self, now: Timestamp) -> Result<Option<DataKey>> {
         let Some((version, row)) = self.get_newest().await? else {
             return self.create(1, now).await;
@@ -166,7 +171,8 @@ impl<'a> DataKeys<'a> {
         self.create(version + 1, now).await
     }
 
-    /// Creates a data key. It encrypts from now on in this process, and in others after their next start.
+    /// Creates a data key. It encrypts from now on in this process, and in others after their next
+    /// start.
     pub(super) async fn rotate(self, now: Timestamp) -> Result<u32> {
         let mut state = self.cache.state.lock().await;
         for _ in 0..MAX_TRIES {
@@ -261,8 +267,9 @@ impl<'a> DataKeys<'a> {
 }
 
 impl KeyProvider {
-    /// Whether a data key that `kms_key` wrapped may encrypt. Data keys of a KMS key that was configured before may not, nor
-    /// may those that someone with write access to the table added. If an id or an alias is configured, every data key may.
+    /// Whether a data key that `kms_key` wrapped may encrypt. Data keys of a KMS key that was
+    /// configured before may not, nor may those that someone with write access to the table added.
+    /// If an id or an alias is configured, every data key may.
     fn is_current_key(&self, kms_key: Option<&str>) -> bool {
         match (self, kms_key) {
             (Self::Kms { key_id, .. }, Some(arn)) if key_id.contains(":key/") => key_id == arn,
@@ -287,8 +294,8 @@ impl KeyProvider {
         }
     }
 
-    /// Unwraps a data key. Most failures are [`Error::KeyUnavailable`]: they end when settings or permissions are fixed, and
-    /// until then deliveries wait.
+    /// Unwraps a data key. Most failures are [`Error::KeyUnavailable`]: they end when settings or
+    /// permissions are fixed, and until then deliveries wait.
     async fn unwrap_data_key(&self, version: u32, row: &DataKeyRow) -> Result<DataKey> {
         let reason = match (self, &row.kms_key) {
             (Self::Kms { client, .. }, Some(kms_key)) => {
@@ -317,8 +324,8 @@ enum UnwrapFailure {
     #[error("it is not 32 bytes long")]
     InvalidLength,
     #[error(
-        "another key than this data directory's wrapped it; use the data directory that the tables were created with, or \
-         other tables"
+        "another key than this data directory's wrapped it; use the data directory that the \
+         tables were created with, or other tables"
     )]
     WrongLocalKey,
     #[error("SECRETS_KMS_KEY_ID is not set")]

@@ -141,7 +141,8 @@ impl Deliveries<'_> {
         self.table.transact_put(Put::builder().set_item(Some(item)))
     }
 
-    /// Records at most [`BATCH_WRITE`] deliveries in one request, whatever is stored. Returns those that DynamoDB did not process.
+    /// Records at most [`BATCH_WRITE`] deliveries in one request, whatever is stored. Returns those
+    /// that DynamoDB did not process.
     pub async fn batch_write(
         self,
         batch: impl Iterator<Item = &Delivery>,
@@ -149,8 +150,8 @@ impl Deliveries<'_> {
         retention: Duration,
     ) -> Result<HashSet<DeliveryKey>> {
         let body = self.batch_write_body(batch, now, retention);
-        // The SDK would build a map of owned strings for each delivery. So it gets an empty list, and signs, sends and retries
-        // this body instead of its own.
+        // The SDK would build a map of owned strings for each delivery. So it gets an empty list,
+        // and signs, sends and retries this body instead of its own.
         let request = self
             .table
             .client()

@@ -238,7 +238,8 @@ fn project_summary(mut request: QueryFluentBuilder) -> QueryFluentBuilder {
     request.projection_expression(projection.join(", "))
 }
 
-/// Reads the webhook's partition of the table or of the state index, from the delivery after the cursor on.
+/// Reads the webhook's partition of the table or of the state index, from the delivery after the
+/// cursor on.
 fn select_partition(
     request: QueryFluentBuilder,
     query: &LogQuery<'_>,

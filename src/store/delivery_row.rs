@@ -94,7 +94,8 @@ pub(super) fn to_delivery_item(delivery: &Delivery, now: Timestamp, retention: D
     write_delivery(delivery, now, retention).into()
 }
 
-/// Writes a delivery for the body of a request. It expires after `retention` once it is no longer due.
+/// Writes a delivery for the body of a request. It expires after `retention` once it is no longer
+/// due.
 pub(super) fn write_delivery(
     delivery: &Delivery,
     now: Timestamp,
@@ -135,8 +136,8 @@ pub(super) fn write_delivery(
     item
 }
 
-/// Only deliveries that are due sometime are in the due index, and only the others expire. Only pending and failed deliveries
-/// are in the state index.
+/// Only deliveries that are due sometime are in the due index, and only the others expire. Only
+/// pending and failed deliveries are in the state index.
 fn write_index_keys(
     item: &mut BorrowedItem<'_>,
     delivery: &Delivery,
@@ -179,7 +180,10 @@ mod tests {
     use super::*;
     use crate::{
         client::response_body::MAX_BODY_KEPT,
-        store::{item::from_item, rotation::MAX_ACTIVE_SECRETS},
+        store::{
+            item::{attr_n, attr_s, from_item},
+            rotation::MAX_ACTIVE_SECRETS,
+        },
     };
     use nano_webhooks_core::{
         account_id::AccountId,
@@ -320,6 +324,44 @@ mod tests {
         delivered.attempts = vec![bare_attempt()];
         let expected = [None, None, None, None, Some("60".to_owned())];
         assert_eq!(index_attributes(&delivered), expected);
+    }
+
+    /// The stored form is fixed: tables have deliveries that earlier versions wrote.
+    #[test]
+    fn stored_delivery_is_read() {
+        let item = [
+            ("PK", attr_s("acme#1")),
+            ("SK", attr_s("evt_01JFS8TX800000000000000000")),
+            ("event", attr_s("job.failed")),
+            ("task_id", attr_s("task")),
+            ("url", attr_s("https://example.com")),
+            ("body", attr_s("{}")),
+            ("status", attr_s("pending")),
+            ("attempt_count", attr_n(1)),
+            ("step", attr_n(1)),
+            ("attempts", attr_s("[]")),
+            ("created_at", attr_n(3)),
+            ("next_attempt_at", attr_n(9)),
+            ("due_shard", attr_s("07")),
+            ("sweep_at", attr_n(309)),
+            ("state_key", attr_s("acme#1#pending")),
+            ("resume_status", attr_s("failed")),
+            ("replay", attr_s("rpl_0707070707070707")),
+            ("leased_until", attr_n(45)),
+        ];
+        let item: Item = item.map(|(name, value)| (name.to_owned(), value)).into();
+        let row: DeliveryRow = from_item(item).unwrap();
+        let expected = Delivery {
+            task_id: Some("task".to_owned()),
+            state: DeliveryState::Pending(at(9)),
+            state_before_retry: Some(DeliveryState::Failed),
+            replay: Some(ReplayId::from_random([7; 8])),
+            attempt_count: 1,
+            schedule_step: 1,
+            created_at: at(3),
+            ..new_delivery()
+        };
+        assert_eq!(row.into_delivery().unwrap(), expected);
     }
 
     #[test]

@@ -94,7 +94,8 @@ impl<'a> DueIndex<'a> {
 }
 
 impl DueIndex<'_> {
-    /// The deliveries that the sweep looks at by `until`, at most `limit_per_shard` of each shard. Invalid items are skipped.
+    /// The deliveries that the sweep looks at by `until`, at most `limit_per_shard` of each shard.
+    /// Invalid items are skipped.
     pub async fn list_due(
         self,
         until: Timestamp,
@@ -142,13 +143,14 @@ impl DueIndex<'_> {
         Ok(due)
     }
 
-    /// Postpones the next look of the sweep until after the delivery's message should have been received. The condition fails if
-    /// the delivery has changed.
+    /// Postpones the next look of the sweep until after the delivery's message should have been
+    /// received. The condition fails if the delivery has changed.
     pub async fn mark_enqueued(self, due: &DueDelivery, now: Timestamp) -> Result<WriteOutcome> {
         self.postpone_sweep(due, now, "SET sweep_at = :sweep").await
     }
 
-    /// Does the same and ends the delivery's lease. Only for a delivery whose worker no longer exists.
+    /// Does the same and ends the delivery's lease. Only for a delivery whose worker no longer
+    /// exists.
     pub async fn reclaim(self, due: &DueDelivery, now: Timestamp) -> Result<WriteOutcome> {
         self.postpone_sweep(due, now, "SET sweep_at = :sweep REMOVE leased_until")
             .await

@@ -9,14 +9,15 @@ use crate::aws::error_cause;
 /// Why a request to the store failed. The causes are for logs, never for API callers.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum Error {
-    /// DynamoDB throttled the request, was unreachable or failed. The same request may succeed later.
+    /// DynamoDB throttled the request, was unreachable or failed. The same request may succeed
+    /// later.
     #[error("DynamoDB is throttled or unavailable")]
     Unavailable(#[source] Cause),
     /// DynamoDB rejected the request, or an item is invalid. The same request would fail again.
     #[error("internal store error")]
     Internal(#[source] Cause),
-    /// A data key cannot be unwrapped: KMS refused or did not respond, or another key wrapped it. The same request may
-    /// succeed once that is fixed.
+    /// A data key cannot be unwrapped: KMS refused or did not respond, or another key wrapped it.
+    /// The same request may succeed once that is fixed.
     #[error("the data key is unavailable")]
     KeyUnavailable(#[source] Cause),
 }
@@ -99,7 +100,8 @@ where
     }
 }
 
-/// Whether the same request may succeed later. Source of the codes: DynamoDB developer guide, "Error handling".
+/// Whether the same request may succeed later. Source of the codes: DynamoDB developer guide,
+/// "Error handling".
 pub(super) fn is_transient_code(code: &str) -> bool {
     matches!(
         code,

@@ -1,7 +1,7 @@
 //! An item that borrows its texts and is serialized as DynamoDB's JSON in one pass.
 //!
-//! The dispatcher writes an item per delivery. The SDK's items are maps of owned strings, which would be built and dropped for
-//! each of them.
+//! The dispatcher writes an item per delivery. The SDK's items are maps of owned strings, which
+//! would be built and dropped for each of them.
 
 use std::borrow::Cow;
 

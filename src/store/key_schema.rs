@@ -72,7 +72,8 @@ pub fn webhook(account: &AccountId, id: WebhookId) -> PrimaryKey {
     )
 }
 
-/// The health of a webhook's endpoint. It sorts directly after the webhook, so one query reads both.
+/// The health of a webhook's endpoint. It sorts directly after the webhook, so one query reads
+/// both.
 pub fn health(account: &AccountId, id: WebhookId) -> PrimaryKey {
     let PrimaryKey { pk, sk } = webhook(account, id);
     PrimaryKey {
@@ -108,8 +109,8 @@ pub fn api_key(sha256: &[u8; 32]) -> PrimaryKey {
     PrimaryKey::new(format!("KEY#{}", hex::encode(sha256)), SINGLETON_SK)
 }
 
-/// The record of an `Idempotency-Key`. The caller's key is hashed, so its length is fixed and it cannot imitate the key of
-/// another account.
+/// The record of an `Idempotency-Key`. The caller's key is hashed, so its length is fixed and it
+/// cannot imitate the key of another account.
 pub fn idempotency(account: &AccountId, key: &str) -> PrimaryKey {
     PrimaryKey::new(
         format!("IDEMPOTENCY#{account}#{}", hex::encode(Sha256::digest(key))),
@@ -133,8 +134,9 @@ pub fn parse_data_key(sk: &str) -> Option<u32> {
     sk.parse().ok()
 }
 
-/// A poison record, in the partition of the day on which it was stored. `stream` and `sequence_number` identify it. Names that
-/// exceed the 1,024 bytes of a sort key, which no stream produces, are hashed.
+/// A poison record, in the partition of the day on which it was stored. `stream` and
+/// `sequence_number` identify it. Names that exceed the 1,024 bytes of a sort key, which no stream
+/// produces, are hashed.
 pub fn poison(day: &str, stream: &str, sequence_number: &str) -> PrimaryKey {
     let mut name = format!("{sequence_number}#{stream}");
     if name.len() > MAX_SORT_KEY {
@@ -143,7 +145,8 @@ pub fn poison(day: &str, stream: &str, sequence_number: &str) -> PrimaryKey {
     PrimaryKey::new(format!("POISON#{day}"), name)
 }
 
-/// The day and the sequence number of a poison record. An ARN contains no `#`. For a hashed name, the hash is returned.
+/// The day and the sequence number of a poison record. An ARN contains no `#`. For a hashed name,
+/// the hash is returned.
 pub fn parse_poison(primary: &PrimaryKey) -> (&str, &str) {
     let day = match primary.pk.split_once('#') {
         Some((_, day)) => day,

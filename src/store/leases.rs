@@ -1,7 +1,8 @@
-//! Changes of pending deliveries: an attempt under a lease, and everything that happens to a delivery between attempts.
+//! Changes of pending deliveries: an attempt under a lease, and everything that happens to a
+//! delivery between attempts.
 //!
-//! Every change has a condition on the number of attempts or on the lease. So a late or repeated message changes nothing, and
-//! only the worker that holds the lease writes a result.
+//! Every change has a condition on the number of attempts or on the lease. So a late or repeated
+//! message changes nothing, and only the worker that holds the lease writes a result.
 
 use std::time::Duration;
 
@@ -158,8 +159,8 @@ impl Leases<'_> {
         }
     }
 
-    /// Writes the result of an attempt and ends the lease. The condition fails if the lease has expired and the delivery has
-    /// changed since. A replay that requested the attempt counts it.
+    /// Writes the result of an attempt and ends the lease. The condition fails if the lease has
+    /// expired and the delivery has changed since. A replay that requested the attempt counts it.
     pub async fn complete(
         self,
         lease: &Lease,
@@ -180,7 +181,8 @@ impl Leases<'_> {
         self.put_and_count_replay(put, count).await
     }
 
-    /// Writes a delivery and counts it for its replay. If the replay no longer exists, the delivery is written alone.
+    /// Writes a delivery and counts it for its replay. If the replay no longer exists, the delivery
+    /// is written alone.
     async fn put_and_count_replay(
         self,
         put: PutBuilder,
@@ -194,7 +196,8 @@ impl Leases<'_> {
         }
     }
 
-    /// Postpones a due delivery until `due_at`, without using an attempt. The condition fails if it is not due.
+    /// Postpones a due delivery until `due_at`, without using an attempt. The condition fails if it
+    /// is not due.
     pub async fn defer(
         self,
         key: &DeliveryKey,
@@ -214,8 +217,8 @@ impl Leases<'_> {
         WriteOutcome::from_response(response)
     }
 
-    /// Pauses a pending delivery until its webhook is enabled again: it is no longer due and expires after `retention`. A manual
-    /// retry or a replay stays requested.
+    /// Pauses a pending delivery until its webhook is enabled again: it is no longer due and
+    /// expires after `retention`. A manual retry or a replay stays requested.
     pub async fn pause(
         self,
         key: &DeliveryKey,
@@ -237,8 +240,9 @@ impl Leases<'_> {
         WriteOutcome::from_response(response)
     }
 
-    /// Cancels a pending delivery. The condition fails if it is not pending or in flight. In the latter case, its result is
-    /// written first, and the rest is cancelled when the delivery is due again.
+    /// Cancels a pending delivery. The condition fails if it is not pending or in flight. In the
+    /// latter case, its result is written first, and the rest is cancelled when the delivery is due
+    /// again.
     pub async fn cancel(
         self,
         key: &DeliveryKey,
@@ -269,8 +273,9 @@ impl Leases<'_> {
         }
     }
 
-    /// Restores the state before a requested retry that was not attempted. The condition fails if none is requested. If the
-    /// restored state is pending, the delivery is cancelled when it is due.
+    /// Restores the state before a requested retry that was not attempted. The condition fails if
+    /// none is requested. If the restored state is pending, the delivery is cancelled when it is
+    /// due.
     async fn revoke_manual_retry(
         self,
         key: &DeliveryKey,
@@ -285,7 +290,8 @@ impl Leases<'_> {
             return Ok(WriteOutcome::ConditionFailed);
         }
         if let Some(id) = &current.replay {
-            // Deliveries are cancelled when their webhook is deleted, which also cancels its replay.
+            // Deliveries are cancelled when their webhook is deleted, which also cancels its
+            // replay.
             let replay = ReplayKey::for_delivery(key, id.clone());
             self.replays.cancel(&replay).await?;
         }
@@ -293,8 +299,8 @@ impl Leases<'_> {
             .await
     }
 
-    /// Cancels pending deliveries of a webhook that was deleted, up to a limit. The rest is cancelled when it is due, because
-    /// every attempt reads its webhook first.
+    /// Cancels pending deliveries of a webhook that was deleted, up to a limit. The rest is
+    /// cancelled when it is due, because every attempt reads its webhook first.
     pub async fn cancel_pending(
         self,
         account: &AccountId,
@@ -322,14 +328,16 @@ impl Leases<'_> {
             self.cancel(&key, now, retention).await
         });
         for outcome in outcomes.await {
-            // A failed condition means that the delivery is in flight. It is cancelled when it is due again.
+            // A failed condition means that the delivery is in flight. It is cancelled when it is
+            // due again.
             outcome?;
         }
         Ok(())
     }
 
-    /// Makes a delivery due now, because a user requested it. Returns the changed delivery, or `None` if it is in flight, was
-    /// deleted or has changed since it was read. A replay that had scheduled it continues without it.
+    /// Makes a delivery due now, because a user requested it. Returns the changed delivery, or
+    /// `None` if it is in flight, was deleted or has changed since it was read. A replay that had
+    /// scheduled it continues without it.
     pub async fn schedule_retry(
         self,
         current: &Delivery,
@@ -357,7 +365,8 @@ impl Leases<'_> {
         Ok(applied_delivery(outcome, delivery))
     }
 
-    /// Writes `delivery` if `current` is still stored and not in flight. A replay that had scheduled `current` no longer counts it.
+    /// Writes `delivery` if `current` is still stored and not in flight. A replay that had
+    /// scheduled `current` no longer counts it.
     async fn replace_if_unchanged(
         self,
         current: &Delivery,
@@ -379,7 +388,8 @@ impl Leases<'_> {
         }
     }
 
-    /// An update of a delivery that is pending after `attempt_count` attempts, for a condition that uses these values.
+    /// An update of a delivery that is pending after `attempt_count` attempts, for a condition that
+    /// uses these values.
     fn update_pending(
         self,
         key: &DeliveryKey,

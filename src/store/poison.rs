@@ -1,4 +1,5 @@
-//! Poison records: stream records that cannot be understood, with their reason, for an operator to read and redrive.
+//! Poison records: stream records that cannot be understood, with their reason, for an operator to
+//! read and redrive.
 
 use std::{fmt, str::FromStr};
 
@@ -32,9 +33,11 @@ pub struct NewPoisonRecord {
     pub sequence_number: String,
     /// When the record was created, if it contains the time.
     pub created_at: Option<Timestamp>,
-    /// The record's keys as JSON; empty if the record is malformed, and `image` is everything that was received.
+    /// The record's keys as JSON; empty if the record is malformed, and `image` is everything that
+    /// was received.
     pub keys: String,
-    /// The record's new image as JSON. An image longer than [`MAX_IMAGE`] is not stored: the job itself still has it.
+    /// The record's new image as JSON. An image longer than [`MAX_IMAGE`] is not stored: the job
+    /// itself still has it.
     pub image: Option<String>,
 }
 
@@ -88,8 +91,8 @@ pub struct PoisonCount {
     pub is_complete: bool,
 }
 
-/// Identifies poison records as `<day>/<sequence number>`: the day on which they were stored, and their number in the stream.
-/// Records of two streams can have the same id.
+/// Identifies poison records as `<day>/<sequence number>`: the day on which they were stored, and
+/// their number in the stream. Records of two streams can have the same id.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct PoisonId {
     day: String,
@@ -151,7 +154,8 @@ impl<'a> Poison<'a> {
 }
 
 impl Poison<'_> {
-    /// Stores a record until `expires_at`. Storing it again on the same day changes nothing but the times.
+    /// Stores a record until `expires_at`. Storing it again on the same day changes nothing but the
+    /// times.
     pub async fn put(
         self,
         poison: &NewPoisonRecord,
@@ -187,7 +191,8 @@ impl Poison<'_> {
         })
     }
 
-    /// The records with an id. Usually there is one; there is none if it was redriven or has expired.
+    /// The records with an id. Usually there is one; there is none if it was redriven or has
+    /// expired.
     pub async fn find(self, id: &PoisonId) -> Result<Vec<PoisonRecord>> {
         let mut items = self
             .table
@@ -196,7 +201,8 @@ impl Poison<'_> {
             .key_condition_expression("PK = :day AND SK BETWEEN :number AND :end")
             .expression_attribute_values(":day", attr_s(&partition(&id.day)))
             .expression_attribute_values(":number", attr_s(&id.number))
-            // `$` follows `#`, which follows the number in a sort key. So longer numbers are not in the range.
+            // `$` follows `#`, which follows the number in a sort key. So longer numbers are not in
+            // the range.
             .expression_attribute_values(":end", attr_s(&format!("{}$", id.number)))
             .into_paginator()
             .items()
@@ -235,7 +241,8 @@ impl Poison<'_> {
         Ok(count)
     }
 
-    /// The job that a record names, as the table `jobs` has it now. `None` if it does not exist or the record names none.
+    /// The job that a record names, as the table `jobs` has it now. `None` if it does not exist or
+    /// the record names none.
     pub async fn get_job(
         self,
         record: &PoisonRecord,

@@ -1,4 +1,5 @@
-//! Counters of an account's API requests: one item per day, one write per request, exact under concurrency.
+//! Counters of an account's API requests: one item per day, one write per request, exact under
+//! concurrency.
 
 use aws_sdk_dynamodb::{
     operation::update_item::UpdateItemError, types::ReturnValuesOnConditionCheckFailure,
@@ -40,7 +41,8 @@ pub enum RateLimitDecision {
     },
 }
 
-/// The stored counters of a day. `minute` is the number of the minute since the epoch that `in_minute` counts.
+/// The stored counters of a day. `minute` is the number of the minute since the epoch that
+/// `in_minute` counts.
 #[derive(Clone, Copy, Debug, Default, Deserialize)]
 struct RateCounters {
     minute: i64,
@@ -80,7 +82,8 @@ impl RateLimits {
         self.per_day.unwrap_or(u32::MAX)
     }
 
-    /// Why a count at `now` in `minute` was refused: a limit is reached, or the counters are those of another minute.
+    /// Why a count at `now` in `minute` was refused: a limit is reached, or the counters are those
+    /// of another minute.
     fn decide_after_refusal(
         self,
         counters: RateCounters,

@@ -176,7 +176,8 @@ impl<'a> ReplayRecords<'a> {
         Ok(true)
     }
 
-    /// Counts a scheduled delivery as delivered or failed. The condition fails if the replay no longer exists.
+    /// Counts a scheduled delivery as delivered or failed. The condition fails if the replay no
+    /// longer exists.
     pub(super) fn count_result(self, delivery: &Delivery, id: &ReplayId) -> TransactWriteItem {
         let last_attempt = delivery.attempts.last();
         let counter = match last_attempt {
@@ -190,7 +191,8 @@ impl<'a> ReplayRecords<'a> {
             .transact_update(replay_of(&delivery.key, id), update)
     }
 
-    /// Subtracts a scheduled delivery that will not be attempted. The condition fails if the replay no longer exists.
+    /// Subtracts a scheduled delivery that will not be attempted. The condition fails if the replay
+    /// no longer exists.
     pub(super) fn uncount_sent(self, delivery: &DeliveryKey, id: &ReplayId) -> TransactWriteItem {
         let update = update_existing("ADD sent :minus_one")
             .expression_attribute_values(":minus_one", attr_n(-1));

@@ -1,7 +1,7 @@
 //! Replays: sending again a webhook's deliveries of a time window.
 //!
-//! Sweeps run a replay in steps. Each delivery is scheduled and counted in one transaction, so a crash neither loses nor repeats
-//! one.
+//! Sweeps run a replay in steps. Each delivery is scheduled and counted in one transaction, so a
+//! crash neither loses nor repeats one.
 
 use std::time::Duration;
 
@@ -102,7 +102,8 @@ impl<'a> Replays<'a> {
 }
 
 impl Replays<'_> {
-    /// Creates a replay, unless another one of the same webhook is running. Creating it again changes nothing.
+    /// Creates a replay, unless another one of the same webhook is running. Creating it again
+    /// changes nothing.
     pub async fn create(
         self,
         key: &ReplayKey,
@@ -118,8 +119,8 @@ impl Replays<'_> {
         let mut item = key.primary_key().into_item();
         item.extend(to_item(replay)?);
         item.insert(EXPIRES_AT.to_owned(), attr_n(expires_at.as_unix_seconds()));
-        // The replay is written before its marker, so that every marker names a replay. A failed condition means that an
-        // earlier try wrote the replay.
+        // The replay is written before its marker, so that every marker names a replay. A failed
+        // condition means that an earlier try wrote the replay.
         self.webhooks_table.insert(item).await?;
         if self
             .put_active_marker(key, previous.as_ref())
@@ -128,7 +129,8 @@ impl Replays<'_> {
         {
             return Ok(CreateReplayOutcome::Created);
         }
-        // Another request created a replay at the same time. Nothing refers to this one, and TTL deletes it.
+        // Another request created a replay at the same time. Nothing refers to this one, and TTL
+        // deletes it.
         match self.get_active_id(key).await? {
             Some(other) => Ok(CreateReplayOutcome::AlreadyRunning(other)),
             None => Err(Error::unavailable(
@@ -180,7 +182,8 @@ impl Replays<'_> {
         self.records.get(key).await
     }
 
-    /// Cancels a replay that is running. Its scheduled deliveries are not attempted. Returns whether the replay exists.
+    /// Cancels a replay that is running. Its scheduled deliveries are not attempted. Returns
+    /// whether the replay exists.
     pub async fn cancel(self, key: &ReplayKey) -> Result<bool> {
         self.records.cancel(key).await
     }
@@ -207,7 +210,8 @@ impl Replays<'_> {
         Ok(replays)
     }
 
-    /// Schedules the next deliveries of a replay, reading at most `limit`, and returns those that it scheduled.
+    /// Schedules the next deliveries of a replay, reading at most `limit`, and returns those that
+    /// it scheduled.
     pub async fn run_step(
         self,
         key: &ReplayKey,
@@ -349,8 +353,8 @@ impl Replays<'_> {
         Ok(ReplayPage { keys, next })
     }
 
-    /// Counts a delivery as scheduled and moves the cursor to it. The condition fails if the replay was cancelled or the cursor is
-    /// there already.
+    /// Counts a delivery as scheduled and moves the cursor to it. The condition fails if the replay
+    /// was cancelled or the cursor is there already.
     fn count_sent(self, key: &ReplayKey, event: &EventId) -> TransactWriteItem {
         let update = Update::builder()
             .update_expression("SET #after = :event ADD #found :one, sent :one")

@@ -1,7 +1,7 @@
 //! Resuming: sending the paused deliveries of a webhook that was enabled again.
 //!
-//! Sweeps run a resume job in steps, so it does not depend on one process. The deliveries are spaced in time, so the endpoint is
-//! not flooded.
+//! Sweeps run a resume job in steps, so it does not depend on one process. The deliveries are
+//! spaced in time, so the endpoint is not flooded.
 
 use std::time::Duration;
 
@@ -27,8 +27,8 @@ use nano_webhooks_core::{
 const STEP_SIZE: usize = 300;
 /// How many of them are scheduled at the same time.
 const SCHEDULE_CONCURRENCY: usize = 16;
-/// How long after enabling a webhook its paused deliveries are read again: a worker that read the webhook earlier may pause
-/// another delivery, and the state index shows it a moment later.
+/// How long after enabling a webhook its paused deliveries are read again: a worker that read the
+/// webhook earlier may pause another delivery, and the state index shows it a moment later.
 const RESCAN_WINDOW: Duration = Duration::from_mins(2);
 
 /// A webhook that was enabled again and may have paused deliveries.
@@ -144,7 +144,8 @@ impl Resumes<'_> {
         Ok(scheduled)
     }
 
-    /// Saves the cursor. After the last page, the job restarts until the rescan window has passed, and then ends.
+    /// Saves the cursor. After the last page, the job restarts until the rescan window has passed,
+    /// and then ends.
     async fn save_progress(
         self,
         job: &ResumeJob,

@@ -1,12 +1,13 @@
-//! Rotation of a webhook's secret: the old secrets sign in addition to the new one until they expire. The item holds the time
-//! of expiry, so no job has to end it.
+//! Rotation of a webhook's secret: the old secrets sign in addition to the new one until they
+//! expire. The item holds the time of expiry, so no job has to end it.
 
 use std::time::Duration;
 
 use super::secrets::StoredSecret;
 use nano_webhooks_core::timestamp::Timestamp;
 
-/// How many secrets of a webhook may sign at the same time. Receivers check every signature of a request.
+/// How many secrets of a webhook may sign at the same time. Receivers check every signature of a
+/// request.
 pub const MAX_ACTIVE_SECRETS: usize = 3;
 
 /// The result of a request to rotate a secret.

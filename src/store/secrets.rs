@@ -84,7 +84,8 @@ impl fmt::Debug for StoredSecret {
     }
 }
 
-/// The hash of a request as it is stored. The request may contain a secret, so a data key hashes it if there is one.
+/// The hash of a request as it is stored. The request may contain a secret, so a data key hashes it
+/// if there is one.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Fingerprint {
     fingerprint: String,
@@ -127,12 +128,14 @@ impl<'a> Secrets<'a> {
 }
 
 impl Secrets<'_> {
-    /// The data key that encrypts. Creates one if the configured key has wrapped none. `None` if secrets are stored unencrypted.
+    /// The data key that encrypts. Creates one if the configured key has wrapped none. `None` if
+    /// secrets are stored unencrypted.
     pub async fn active_data_key(self, now: Timestamp) -> Result<Option<Arc<DataKey>>> {
         self.data_keys.active(now).await
     }
 
-    /// Creates a data key and returns its version. It encrypts from now on in this process, and in others after their next start.
+    /// Creates a data key and returns its version. It encrypts from now on in this process, and in
+    /// others after their next start.
     pub async fn rotate_data_key(self, now: Timestamp) -> Result<u32> {
         self.data_keys.rotate(now).await
     }
@@ -154,8 +157,8 @@ impl Secrets<'_> {
         ))
     }
 
-    /// Decrypts those of a webhook's secrets that sign at `now`. The error is [`Error::Internal`] if a secret was encrypted for
-    /// another webhook, which never changes.
+    /// Decrypts those of a webhook's secrets that sign at `now`. The error is [`Error::Internal`]
+    /// if a secret was encrypted for another webhook, which never changes.
     pub async fn decrypt_active(
         self,
         account: &AccountId,
@@ -194,8 +197,8 @@ impl Secrets<'_> {
         }
     }
 
-    /// Encrypts a page of webhooks' secrets with the active data key. Returns the position of the next page; `None` after the
-    /// last one.
+    /// Encrypts a page of webhooks' secrets with the active data key. Returns the position of the
+    /// next page; `None` after the last one.
     pub async fn reencrypt_page(
         self,
         cursor: Option<ReencryptCursor>,

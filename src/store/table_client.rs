@@ -25,7 +25,8 @@ use super::{
 };
 use crate::{clock::Deadline, random};
 
-/// How long a transaction is retried while other requests change the same items. One of them succeeds in each round.
+/// How long a transaction is retried while other requests change the same items. One of them
+/// succeeds in each round.
 pub(super) const TRANSACTION_RETRY_LIMIT: Duration = Duration::from_secs(5);
 /// The wait before the first retry; it doubles with each, up to 16 times this.
 const BASE_BACKOFF: Duration = Duration::from_millis(20);
@@ -52,7 +53,8 @@ impl WriteOutcome {
         matches!(self, Self::Applied)
     }
 
-    /// Reads the response to a conditional write. Errors other than a failed condition are returned.
+    /// Reads the response to a conditional write. Errors other than a failed condition are
+    /// returned.
     pub(super) fn from_response<T, E, R>(
         response: std::result::Result<T, SdkError<E, R>>,
     ) -> Result<Self>
@@ -320,7 +322,8 @@ pub(super) fn too_many_conflicts() -> Error {
     Error::unavailable("too many concurrent changes of the same items")
 }
 
-/// Why each write of a cancelled transaction failed. Errors other than failed conditions and conflicts are returned.
+/// Why each write of a cancelled transaction failed. Errors other than failed conditions and
+/// conflicts are returned.
 pub(super) fn cancellation_reasons(
     error: SdkError<TransactWriteItemsError>,
 ) -> Result<Vec<CancellationReason>> {

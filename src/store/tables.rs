@@ -1,4 +1,5 @@
-//! The tables and their indexes. The template creates them in a deployment; this module creates them in local mode and tests.
+//! The tables and their indexes. The template creates them in a deployment; this module creates
+//! them in local mode and tests.
 
 use aws_sdk_dynamodb::{
     Client,
@@ -53,8 +54,8 @@ pub enum TableOutcome {
     Existed,
 }
 
-/// Creates the tables that do not exist, among them the platform's table `jobs` with its stream. Returns whether the Webhooks
-/// table is new.
+/// Creates the tables that do not exist, among them the platform's table `jobs` with its stream.
+/// Returns whether the Webhooks table is new.
 pub async fn create_if_missing(
     client: &Client,
     tables: &TableNames,

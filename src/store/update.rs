@@ -83,7 +83,8 @@ impl WebhookUpdate {
     }
 }
 
-/// An update expression under construction. Every attribute is named by a placeholder, since some are reserved words.
+/// An update expression under construction. Every attribute is named by a placeholder, since some
+/// are reserved words.
 #[derive(Default)]
 struct UpdateExpression {
     set: Vec<(&'static str, AttributeValue)>,

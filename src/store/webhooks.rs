@@ -72,7 +72,8 @@ impl<'a> Webhooks<'a> {
 }
 
 impl Webhooks<'_> {
-    /// The account's webhooks in id order, strongly consistent. One invalid item fails the whole list.
+    /// The account's webhooks in id order, strongly consistent. One invalid item fails the whole
+    /// list.
     pub async fn list(self, account: &AccountId) -> Result<Vec<Webhook>> {
         let mut webhooks = Vec::new();
         for record in self.list_records(account).await? {
@@ -81,7 +82,8 @@ impl Webhooks<'_> {
         Ok(webhooks)
     }
 
-    /// The account's webhooks in id order with their health, strongly consistent. An invalid item is an error in its place.
+    /// The account's webhooks in id order with their health, strongly consistent. An invalid item
+    /// is an error in its place.
     pub async fn list_records(self, account: &AccountId) -> Result<Vec<Result<WebhookRecord>>> {
         self.query_records(account, key_schema::WEBHOOK_PREFIX)
             .await
@@ -125,7 +127,8 @@ impl Webhooks<'_> {
         Ok(records)
     }
 
-    /// Whether the account has or had a webhook with this id. Deliveries of a deleted webhook stay readable.
+    /// Whether the account has or had a webhook with this id. Deliveries of a deleted webhook stay
+    /// readable.
     pub async fn ever_existed(self, account: &AccountId, id: WebhookId) -> Result<bool> {
         Ok(id.get() <= self.get_counters(account).await?.last_id)
     }
@@ -150,7 +153,8 @@ impl Webhooks<'_> {
         self.table.put(item).await
     }
 
-    /// Creates a webhook, unless the account is at its limit or the `Idempotency-Key` was used before.
+    /// Creates a webhook, unless the account is at its limit or the `Idempotency-Key` was used
+    /// before.
     pub async fn create(
         self,
         account: &AccountId,
@@ -185,7 +189,8 @@ impl Webhooks<'_> {
         self.write_new_webhook(&request).await
     }
 
-    /// Retries the create transaction with the next free id until it is applied or decided otherwise.
+    /// Retries the create transaction with the next free id until it is applied or decided
+    /// otherwise.
     async fn write_new_webhook(self, request: &CreateRequest<'_>) -> Result<CreateOutcome> {
         let mut last_id = self.get_counters(request.account).await?.last_id;
         let deadline = Deadline::from_now(TRANSACTION_RETRY_LIMIT);
@@ -217,7 +222,8 @@ impl Webhooks<'_> {
         Err(too_many_conflicts())
     }
 
-    /// The outcome that the record of an `Idempotency-Key` determines; `None` if there is no record or it has expired.
+    /// The outcome that the record of an `Idempotency-Key` determines; `None` if there is no record
+    /// or it has expired.
     async fn idempotent_response(
         self,
         record: Option<Item>,
@@ -273,8 +279,8 @@ impl Webhooks<'_> {
         Ok(self.table.transact_write(writes).await?.into())
     }
 
-    /// Disables a webhook and records the `notifications` of the account's other webhooks, all or nothing. The condition fails
-    /// if the webhook is not active or has another URL by now.
+    /// Disables a webhook and records the `notifications` of the account's other webhooks, all or
+    /// nothing. The condition fails if the webhook is not active or has another URL by now.
     pub async fn disable(
         self,
         account: &AccountId,
@@ -310,7 +316,8 @@ impl Webhooks<'_> {
         Ok(self.table.transact_write(writes).await?.into())
     }
 
-    /// Makes `secret` the newest one. The present secrets sign for `grace`, or expire at once if that is zero.
+    /// Makes `secret` the newest one. The present secrets sign for `grace`, or expire at once if
+    /// that is zero.
     pub async fn rotate_secret(
         self,
         account: &AccountId,
@@ -327,7 +334,8 @@ impl Webhooks<'_> {
                 return Ok(RotateOutcome::NotFound);
             };
             let current = record.secrets;
-            // The SDK retries after a lost response, and then the condition fails although the rotation was applied.
+            // The SDK retries after a lost response, and then the condition fails although the
+            // rotation was applied.
             if retries > 0 && current.first() == Some(&new) {
                 return Ok(RotateOutcome::from_secrets(&current));
             }
@@ -370,7 +378,8 @@ impl Webhooks<'_> {
     }
 }
 
-/// Adds the next item under an account's webhook prefix: a webhook, or the health of the webhook before it.
+/// Adds the next item under an account's webhook prefix: a webhook, or the health of the webhook
+/// before it.
 fn add_item(records: &mut Vec<Result<WebhookRecord>>, account: &AccountId, item: Item) {
     let Some(sort_key) = text(&item, key_schema::SK) else {
         return;
