@@ -1,23 +1,19 @@
 //! The API's routes and every row of its error table, through the router over a real engine.
 
-use crate::support::app::NO_LIMITS;
-use crate::support::app::TestApp;
-use crate::support::app::WEBHOOKS;
 use std::time::Duration;
 
 use axum::{
     body::Body,
     http::{Request, StatusCode},
 };
-use nano_webhooks::random;
-use nano_webhooks::{aws, dispatch::Dispatcher, store::rate_limits::RateLimits};
+use nano_webhooks::{aws, dispatch::Dispatcher, random, store::rate_limits::RateLimits};
 use nano_webhooks_cli::local_client;
-use nano_webhooks_core::api_key::ApiKey;
-use nano_webhooks_core::target_policy::TargetPolicy;
+use nano_webhooks_core::{api_key::ApiKey, target_policy::TargetPolicy};
 use serde_json::{Value, json};
 
 use crate::support::{
     accounts::account,
+    app::{NO_LIMITS, TestApp, WEBHOOKS},
     proxy::{Fault, Proxy},
     receiver::Receiver,
     stream::{dispatch_batch, insert_record, job_image},
@@ -182,10 +178,10 @@ async fn invalid_field_is_named() {
         ),
     ] {
         let response = app.post(body.clone()).await;
-        let (status, code, said) = response.error();
+        let (status, code, text) = response.error();
         assert_eq!((status, code), (400, "invalid_request"), "{body}");
-        assert!(said.starts_with(message), "{body}: {said}");
-        assert!(!said.contains("87654321"), "{said}");
+        assert!(text.starts_with(message), "{body}: {text}");
+        assert!(!text.contains("87654321"), "{text}");
     }
     assert_eq!(app.get(WEBHOOKS).await.json["data"], json!([]));
 }
@@ -535,7 +531,7 @@ async fn idempotency_key_returns_same_webhook() {
     assert_eq!(
         post("order-1", valid()).await.text,
         first.text,
-        "an answer is repeated as it was"
+        "the response is repeated unchanged"
     );
 
     app.clock.advance(Duration::from_hours(24));
@@ -564,8 +560,8 @@ async fn concurrent_idempotent_requests_create_one() {
             .header("idempotency-key", "k");
         app.send(request.body(Body::from(valid().to_string())).unwrap())
     };
-    let answers = futures_util::future::join_all((0..8).map(|_| request())).await;
-    for response in answers {
+    let responses = futures_util::future::join_all((0..8).map(|_| request())).await;
+    for response in responses {
         assert_eq!(
             (response.status, &response.json["data"]["id"]),
             (StatusCode::CREATED, &json!(1))
@@ -659,9 +655,9 @@ async fn patch_changes_named_fields() {
         (json!({"id": 2}), "id: unknown field `id`, expected one of"),
     ] {
         let response = patch(body).await;
-        let (status, code, said) = response.error();
+        let (status, code, text) = response.error();
         assert_eq!((status, code), (400, "invalid_request"));
-        assert!(said.starts_with(message), "{said}");
+        assert!(text.starts_with(message), "{text}");
     }
     assert_eq!(
         app.get(path).await.json["data"],
@@ -865,7 +861,7 @@ async fn deliveries_are_listed_and_retried() {
         .unwrap();
     assert_eq!(post(format!("{path}/retry")).await.error().1, "conflict");
 
-    // The claim has run out: whoever held it is gone.
+    // The lease has expired, as after a crash of its worker.
     app.clock.advance(Duration::from_mins(1));
     app.delete("/api/v1/webhooks/1").await;
     assert_eq!(app.get(&path).await.json["data"]["status"], "cancelled");
@@ -1003,14 +999,14 @@ async fn concurrent_deletes_count_once() {
 #[tokio::test]
 async fn concurrent_creates_respect_limit() {
     let app = TestApp::with(TargetPolicy::Any, NO_LIMITS, 10).await;
-    let answers = futures_util::future::join_all((0..16).map(|_| app.create(valid()))).await;
-    let mut ids: Vec<_> = answers
+    let responses = futures_util::future::join_all((0..16).map(|_| app.create(valid()))).await;
+    let mut ids: Vec<_> = responses
         .iter()
         .filter_map(|response| response.json["data"]["id"].as_u64())
         .collect();
     ids.sort_unstable();
     assert_eq!(ids, (1..=10).collect::<Vec<_>>());
-    for refused in answers
+    for refused in responses
         .iter()
         .filter(|response| response.status != StatusCode::CREATED)
     {
@@ -1027,7 +1023,7 @@ async fn concurrent_creates_respect_limit() {
     assert_eq!(app.create(valid()).await.json["data"]["id"], 11);
 }
 
-/// The rate limit is exact under concurrency, and `Retry-After` tells when to try again.
+/// The rate limit is exact under concurrency, and `Retry-After` has the time until the next window.
 #[tokio::test]
 async fn rate_limit_is_exact() {
     let app = TestApp::with(
@@ -1041,8 +1037,8 @@ async fn rate_limit_is_exact() {
     .await;
     app.clock.advance(Duration::from_secs(20));
     let statuses = async || {
-        let answers = futures_util::future::join_all((0..10).map(|_| app.get(WEBHOOKS))).await;
-        let refused: Vec<_> = answers
+        let responses = futures_util::future::join_all((0..10).map(|_| app.get(WEBHOOKS))).await;
+        let refused: Vec<_> = responses
             .into_iter()
             .filter(|response| response.status != StatusCode::OK)
             .collect();
@@ -1059,7 +1055,7 @@ async fn rate_limit_is_exact() {
     };
     assert_eq!(statuses().await, (5, "40".to_owned()));
     app.clock.advance(Duration::from_secs(40));
-    // 2024-12-23T10:01:00Z: three are left of the day, whose end is 13 h 59 min away.
+    // 2024-12-23T10:01:00Z: the day has three requests left and ends in 13 h 59 min.
     assert_eq!(statuses().await, (3, (13 * 3600 + 59 * 60).to_string()));
     app.clock.advance(Duration::from_hours(14));
     assert_eq!(statuses().await.0, 5);

@@ -1,4 +1,4 @@
-//! The fixed point, in a real JavaScript engine: for every body B that is sent, `JSON.stringify(JSON.parse(B)) === B`.
+//! In a real JavaScript engine, `JSON.stringify(JSON.parse(body))` returns every body unchanged.
 
 use nano_webhooks_core::{
     event::{EventId, JobEvent, JobOutcome, attribute_data::AttributeData, decimal::Decimal},
@@ -11,7 +11,7 @@ use rquickjs::{Context, Function, Runtime};
 
 use crate::support::accounts::account;
 
-/// The verifier of the product's documentation, but for the hash function, which a bare engine has not.
+/// The documented verifier without the hash function, which a bare engine does not have.
 const DOCUMENTED: &str = "(body, timestamp) => `${timestamp}.${JSON.stringify(JSON.parse(body))}`";
 
 fn in_javascript<T>(with: impl FnOnce(&dyn Fn(&str, &str) -> String) -> T) -> T {
@@ -24,7 +24,8 @@ fn in_javascript<T>(with: impl FnOnce(&dyn Fn(&str, &str) -> String) -> T) -> T 
     })
 }
 
-/// Numbers as DynamoDB gives them: up to 38 digits, exponents from -130 to 125, and those around the edges of a double.
+/// Numbers as DynamoDB returns them: up to 38 digits, exponents from -130 to 125, and values near
+/// the limits of a double.
 fn number() -> impl Strategy<Value = Decimal> {
     let text = prop_oneof![
         any::<i64>().prop_map(|n| n.to_string()),

@@ -1,13 +1,12 @@
-//! What DynamoDB bills: requests and units of every way through the service, as the engine counts them, and as `docs/COST.md`
-//! says. `UPDATE_COST=1` writes that page's table anew.
+//! The requests and units that DynamoDB bills for each path through the service. The engine counts
+//! them, and `docs/COST.md` lists them. `UPDATE_COST=1` rewrites the table of that page.
 
-use crate::support::cost_fixture::CostFixture;
 use std::{fs, path::Path, time::Duration};
 
 use nano_webhooks::clock::Deadline;
 use serde_json::{Value, json};
 
-use crate::support::{engine::other_engine, proxy::ConsumedCapacity};
+use crate::support::{cost_fixture::CostFixture, engine::other_engine, proxy::ConsumedCapacity};
 
 const PAGE: &str = "docs/COST.md";
 const BEGIN: &str = "<!-- counted -->\n";
@@ -56,7 +55,7 @@ async fn deliveries() -> String {
     fixture.end_jobs(0, 100, 0).await;
     table += &row("ten subscribers", 1.0, fixture.proxy.take_used());
 
-    // Of ten subscribers one answers 500, at first.
+    // One of ten endpoints returns 500 to the first attempt.
     let fixture = CostFixture::new(&[
         "/status/500",
         "/ok",
@@ -70,16 +69,16 @@ async fn deliveries() -> String {
         "/ok",
     ])
     .await;
-    // The first failure is written down, and the endpoint's health with it.
+    // The first failure also writes the endpoint's health.
     fixture.end_jobs(500, 1, 0).await;
     fixture.app.tables.timers();
     fixture.proxy.take_used();
     fixture.end_jobs(0, 100, 0).await;
-    let mended = json!({"url": fixture.receiver.url("/ok")});
+    let fixed = json!({"url": fixture.receiver.url("/ok")});
     let first = fixture.proxy.take_used();
     fixture
         .app
-        .send_json("PATCH", "/api/v1/webhooks/1", &mended)
+        .send_json("PATCH", "/api/v1/webhooks/1", &fixed)
         .await;
     fixture.proxy.take_used();
     fixture.retry_all().await;
@@ -248,18 +247,18 @@ async fn cost_page_matches_consumed_units() {
     let (before, rest) = page.split_once(BEGIN).unwrap();
     let (written, after) = rest.split_once(END).unwrap();
     if other_engine().is_some() {
-        // DynamoDB Local does not count reads of what is not there, which DynamoDB bills.
+        // DynamoDB bills reads of missing items, which DynamoDB Local does not count.
         return assert_eq!(requests(written), requests(&counted));
     }
     #[expect(
         clippy::disallowed_methods,
-        reason = "whoever changes a cost says here that the page is to be renewed"
+        reason = "the variable asks for an update of the page"
     )]
     if std::env::var("UPDATE_COST").is_ok() {
         return fs::write(&path, format!("{before}{BEGIN}{counted}{END}{after}")).unwrap();
     }
     assert_eq!(
         written, counted,
-        "renew {PAGE} with UPDATE_COST=1 cargo test --test it cost"
+        "{PAGE} is outdated: run UPDATE_COST=1 cargo test --test it cost"
     );
 }

@@ -1,12 +1,5 @@
-//! The fan-out: batches of stream records in, signed requests and recorded deliveries out.
+//! First attempts: from batches of stream records to signed requests and recorded deliveries.
 
-use crate::support::stream::ARN;
-use crate::support::stream::batch;
-use crate::support::stream::dispatch_batch;
-use crate::support::stream::insert_record;
-use crate::support::stream::job_image;
-use crate::support::stream::stream_record;
-use crate::support::webhooks::subscribe;
 use std::time::Duration;
 
 use nano_webhooks::{
@@ -20,12 +13,12 @@ use nano_webhooks::{
     store::Store,
 };
 use nano_webhooks_cli::local_client;
-use nano_webhooks_core::target_policy::TargetPolicy;
 use nano_webhooks_core::{
     delivery::{
         Delivery, DeliveryKey, DeliveryState, endpoint_health::EndpointHealth, failure::FailureKind,
     },
     event::EventId,
+    target_policy::TargetPolicy,
     timestamp::Timestamp,
     webhook::WebhookId,
 };
@@ -35,7 +28,9 @@ use crate::support::{
     accounts::account,
     proxy::{Fault, Proxy},
     receiver::{Receiver, TEST_TIMEOUT},
+    stream::{ARN, batch, dispatch_batch, insert_record, job_image, stream_record},
     tables::TestTables,
+    webhooks::subscribe,
 };
 
 async fn delivery(tables: &TestTables, webhook: WebhookId, event: &str) -> Delivery {
@@ -132,7 +127,7 @@ async fn completed_job_reaches_every_subscriber() {
         for index_key in ["due_shard", "sweep_at", "state_key"] {
             assert!(
                 !item.contains_key(index_key),
-                "what is delivered costs no index write"
+                "a successful delivery costs no index write"
             );
         }
     }
@@ -272,7 +267,7 @@ async fn malformed_record_becomes_poison() {
     assert_eq!(
         dispatch_batch(&tables.dispatcher(), &records).await,
         [],
-        "a batch that is read again"
+        "the batch is read again"
     );
 
     let received = receiver.wait_for(2).await;
@@ -283,8 +278,8 @@ async fn malformed_record_becomes_poison() {
     tasks.sort_by_key(ToString::to_string);
     assert_eq!(tasks, ["first", "last"]);
 
-    let kept = tables.items_under("POISON#").await;
-    let mut reasons: Vec<_> = kept
+    let poison = tables.items_under("POISON#").await;
+    let mut reasons: Vec<_> = poison
         .iter()
         .map(|item| item["reason"].as_s().unwrap().clone())
         .collect();
@@ -292,11 +287,11 @@ async fn malformed_record_becomes_poison() {
     for (_, reason) in &bad {
         let place = reasons
             .iter()
-            .position(|kept| kept.starts_with(reason))
+            .position(|stored| stored.starts_with(reason))
             .unwrap_or_else(|| panic!("{reason}: {reasons:?}"));
         reasons.remove(place);
     }
-    let no_account = kept
+    let no_account = poison
         .iter()
         .find(|item| {
             item["reason"]
@@ -353,18 +348,17 @@ async fn unreadable_webhook_delays_no_other() {
             .collect::<Vec<_>>(),
         ["/healthy"]
     );
-    let kept = tables.items_under("POISON#").await;
+    let poison = tables.items_under("POISON#").await;
     assert!(
-        kept[0]["reason"]
+        poison[0]["reason"]
             .as_s()
             .unwrap()
             .starts_with("a webhook of the account cannot be read"),
-        "what it missed is kept"
+        "the event is stored as poison"
     );
 }
 
-/// A batch that is read twice sends nothing twice, and each change of a job has an event of its
-/// own.
+/// A batch that is read twice sends nothing twice, and each change of a job raises its own event.
 #[tokio::test]
 async fn repeated_batch_sends_nothing_twice() {
     let (tables, receiver) = (TestTables::new().await, Receiver::start().await);
@@ -398,7 +392,7 @@ async fn repeated_batch_sends_nothing_twice() {
     assert_eq!((received.len(), ids.len()), (3, 3));
 }
 
-/// Attempts that wait for their endpoints do not keep others from starting.
+/// Attempts that wait for their endpoints do not delay other attempts.
 #[tokio::test]
 async fn waiting_attempts_do_not_block_others() {
     let (tables, receiver) = (TestTables::new().await, Receiver::start().await);
@@ -433,7 +427,7 @@ async fn waiting_attempts_do_not_block_others() {
             .handle_stream_batch(&batch(&jobs), Deadline::from_now(3 * TEST_TIMEOUT))
             .await
     });
-    // None of them ends: all that may be in flight to three endpoints is.
+    // No attempt ends, so each of the three endpoints has its maximum in flight.
     receiver.wait_for(3 * 32).await;
     assert!(!run.is_finished());
     run.abort();
@@ -444,7 +438,7 @@ async fn waiting_attempts_do_not_block_others() {
 async fn failed_attempt_is_rescheduled() {
     let (tables, receiver) = (TestTables::new().await, Receiver::start().await);
     let refused = format!("http://{}/", {
-        // A port that was free a moment ago: nobody listens there.
+        // No process listens on this port.
         std::net::TcpListener::bind("127.0.0.1:0")
             .unwrap()
             .local_addr()
@@ -517,7 +511,7 @@ async fn failed_attempt_is_rescheduled() {
         assert_eq!(
             item.contains_key("expires_at"),
             !pending,
-            "what is pending does not expire"
+            "a pending delivery does not expire"
         );
     }
     assert_eq!(
@@ -526,7 +520,7 @@ async fn failed_attempt_is_rescheduled() {
             .filter(|item| item["status"].as_s().unwrap() == "delivered")
             .count(),
         1,
-        "a large 2xx is a 2xx"
+        "a large 2xx response is a success"
     );
     assert!(
         receiver
@@ -575,7 +569,7 @@ async fn unrecorded_event_fails_record() {
     assert_eq!(
         dispatch_batch(&dispatcher, &records).await,
         numbers,
-        "nothing is reachable"
+        "no table is reachable"
     );
 
     let mut names = tables.names.clone();
@@ -695,12 +689,12 @@ async fn unprocessed_writes_are_retried() {
     assert_eq!(
         dispatch_batch(&dispatcher, &records(0)).await,
         [],
-        "it is written in the end"
+        "the delivery is written by the last try"
     );
     assert_eq!(tables.items(&tables.names.deliveries).await.len(), 20);
     assert_eq!((tables.timers().len(), requests().await), (10, (1, 10)));
 
-    // Until the deadline nothing of it is.
+    // Before the deadline no write to the hot partition succeeds.
     proxy.arm("BatchWriteItem", 0, Fault::PartialBatch(usize::MAX));
     let response = dispatcher
         .handle_stream_batch(
@@ -710,7 +704,11 @@ async fn unprocessed_writes_are_retried() {
         .await;
     assert_eq!(response.batch_item_failures.len(), 10);
     assert_eq!(tables.items(&tables.names.deliveries).await.len(), 30);
-    assert_eq!(tables.timers().len(), 10, "the others go on");
+    assert_eq!(
+        tables.timers().len(),
+        10,
+        "the other deliveries are recorded"
+    );
 
     proxy.disarm();
     assert_eq!(dispatch_batch(&dispatcher, &records(10)).await, []);

@@ -1,19 +1,18 @@
-//! The files of `events/`, fed to the handlers as the Lambda runtime feeds them.
+//! The files of `events/`, passed to the handlers in the form of the Lambda runtime.
 
 use std::{fs, path::Path, time::Duration};
 
 use lambda_http::{Adapter, LambdaEvent, request::LambdaRequest};
 use lambda_runtime::Context;
-use nano_webhooks::random;
 use nano_webhooks::{
     api::{AppState, router},
     client::target_guard::TargetGuard,
     clock::{Clock, Deadline},
     dispatch::lambda_event::Invocation,
+    random,
     store::rate_limits::RateLimits,
 };
-use nano_webhooks_core::api_key::ApiKey;
-use nano_webhooks_core::target_policy::TargetPolicy;
+use nano_webhooks_core::{api_key::ApiKey, target_policy::TargetPolicy};
 use serde_json::{Value, json};
 use tower::Service;
 

@@ -1,5 +1,5 @@
-//! The fault matrix: whatever goes wrong, wherever it does, nothing is lost, nothing is called delivered that was not, and
-//! nothing repeats more often than something went wrong.
+//! The fault matrix: no fault at any step loses a delivery or records an unsent one as delivered.
+//! Each fault repeats a delivery at most once.
 
 use std::{
     collections::HashMap,
@@ -23,9 +23,11 @@ use nano_webhooks::{
     dispatch::{Dispatcher, InFlightLimiter, lambda_event::Invocation, stream_record::Record},
     store::Store,
 };
-use nano_webhooks_core::delivery::scheduled_retry::ScheduledRetry;
-use nano_webhooks_core::target_policy::TargetPolicy;
-use nano_webhooks_core::{delivery::endpoint_health::EndpointHealth, timestamp::Timestamp};
+use nano_webhooks_core::{
+    delivery::{endpoint_health::EndpointHealth, scheduled_retry::ScheduledRetry},
+    target_policy::TargetPolicy,
+    timestamp::Timestamp,
+};
 use serde_json::json;
 use tokio::net::TcpListener;
 
@@ -37,12 +39,12 @@ use crate::support::{
     webhooks::subscribe,
 };
 
-/// Where something goes wrong: what the dispatcher is doing, and the request that it makes for it.
+/// The phase of the dispatcher and the request that a fault hits.
 struct FaultPoint {
     doing: Phase,
     name: &'static str,
     operation: &'static str,
-    /// How many such requests are made before.
+    /// The number of earlier requests of this operation, which succeed.
     skip: usize,
 }
 
@@ -119,7 +121,7 @@ const FAULTS: [(Fault, &str); 6] = [
     (Fault::Timeout, "timeout"),
 ];
 
-/// What goes wrong on the way to and from the queue, and with the stream's batches.
+/// Faults of the queue and of the stream's batches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Interference {
     None,
@@ -144,17 +146,17 @@ const DISTURBANCES: [(Interference, &str); 7] = [
     (Interference::BatchReversed, "the batch is read in reverse"),
 ];
 
-/// By path and event.
+/// Keys are a path and an event.
 type Sent = HashMap<(String, String), Vec<u16>>;
 
-/// Endpoints that behave as their path says.
+/// Endpoints whose behavior depends on their path.
 #[derive(Clone, Default)]
 struct Endpoints {
-    /// For each path and event the statuses that were really sent; 0 where none was.
+    /// The status codes that were sent for each path and event; 0 if none was sent.
     sent: Arc<Mutex<Sent>>,
 }
 
-/// The first is known to be slow, so that its first attempts are made from the queue.
+/// The first endpoint is marked slow, so that its first attempts are made from the queue.
 const PATHS: [&str; 6] = [
     "/slow-ok",
     "/ok",
@@ -194,7 +196,7 @@ async fn response(
     )
 }
 
-/// One cell of the matrix: a service whose process can die and whose clock is moved by hand.
+/// One cell of the matrix: a service whose process can die and whose clock the test moves.
 struct FaultCase {
     tables: TestTables,
     proxy: Proxy,
@@ -281,13 +283,13 @@ impl FaultCase {
             retry_client: client(),
             limiter: self.limiter.clone(),
             clock: self.clock.clone(),
-            // Within the queue's reach, and beyond it.
+            // One delay fits in the queue, and one does not.
             schedule: "1s,20m".parse().unwrap(),
             ..self.tables.dispatcher()
         }
     }
 
-    /// Does something until it ends or the process dies, with the fault armed if it belongs to that.
+    /// Runs `work` until it ends or the process dies. Arms the fault if it belongs to `phase`.
     async fn run<T>(
         &mut self,
         doing: Phase,
@@ -304,13 +306,13 @@ impl FaultCase {
             *armed = None;
         }
         if result.is_none() {
-            // What a process knows dies with it.
+            // The state in memory is lost with the process.
             self.limiter = InFlightLimiter::default();
         }
         result
     }
 
-    /// Lets the batch be read until it is acknowledged, then time pass until nothing is pending.
+    /// Reads the batch until it is acknowledged, then advances the clock until nothing is pending.
     async fn play(&mut self, records: Vec<Record>, mut armed: Option<(&FaultPoint, Fault)>) {
         let deadline = || Deadline::from_now(Duration::from_secs(10));
         let mut readings = if self.disturbance == Interference::BatchTwice {
@@ -333,8 +335,8 @@ impl FaultCase {
         }
         assert_eq!(readings, 0, "the batch was never acknowledged");
         let mut messages: Vec<ScheduledRetry> = Vec::new();
-        // Two days are more than the schedule and every safety net need. The sweep comes every four minutes, as if most of
-        // its runs were missed.
+        // Two days are longer than the schedule and all recovery mechanisms need. The sweep runs
+        // every four minutes only, as if most of its runs were missed.
         for _ in 0..720 {
             for _ in 0..4 {
                 self.receive(&mut messages);
@@ -342,7 +344,7 @@ impl FaultCase {
                 let (mut ready, later): (Vec<_>, Vec<_>) =
                     messages.drain(..).partition(|timer| timer.due <= now);
                 messages = later;
-                // The endpoint that accepts comes first, so that a fault hits it in every run.
+                // The endpoint that accepts is first, so that a fault hits it in every run.
                 ready.sort_by_key(|timer| timer.message.key.webhook);
                 if self.disturbance == Interference::MessagesReversed {
                     ready.reverse();
@@ -354,7 +356,7 @@ impl FaultCase {
                         })
                         .await;
                     if !matches!(done, Some(Ok(()))) {
-                        // It is visible again after a while, as in SQS.
+                        // As in SQS, the message becomes visible again later.
                         messages.push(ScheduledRetry {
                             due: now + Duration::from_secs(90),
                             ..timer
@@ -372,13 +374,13 @@ impl FaultCase {
                 break;
             }
         }
-        assert!(armed.is_none(), "the fault did not come to pass");
+        assert!(armed.is_none(), "the fault did not occur");
     }
 
     fn receive(&self, messages: &mut Vec<ScheduledRetry>) {
         let mut came = self.tables.timers();
         match self.disturbance {
-            // SQS is out of reach for half an hour.
+            // SQS is unavailable for half an hour.
             Interference::MessagesLost
                 if self.clock.now().saturating_duration_since(START) < Duration::from_mins(30) =>
             {
@@ -403,7 +405,7 @@ impl FaultCase {
             .count()
     }
 
-    /// Checks what became of each delivery, and counts what was accepted more than once.
+    /// Checks the final state of each delivery, and counts those that were accepted more than once.
     async fn judge(&self, events: usize, faults: usize, name: &str) -> usize {
         let items = self.tables.items(&self.tables.names.deliveries).await;
         assert_eq!(items.len(), events * PATHS.len(), "{name}: deliveries");
@@ -434,7 +436,7 @@ impl FaultCase {
                 expected == "delivered",
                 "{name}: {path} {sent:?}"
             );
-            // Without faults: one attempt, or two, or all three of the schedule.
+            // Without faults: one attempt, two attempts, or all three of the schedule.
             let due = match path.as_str() {
                 "/slow-ok" | "/ok" => 1,
                 "/once-500" | "/once-hang" => 2,
@@ -461,9 +463,9 @@ fn records(events: usize, reversed: bool) -> Vec<Record> {
 }
 
 const EVENTS: usize = 2;
-/// When each cell begins.
+/// The start time of each cell.
 const START: Timestamp = Timestamp::from_millis(1_734_948_000_000);
-/// How many cells are played at the same time.
+/// The number of cells that run at the same time.
 const CONCURRENT_CELLS: usize = 8;
 
 /// A fault of DynamoDB at any step of any path loses no delivery.
@@ -501,7 +503,7 @@ async fn faults_lose_nothing() {
     let documented = include_str!("../../docs/FAULTS.md");
     assert!(
         documented.contains(&table),
-        "docs/FAULTS.md says otherwise than\n\n{table}"
+        "docs/FAULTS.md is outdated, expected\n\n{table}"
     );
 }
 

@@ -1,4 +1,4 @@
-//! The bounds of `docs/LIMITS.md`: the page agrees with the code, and what no other test shows is shown here.
+//! The limits of `docs/LIMITS.md` that no other test covers.
 
 use axum::http::StatusCode;
 use nano_webhooks::dispatch::lambda_event::Invocation;

@@ -1,4 +1,4 @@
-//! `docs/LIMITS.md` has the values of the code, and names tests that exist.
+//! `docs/LIMITS.md` has the values of the code and names existing tests.
 
 use std::{fs, path::Path, time::Duration};
 
@@ -25,7 +25,7 @@ fn rows(page: &str) -> Vec<Vec<&str>> {
         .collect()
 }
 
-/// A number with a comma after each three digits: `10,000`.
+/// A number with a comma between groups of three digits: `10,000`.
 fn grouped(number: usize) -> String {
     match number / 1_000 {
         0 => number.to_string(),

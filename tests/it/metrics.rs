@@ -1,6 +1,5 @@
-//! What an operator sees: the numbers of each invocation, and the trace that a job belongs to.
+//! The metrics of each invocation, and the trace context of a job.
 
-use crate::support::metrics::collect_metrics;
 use std::{collections::BTreeMap, time::Duration};
 
 use nano_webhooks::{
@@ -11,16 +10,17 @@ use nano_webhooks_core::timestamp::Timestamp;
 use serde_json::json;
 
 use crate::support::{
+    metrics::collect_metrics,
     receiver::Receiver,
     stream::{dispatch_batch, insert_record, job_image},
     tables::TestTables,
     webhooks::subscribe,
 };
 
-/// When the jobs of these tests were written, by their records.
+/// The creation time of the stream records.
 const WRITTEN: Timestamp = Timestamp::from_millis(1_734_948_000_000);
 
-/// A tables, and a dispatcher whose clock stands a second and a half after the jobs were written.
+/// Tables, and a dispatcher whose clock is 1.5 seconds after the creation of the records.
 async fn fixture() -> (TestTables, Receiver, Dispatcher) {
     let (tables, receiver) = (TestTables::new().await, Receiver::start().await);
     let clock = Clock::manual(WRITTEN + Duration::from_millis(1_500));
@@ -45,14 +45,14 @@ async fn batch_is_counted_by_outcome() {
     let (tables, receiver, dispatcher) = fixture().await;
     subscribe(&tables, "acme", &receiver.url("/ok"), None).await;
     subscribe(&tables, "acme", &receiver.url("/status/500"), None).await;
-    let mut nobody = job_image("t2", "completed");
-    nobody.as_object_mut().unwrap().remove("account_id");
+    let mut no_account = job_image("t2", "completed");
+    no_account.as_object_mut().unwrap().remove("account_id");
     assert_eq!(
         dispatch_batch(
             &dispatcher,
             &[
                 insert_record(1, job_image("t1", "completed")),
-                insert_record(2, nobody)
+                insert_record(2, no_account)
             ]
         )
         .await,
@@ -67,7 +67,11 @@ async fn batch_is_counted_by_outcome() {
         ("Poison", 1.0),
     ];
     assert_eq!(collect_metrics(&dispatcher), numbers(expected));
-    assert_eq!(collect_metrics(&dispatcher), numbers([]), "each once");
+    assert_eq!(
+        collect_metrics(&dispatcher),
+        numbers([]),
+        "each metric is reported once"
+    );
 
     let timer = tables.timers().remove(0);
     dispatcher.clock.advance(Duration::from_secs(10));
@@ -80,7 +84,7 @@ async fn batch_is_counted_by_outcome() {
     assert_eq!(
         collect_metrics(&dispatcher),
         numbers(expected),
-        "its schedule is exhausted"
+        "the schedule is exhausted"
     );
 }
 
@@ -105,7 +109,7 @@ async fn sweep_reports_due_and_lag() {
         numbers([("RetriesDue", 0.0), ("SweepLag", 0.0)])
     );
 
-    // Its message is lost; it is the sweep's from five minutes after it was due.
+    // The message is lost, so the sweep takes the delivery five minutes after it was due.
     let due = tables.timers().remove(0).due;
     dispatcher.clock.advance(
         due.saturating_duration_since(dispatcher.clock.now())
@@ -141,17 +145,17 @@ async fn traceparent_is_passed_on() {
         dispatcher.retry(&timer.message).await.unwrap();
     }
     let received = receiver.received();
-    let told = received.iter().map(|request| {
+    let sent = received.iter().map(|request| {
         (
             request.json()["task_id"].as_str().unwrap().to_owned(),
             request.header("traceparent").to_owned(),
         )
     });
-    let mut told: Vec<_> = told.collect();
-    told.sort();
-    // Of an endpoint that has never answered the stream asks once; the other event began in the queue.
+    let mut sent: Vec<_> = sent.collect();
+    sent.sort();
+    // An endpoint that has never responded gets one direct attempt; the other event was queued.
     assert_eq!(
-        told,
+        sent,
         [("t1", trace), ("t1", trace), ("t2", "")].map(|(task, trace)| (task.into(), trace.into()))
     );
 }

@@ -98,7 +98,7 @@ async fn operation_describes_authentication_errors() {
     }
 }
 
-/// The documented examples, to the letter.
+/// The responses equal the documented examples byte for byte.
 const WEBHOOK: &str = r#"{"id":1,"url":"https://example.com/hooks","events":["job.completed","job.failed"],"status":"active"}"#;
 const COMPLETED: &str = r#"{"event":"job.completed","task_id":"task_xxx","task_type":"image","status":"completed","data":{"url":"https://cdn.example.com/image.png","credits_charged":6},"timestamp":"2024-12-23T10:00:00Z"}"#;
 

@@ -1,10 +1,5 @@
-//! Poison records: kept, listed, and read again when their jobs were mended.
+//! Poison records: stored, listed, and redriven after their jobs were fixed.
 
-use crate::support::poison_fixture::DAY;
-use crate::support::poison_fixture::PoisonFixture;
-use crate::support::poison_fixture::RETENTION;
-use crate::support::poison_fixture::START;
-use crate::support::poison_fixture::inserted;
 use std::time::Duration;
 
 use aws_sdk_dynamodb::types::AttributeValue;
@@ -29,6 +24,7 @@ use serde_json::{Value, json};
 
 use crate::support::{
     accounts::account,
+    poison_fixture::{DAY, PoisonFixture, RETENTION, START, inserted},
     stream::{batch, dispatch_batch, job_image, stream_record},
     webhooks::{subscribe, subscribe_to},
 };
@@ -43,8 +39,8 @@ fn with(field: &str, value: Value, mut job: Value) -> Value {
     job
 }
 
-/// The id that the event of this record has.
-fn id_of(record: &Value) -> EventId {
+/// The event id of this record.
+fn event_id(record: &Value) -> EventId {
     batch(std::slice::from_ref(record))[0]
         .event()
         .unwrap()
@@ -62,37 +58,41 @@ async fn fixed_job_is_redriven_once() {
         without("account_id", job_image("t1", "completed")),
     );
     fixture.put(&broken).await;
-    let kept = fixture.poison(7, &broken).await;
-    assert_eq!(kept.id().to_string(), format!("{DAY}/{:021}", 7));
+    let record = fixture.poison(7, &broken).await;
+    assert_eq!(record.id().to_string(), format!("{DAY}/{:021}", 7));
     assert_eq!(
-        (kept.stored_at, kept.poison.created_at),
+        (record.stored_at, record.poison.created_at),
         (START, Some(Timestamp::from_millis(1_734_948_000_000)))
     );
-    assert_eq!(kept.poison.keys, r#"{"task_id":{"S":"t1"}}"#);
+    assert_eq!(record.poison.keys, r#"{"task_id":{"S":"t1"}}"#);
 
     assert_eq!(
-        fixture.stays(&kept).await,
+        fixture.stays(&record).await,
         "`account_id`: missing, expected a string (S)"
     );
     fixture.clock.advance(Duration::from_hours(1));
     let trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
-    let mended = with(
+    let fixed = with(
         "data",
-        json!({"M": {"mended": {"BOOL": true}}}),
+        json!({"M": {"fixed": {"BOOL": true}}}),
         whole.clone(),
     );
     fixture
-        .put(&with("traceparent", json!({ "S": trace }), mended))
+        .put(&with("traceparent", json!({ "S": trace }), fixed))
         .await;
-    let (event, recorded, existing) = fixture.event(&kept).await;
+    let (event, recorded, existing) = fixture.event(&record).await;
     assert_eq!((recorded, existing), (1, 0));
-    assert_eq!(event.id, id_of(&inserted(7, &whole)));
+    assert_eq!(event.id, event_id(&inserted(7, &whole)));
     assert_eq!(fixture.stored().await, []);
-    assert_eq!(fixture.receiver.received().len(), 0, "the sweep sends it");
+    assert_eq!(
+        fixture.receiver.received().len(),
+        0,
+        "only the sweep sends the event"
+    );
 
     assert_eq!(fixture.sweep().await, 1);
     let received = fixture.receiver.wait_for(1).await.pop().unwrap();
-    let body = r#"{"event":"job.completed","task_id":"t1","task_type":"image","status":"completed","data":{"mended":true},"timestamp":"2024-12-23T10:00:00Z"}"#;
+    let body = r#"{"event":"job.completed","task_id":"t1","task_type":"image","status":"completed","data":{"fixed":true},"timestamp":"2024-12-23T10:00:00Z"}"#;
     assert_eq!(
         (received.body.as_str(), received.header("webhook-id")),
         (body, event.id.as_str())
@@ -100,8 +100,8 @@ async fn fixed_job_is_redriven_once() {
     assert!(received.is_signed_by("my-secret-key"));
     assert_eq!(received.header("traceparent"), trace);
 
-    // As after a crash between the deliveries and the record.
-    let (again, recorded, existing) = fixture.event(&kept).await;
+    // As after a crash between the writes of the deliveries and of the poison record.
+    let (again, recorded, existing) = fixture.event(&record).await;
     assert_eq!((again.id, recorded, existing), (event.id, 0, 1));
     assert_eq!(
         (
@@ -117,7 +117,7 @@ async fn fixed_job_is_redriven_once() {
 #[tokio::test]
 async fn redrive_reaches_subscribed_webhooks() {
     let fixture = PoisonFixture::new().await;
-    let hears = [
+    let expected_webhooks = [
         fixture.subscribe("/one").await,
         fixture.subscribe("/two").await,
     ];
@@ -153,11 +153,11 @@ async fn redrive_reaches_subscribed_webhooks() {
     .await;
 
     let broken = without("account_id", job_image("t1", "completed"));
-    let kept = fixture.poison(1, &broken).await;
+    let record = fixture.poison(1, &broken).await;
     fixture.put(&job_image("t1", "completed")).await;
-    let (_, recorded, existing) = fixture.event(&kept).await;
+    let (_, recorded, existing) = fixture.event(&record).await;
     assert_eq!((recorded, existing), (2, 0));
-    for webhook in hears {
+    for webhook in expected_webhooks {
         assert_eq!(fixture.deliveries(webhook).await.len(), 1);
     }
     for webhook in [of_failures, disabled] {
@@ -199,10 +199,10 @@ async fn redrive_sends_missing_deliveries() {
     unreadable.insert("url".to_owned(), AttributeValue::S("nonsense".to_owned()));
     put(unreadable).await.unwrap();
 
-    // The job is gone by now, but what was kept tells all.
-    let kept = fixture.poison(1, &job_image("t1", "failed")).await;
+    // The job no longer exists, but the stored image is complete.
+    let record = fixture.poison(1, &job_image("t1", "failed")).await;
     assert_eq!(fixture.receiver.wait_for(1).await[0].path, "/healthy");
-    let reason = fixture.stays(&kept).await;
+    let reason = fixture.stays(&record).await;
     assert!(
         reason.starts_with("a webhook of the account cannot be read: "),
         "{reason}"
@@ -210,10 +210,10 @@ async fn redrive_sends_missing_deliveries() {
     assert_eq!(fixture.stored().await.len(), 1);
 
     put(whole).await.unwrap();
-    let (event, recorded, existing) = fixture.event(&kept).await;
+    let (event, recorded, existing) = fixture.event(&record).await;
     assert_eq!(
         (event.id, recorded, existing),
-        (id_of(&inserted(1, &job_image("t1", "failed"))), 1, 1)
+        (event_id(&inserted(1, &job_image("t1", "failed"))), 1, 1)
     );
     assert_eq!(fixture.sweep().await, 1);
     assert_eq!(fixture.receiver.wait_for(2).await[1].path, "/broken");
@@ -232,16 +232,16 @@ async fn later_job_status_is_not_redriven() {
     let fixture = PoisonFixture::new().await;
     fixture.subscribe("/hook").await;
     let broken = with("account_id", json!({"N": "1"}), job_image("t1", "failed"));
-    let kept = fixture.poison(1, &broken).await;
+    let record = fixture.poison(1, &broken).await;
     for now in ["completed", "processing"] {
         fixture.put(&job_image("t1", now)).await;
         assert_eq!(
-            fixture.stays(&kept).await,
+            fixture.stays(&record).await,
             "`account_id`: expected a string (S)"
         );
     }
     fixture.put(&job_image("t1", "failed")).await;
-    assert_eq!(fixture.event(&kept).await.0.outcome.as_str(), "failed");
+    assert_eq!(fixture.event(&record).await.0.outcome.as_str(), "failed");
 }
 
 /// A record without its image is parsed from the job.
@@ -249,7 +249,8 @@ async fn later_job_status_is_not_redriven() {
 async fn record_without_image_uses_job() {
     let fixture = PoisonFixture::new().await;
     fixture.subscribe("/hook").await;
-    // Longer than is kept, and yet no body that is too large: a type stands beside each number in the image.
+    // The image is too long to be stored because it has the type of each number. The payload is not
+    // too long.
     let numbers: Vec<_> = (0..30_000).map(|_| json!({"N": "1"})).collect();
     let whole = with(
         "data",
@@ -258,16 +259,23 @@ async fn record_without_image_uses_job() {
     );
     let broken = without("account_id", whole.clone());
     assert!(broken.to_string().len() > MAX_IMAGE);
-    let kept = fixture.poison(1, &broken).await;
-    assert_eq!(kept.poison.image, None);
+    let record = fixture.poison(1, &broken).await;
+    assert_eq!(record.poison.image, None);
 
     assert_eq!(
-        fixture.stays(&kept).await,
+        fixture.stays(&record).await,
         "its image was not stored, and the job is gone"
     );
-    let nowhere = redrive(&fixture.tables.store, None, &kept, START, START, RETENTION)
-        .await
-        .unwrap();
+    let nowhere = redrive(
+        &fixture.tables.store,
+        None,
+        &record,
+        START,
+        START,
+        RETENTION,
+    )
+    .await
+    .unwrap();
     assert!(
         matches!(
             nowhere,
@@ -282,12 +290,12 @@ async fn record_without_image_uses_job() {
         .put(&with("status", json!({"S": "processing"}), whole.clone()))
         .await;
     assert_eq!(
-        fixture.stays(&kept).await,
+        fixture.stays(&record).await,
         "its image was not stored, and the job is in progress now"
     );
     fixture.put(&whole).await;
-    let (event, recorded, _) = fixture.event(&kept).await;
-    assert_eq!((event.id, recorded), (id_of(&inserted(1, &whole)), 1));
+    let (event, recorded, _) = fixture.event(&record).await;
+    assert_eq!((event.id, recorded), (event_id(&inserted(1, &whole)), 1));
     assert_eq!(fixture.sweep().await, 1);
     let received = fixture.receiver.wait_for(1).await.pop().unwrap();
     assert_eq!(
@@ -307,15 +315,15 @@ async fn large_payload_stays_poison() {
         job_image("t1", "completed"),
     );
     fixture.put(&large).await;
-    let kept = fixture.poison(1, &large).await;
-    let reason = fixture.stays(&kept).await;
+    let record = fixture.poison(1, &large).await;
+    let reason = fixture.stays(&record).await;
     assert!(
         reason.starts_with("the payload would have ")
             && reason.ends_with(", expected at most 262144"),
         "{reason}"
     );
     fixture.put(&job_image("t1", "completed")).await;
-    assert_eq!(fixture.event(&kept).await.1, 1);
+    assert_eq!(fixture.event(&record).await.1, 1);
 }
 
 /// Text that is not a record stays poison unless it can be parsed now.
@@ -353,7 +361,7 @@ async fn unparsable_text_stays_poison() {
     let reason = fixture.stays(&garbage).await;
     assert!(
         reason.starts_with("not a stream record: missing field"),
-        "the reason is kept up to date: {reason}"
+        "the reason is updated: {reason}"
     );
     let lost = keep("unknown-2", Some("x".repeat(MAX_IMAGE + 1))).await;
     assert_eq!(
@@ -365,18 +373,18 @@ async fn unparsable_text_stays_poison() {
     let (event, recorded, _) = fixture
         .event(&keep("unknown-3", Some(ended.to_string())).await)
         .await;
-    assert_eq!((event.id, recorded), (id_of(&ended), 1));
+    assert_eq!((event.id, recorded), (event_id(&ended), 1));
     let going_on = inserted(10, &job_image("t10", "processing"));
-    let kept = keep("unknown-4", Some(going_on.to_string())).await;
+    let record = keep("unknown-4", Some(going_on.to_string())).await;
     assert!(matches!(
-        fixture.redrive(&kept).await,
+        fixture.redrive(&record).await,
         RedriveOutcome::NotAnEvent
     ));
     let left: Vec<_> = fixture
         .stored()
         .await
         .iter()
-        .map(|kept| kept.poison.sequence_number.clone())
+        .map(|record| record.poison.sequence_number.clone())
         .collect();
     assert_eq!(left, ["unknown-2", "unknown-1"]);
 }
@@ -388,8 +396,8 @@ async fn missing_old_image_is_redriven() {
     fixture.subscribe("/hook").await;
     let change = stream_record(1, "MODIFY", Some(job_image("t", "completed")), None);
     assert_eq!(dispatch_batch(&fixture.dispatcher, &[change]).await, []);
-    let kept = fixture.stored().await.pop().unwrap();
-    assert_eq!(fixture.event(&kept).await.1, 1);
+    let record = fixture.stored().await.pop().unwrap();
+    assert_eq!(fixture.event(&record).await.1, 1);
 }
 
 /// A record without a creation time uses the time at which it was stored.
@@ -397,7 +405,7 @@ async fn missing_old_image_is_redriven() {
 async fn record_without_time_uses_stored_at() {
     let fixture = PoisonFixture::new().await;
     fixture.subscribe("/hook").await;
-    let kept = fixture
+    let record = fixture
         .poison(1, &without("account_id", job_image("t1", "completed")))
         .await;
     let mut item = fixture.tables.items_under("POISON#").await.pop().unwrap();
@@ -419,7 +427,7 @@ async fn record_without_time_uses_stored_at() {
             older.record_created_at(),
             older.id()
         ),
-        (None, START, kept.id())
+        (None, START, record.id())
     );
     fixture
         .put(&without("updated_at", job_image("t1", "completed")))
@@ -459,9 +467,9 @@ async fn records_are_listed_and_counted() {
     loop {
         let page = store.poison().list_page(DAY, from, 2).await.unwrap();
         assert!(page.records.len() <= 2);
-        // What was listed may be taken out before the next page is read.
-        for kept in &page.records {
-            store.poison().delete(kept).await.unwrap();
+        // Listed records can be deleted before the next page is read.
+        for record in &page.records {
+            store.poison().delete(record).await.unwrap();
         }
         listed.extend(page.records);
         from = page.next;
@@ -469,15 +477,18 @@ async fn records_are_listed_and_counted() {
             break;
         }
     }
-    let ids: Vec<_> = listed.iter().map(|kept| kept.id().to_string()).collect();
+    let ids: Vec<_> = listed
+        .iter()
+        .map(|record| record.id().to_string())
+        .collect();
     assert_eq!(
         ids,
         ["unknown-1", "11", "10", "1", "1"].map(|number| format!("{DAY}/{number}"))
     );
-    for kept in &listed {
+    for record in &listed {
         store
             .poison()
-            .put(&kept.poison, START, START + RETENTION)
+            .put(&record.poison, START, START + RETENTION)
             .await
             .unwrap();
     }
@@ -495,7 +506,7 @@ async fn records_are_listed_and_counted() {
             .unwrap();
         let named: Vec<_> = named
             .iter()
-            .map(|kept| kept.poison.stream.as_str())
+            .map(|record| record.poison.stream.as_str())
             .collect();
         assert_eq!(named, streams, "{number}");
     }
@@ -517,7 +528,7 @@ async fn records_are_listed_and_counted() {
 async fn count_stops_at_limit() {
     let fixture = PoisonFixture::new().await;
     let store = &fixture.tables.store;
-    // More than the 1 MB that a page of DynamoDB has.
+    // More than one page of DynamoDB, which has 1 MB.
     for number in 1..=6 {
         let poison = NewPoisonRecord {
             reason: "large".to_owned(),
@@ -548,7 +559,7 @@ async fn count_stops_at_limit() {
 #[tokio::test]
 async fn unreadable_record_hides_no_other() {
     let fixture = PoisonFixture::new().await;
-    let kept = fixture
+    let record = fixture
         .poison(1, &without("account_id", job_image("t1", "completed")))
         .await;
     let mut broken = fixture.tables.items_under("POISON#").await.pop().unwrap();
@@ -564,7 +575,7 @@ async fn unreadable_record_hides_no_other() {
         .send()
         .await
         .unwrap();
-    assert_eq!(fixture.stored().await, [kept]);
+    assert_eq!(fixture.stored().await, [record]);
 }
 
 /// A retry that an operator requests without a queue is found by the next sweep.
@@ -598,7 +609,7 @@ async fn sweep_finds_retry_without_queue() {
         (hastened.state, hastened.state_before_retry),
         (DeliveryState::Pending(START), Some(found.state))
     );
-    // It has changed since `found` was read.
+    // The delivery has changed since `found` was read.
     assert_eq!(
         store
             .leases()
@@ -647,7 +658,7 @@ async fn sweep_finds_retry_without_queue() {
             .await
             .unwrap(),
         None,
-        "it is in flight"
+        "the delivery is in flight"
     );
 }
 

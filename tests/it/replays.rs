@@ -1,8 +1,5 @@
-//! Replays: what failed in a window of time is delivered again, once, at a pace, and counted.
+//! Replays: deliveries that failed in a time window are sent again, once, paced, and counted.
 
-use crate::support::replay_fixture::ReplayFixture;
-use crate::support::replay_fixture::SINCE;
-use crate::support::replay_fixture::WEBHOOK;
 use std::{collections::HashSet, time::Duration};
 
 use axum::http::StatusCode;
@@ -22,6 +19,7 @@ use crate::support::{
     accounts::account,
     app::NO_LIMITS,
     proxy::{Fault, Proxy},
+    replay_fixture::{ReplayFixture, SINCE, WEBHOOK},
     stream::{dispatch_batch, insert_record, job_image},
 };
 
@@ -82,7 +80,7 @@ async fn failed_deliveries_are_replayed() {
     assert_eq!(
         fixture.progress(&again).await,
         done([0, 0, 0, 0]),
-        "nothing has failed any more"
+        "the window has no failed delivery left"
     );
 }
 
@@ -97,7 +95,7 @@ async fn failed_replay_restores_state() {
     assert_eq!(fixture.progress(&replay).await, done([2, 2, 0, 2]));
     assert!(
         fixture.app.tables.timers().is_empty(),
-        "the schedule is not begun anew"
+        "the schedule does not restart"
     );
     for received in fixture.receiver.received() {
         assert_eq!(
@@ -155,13 +153,17 @@ async fn long_replay_survives_crashes() {
     );
     let refused = fixture.replay(json!({"since": SINCE})).await;
     let (status, code, _) = refused.error();
-    assert_eq!((status, code), (409, "conflict"), "one at a time");
+    assert_eq!(
+        (status, code),
+        (409, "conflict"),
+        "a webhook has one replay at a time"
+    );
 
     let mut timers = fixture.app.tables.timers();
-    // The timers of this first sweep are lost with its process; a later sweep finds what they were for.
+    // The messages of the first sweep are lost; a later sweep finds their deliveries.
     tokio::join!(fixture.sweep(), fixture.sweep());
     drop(fixture.app.tables.timers());
-    // Whichever of the two began later may see a little further.
+    // The sweep that started later can find more deliveries.
     let sent = fixture.progress(&replay).await.1[1];
     assert!(
         ((INITIAL_STEP_SIZE + STEP_SIZE) as u64..=all as u64).contains(&sent),
@@ -188,7 +190,7 @@ async fn long_replay_survives_crashes() {
     assert_eq!(
         (heard.len(), fixture.received_at("/ok").len()),
         (all, all),
-        "each once"
+        "each event is sent once"
     );
 }
 
@@ -227,7 +229,7 @@ async fn cancelled_replay_sends_nothing() {
     assert_eq!(
         fixture.progress(&next).await,
         done([rest, rest, rest, 0]),
-        "another can begin"
+        "another replay can start"
     );
     let too_late = fixture.app.send_json("DELETE", &next, &json!({})).await;
     assert_eq!(too_late.json["data"]["state"], "done");
@@ -243,7 +245,7 @@ async fn cancelled_replay_frees_webhook() {
     fixture.app.send_json("DELETE", &first, &json!({})).await;
     let refused = fixture.replay(json!({"since": SINCE})).await;
     let (status, _, message) = refused.error();
-    assert_eq!(status, 409, "what the first has made due would be missed");
+    assert_eq!(status, 409, "deliveries of the first replay are still due");
     assert!(
         message.contains(first.rsplit('/').next().unwrap()),
         "{message}"
@@ -279,7 +281,7 @@ async fn manual_retry_leaves_replay() {
     assert_eq!(
         fixture.state(by_hand.as_str()).await,
         DeliveryState::Delivered,
-        "what a person asked for is done all the same"
+        "the manual retry is made"
     );
     assert_eq!(fixture.received_at("/ok").len(), 1);
     assert_eq!(
@@ -318,7 +320,10 @@ async fn concurrent_retry_keeps_replay() {
         .schedule_retry(&read, fixture.app.clock.now(), Duration::from_hours(1))
         .await
         .unwrap();
-    assert!(crossed.is_none(), "it has changed since it was read");
+    assert!(
+        crossed.is_none(),
+        "the delivery has changed since it was read"
+    );
     fixture.retry_all().await;
     assert_eq!(fixture.progress(&replay).await, done([1, 1, 1, 0]));
 }
@@ -343,7 +348,7 @@ async fn replay_waits_for_disabled_webhook() {
         .send_json("PATCH", WEBHOOK, &json!({"status": "disabled"}))
         .await;
     fixture.retry_all().await;
-    assert_eq!(fixture.sweep().await, 0, "it waits for the webhook");
+    assert_eq!(fixture.sweep().await, 0, "the replay waits for the webhook");
     assert_eq!(
         fixture.progress(&replay).await,
         ("running".to_owned(), counts(0))
@@ -376,7 +381,7 @@ async fn deleted_webhook_ends_replay() {
     assert_eq!(
         fixture.progress(&replay).await.0,
         "cancelled",
-        "although nothing of it is due any more"
+        "no delivery of the replay is due"
     );
     assert!(fixture.app.tables.items_under("REPLAY").await.is_empty());
 }
@@ -386,26 +391,26 @@ async fn deleted_webhook_ends_replay() {
 async fn concurrent_replays_create_one() {
     let fixture = ReplayFixture::new(2).await;
     fixture.fix_endpoint().await;
-    let answers =
+    let responses =
         futures_util::future::join_all((0..8).map(|_| fixture.replay(json!({"since": SINCE}))))
             .await;
-    let (begun, refused): (Vec<_>, Vec<_>) = answers
+    let (created, refused): (Vec<_>, Vec<_>) = responses
         .iter()
         .partition(|response| response.status == StatusCode::ACCEPTED);
-    let [begun] = begun[..] else {
-        panic!("{} were begun", begun.len())
+    let [created] = created[..] else {
+        panic!("{} were created", created.len())
     };
     for response in refused {
         let (status, _, message) = response.error();
         assert_eq!(status, 409);
         assert!(
-            message.contains(begun.json["data"]["id"].as_str().unwrap()),
+            message.contains(created.json["data"]["id"].as_str().unwrap()),
             "{message}"
         );
     }
     fixture.retry_all().await;
     assert_eq!(
-        fixture.progress(begun.header("location")).await,
+        fixture.progress(created.header("location")).await,
         done([2, 2, 2, 0])
     );
 }

@@ -1,6 +1,5 @@
-//! Retries, the delivery log and the health of endpoints, message by message, with the clock in hand.
+//! Retries, the delivery log and endpoint health. The test passes each message and moves the clock.
 
-use crate::support::retry_fixture::{RetryFixture, START};
 use std::time::Duration;
 
 use nano_webhooks::{
@@ -16,11 +15,13 @@ use nano_webhooks::{
         update::WebhookUpdate,
     },
 };
-use nano_webhooks_core::delivery::scheduled_retry::RetryMessage;
-use nano_webhooks_core::target_policy::TargetPolicy;
 use nano_webhooks_core::{
-    delivery::{Delivery, DeliveryState, endpoint_health::EndpointHealth, failure::FailureKind},
+    delivery::{
+        Delivery, DeliveryState, endpoint_health::EndpointHealth, failure::FailureKind,
+        scheduled_retry::RetryMessage,
+    },
     endpoint_url::EndpointUrl,
+    target_policy::TargetPolicy,
     webhook::WebhookStatus,
 };
 use serde_json::json;
@@ -29,6 +30,7 @@ use crate::support::{
     accounts::account,
     metrics::collect_metrics,
     proxy::Proxy,
+    retry_fixture::{RetryFixture, START},
     stream::{dispatch_batch, insert_record, job_image},
 };
 
@@ -100,7 +102,11 @@ async fn stale_message_makes_no_attempt() {
     fixture.end_jobs(1, 1).await;
     let first = fixture.timer();
     fixture.retry(&first.message).await;
-    assert_eq!(fixture.timer(), first, "what comes early is put back");
+    assert_eq!(
+        fixture.timer(),
+        first,
+        "an early message is scheduled again"
+    );
     assert_eq!(fixture.requests(), 1);
 
     fixture.clock.advance(Duration::from_secs(15));
@@ -112,7 +118,7 @@ async fn stale_message_makes_no_attempt() {
     assert_eq!(
         (fixture.requests(), fixture.tables.timers().len()),
         (2, 0),
-        "what is stale is dropped"
+        "a stale message is dropped"
     );
     assert_eq!(fixture.only(webhook).await.attempt_count, 2);
     assert_eq!(second.message.attempt_count, 2);
@@ -147,18 +153,14 @@ async fn long_delay_waits_for_sweep() {
     assert_eq!(fixture.sweep().await, 0);
     fixture.clock.advance(Duration::from_mins(1));
     assert_eq!(fixture.sweep().await, 1);
-    assert_eq!(fixture.timer().due, due, "with its exact time");
+    assert_eq!(fixture.timer().due, due, "the message has the exact time");
     assert_eq!(
         fixture.sweep().await,
         0,
-        "what is in the queue is left alone"
+        "a queued delivery is not sent again"
     );
     fixture.clock.advance(Duration::from_mins(11));
-    assert_eq!(
-        fixture.sweep().await,
-        1,
-        "a message that never came is sent again"
-    );
+    assert_eq!(fixture.sweep().await, 1, "a lost message is sent again");
 }
 
 /// When a worker crashes, another one takes over after the lease has expired.
@@ -181,7 +183,7 @@ async fn expired_lease_is_taken_over() {
     assert_eq!(
         (fixture.requests(), fixture.sweep().await),
         (1, 0),
-        "it may still be at it"
+        "the first worker still has the lease"
     );
     fixture.clock.advance(Duration::from_secs(45));
     assert_eq!(fixture.sweep().await, 1);
@@ -263,7 +265,7 @@ async fn deleted_webhook_cancels_deliveries() {
     );
     fixture.clock.advance(Duration::from_secs(20));
     fixture.retry(&timers[1].message).await;
-    assert_eq!(fixture.requests(), 1, "what is cancelled is not sent");
+    assert_eq!(fixture.requests(), 1, "a cancelled delivery is not sent");
 }
 
 /// An attempt in flight while its webhook is deleted is recorded before the delivery is cancelled.
@@ -275,7 +277,7 @@ async fn attempt_in_flight_is_recorded_on_delete() {
     let timer = fixture.timer();
     fixture.clock.advance(Duration::from_secs(2));
     let store = &fixture.tables.store;
-    let ClaimOutcome::Acquired(claim) = store
+    let ClaimOutcome::Acquired(lease) = store
         .leases()
         .claim(&timer.message.key, 1, fixture.clock.now())
         .await
@@ -298,13 +300,13 @@ async fn attempt_in_flight_is_recorded_on_delete() {
         )
         .await
         .unwrap();
-    let mut settled = claim.delivery.clone();
+    let mut settled = lease.delivery.clone();
     settled.attempt_count = 2;
     assert!(
         store
             .leases()
             .complete(
-                &claim,
+                &lease,
                 &settled,
                 fixture.clock.now(),
                 Duration::from_hours(1)
@@ -353,12 +355,12 @@ async fn gone_endpoint_is_disabled() {
     fixture.retry(&timer.message).await;
     assert_eq!(fixture.only(webhook).await.state, DeliveryState::Paused);
     fixture.clock.advance(Duration::from_hours(1));
-    assert_eq!(fixture.sweep().await, 0, "what is parked is not due");
+    assert_eq!(fixture.sweep().await, 0, "a paused delivery is not due");
     fixture.end_jobs(5, 1).await;
     assert_eq!(
         (fixture.requests(), fixture.deliveries(webhook).await.len()),
         (1, 1),
-        "events in the meantime are not recorded"
+        "a disabled webhook gets no deliveries"
     );
 }
 
@@ -434,8 +436,8 @@ async fn paused_delivery_continues_on_schedule() {
         .unwrap();
     fixture.clock.advance(Duration::from_secs(15));
     fixture.retry(&timer.message).await;
-    let parked = fixture.only(webhook).await;
-    assert_eq!(parked.state, DeliveryState::Paused);
+    let paused = fixture.only(webhook).await;
+    assert_eq!(paused.state, DeliveryState::Paused);
     store
         .webhooks()
         .update(
@@ -449,13 +451,13 @@ async fn paused_delivery_continues_on_schedule() {
     let now = fixture.clock.now();
     store
         .leases()
-        .schedule_retry(&parked, now, Duration::from_hours(1))
+        .schedule_retry(&paused, now, Duration::from_hours(1))
         .await
         .unwrap()
         .unwrap();
     fixture.retry(&timer.message).await;
     let DeliveryState::Pending(due) = fixture.only(webhook).await.state else {
-        panic!("it would wait for ever")
+        panic!("the delivery is never due")
     };
     assert!((16..=24).contains(&due.saturating_duration_since(now).as_secs()));
 }
@@ -467,23 +469,25 @@ async fn other_webhooks_receive_webhook_disabled() {
     let gone = fixture
         .subscribe_to("/status/410", &["job.completed", "webhook.disabled"])
         .await;
-    let told = fixture.subscribe_to("/told", &["webhook.disabled"]).await;
+    let notified = fixture
+        .subscribe_to("/notified", &["webhook.disabled"])
+        .await;
     let other = fixture.subscribe_to("/other", &["job.failed"]).await;
     fixture.end_jobs(1, 1).await;
     let timer = fixture
         .tables
         .timers()
         .into_iter()
-        .find(|timer| timer.message.key.webhook == told);
+        .find(|timer| timer.message.key.webhook == notified);
     fixture
-        .retry(&timer.expect("it is due at once").message)
+        .retry(&timer.expect("the notification is due at once").message)
         .await;
     let requests = fixture.receiver.received();
     assert_eq!(requests.len(), 2, "{requests:?}");
     let heard = &requests[1];
     assert_eq!(
         (heard.path.as_str(), heard.header("x-nano-event")),
-        ("/told", "webhook.disabled")
+        ("/notified", "webhook.disabled")
     );
     assert_eq!(
         heard.json(),
@@ -497,13 +501,17 @@ async fn other_webhooks_receive_webhook_disabled() {
             "timestamp": START.to_rfc3339(),
         })
     );
-    let delivery = fixture.only(told).await;
+    let delivery = fixture.only(notified).await;
     assert_eq!(
         (delivery.state, delivery.task_id),
         (DeliveryState::Delivered, None)
     );
     assert!(fixture.deliveries(other).await.is_empty());
-    assert_eq!(fixture.deliveries(gone).await.len(), 1, "the job's alone");
+    assert_eq!(
+        fixture.deliveries(gone).await.len(),
+        1,
+        "only the event of the job"
+    );
 }
 
 /// Enabling a webhook resets its health and sends its paused deliveries, paced.
@@ -583,7 +591,7 @@ async fn enabling_resumes_paused_deliveries() {
     assert_eq!(
         fixture.tables.items_under("RESUME").await.len(),
         1,
-        "a worker may have parked one since"
+        "a worker may have paused a delivery since"
     );
     fixture.clock.advance(Duration::from_mins(2));
     assert_eq!(fixture.sweep().await, 0);
@@ -656,7 +664,7 @@ async fn hanging_endpoint_delays_batch_once() {
     assert_eq!(
         tried(fixture.deliveries(hanging).await),
         1,
-        "of an endpoint that never answered one attempt is made"
+        "an endpoint that never responded gets one attempt"
     );
     assert!(
         fixture
@@ -671,13 +679,13 @@ async fn hanging_endpoint_delays_batch_once() {
     assert_eq!(
         tried(fixture.deliveries(hanging).await),
         1,
-        "then none is made from the stream"
+        "later batches make no direct attempt"
     );
     assert_eq!(fixture.deliveries(healthy).await.len(), 40);
     assert_eq!(
         fixture.tables.timers().len(),
         40,
-        "all of them are in the queue"
+        "all deliveries are in the queue"
     );
 }
 
@@ -698,7 +706,7 @@ async fn success_closes_breaker() {
     );
     let timer = fixture.timer();
     fixture.clock.advance(Duration::from_secs(2));
-    // The endpoint comes back: what answers at its address is another receiver now.
+    // The endpoint recovers: another receiver responds at its address.
     let mut healed = fixture
         .tables
         .items_under("ACCOUNT#")
@@ -736,7 +744,7 @@ async fn concurrent_failures_open_breaker_once() {
     for (failures, opened) in [(4, None), (5, Some(&1.0)), (9, Some(&1.0))] {
         let fixture = RetryFixture::new("1s,1s").await;
         let webhook = fixture.subscribe("/hang").await;
-        // The first is tried at once, the others wait for the queue.
+        // The first attempt is direct, the others are queued.
         fixture.end_jobs(1, failures - 1).await;
         fixture.clock.advance(Duration::from_secs(2));
         let timers = fixture.tables.timers();
@@ -863,7 +871,10 @@ async fn manual_retry_keeps_schedule() {
             .schedule_retry(&before, fixture.clock.now(), Duration::from_hours(1))
             .await
             .unwrap();
-        assert!(again.is_none(), "it is not as it was read any more");
+        assert!(
+            again.is_none(),
+            "the delivery has changed since it was read"
+        );
         fixture
             .retry(&RetryMessage {
                 key: before.key.clone(),
@@ -1019,7 +1030,7 @@ async fn log_is_filtered_and_paged() {
         assert_eq!(ids.len(), found, "{status:?}");
         assert!(
             ids.windows(2).all(|pair| pair[0] > pair[1]),
-            "newest first, each once"
+            "each delivery is listed once, newest first"
         );
     }
 }
@@ -1073,7 +1084,7 @@ async fn queue_batch_reports_failed_messages() {
 async fn success_costs_one_write_unit() {
     let fixture = RetryFixture::new("1s").await;
     let webhook = fixture.subscribe("/ok").await;
-    // The first success is written down; from then on nothing is.
+    // Only the first success writes the endpoint's health.
     fixture.end_jobs(1000, 1).await;
     let proxy = Proxy::start(fixture.tables.endpoint.clone()).await;
     let counted = fixture
@@ -1099,7 +1110,7 @@ async fn success_costs_one_write_unit() {
             !["due_shard", "sweep_at", "state_key"]
                 .iter()
                 .any(|key| item.contains_key(*key)),
-            "no index write"
+            "the write touches no index"
         );
         assert!(size(&item) <= 1024, "{} bytes: {item:?}", size(&item));
     }

@@ -1,4 +1,4 @@
-//! Rotation of a webhook's secret: no event is lost to a receiver on the way, whichever secret it knows.
+//! Rotation of a webhook's secret: receivers with either secret can verify every event.
 
 use std::time::Duration;
 
@@ -23,7 +23,7 @@ async fn rotate(app: &TestApp, body: Value) -> TestResponse {
         .await
 }
 
-/// Ends a job, and gives what the receiver heard of it.
+/// Completes a job, and returns the request that the receiver got.
 async fn deliver(app: &TestApp, receiver: &Receiver, nth: usize) -> Received {
     let dispatcher = Dispatcher {
         clock: app.clock.clone(),
@@ -72,7 +72,7 @@ async fn old_secret_signs_during_grace() {
     assert_eq!(received.header("webhook-signature").split(' ').count(), 2);
     assert!(
         !received.header("x-nano-signature").contains([' ', ',']),
-        "always exactly one, that of the newest"
+        "exactly one signature, by the newest secret"
     );
 
     app.clock.advance(2 * HOUR);
@@ -220,15 +220,15 @@ async fn concurrent_rotations_lose_nothing() {
         json!({"url": "https://example.com/", "events": ["job.completed"], "secret_key": OLD}),
     )
     .await;
-    let answers = futures_util::future::join_all((0..4).map(|_| rotate(&app, json!({})))).await;
-    let mut live: Vec<_> = answers
+    let responses = futures_util::future::join_all((0..4).map(|_| rotate(&app, json!({})))).await;
+    let mut live: Vec<_> = responses
         .iter()
         .filter_map(|response| response.json["data"]["active_secrets"].as_u64())
         .collect();
     live.sort_unstable();
     assert_eq!(live, [2, 3]);
     assert_eq!(
-        answers
+        responses
             .iter()
             .filter(|response| response.status == StatusCode::CONFLICT)
             .count(),

@@ -1,12 +1,12 @@
-//! Secrets at rest: who reads the tables learns none, and what is needed to sign is never lost.
+//! Secrets at rest: the tables contain no plain secret, and secrets stay readable for signing.
 
 use std::time::Duration;
 
 use aws_sdk_dynamodb::types::AttributeValue;
-use nano_webhooks::random;
 use nano_webhooks::{
     clock::Clock,
     dispatch::Dispatcher,
+    random,
     store::{
         Store,
         data_keys::{DataKeyCache, KeyProvider},
@@ -240,17 +240,17 @@ async fn unavailable_key_delays_no_other() {
         );
 
         clock.advance(Duration::from_mins(1));
-        let mended = Dispatcher {
+        let recovered = Dispatcher {
             clock: clock.clone(),
             ..tables.dispatcher()
         };
-        mended.retry(&later.message).await.unwrap();
+        recovered.retry(&later.message).await.unwrap();
         let received = receiver.wait_for(2).await.pop().unwrap();
         assert!(received.path == "/signed" && received.is_signed_by(SECRET));
         assert_eq!(
             received.header("x-nano-attempt"),
             "1",
-            "waiting has used no attempt"
+            "the wait uses no attempt"
         );
         receiver.clear();
     }

@@ -1,4 +1,4 @@
-//! The guard in the client: a socket is opened to addresses that were checked, and to no others.
+//! The target guard in the client: sockets are opened only to addresses that were checked.
 
 use std::{
     collections::VecDeque,
@@ -14,16 +14,16 @@ use nano_webhooks::client::{
     target_guard::TargetGuard,
     webhook_client::{Timeouts, WebhookClient},
 };
-use nano_webhooks_core::target_policy::TargetPolicy;
 use nano_webhooks_core::{
     delivery::{attempt::AttemptOutcome, failure::Failure},
     endpoint_url::EndpointUrl,
+    target_policy::TargetPolicy,
 };
 use tokio::net::TcpListener;
 
 use crate::support::client::post;
 
-/// A port of this machine's loopback addresses that counts who connects, and closes at once.
+/// A listener on the loopback addresses that counts connections and closes each at once.
 struct ConnectionCounter {
     port: u16,
     connected: Arc<AtomicUsize>,
@@ -53,7 +53,7 @@ impl ConnectionCounter {
     }
 }
 
-/// A resolver that returns these addresses, one list for each lookup, and the lists that are left.
+/// A resolver that returns one list of addresses for each lookup, and the lists that are left.
 fn scripted_resolver(lookups: &[&[&str]]) -> (Resolver, Arc<Mutex<VecDeque<Vec<IpAddr>>>>) {
     let mut remaining = VecDeque::new();
     for addresses in lookups {
@@ -106,7 +106,7 @@ async fn rebinding_reaches_nothing() {
 #[tokio::test]
 async fn checked_address_is_connected() {
     let canary = ConnectionCounter::start().await;
-    // A second look-up in the same attempt would get the other response, and reach what is not allowed.
+    // A second lookup in the same attempt would get the second list, whose address is blocked.
     let (resolver, left) = scripted_resolver(&[&["127.0.0.2"], &["127.0.0.1"]]);
     let guard = TargetGuard::new(TargetPolicy::Public, vec!["127.0.0.2/32".parse().unwrap()])
         .with_resolver(resolver);
@@ -114,7 +114,7 @@ async fn checked_address_is_connected() {
     assert_eq!(
         attempt(&guard, &url).await.failure,
         Some(Failure::Tls),
-        "the canary was reached, and spoke no TLS"
+        "the connection reached the listener, which has no TLS"
     );
     assert_eq!((canary.connected(), left.lock().unwrap().len()), (1, 1));
     assert_eq!(

@@ -20,7 +20,7 @@ use serde_json::{Map, Value, json};
 
 use crate::support::{accounts::account, tables::TestTables};
 
-/// The settings that the functions require, so that reading the others does not stop at them.
+/// The required settings, without which the functions would stop before they read the others.
 const REQUIRED: [&str; 3] = ["WEBHOOKS_TABLE", "DELIVERIES_TABLE", "RETRY_QUEUE_URL"];
 
 /// The file in the repository has the values of the code.

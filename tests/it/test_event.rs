@@ -1,4 +1,4 @@
-//! `POST …/test`: a sample event, sent now, and how that went.
+//! `POST …/test` sends a sample event and returns its attempt.
 
 use axum::http::StatusCode;
 use nano_webhooks::store::rate_limits::RateLimits;
@@ -24,7 +24,7 @@ async fn test_event_returns_attempt() {
         json!({"url": receiver.url("/hook"), "events": events, "secret_key": "my-secret-key"}),
     )
     .await;
-    for (nth, (asked, event)) in [
+    for (nth, (body, event)) in [
         (json!({}), "job.failed"),
         (json!({"event": "job.completed"}), "job.completed"),
         (json!({"event": "webhook.disabled"}), "webhook.disabled"),
@@ -32,7 +32,7 @@ async fn test_event_returns_attempt() {
     .into_iter()
     .enumerate()
     {
-        let response = send(&app, asked).await;
+        let response = send(&app, body).await;
         assert_eq!(response.status, StatusCode::OK, "{}", response.text);
         let data = &response.json["data"];
         let received = receiver.wait_for(nth + 1).await.pop().unwrap();
@@ -59,7 +59,7 @@ async fn test_event_returns_attempt() {
     assert_eq!(
         app.get("/api/v1/webhooks/1/deliveries").await.json["data"],
         json!([]),
-        "the log is of real events"
+        "test events are not in the log"
     );
 }
 

@@ -1,4 +1,4 @@
-//! HTTPS out: whom the client trusts.
+//! Outgoing HTTPS: the certificates that the client trusts.
 
 use std::{io::Write, sync::Arc};
 
@@ -6,8 +6,10 @@ use nano_webhooks::client::{
     target_guard::TargetGuard,
     webhook_client::{Timeouts, WebhookClient},
 };
-use nano_webhooks_core::delivery::{attempt::AttemptOutcome, failure::Failure};
-use nano_webhooks_core::target_policy::TargetPolicy;
+use nano_webhooks_core::{
+    delivery::{attempt::AttemptOutcome, failure::Failure},
+    target_policy::TargetPolicy,
+};
 use rustls::{
     ServerConfig,
     pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer},
@@ -20,7 +22,7 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::support::client::post;
 
-/// Answers 200 over TLS, with a certificate for `localhost` that nobody has signed but itself. Gives its port and the
+/// Serves 200 over TLS with a self-signed certificate for `localhost`. Returns its port and the
 /// certificate as PEM.
 async fn serve() -> (u16, String) {
     let certified = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
@@ -92,13 +94,13 @@ async fn extra_ca_is_trusted() {
     assert_eq!(
         post(&other, &named).await.failure,
         Some(Failure::Tls),
-        "nobody else vouches for it"
+        "no other authority signed the certificate"
     );
     let by_address = post(&trusting, &format!("https://127.0.0.1:{port}/hook")).await;
     assert_eq!(
         by_address.failure,
         Some(Failure::Tls),
-        "it is not for this name"
+        "the certificate is for another name"
     );
 }
 
@@ -140,7 +142,7 @@ async fn reused_connection_has_no_connect_phase() {
     assert_eq!(
         happened(&by_address),
         [false, true, true, false, false],
-        "its handshake failed"
+        "the handshake failed"
     );
     let unresolved = post(&client, "https://no-such-host.invalid/").await;
     assert_eq!(happened(&unresolved), [true, false, false, false, false]);

@@ -8,7 +8,6 @@ use axum::{
     http::{HeaderMap, Method, Request, StatusCode},
 };
 use http_body_util::BodyExt;
-use nano_webhooks::random;
 use nano_webhooks::{
     api::{AppState, router},
     client::{
@@ -16,10 +15,10 @@ use nano_webhooks::{
         webhook_client::{self, WebhookClient},
     },
     clock::Clock,
+    random,
     store::{Store, rate_limits::RateLimits},
 };
-use nano_webhooks_core::target_policy::TargetPolicy;
-use nano_webhooks_core::{api_key::ApiKey, timestamp::Timestamp};
+use nano_webhooks_core::{api_key::ApiKey, target_policy::TargetPolicy, timestamp::Timestamp};
 use serde_json::Value;
 use tower::ServiceExt;
 
@@ -94,7 +93,7 @@ impl TestApp {
         }
     }
 
-    /// The same over another store.
+    /// The same app over another store.
     pub fn over(self, store: Store, rate_limits: RateLimits) -> Self {
         let router = routed(
             &self.tables,
@@ -112,7 +111,7 @@ impl TestApp {
         let (parts, body) = response.into_parts();
         let text = String::from_utf8(body.collect().await.unwrap().to_bytes().to_vec()).unwrap();
         let json = serde_json::from_str(&text).unwrap_or_else(|_| panic!("no JSON: {text}"));
-        // What every answer has, whatever it says.
+        // Every response has these headers.
         assert_eq!(parts.headers["content-type"], "application/json");
         assert!(!parts.headers["x-request-id"].is_empty());
         TestResponse {
@@ -123,7 +122,7 @@ impl TestApp {
         }
     }
 
-    /// The status of a response whose body may be other than JSON.
+    /// The status of a response whose body need not be JSON.
     pub async fn send_raw(&self, request: Request<Body>) -> StatusCode {
         self.router.clone().oneshot(request).await.unwrap().status()
     }
@@ -140,7 +139,7 @@ impl TestApp {
             .await
     }
 
-    /// With another key.
+    /// The same request with another key.
     pub async fn get_with(&self, key: &str, path: &str) -> TestResponse {
         let request = Request::get(path).header("authorization", format!("Bearer {key}"));
         self.send(request.body(Body::empty()).unwrap()).await

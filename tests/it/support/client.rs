@@ -9,15 +9,15 @@ use nano_webhooks::{
     },
     clock::Clock,
 };
-use nano_webhooks_core::target_policy::TargetPolicy;
 use nano_webhooks_core::{
     delivery::attempt::{AttemptOutcome, WebhookRequest},
     endpoint_url::EndpointUrl,
     event::EventId,
     event_type::EventType,
+    target_policy::TargetPolicy,
 };
 
-/// A client that may call anything.
+/// A client with the target policy that allows every target.
 pub fn client() -> WebhookClient {
     WebhookClient::new(
         TargetGuard::new(TargetPolicy::Any, vec![]),

@@ -14,7 +14,7 @@ use crate::support::{
     stream::{dispatch_batch, insert_record, job_image},
 };
 
-/// An account with webhooks, and what counts.
+/// An account with webhooks, and the proxy that counts its requests.
 pub struct CostFixture {
     pub app: TestApp,
     pub receiver: Receiver,
@@ -23,7 +23,7 @@ pub struct CostFixture {
 }
 
 impl CostFixture {
-    /// With webhooks at these paths of the receiver, each of which has answered before.
+    /// Creates webhooks at these paths of the receiver, and one successful delivery to each.
     pub async fn new(paths: &[&str]) -> Self {
         let (app, receiver) = (TestApp::new().await, Receiver::start().await);
         let proxy = Proxy::start(app.tables.endpoint.clone()).await;
@@ -64,7 +64,7 @@ impl CostFixture {
         fixture
     }
 
-    /// Jobs that end, with so much data each.
+    /// Completed jobs, each with this amount of data.
     pub async fn end_jobs(&self, first: usize, count: usize, padding: usize) {
         let record = |n| {
             let mut job = job_image(&format!("task_{n:07}"), "completed");

@@ -1,10 +1,10 @@
 //! The DynamoDB engine that the tests use.
 
-/// The engine that tests are to use instead of the embedded one.
+/// The endpoint of another engine than the embedded one, if the environment names one.
 pub fn other_engine() -> Option<String> {
     #[expect(
         clippy::disallowed_methods,
-        reason = "tests are told here which engine to use"
+        reason = "the variable selects the engine of the tests"
     )]
     std::env::var("TEST_DYNAMODB_ENDPOINT").ok()
 }

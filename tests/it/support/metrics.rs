@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use nano_webhooks::dispatch::Dispatcher;
 use serde_json::Value;
 
-/// The metrics since the last look: name, and with it the kind of a failure, to the sum of the values. How long an attempt took
-/// is left out.
+/// The sums of all metrics since the last call, except the duration of attempts. A key is the name of
+/// the metric, and for failures also their kind.
 pub fn collect_metrics(dispatcher: &Dispatcher) -> BTreeMap<String, f64> {
     let mut sums = BTreeMap::new();
     for line in dispatcher

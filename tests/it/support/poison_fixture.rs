@@ -31,7 +31,7 @@ pub const DAY: &str = "2024-12-23";
 
 pub const RETENTION: Duration = Duration::from_hours(24);
 
-/// Tables, an endpoint, and a dispatcher with the clock in hand.
+/// Tables, an endpoint, and a dispatcher whose clock the test moves.
 pub struct PoisonFixture {
     pub tables: TestTables,
     pub receiver: Receiver,
@@ -72,18 +72,19 @@ impl PoisonFixture {
         put.set_item(Some(item.into())).send().await.unwrap();
     }
 
-    /// Takes the record of a job that was written, which must be poison.
+    /// Dispatches the record of a job, which must become poison.
     pub async fn poison(&self, sequence: usize, job: &Value) -> PoisonRecord {
         let before = self.stored().await.len();
         assert_eq!(
             dispatch_batch(&self.dispatcher, &[inserted(sequence, job)]).await,
             []
         );
-        let kept = self.stored().await;
-        assert_eq!(kept.len(), before + 1);
+        let records = self.stored().await;
+        assert_eq!(records.len(), before + 1);
         let number = format!("{sequence:021}");
-        kept.into_iter()
-            .find(|kept| kept.poison.sequence_number == number)
+        records
+            .into_iter()
+            .find(|record| record.poison.sequence_number == number)
             .unwrap()
     }
 
@@ -99,12 +100,12 @@ impl PoisonFixture {
         page.records
     }
 
-    pub async fn redrive(&self, kept: &PoisonRecord) -> RedriveOutcome {
+    pub async fn redrive(&self, record: &PoisonRecord) -> RedriveOutcome {
         let Self { tables, clock, .. } = self;
         redrive(
             &tables.store,
             Some(&tables.jobs),
-            kept,
+            record,
             clock.now(),
             clock.now(),
             RETENTION,
@@ -113,9 +114,9 @@ impl PoisonFixture {
         .unwrap()
     }
 
-    /// The event that came of a record, how many deliveries are new, and how many were there.
-    pub async fn event(&self, kept: &PoisonRecord) -> (Box<JobEvent>, usize, usize) {
-        match self.redrive(kept).await {
+    /// The event of a redriven record, the number of new deliveries, and the number of existing ones.
+    pub async fn event(&self, record: &PoisonRecord) -> (Box<JobEvent>, usize, usize) {
+        match self.redrive(record).await {
             RedriveOutcome::Redriven {
                 event,
                 recorded,
@@ -125,16 +126,16 @@ impl PoisonFixture {
         }
     }
 
-    /// Why a record stays, which its item says too.
-    pub async fn stays(&self, kept: &PoisonRecord) -> String {
-        match self.redrive(kept).await {
+    /// The reason why a record is still poison, which is also stored in its item.
+    pub async fn stays(&self, record: &PoisonRecord) -> String {
+        match self.redrive(record).await {
             RedriveOutcome::StillPoison { reason, .. } => {
                 let reason = reason.to_string();
                 assert!(
                     self.stored()
                         .await
                         .iter()
-                        .any(|now| now.id() == kept.id() && now.poison.reason == reason)
+                        .any(|now| now.id() == record.id() && now.poison.reason == reason)
                 );
                 reason
             }
@@ -158,7 +159,7 @@ impl PoisonFixture {
             .deliveries
     }
 
-    /// Sweeps, and makes the attempts that come of it.
+    /// Sweeps, and makes the attempts that the sweep enqueued.
     pub async fn sweep(&self) -> usize {
         let swept = self
             .dispatcher
@@ -174,7 +175,7 @@ impl PoisonFixture {
     }
 }
 
-/// The stream record of a job that was written.
+/// The stream record of a write to the jobs table.
 pub fn inserted(sequence: usize, job: &Value) -> Value {
     let mut record = insert_record(sequence, job.clone());
     record["dynamodb"]["Keys"] = json!({ "task_id": job["task_id"] });

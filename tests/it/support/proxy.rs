@@ -1,4 +1,4 @@
-//! Stands between the SDK and the engine, and makes one request go wrong in the way that a test asks for.
+//! A proxy between the SDK and the engine, which injects one fault and counts requests.
 
 use std::{
     collections::BTreeMap,
@@ -20,32 +20,32 @@ use hyper_util::{
 use serde_json::{Value, json};
 use tokio::{net::TcpListener, sync::watch};
 
-/// What goes wrong with a request.
+/// The fault of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
     /// The process dies before the request is made.
     CrashBefore,
-    /// The process dies after the request was carried out, before the response comes.
+    /// The process dies after the request was executed, before the response arrives.
     CrashAfter,
-    /// DynamoDB is at fault, in every try of the SDK.
+    /// DynamoDB returns a server error to every try of the SDK.
     ServerError,
-    /// DynamoDB refuses to do so much, in every try.
+    /// DynamoDB throttles every try of the SDK.
     Throttled,
-    /// The request is carried out, and its response does not come; the SDK's next try goes through.
+    /// The request is executed, and its response is lost. The SDK's next try succeeds.
     ResponseLost,
-    /// Nothing answers, in every try.
+    /// No try of the SDK gets a response.
     Timeout,
-    /// Of a batch of writes those to a hot partition, that of a webhook 2, are left undone, for so many requests.
+    /// A batch leaves the writes to the hot partition of webhook 2 unprocessed, in this many requests.
     PartialBatch(usize),
-    /// The creation of a webhook is carried out as if another request had made it, and refused as one that has met the other
-    /// half-way: the counter is at its limit, and the idempotency record is not to be seen yet.
+    /// A webhook is created as if by a concurrent request, and this request is rejected: the counter
+    /// is at its limit, and the idempotency record is not visible yet.
     ConcurrentCreate,
 }
 
-/// How many tries the SDK makes.
+/// The number of tries that the SDK makes.
 const TRIES: usize = 3;
 
-/// What requests used: DynamoDB bills the units.
+/// The number of requests, and the units that DynamoDB bills.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct ConsumedCapacity {
     pub requests: usize,
@@ -53,35 +53,35 @@ pub struct ConsumedCapacity {
     pub write_units: f64,
 }
 
-/// The request, asking what it uses.
+/// The request with the option that returns its consumed capacity.
 fn asking_for_units(body: &Bytes) -> Bytes {
     let mut request: Value = serde_json::from_slice(body).unwrap();
     request["ReturnConsumedCapacity"] = "TOTAL".into();
     request.to_string().into()
 }
 
-/// The units that an response tells of, for one table or several.
+/// The consumed units in a response, for one table or several.
 fn capacity_units(body: &Bytes) -> f64 {
     let response: Value = serde_json::from_slice(body).unwrap_or_default();
-    let of = |told: &Value| told["CapacityUnits"].as_f64().unwrap_or_default();
+    let units = |capacity: &Value| capacity["CapacityUnits"].as_f64().unwrap_or_default();
     match &response["ConsumedCapacity"] {
-        Value::Array(tables) => tables.iter().map(of).sum(),
-        table => of(table),
+        Value::Array(tables) => tables.iter().map(units).sum(),
+        table => units(table),
     }
 }
 
-/// The fault that waits for its request.
+/// A fault whose request has not been made.
 #[derive(Clone, Copy, Debug)]
 struct PendingFault {
     operation: &'static str,
-    /// How many such requests go through before.
+    /// The number of requests of this operation that succeed before the fault.
     skip: usize,
     fault: Fault,
-    /// How many tries it hits.
+    /// The number of tries that the fault hits.
     hits: usize,
 }
 
-/// The proxy.
+/// Forwards requests to the engine and injects faults.
 #[derive(Clone)]
 pub struct Proxy {
     pub url: String,
@@ -89,7 +89,7 @@ pub struct Proxy {
     client: Client<HttpConnector, Full<Bytes>>,
     armed: Arc<Mutex<Option<PendingFault>>>,
     counts: Arc<Mutex<BTreeMap<String, usize>>>,
-    /// What the engine says that the requests used.
+    /// The consumed capacity that the engine reported.
     used: Arc<Mutex<ConsumedCapacity>>,
     crashes: watch::Sender<usize>,
 }
@@ -118,7 +118,7 @@ impl Proxy {
         proxy
     }
 
-    /// Lets the request to `operation` that comes after `skip` others go wrong.
+    /// Injects the fault into the request of `operation` that follows `skip` others.
     pub fn arm(&self, operation: &'static str, skip: usize, fault: Fault) {
         let hits = match fault {
             Fault::ServerError | Fault::Throttled | Fault::Timeout => TRIES,
@@ -136,22 +136,22 @@ impl Proxy {
         });
     }
 
-    /// How many requests were made, by operation.
+    /// The number of requests of each operation.
     pub fn counts(&self) -> Vec<(String, usize)> {
         self.counts.lock().unwrap().clone().into_iter().collect()
     }
 
-    /// What the requests since the last look used.
+    /// The consumed capacity since the last call.
     pub fn take_used(&self) -> ConsumedCapacity {
         std::mem::take(&mut self.used.lock().unwrap())
     }
 
-    /// Whether the fault is still to come; disarms it.
+    /// Removes the fault, and returns whether it had not occurred.
     pub fn disarm(&self) -> bool {
         self.armed.lock().unwrap().take().is_some()
     }
 
-    /// Runs `work` until it ends, or until the process that does it dies: then there is no result.
+    /// Runs `work` until it ends. Returns `None` if the process dies before.
     pub async fn until_crash<T>(&self, work: impl Future<Output = T>) -> Option<T> {
         let mut crashes = self.crashes.subscribe();
         crashes.mark_unchanged();
@@ -161,7 +161,7 @@ impl Proxy {
         }
     }
 
-    fn fault_of(&self, operation: &str) -> Option<Fault> {
+    fn take_fault(&self, operation: &str) -> Option<Fault> {
         let mut slot = self.armed.lock().unwrap();
         let armed = slot.as_mut().filter(|armed| armed.operation == operation)?;
         if armed.skip > 0 {
@@ -212,7 +212,7 @@ impl Proxy {
         }) += units;
         let mut response = Response::new(Body::from(body));
         *response.status_mut() = head.status;
-        // How the engine framed the body is between it and the proxy.
+        // The framing of the body applies only between the engine and the proxy.
         if let Some(kind) = head.headers.get("content-type") {
             response.headers_mut().insert("content-type", kind.clone());
         }
@@ -227,7 +227,7 @@ async fn pass(State(proxy): State<Proxy>, headers: HeaderMap, body: Bytes) -> Re
     let operation = target.rsplit('.').next().unwrap();
     let refusal = |status, kind: &str| {
         let body = format!(
-            r#"{{"__type":"com.amazonaws.dynamodb.v20120810#{kind}","message":"as the test asks"}}"#
+            r#"{{"__type":"com.amazonaws.dynamodb.v20120810#{kind}","message":"injected fault"}}"#
         );
         Response::builder()
             .status(status)
@@ -241,14 +241,14 @@ async fn pass(State(proxy): State<Proxy>, headers: HeaderMap, body: Bytes) -> Re
         .unwrap()
         .entry(operation.to_owned())
         .or_default() += 1;
-    match proxy.fault_of(operation) {
+    match proxy.take_fault(operation) {
         None => proxy.forward(&headers, body).await,
         Some(Fault::CrashBefore) => {
             proxy.crashes.send_modify(|crashes| *crashes += 1);
             pending().await
         }
         Some(Fault::CrashAfter) => {
-            // Read whole, so that the engine has carried it out.
+            // Read to the end, so that the engine has executed the request.
             proxy
                 .forward(&headers, body)
                 .await
@@ -285,7 +285,7 @@ async fn pass(State(proxy): State<Proxy>, headers: HeaderMap, body: Bytes) -> Re
             let counter = json!({"last_id": {"N": "1"}, "webhooks": {"N": "50"}});
             let cancelled = json!({
                 "__type": "com.amazonaws.dynamodb.v20120810#TransactionCanceledException",
-                "message": "as the test asks",
+                "message": "injected fault",
                 "CancellationReasons":
                     [{"Code": "ConditionalCheckFailed", "Item": counter}, {"Code": "None"}, {"Code": "TransactionConflict"}],
             });

@@ -1,4 +1,4 @@
-//! An HTTP receiver whose behavior is in its URLs.
+//! An HTTP receiver whose behavior depends on the path of the request.
 
 use std::{
     sync::{Arc, Mutex},
@@ -15,10 +15,10 @@ use axum::{
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use tokio::{net::TcpListener, sync::watch, time::timeout};
 
-/// How long a condition may take to come true before the test has failed.
+/// How long a test waits for a condition before it fails.
 pub const TEST_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// A request that the receiver got.
+/// A request as the receiver got it.
 #[derive(Clone, Debug)]
 pub struct Received {
     pub path: String,
@@ -33,7 +33,7 @@ impl Received {
             .map_or("", |value| value.to_str().unwrap())
     }
 
-    /// Whether one of its Standard Webhooks signatures is that of `secret` (Standard Webhooks 1.0.0, "Verifying signatures").
+    /// Whether `secret` made one of the signatures (Standard Webhooks 1.0.0, "Verifying signatures").
     pub fn is_signed_by(&self, secret: &str) -> bool {
         let key = match secret.strip_prefix("whsec_") {
             Some(encoded) => STANDARD.decode(encoded).unwrap(),
@@ -60,9 +60,15 @@ impl Received {
     }
 }
 
-/// A receiver. `/status/500/…` answers 500, `/redirect/…` redirects to `/redirected`, `/hang/…` never answers, `/drip/…`
-/// never ends its body, `/large/…` answers 1 MiB, `/held/…` answers the first request when it is released and no other, anything
-/// else 200.
+/// A receiver. The path decides its response:
+///
+/// - `/status/500/…`: status 500
+/// - `/redirect/…`: a redirect to `/redirected`
+/// - `/hang/…`: no response
+/// - `/drip/…`: a body that never ends
+/// - `/large/…`: a body of 1 MiB
+/// - `/held/…`: a response to the first request after its release, none to later requests
+/// - any other path: status 200
 #[derive(Clone)]
 pub struct Receiver {
     pub url: String,
@@ -90,13 +96,13 @@ impl Receiver {
         format!("{}{path}", self.url)
     }
 
-    /// Begins anew.
+    /// Removes the requests received so far.
     pub fn clear(&self) {
         self.received.lock().unwrap().clear();
         self.count.send_replace(0);
     }
 
-    /// Has it response what is held.
+    /// Releases the response to the held request.
     pub fn release(&self) {
         self.released.send_replace(true);
     }
@@ -105,7 +111,7 @@ impl Receiver {
         self.received.lock().unwrap().clone()
     }
 
-    /// Waits until at least `n` requests came.
+    /// Waits until at least `n` requests have arrived.
     pub async fn wait_for(&self, n: usize) -> Vec<Received> {
         let mut count = self.count.subscribe();
         let came = timeout(TEST_TIMEOUT, count.wait_for(|count| *count >= n))

@@ -4,9 +4,8 @@ use std::time::Duration;
 
 use axum::http::StatusCode;
 use nano_webhooks::{clock::Deadline, dispatch::Dispatcher};
-use nano_webhooks_core::delivery::scheduled_retry::ScheduledRetry;
 use nano_webhooks_core::{
-    delivery::{DeliveryKey, DeliveryState},
+    delivery::{DeliveryKey, DeliveryState, scheduled_retry::ScheduledRetry},
     event::EventId,
     webhook::WebhookId,
 };
@@ -22,10 +21,10 @@ use crate::support::{
 
 pub const WEBHOOK: &str = "/api/v1/webhooks/1";
 
-/// Long before all events of these tests.
+/// A time before all events of these tests.
 pub const SINCE: &str = "2024-12-23T09:00:00Z";
 
-/// A webhook whose endpoint was broken, and deliveries to it that failed.
+/// A webhook whose endpoint has recovered, and its failed deliveries.
 pub struct ReplayFixture {
     pub app: TestApp,
     pub receiver: Receiver,
@@ -51,7 +50,7 @@ impl ReplayFixture {
             .map(|n| insert_record(n, job_image(&format!("t{n}"), "completed")))
             .collect();
         assert_eq!(dispatch_batch(&fixture.dispatcher, &records).await, []);
-        // Each fails twice, which exhausts the schedule; what finds no place comes again.
+        // Each delivery fails twice, which exhausts the schedule. Without a free slot it is deferred.
         while !fixture.retry_all().await.is_empty() {}
         let listed = fixture
             .app
@@ -62,14 +61,14 @@ impl ReplayFixture {
     }
 
     pub async fn fix_endpoint(&self) {
-        let mended = json!({"url": self.receiver.url("/ok")});
+        let fixed = json!({"url": self.receiver.url("/ok")});
         assert_eq!(
-            self.app.send_json("PATCH", WEBHOOK, &mended).await.status,
+            self.app.send_json("PATCH", WEBHOOK, &fixed).await.status,
             StatusCode::OK
         );
     }
 
-    /// Makes all attempts whose timers were set, when they are due, and gives the timers.
+    /// Makes all scheduled attempts when they are due, and returns their timers.
     pub async fn retry_all(&self) -> Vec<ScheduledRetry> {
         let timers = self.app.tables.timers();
         self.app.clock.advance(Duration::from_mins(10));
@@ -93,7 +92,7 @@ impl ReplayFixture {
         response.header("location").to_owned()
     }
 
-    /// state, found, sent, delivered, failed
+    /// The state and the counts `found`, `sent`, `delivered` and `failed`.
     pub async fn progress(&self, replay: &str) -> (String, [u64; 4]) {
         let response = self.app.get(replay).await;
         assert_eq!(response.status, StatusCode::OK, "{}", response.text);

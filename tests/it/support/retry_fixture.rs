@@ -11,10 +11,13 @@ use nano_webhooks::{
     dispatch::Dispatcher,
     store::delivery_log::DeliveryFilter,
 };
-use nano_webhooks_core::delivery::scheduled_retry::{RetryMessage, ScheduledRetry};
-use nano_webhooks_core::target_policy::TargetPolicy;
 use nano_webhooks_core::{
-    delivery::{Delivery, endpoint_health::EndpointHealth},
+    delivery::{
+        Delivery,
+        endpoint_health::EndpointHealth,
+        scheduled_retry::{RetryMessage, ScheduledRetry},
+    },
+    target_policy::TargetPolicy,
     timestamp::Timestamp,
     webhook::WebhookId,
 };
@@ -131,7 +134,7 @@ impl RetryFixture {
         deliveries.pop().unwrap()
     }
 
-    /// The one timer that was set.
+    /// The only scheduled retry.
     pub fn timer(&self) -> ScheduledRetry {
         let mut timers = self.tables.timers();
         assert_eq!(timers.len(), 1, "{timers:?}");

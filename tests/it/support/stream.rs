@@ -38,7 +38,7 @@ pub fn stream_record(sequence: usize, name: &str, new: Option<Value>, old: Optio
     })
 }
 
-/// Takes the same way as an event that Lambda gives: JSON text.
+/// Dispatches the records as JSON text, in the form of a Lambda event.
 pub fn batch(records: &[Value]) -> Vec<Record> {
     match Invocation::from_json(&json!({ "Records": records }).to_string()).unwrap() {
         Invocation::Stream(records) => records,

@@ -1,10 +1,11 @@
 //! Tables in a real DynamoDB engine.
 
-use crate::support::client::client;
-use aws_sdk_dynamodb::config::timeout::TimeoutConfig;
 use std::{sync::Mutex, time::Duration};
 
-use aws_sdk_dynamodb::types::{AttributeValue, TimeToLiveSpecification};
+use aws_sdk_dynamodb::{
+    config::timeout::TimeoutConfig,
+    types::{AttributeValue, TimeToLiveSpecification},
+};
 use nano_webhooks::{
     client::{
         target_guard::TargetGuard,
@@ -22,15 +23,18 @@ use nano_webhooks::{
     },
 };
 use nano_webhooks_cli::{embedded_dynamodb::EmbeddedDynamoDb, local_client};
-use nano_webhooks_core::delivery::scheduled_retry::ScheduledRetry;
-use nano_webhooks_core::target_policy::TargetPolicy;
-use nano_webhooks_core::{data_key::KeyMaterial, delivery::schedule::RetrySchedule};
+use nano_webhooks_core::{
+    data_key::KeyMaterial,
+    delivery::{schedule::RetrySchedule, scheduled_retry::ScheduledRetry},
+    target_policy::TargetPolicy,
+};
 use tokio::{net::TcpListener, sync::mpsc};
 
 use super::{engine::other_engine, permissions};
+use crate::support::client::client;
 
-/// Timeouts that a request does not reach on a busy machine. Production's are for tests of timeouts
-/// and of lost responses.
+/// Timeouts that no request reaches on a busy machine. Tests of timeouts and lost responses use those
+/// of production.
 pub fn patient_timeouts() -> TimeoutConfig {
     TimeoutConfig::builder()
         .operation_attempt_timeout(Duration::from_mins(1))
@@ -38,12 +42,12 @@ pub fn patient_timeouts() -> TimeoutConfig {
         .build()
 }
 
-/// Tables of one's own in a real engine: the embedded one, or the one that `TEST_DYNAMODB_ENDPOINT` names.
+/// New tables in the embedded engine, or in the engine at `TEST_DYNAMODB_ENDPOINT`.
 pub struct TestTables {
     pub client: aws_sdk_dynamodb::Client,
     pub endpoint: String,
     pub names: TableNames,
-    /// The platform's table.
+    /// The jobs table.
     pub jobs: String,
     pub store: Store,
     pub vault: DataKeyCache,
@@ -73,7 +77,7 @@ impl TestTables {
         tables::create_if_missing(&client, &tables, &jobs)
             .await
             .unwrap();
-        // By the engine's clock, all that tests write by theirs has expired long ago.
+        // The clocks of the tests are in the past, so the engine would delete their items as expired.
         for table in [&tables.webhooks, &tables.deliveries] {
             let never = TimeToLiveSpecification::builder()
                 .attribute_name(tables::EXPIRES_AT)
@@ -106,7 +110,7 @@ impl TestTables {
         }
     }
 
-    /// A dispatcher whose clock is the machine's and whose targets may be anything.
+    /// A dispatcher with the system clock and the target policy that allows every target.
     pub fn dispatcher(&self) -> Dispatcher {
         Dispatcher {
             store: self.store_as(permissions::DISPATCH),
@@ -139,7 +143,7 @@ impl TestTables {
         Store::new(client, self.names.clone(), self.vault.clone())
     }
 
-    /// The timers that were set since the last look.
+    /// The retries that were scheduled since the last call.
     pub fn timers(&self) -> Vec<ScheduledRetry> {
         let mut timers = self.timers.lock().unwrap();
         std::iter::from_fn(|| timers.try_recv().ok()).collect()
@@ -159,7 +163,7 @@ impl TestTables {
             .unwrap()
     }
 
-    /// The webhooks table's items whose partition key begins with `prefix`.
+    /// The items of the webhooks table whose partition key starts with `prefix`.
     pub async fn items_under(
         &self,
         prefix: &str,
