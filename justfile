@@ -43,6 +43,7 @@ fuzz seconds="15" *targets:
 
 # Run the benchmarks. docs/PERFORMANCE.md describes their options.
 bench *arguments:
+    cargo build --profile bench --bin nano-webhooks
     cargo bench {{ arguments }}
 
 # Build the crates' documentation and open it.
