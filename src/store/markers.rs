@@ -1,4 +1,4 @@
-//! Markers: items that name the webhooks of which a sweep has more to do.
+//! Markers: items that name the webhooks that have work left for a sweep.
 
 use super::{
     error::Result,

@@ -285,7 +285,7 @@ impl Secrets<'_> {
         }
     }
 
-    /// Whether a stored fingerprint is that of a request with this hash.
+    /// Whether a request with this hash has the stored fingerprint.
     pub(super) async fn fingerprint_matches(
         self,
         stored: &Fingerprint,
