@@ -523,26 +523,28 @@ class Template(unittest.TestCase):
 
     # --- Schedule
 
-    def test_sweep_interval_matches_local_mode(self):
-        """A rule invokes the dispatch function every minute with EventBridge's own event."""
-        rule = only(self.of_type("AWS::Events::Rule").values())["Properties"]
-        self.assertEqual(NUMBERS["local_sweep_interval_seconds"], 60)
-        self.assertEqual(rule["ScheduleExpression"], "rate(1 minute)")
-        self.assertNotEqual(rule.get("State"), "DISABLED")
-        target = only(rule["Targets"])
-        self.assertEqual(target["Arn"], {"Fn::GetAtt": ["DispatchFunction", "Arn"]})
-        # The function requires EventBridge's own event, as in events/schedule-sweep.json.
-        self.assertFalse({"Input", "InputPath", "InputTransformer"} & set(target))
+    def test_schedules_match_local_mode(self):
+        """A rule for each scheduled job invokes the dispatch function every minute."""
+        self.assertEqual(NUMBERS["local_schedule_interval_seconds"], 60)
+        inputs = []
+        for rule in self.of_type("AWS::Events::Rule").values():
+            self.assertEqual(rule["Properties"]["ScheduleExpression"], "rate(1 minute)")
+            self.assertNotEqual(rule["Properties"].get("State"), "DISABLED")
+            target = only(rule["Properties"]["Targets"])
+            self.assertEqual(target["Arn"], {"Fn::GetAtt": ["DispatchFunction", "Arn"]})
+            inputs.append(json.loads(target["Input"]))
+        samples = [json.loads(f.read_text()) for f in (ROOT / "events").glob("schedule-*.json")]
+        self.assertCountEqual(inputs, samples)
 
-    def test_failed_sweep_is_not_retried(self):
-        """Lambda does not retry a sweep, and a sweep ends before the next one."""
+    def test_failed_scheduled_job_is_not_retried(self):
+        """Lambda does not retry a scheduled job, and it ends before the next run."""
         config = only(self.of_type("AWS::Lambda::EventInvokeConfig").values())["Properties"]
         self.assertEqual(config["FunctionName"], {"Ref": "DispatchFunction"})
         self.assertEqual(
             (config["MaximumRetryAttempts"], config["MaximumEventAgeInSeconds"]), (0, 60)
         )
         self.assertLess(
-            self.properties("DispatchFunction")["Timeout"], NUMBERS["local_sweep_interval_seconds"]
+            self.properties("DispatchFunction")["Timeout"], NUMBERS["local_schedule_interval_seconds"]
         )
 
     # --- Tables

@@ -5,6 +5,7 @@
 //! send, `record` writes, and `endpoint_health` updates the health. Each step returns its output to
 //! [`Dispatcher`], which passes it to the next.
 
+mod advance;
 mod attempt;
 mod attempt_limiter;
 mod endpoint_health;
@@ -37,6 +38,7 @@ use crate::{
     queue::RetryQueue,
     store::{Result, Store},
 };
+use advance::Advancer;
 use attempt::Attempter;
 use endpoint_health::EndpointHealthUpdater;
 use fan_out::FanOut;
@@ -58,7 +60,7 @@ pub const CONCURRENT_MESSAGES: usize = 100;
 /// How many endpoints' health is updated at the same time.
 const CONCURRENT_HEALTH_UPDATES: usize = 16;
 
-/// Handles batches of the jobs stream and of the retry queue, and the schedule of the sweep.
+/// Handles batches of the jobs stream and of the retry queue, and the schedules.
 #[derive(Clone)]
 pub struct Dispatcher {
     /// The tables.
@@ -87,7 +89,7 @@ impl Dispatcher {
     /// Handles an invocation. Returns the response for Lambda.
     ///
     /// # Errors
-    /// If a sweep fails; the next one repeats it.
+    /// If a scheduled job fails; the next one repeats it.
     pub async fn invoke(&self, invocation: Invocation, deadline: Deadline) -> Result<Value> {
         let response = match invocation {
             Invocation::Stream(records) => {
@@ -97,6 +99,7 @@ impl Dispatcher {
                 serde_json::to_value(self.handle_queue_batch(messages).await)
             }
             Invocation::Sweep => serde_json::to_value(self.sweep(deadline).await?),
+            Invocation::Advance => serde_json::to_value(self.advance(deadline).await?),
         };
         Ok(response.expect("responses always serialize"))
     }
@@ -249,6 +252,14 @@ impl Dispatcher {
         self.sweeper().sweep(deadline).await
     }
 
+    /// Runs one step of each resume and replay. Returns the number of deliveries that became due.
+    ///
+    /// # Errors
+    /// If DynamoDB does not respond; the next call repeats what is left.
+    pub async fn advance(&self, deadline: Deadline) -> Result<usize> {
+        self.advancer().advance(deadline).await
+    }
+
     /// Schedules everything that an earlier process of these tables had queued or in flight. That
     /// process must have ended. Returns the number of deliveries.
     ///
@@ -295,8 +306,16 @@ impl Dispatcher {
             queue: &self.queue,
             limiter: &self.limiter,
             clock: &self.clock,
-            retention: self.retention,
             metrics: &self.metrics,
+        }
+    }
+
+    const fn advancer(&self) -> Advancer<'_> {
+        Advancer {
+            store: &self.store,
+            queue: &self.queue,
+            clock: &self.clock,
+            retention: self.retention,
         }
     }
 }

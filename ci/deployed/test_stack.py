@@ -126,16 +126,18 @@ def test_api_sends_test_event(stack, api, receiver):
     assert api.delete(webhook).status == 200
 
 
-def test_schedule_invokes_sweep(stack):
-    """The only schedule invokes the dispatch function every minute, and its event is a sweep."""
-    (rule,) = [
-        rule
-        for rule in stack.account.client("events").list_rules()["Rules"]
-        if rule["ScheduleExpression"] == "rate(1 minute)" and rule["State"] == "ENABLED"
-    ]
-    (target,) = stack.account.client("events").list_targets_by_rule(Rule=rule["Name"])["Targets"]
-    assert target["Arn"].endswith(f":{stack.outputs['DispatchFunction']}") and "Input" not in target
-    assert invoke(stack, "DispatchFunction", "schedule-sweep") == (0, None)
+def test_schedules_invoke_jobs(stack):
+    """Two rules invoke the dispatch function every minute, each with the sample event of its job."""
+    events = stack.account.client("events")
+    inputs = []
+    for rule in events.list_rules()["Rules"]:
+        if rule["ScheduleExpression"] == "rate(1 minute)" and rule["State"] == "ENABLED":
+            (target,) = events.list_targets_by_rule(Rule=rule["Name"])["Targets"]
+            assert target["Arn"].endswith(f":{stack.outputs['DispatchFunction']}")
+            inputs.append(json.loads(target["Input"]))
+    assert sorted(event["job"] for event in inputs) == ["advance", "sweep"]
+    for name in ("schedule-sweep", "schedule-advance"):
+        assert invoke(stack, "DispatchFunction", name) == (0, None)
 
 
 def test_role_denies_other_actions(stack):

@@ -31,7 +31,7 @@ use crate::{args::ServeArgs, http_server::bind};
 
 pub use data_dir::load_secrets_key;
 pub use preparation::DEMO_ACCOUNT;
-pub use retry_timer::SWEEP_INTERVAL;
+pub use retry_timer::SCHEDULE_INTERVAL;
 pub use shard_reader::{BATCH_SIZE, BATCH_TIMEOUT};
 
 /// How long running work may take after shutdown was requested.

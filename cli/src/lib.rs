@@ -21,7 +21,7 @@ use nano_webhooks::{
 };
 
 use args::{Cli, Command};
-pub use dev_server::{BATCH_SIZE, BATCH_TIMEOUT, SWEEP_INTERVAL};
+pub use dev_server::{BATCH_SIZE, BATCH_TIMEOUT, SCHEDULE_INTERVAL};
 pub use local_client::local_client;
 
 /// Parses the command line and runs its command.

@@ -1,4 +1,4 @@
-//! What invoked the function: the jobs stream, the retry queue or the schedule.
+//! What invoked the function: the jobs stream, the retry queue or a schedule.
 
 use aws_lambda_events::event::sqs::SqsMessage;
 use serde::Deserialize;
@@ -6,8 +6,6 @@ use serde_json::value::RawValue;
 
 use super::stream_record::Record;
 
-/// The `detail-type` of EventBridge's scheduled events.
-const SCHEDULED_EVENT: &str = "Scheduled Event";
 /// The `eventSource` of SQS messages.
 const SQS_SOURCE: &str = "aws:sqs";
 
@@ -19,8 +17,27 @@ pub enum Invocation {
     Stream(Vec<Record>),
     /// A batch of the retry queue.
     Queue(Vec<SqsMessage>),
-    /// The schedule of the sweep.
+    /// A schedule: move due deliveries to the retry queue.
     Sweep,
+    /// A schedule: advance the jobs that markers name.
+    Advance,
+}
+
+/// The job that a schedule's event names.
+#[derive(Clone, Copy, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum ScheduledJob {
+    Sweep,
+    Advance,
+}
+
+impl From<ScheduledJob> for Invocation {
+    fn from(job: ScheduledJob) -> Self {
+        match job {
+            ScheduledJob::Sweep => Self::Sweep,
+            ScheduledJob::Advance => Self::Advance,
+        }
+    }
 }
 
 /// The function does not handle this event.
@@ -38,8 +55,7 @@ pub enum UnknownInvocation {
 struct RawEvent<'a> {
     #[serde(borrow, rename = "Records")]
     records: Option<Vec<&'a RawValue>>,
-    #[serde(rename = "detail-type")]
-    detail_type: Option<String>,
+    job: Option<ScheduledJob>,
 }
 
 #[derive(Deserialize)]
@@ -56,10 +72,7 @@ impl Invocation {
     pub fn from_json(text: &str) -> Result<Self, UnknownInvocation> {
         let event: RawEvent<'_> = serde_json::from_str(text)?;
         let Some(records) = event.records else {
-            if event.detail_type.as_deref() == Some(SCHEDULED_EVENT) {
-                return Ok(Self::Sweep);
-            }
-            return Err(UnknownInvocation::Source);
+            return event.job.map(Self::from).ok_or(UnknownInvocation::Source);
         };
         if is_queue_batch(&records) {
             let mut messages = Vec::with_capacity(records.len());

@@ -1,5 +1,4 @@
-//! The sweep: sends messages for deliveries that are due soon or were left behind, and advances
-//! resumes and replays.
+//! The sweep: sends messages for deliveries that are due soon or were left behind.
 
 use std::time::Duration;
 
@@ -7,23 +6,18 @@ use super::in_flight::InFlightLimiter;
 use crate::{
     clock::{Clock, Deadline},
     concurrency,
-    error_chain::error_chain,
     metrics::{Metrics, SweepStats},
     queue::RetryQueue,
-    random,
-    store::{Result, Store, due_index::DueDelivery, replays::STEP_SIZE},
+    store::{Result, Store, due_index::DueDelivery},
 };
 use nano_webhooks_core::delivery::scheduled_retry::ScheduledRetry;
 use nano_webhooks_core::{
-    account_id::AccountId,
     delivery::lease::{LEASE_DURATION, MAX_QUEUE_DELAY, SWEEP_GRACE},
     timestamp::Timestamp,
 };
 
 /// How many due deliveries are read from each shard of the due index at a time.
 const DUE_PER_SHARD: usize = 100;
-/// The most resumes, and the most replays, that a sweep advances.
-const MAX_JOBS_PER_SWEEP: usize = 2_000;
 /// How many due deliveries are marked as enqueued at the same time.
 const ENQUEUE_CONCURRENCY: usize = 32;
 
@@ -34,7 +28,6 @@ pub(super) struct Sweeper<'a> {
     pub queue: &'a RetryQueue,
     pub limiter: &'a InFlightLimiter,
     pub clock: &'a Clock,
-    pub retention: Duration,
     pub metrics: &'a Metrics,
 }
 
@@ -55,16 +48,13 @@ impl Sweeper<'_> {
     /// If DynamoDB does not respond.
     pub(super) async fn sweep(self, deadline: Deadline) -> Result<usize> {
         let stats = self.sweep_due_index(deadline).await?;
-        let mut sent = stats.due;
-        sent += self.advance_resumes(deadline).await?;
-        sent += self.advance_replays(deadline).await?;
-        if sent > 0 {
-            tracing::info!(deliveries = sent, "Sweep completed");
+        if stats.due > 0 {
+            tracing::info!(deliveries = stats.due, "Sweep completed");
         }
         self.limiter.evict_idle(self.clock.now());
         // Recorded last, so that a missing metric means an unfinished sweep.
         self.metrics.record_sweep(stats);
-        Ok(sent)
+        Ok(stats.due)
     }
 
     async fn sweep_due_index(self, deadline: Deadline) -> Result<SweepStats> {
@@ -85,62 +75,6 @@ impl Sweeper<'_> {
             }
         }
         Ok(stats)
-    }
-
-    /// Runs one step of each resume. The order is random, so that an account with many resumes
-    /// cannot starve the others.
-    async fn advance_resumes(self, deadline: Deadline) -> Result<usize> {
-        let mut jobs = self.store.resumes().list(MAX_JOBS_PER_SWEEP).await?;
-        jobs.sort_by_cached_key(|_| random::bytes::<8>());
-        let mut sent = 0;
-        for job in jobs {
-            if deadline.remaining().is_zero() {
-                break;
-            }
-            let now = self.clock.now();
-            let step = self.store.resumes().run_step(&job, now).await;
-            sent += self.enqueue_step(&job.account, step).await;
-        }
-        Ok(sent)
-    }
-
-    /// Runs one step of each replay, in random order.
-    async fn advance_replays(self, deadline: Deadline) -> Result<usize> {
-        let replays = self.store.replays();
-        let mut active = replays.list_active(MAX_JOBS_PER_SWEEP).await?;
-        active.sort_by_cached_key(|_| random::bytes::<8>());
-        let mut sent = 0;
-        for replay in active {
-            if deadline.remaining().is_zero() {
-                break;
-            }
-            let now = self.clock.now();
-            let step = replays
-                .run_step(&replay, STEP_SIZE, now, self.retention, deadline)
-                .await;
-            sent += self.enqueue_step(&replay.account, step).await;
-        }
-        Ok(sent)
-    }
-
-    /// Sends messages for what a step made due. A failed step is logged, so that the other resumes
-    /// and replays continue; the next sweep repeats it.
-    async fn enqueue_step(self, account: &AccountId, step: Result<Vec<DueDelivery>>) -> usize {
-        match step {
-            Ok(due) => {
-                let sent = due.len();
-                self.schedule(due, self.clock.now()).await;
-                sent
-            }
-            Err(error) => {
-                tracing::error!(
-                    account = account.as_str(),
-                    error = error_chain(&error),
-                    "Could not advance a resume or a replay; the next sweep repeats the step"
-                );
-                0
-            }
-        }
     }
 
     /// Schedules everything that a process which is known to be gone had queued or in flight.

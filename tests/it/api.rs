@@ -676,7 +676,7 @@ async fn patch_changes_named_fields() {
     assert_eq!(
         app.tables.items_under("RESUME").await.len(),
         1,
-        "the sweep forgets it"
+        "the next run of the job deletes it"
     );
 }
 

@@ -95,8 +95,14 @@ async fn deliveries() -> String {
         .sweep(Deadline::from_now(Duration::from_mins(1)))
         .await
         .unwrap();
-    table += "\n| one sweep | requests | read units | write units |\n|---|---|---|---|\n";
-    table += &row("with nothing due", 1.0, fixture.proxy.take_used());
+    table += "\n| one scheduled job | requests | read units | write units |\n|---|---|---|---|\n";
+    table += &row("sweep, nothing due", 1.0, fixture.proxy.take_used());
+    fixture
+        .dispatcher
+        .advance(Deadline::from_now(Duration::from_mins(1)))
+        .await
+        .unwrap();
+    table += &row("advance, no job", 1.0, fixture.proxy.take_used());
     table
 }
 

@@ -252,13 +252,14 @@ async fn dispatch_handles_stream_samples() {
     }
 }
 
-/// The dispatch function handles messages of the queue and events of the schedule.
+/// The dispatch function handles messages of the queue and events of the schedules.
 #[tokio::test]
 async fn dispatch_handles_queue_and_schedule() {
     let tables = TestTables::new().await;
     for (name, response) in [
         ("queue-retry.json", json!({ "batchItemFailures": [] })),
         ("schedule-sweep.json", json!(0)),
+        ("schedule-advance.json", json!(0)),
     ] {
         let invocation = Invocation::from_json(&event(name)).unwrap();
         let given = tables

@@ -140,7 +140,7 @@ async fn filter_and_window_are_respected() {
     }
 }
 
-/// A long replay continues with each sweep; crashes and concurrent sweeps repeat and lose nothing.
+/// A long replay advances every minute; crashes and concurrent runs repeat and lose nothing.
 #[tokio::test]
 async fn long_replay_survives_crashes() {
     let all = INITIAL_STEP_SIZE + STEP_SIZE + 40;
@@ -160,16 +160,16 @@ async fn long_replay_survives_crashes() {
     );
 
     let mut timers = fixture.app.tables.timers();
-    // The messages of the first sweep are lost; a later sweep finds their deliveries.
-    tokio::join!(fixture.sweep(), fixture.sweep());
+    // The messages of the first runs are lost; a sweep finds their deliveries.
+    tokio::join!(fixture.advance(), fixture.advance());
     drop(fixture.app.tables.timers());
-    // The sweep that started later can find more deliveries.
+    // The run that started later can find more deliveries.
     let sent = fixture.progress(&replay).await.1[1];
     assert!(
         ((INITIAL_STEP_SIZE + STEP_SIZE) as u64..=all as u64).contains(&sent),
         "{sent}"
     );
-    fixture.sweep().await;
+    fixture.advance().await;
     timers.extend(fixture.app.tables.timers());
     assert_eq!(fixture.progress(&replay).await.1[1], all as u64);
     fixture.app.clock.advance(Duration::from_mins(30));
@@ -216,14 +216,14 @@ async fn cancelled_replay_sends_nothing() {
             DeliveryState::Failed
         );
     }
-    assert_eq!(fixture.sweep().await, 0);
+    assert_eq!(fixture.advance().await, 0);
     assert_eq!(fixture.received_at("/ok").len(), 1);
     let (state, [_, _, delivered, failed]) = fixture.progress(&replay).await;
     assert_eq!((state.as_str(), delivered, failed), ("cancelled", 1, 0));
 
     let next = fixture.start_replay(json!({"since": SINCE})).await;
     fixture.retry_all().await;
-    fixture.sweep().await;
+    fixture.advance().await;
     fixture.retry_all().await;
     let rest = (INITIAL_STEP_SIZE + 4) as u64;
     assert_eq!(
@@ -348,7 +348,11 @@ async fn replay_waits_for_disabled_webhook() {
         .send_json("PATCH", WEBHOOK, &json!({"status": "disabled"}))
         .await;
     fixture.retry_all().await;
-    assert_eq!(fixture.sweep().await, 0, "the replay waits for the webhook");
+    assert_eq!(
+        fixture.advance().await,
+        0,
+        "the replay waits for the webhook"
+    );
     assert_eq!(
         fixture.progress(&replay).await,
         ("running".to_owned(), counts(0))
@@ -360,9 +364,9 @@ async fn replay_waits_for_disabled_webhook() {
         .send_json("PATCH", WEBHOOK, &json!({"status": "active"}))
         .await;
     fixture.retry_all().await;
-    fixture.sweep().await;
+    fixture.advance().await;
     fixture.retry_all().await;
-    fixture.sweep().await;
+    fixture.advance().await;
     fixture.retry_all().await;
     assert_eq!(
         fixture.progress(&replay).await,
@@ -377,7 +381,7 @@ async fn deleted_webhook_ends_replay() {
     let fixture = ReplayFixture::new(5).await;
     let replay = fixture.start_replay(json!({"since": SINCE})).await;
     fixture.app.send_json("DELETE", WEBHOOK, &json!({})).await;
-    assert_eq!(fixture.sweep().await, 0);
+    assert_eq!(fixture.advance().await, 0);
     assert_eq!(
         fixture.progress(&replay).await.0,
         "cancelled",
@@ -485,7 +489,7 @@ async fn unreadable_replay_delays_no_other() {
             .await
             .unwrap();
     }
-    fixture.sweep().await;
+    fixture.advance().await;
     fixture.retry_all().await;
     let all = (INITIAL_STEP_SIZE + 5) as u64;
     assert_eq!(fixture.progress(&replay).await, done([all, all, all, 0]));

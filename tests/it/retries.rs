@@ -569,7 +569,7 @@ async fn enabling_resumes_paused_deliveries() {
             .is_applied()
     );
     assert_eq!(fixture.health(webhook).await, EndpointHealth::default());
-    assert_eq!(fixture.sweep().await, 3);
+    assert_eq!(fixture.advance().await, 3);
     let mut timers = fixture.tables.timers();
     timers.sort_by_key(|timer| timer.due);
     let waits: Vec<_> = timers
@@ -594,7 +594,7 @@ async fn enabling_resumes_paused_deliveries() {
         "a worker may have paused a delivery since"
     );
     fixture.clock.advance(Duration::from_mins(2));
-    assert_eq!(fixture.sweep().await, 0);
+    assert_eq!(fixture.advance().await, 0);
     assert_eq!(fixture.tables.items_under("RESUME").await.len(), 0);
 }
 
@@ -1073,8 +1073,11 @@ async fn queue_batch_reports_failed_messages() {
         json!({"batchItemFailures": []})
     );
     assert_eq!(fixture.requests(), 2);
-    assert!(Invocation::from_json(r#"{"detail-type":"Scheduled Event"}"#).is_ok());
-    for other in ["{}", "[]", "1", r#"{"detail-type":"Something else"}"#] {
+    for job in ["sweep", "advance"] {
+        let scheduled = format!(r#"{{"job":"{job}"}}"#);
+        assert!(Invocation::from_json(&scheduled).is_ok(), "{job}");
+    }
+    for other in ["{}", "[]", "1", r#"{"job":"something else"}"#] {
         assert!(Invocation::from_json(other).is_err(), "{other}");
     }
 }

@@ -10,7 +10,7 @@ use nano_webhooks::{
     metrics::{Counter, Histogram, Metrics, SweepStats},
     store::{data_keys, key_schema, tables},
 };
-use nano_webhooks_cli::{BATCH_SIZE, BATCH_TIMEOUT, SWEEP_INTERVAL};
+use nano_webhooks_cli::{BATCH_SIZE, BATCH_TIMEOUT, SCHEDULE_INTERVAL};
 use nano_webhooks_core::{
     delivery::{failure::FailureKind, lease},
     event::JobOutcome,
@@ -111,7 +111,7 @@ fn numbers() -> Value {
         "lease_seconds": lease::LEASE_DURATION.as_secs(),
         "local_batch_seconds": BATCH_TIMEOUT.as_secs(),
         "local_batch_size": BATCH_SIZE,
-        "local_sweep_interval_seconds": SWEEP_INTERVAL.as_secs(),
+        "local_schedule_interval_seconds": SCHEDULE_INTERVAL.as_secs(),
         "max_queue_delay_seconds": lease::MAX_QUEUE_DELAY.as_secs(),
         "recording_reserve_seconds": RECORDING_RESERVE.as_secs(),
         "sweep_lookahead_seconds": lease::SWEEP_LOOKAHEAD.as_secs(),

@@ -1,4 +1,5 @@
-//! Retries in local mode. In AWS, SQS delays retry messages and EventBridge starts the sweep.
+//! Retries in local mode. In AWS, SQS delays retry messages and EventBridge starts the scheduled
+//! jobs.
 //!
 //! All timers are also in the deliveries table, so a restarted process rebuilds them from there.
 
@@ -11,7 +12,7 @@ use nano_webhooks_core::delivery::scheduled_retry::{RetryMessage, ScheduledRetry
 use tokio::{
     sync::mpsc,
     task::JoinSet,
-    time::{MissedTickBehavior, interval},
+    time::{Interval, MissedTickBehavior, interval},
 };
 use tokio_util::{sync::CancellationToken, time::DelayQueue};
 
@@ -22,10 +23,10 @@ const MAX_TIMERS: usize = 200_000;
 /// How many retries run at the same time. The dispatcher's limiter bounds how many of them send a
 /// request.
 const CONCURRENT_RETRIES: usize = 4_096;
-/// The time between two sweeps, as in the template.
-pub const SWEEP_INTERVAL: Duration = Duration::from_mins(1);
+/// The time between two runs of each scheduled job, as in the template.
+pub const SCHEDULE_INTERVAL: Duration = Duration::from_mins(1);
 
-/// Runs retries when they are due and the sweep every minute. Finishes running retries after
+/// Runs retries when they are due and the scheduled jobs every minute. Finishes running retries after
 /// `shutdown` is cancelled.
 pub async fn run(
     dispatcher: Dispatcher,
@@ -34,9 +35,10 @@ pub async fn run(
 ) {
     let mut timers: DelayQueue<RetryMessage> = DelayQueue::new();
     let mut running_retries = JoinSet::new();
-    // A separate task, because a sweep may take long and sends what it finds through the same
+    // Separate tasks, because the jobs may take long and send what they find through the same
     // channel.
     let sweeper = tokio::spawn(sweep_periodically(dispatcher.clone()));
+    let advancer = tokio::spawn(advance_periodically(dispatcher.clone()));
     loop {
         tokio::select! {
             () = shutdown.cancelled() => break,
@@ -53,6 +55,7 @@ pub async fn run(
         }
     }
     sweeper.abort();
+    advancer.abort();
     while running_retries.join_next().await.is_some() {}
 }
 
@@ -82,15 +85,37 @@ async fn sweep_periodically(dispatcher: Dispatcher) {
             "Could not recover the deliveries of the previous process; later sweeps retry them"
         );
     }
-    let mut ticks = interval(SWEEP_INTERVAL);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut ticks = schedule_ticks();
     loop {
         ticks.tick().await;
-        if let Err(error) = dispatcher.sweep(Deadline::from_now(SWEEP_INTERVAL)).await {
+        if let Err(error) = dispatcher
+            .sweep(Deadline::from_now(SCHEDULE_INTERVAL))
+            .await
+        {
             tracing::error!(
                 error = error_chain(&error),
                 "Sweep failed; the next sweep repeats it"
             );
         }
     }
+}
+
+async fn advance_periodically(dispatcher: Dispatcher) {
+    let mut ticks = schedule_ticks();
+    loop {
+        ticks.tick().await;
+        let deadline = Deadline::from_now(SCHEDULE_INTERVAL);
+        if let Err(error) = dispatcher.advance(deadline).await {
+            tracing::error!(
+                error = error_chain(&error),
+                "Could not advance resumes and replays; the next run continues them"
+            );
+        }
+    }
+}
+
+fn schedule_ticks() -> Interval {
+    let mut ticks = interval(SCHEDULE_INTERVAL);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    ticks
 }

@@ -102,6 +102,13 @@ impl ReplayFixture {
         (data["state"].as_str().unwrap().to_owned(), counts)
     }
 
+    pub async fn advance(&self) -> usize {
+        self.dispatcher
+            .advance(Deadline::from_now(Duration::from_mins(1)))
+            .await
+            .unwrap()
+    }
+
     pub async fn sweep(&self) -> usize {
         self.dispatcher
             .sweep(Deadline::from_now(Duration::from_mins(1)))

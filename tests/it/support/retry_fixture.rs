@@ -152,6 +152,13 @@ impl RetryFixture {
             .unwrap()
     }
 
+    pub async fn advance(&self) -> usize {
+        self.dispatcher
+            .advance(Deadline::from_now(Duration::from_secs(20)))
+            .await
+            .unwrap()
+    }
+
     pub async fn health(&self, webhook: WebhookId) -> EndpointHealth {
         self.tables
             .store
