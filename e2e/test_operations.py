@@ -160,6 +160,7 @@ def test_poison_list_shows_records(own_service, operate):
     own_service.put_job("large", "a", account_id=None, data={"M": {"text": {"S": "x" * 270_000}}})
     odd, large = operate.wait_for_poison(odd_task, "large")
     assert large["image"] is None and odd["image"]["data"] == {"S": "{}"}
+    assert odd["reason_code"] == "data_not_a_map" and large["reason_code"] == "missing_attribute"
     listed = operate("poison", "list", "--day", odd["id"][:10]).stdout
     assert f"{odd['id']}\n  stored  {odd['stored_at']} (" in listed
     assert "reason  `data`: expected a map (M)" in listed and "job     task_id=large" in listed

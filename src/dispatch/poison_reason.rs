@@ -7,8 +7,8 @@ use nano_webhooks_core::{account_id::AccountIdError, event::MAX_PAYLOAD_LEN, web
 use crate::error_chain::error_chain;
 use crate::store;
 
-/// Why no event, or not all deliveries, can be made from a stream record. The text is stored with
-/// the record.
+/// Why no event, or not all deliveries, can be made from a stream record. The text and the code
+/// are stored with the record.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum PoisonReason {
     /// The JSON has another shape than Lambda documents.
@@ -73,7 +73,7 @@ pub enum PoisonReason {
 }
 
 impl PoisonReason {
-    /// The stable name of the reason, for searching the log.
+    /// The stable name of the reason, for searching the log and the stored records.
     pub const fn code(&self) -> &'static str {
         match self {
             Self::NotAStreamRecord(_) => "not_a_stream_record",

@@ -83,8 +83,11 @@ pub async fn redrive(
     };
     match &outcome {
         RedriveOutcome::StillPoison { reason, .. } => {
-            let reason = reason.to_string();
-            store.poison().update_reason(poison, &reason).await?;
+            let text = reason.to_string();
+            store
+                .poison()
+                .update_reason(poison, reason.code(), &text)
+                .await?;
         }
         RedriveOutcome::Redriven { .. } | RedriveOutcome::NotAnEvent => {
             store.poison().delete(poison).await?;

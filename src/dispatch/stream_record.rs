@@ -111,6 +111,7 @@ impl Record {
         match self {
             Self::Parsed(record) => NewPoisonRecord {
                 reason: reason.to_string(),
+                reason_code: Some(reason.code().to_owned()),
                 stream: record.event_source_arn.clone().unwrap_or_default(),
                 sequence_number: record_id(record),
                 created_at: Some(created_at(record)),
@@ -119,6 +120,7 @@ impl Record {
             },
             Self::Malformed { text, .. } => NewPoisonRecord {
                 reason: reason.to_string(),
+                reason_code: Some(reason.code().to_owned()),
                 stream: String::new(),
                 sequence_number: format!("unknown-{}", fingerprint(text)),
                 created_at: None,

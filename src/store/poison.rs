@@ -27,6 +27,8 @@ const MAX_REASON: usize = 1024;
 pub struct NewPoisonRecord {
     /// Why it cannot be understood.
     pub reason: String,
+    /// The stable name of the reason. Records that version 0.2.0 stored have none.
+    pub reason_code: Option<String>,
     /// The ARN of the stream; empty if the record does not contain it.
     pub stream: String,
     /// The record's sequence number; empty if the record does not contain it.
@@ -58,6 +60,8 @@ struct PoisonRow {
     #[serde(rename = "SK")]
     sk: String,
     reason: String,
+    #[serde(default)]
+    reason_code: Option<String>,
     stream: String,
     sequence_number: String,
     keys: String,
@@ -258,17 +262,24 @@ impl Poison<'_> {
     }
 
     /// Replaces the reason of a record that is still stored.
-    pub async fn update_reason(self, record: &PoisonRecord, reason: &str) -> Result<()> {
+    pub async fn update_reason(
+        self,
+        record: &PoisonRecord,
+        code: &str,
+        reason: &str,
+    ) -> Result<()> {
         let reason = truncate_reason(reason);
-        if reason == record.poison.reason {
+        let stored = &record.poison;
+        if reason == stored.reason && stored.reason_code.as_deref() == Some(code) {
             return Ok(());
         }
         let response = self
             .table
             .update(record.key.clone())
-            .update_expression("SET reason = :reason")
+            .update_expression("SET reason = :reason, reason_code = :code")
             .condition_expression("attribute_exists(PK)")
             .expression_attribute_values(":reason", attr_s(reason))
+            .expression_attribute_values(":code", attr_s(code))
             .send()
             .await;
         WriteOutcome::from_response(response)?;
@@ -296,6 +307,9 @@ fn to_poison_item(poison: &NewPoisonRecord, now: Timestamp, expires_at: Timestam
     let mut item = key.into_item();
     let mut set = |name: &str, value| item.insert(name.to_owned(), value);
     set("reason", attr_s(truncate_reason(&poison.reason)));
+    if let Some(code) = &poison.reason_code {
+        set("reason_code", attr_s(code));
+    }
     set("stream", attr_s(&poison.stream));
     set("sequence_number", attr_s(&poison.sequence_number));
     set("keys", attr_s(&poison.keys));
@@ -342,6 +356,7 @@ impl From<PoisonRow> for PoisonRecord {
             },
             poison: NewPoisonRecord {
                 reason: row.reason,
+                reason_code: row.reason_code,
                 stream: row.stream,
                 sequence_number: row.sequence_number,
                 created_at: row.record_created_at,

@@ -334,6 +334,7 @@ async fn unparsable_text_stays_poison() {
     let keep = async |number: &str, image: Option<String>| {
         let poison = NewPoisonRecord {
             reason: "not a stream record".to_owned(),
+            reason_code: None,
             stream: String::new(),
             sequence_number: number.to_owned(),
             created_at: None,
@@ -451,6 +452,7 @@ async fn records_are_listed_and_counted() {
     ] {
         let poison = NewPoisonRecord {
             reason: "é".repeat(600),
+            reason_code: None,
             stream: stream.to_owned(),
             sequence_number: number.to_owned(),
             created_at: None,
@@ -532,6 +534,7 @@ async fn count_stops_at_limit() {
     for number in 1..=6 {
         let poison = NewPoisonRecord {
             reason: "large".to_owned(),
+            reason_code: None,
             stream: "arn".to_owned(),
             sequence_number: number.to_string(),
             created_at: None,

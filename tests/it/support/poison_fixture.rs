@@ -128,19 +128,16 @@ impl PoisonFixture {
 
     /// The reason why a record is still poison, which is also stored in its item.
     pub async fn stays(&self, record: &PoisonRecord) -> String {
-        match self.redrive(record).await {
-            RedriveOutcome::StillPoison { reason, .. } => {
-                let reason = reason.to_string();
-                assert!(
-                    self.stored()
-                        .await
-                        .iter()
-                        .any(|now| now.id() == record.id() && now.poison.reason == reason)
-                );
-                reason
-            }
-            other => panic!("{other:?}"),
-        }
+        let RedriveOutcome::StillPoison { reason, .. } = self.redrive(record).await else {
+            panic!("{:?} is not poison any more", record.id());
+        };
+        let text = reason.to_string();
+        let records = self.stored().await;
+        let stored = records.iter().find(|stored| stored.id() == record.id());
+        let poison = &stored.unwrap().poison;
+        assert_eq!(poison.reason, text);
+        assert_eq!(poison.reason_code.as_deref(), Some(reason.code()));
+        text
     }
 
     pub async fn deliveries(&self, webhook: WebhookId) -> Vec<DeliverySummary> {

@@ -54,6 +54,7 @@ fn to_json(record: &PoisonRecord) -> Value {
         "stored_at": record.stored_at.to_rfc3339(),
         "created_at": poison.created_at.map(Timestamp::to_rfc3339),
         "reason": poison.reason,
+        "reason_code": poison.reason_code,
         "keys": keys,
         "stream": poison.stream,
         "sequence_number": poison.sequence_number,
