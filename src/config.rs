@@ -37,7 +37,8 @@ pub struct Config {
     pub retry_schedule: RetrySchedule,
     /// `RETENTION_DAYS`: how long settled deliveries are kept.
     pub retention: Duration,
-    /// `DISABLE_AFTER`: a webhook is disabled when every attempt has failed for this time.
+    /// `DISABLE_AFTER`: a webhook is disabled when every attempt has failed for this time, and
+    /// at least ten were made.
     pub disable_after: Duration,
     /// `WEBHOOKS_PER_ACCOUNT`.
     pub webhooks_per_account: u32,

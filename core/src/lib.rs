@@ -9,6 +9,7 @@ pub mod delivery;
 pub mod endpoint_url;
 pub mod event;
 pub mod event_type;
+pub mod readable_duration;
 pub mod replay;
 pub mod secret;
 pub mod signing;

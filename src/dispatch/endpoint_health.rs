@@ -17,10 +17,11 @@ use nano_webhooks_core::{
     delivery::{
         Delivery, DeliveryKey,
         attempt::AttemptOutcome,
-        endpoint_health::{EndpointHealth, is_unresponsive},
+        endpoint_health::{EndpointHealth, FailureCounts, is_unresponsive},
     },
     event::{EventId, webhook_disabled_payload},
     event_type::EventType,
+    readable_duration::ReadableDuration,
     timestamp::Timestamp,
     webhook::{Webhook, WebhookStatus},
 };
@@ -55,6 +56,14 @@ struct AttemptSummary {
     any_response: bool,
     /// An attempt received 410 Gone.
     is_gone: bool,
+}
+
+impl AttemptSummary {
+    /// Whether the attempts reset one of these counts.
+    const fn resets(self, counted: FailureCounts) -> bool {
+        (self.any_response && counted.consecutive > 0)
+            || (self.any_success && counted.since_success > 0)
+    }
 }
 
 /// What to do about an endpoint.
@@ -96,10 +105,7 @@ impl fmt::Display for DisableReason {
         match self {
             Self::Gone => f.write_str("The endpoint responded with 410 Gone."),
             Self::FailedFor(time) => {
-                // humantime writes "5days".
-                let time = humantime::format_duration(*time)
-                    .to_string()
-                    .replace("day", " day");
+                let time = ReadableDuration(*time);
                 write!(f, "Every attempt of the last {time} failed.")
             }
         }
@@ -124,10 +130,12 @@ impl EndpointHealthUpdater<'_> {
             webhook: record.webhook.id,
         };
         let summary = summarize(outcomes);
-        let has_pending_failures = self.limiter.note_results(&endpoint, summary.any_success);
+        if summary.any_success {
+            self.limiter.note_success(&endpoint);
+        }
+        let counted = self.limiter.counted_failures(&endpoint);
         let predicted = observe_all(record.health, outcomes, now);
-        let is_changed =
-            predicted.needs_write(&record.health) || (summary.any_response && has_pending_failures);
+        let is_changed = predicted.needs_write(&record.health) || summary.resets(counted);
         let may_disable = summary.is_gone || predicted.has_failed_for(self.disable_after, now);
         if !is_changed && !may_disable {
             return;
@@ -171,13 +179,10 @@ impl EndpointHealthUpdater<'_> {
         }
         let failures = self.limiter.count_failures(
             endpoint,
-            current.health.consecutive_failures,
+            current.health.failure_counts(),
             outcomes.iter().map(AttemptOutcome::observation),
         );
-        let observed = EndpointHealth {
-            consecutive_failures: failures,
-            ..observe_all(current.health, outcomes, now)
-        };
+        let observed = observe_all(current.health, outcomes, now).with_failure_counts(failures);
         let is_gone = summarize(outcomes).is_gone;
         let evaluation = evaluate(&current.health, observed, is_gone, self.disable_after, now);
         if let Some(reason) = evaluation.disable {
@@ -205,7 +210,7 @@ impl EndpointHealthUpdater<'_> {
         let webhooks = self.store.webhooks();
         webhooks.put_health(account, *webhook, health).await?;
         self.limiter
-            .set_stored_failures(endpoint, health.consecutive_failures);
+            .set_stored_failures(endpoint, health.failure_counts());
         match evaluation.breaker {
             Some(BreakerChange::Opened) => {
                 tracing::warn!(account = account.as_str(), %webhook, "Circuit breaker opened");
@@ -372,6 +377,7 @@ mod tests {
             has_succeeded: true,
             consecutive_failures,
             failing_since: failing_for.map(|time| NOW - time),
+            failed_attempts: 10,
             ..EndpointHealth::default()
         }
     }
@@ -427,6 +433,10 @@ mod tests {
             (
                 DisableReason::FailedFor(DISABLE_AFTER),
                 "Every attempt of the last 5 days failed.",
+            ),
+            (
+                DisableReason::FailedFor(Duration::from_mins(90)),
+                "Every attempt of the last 90 minutes failed.",
             ),
         ] {
             assert_eq!(reason.to_string(), expected);

@@ -9,7 +9,7 @@ use std::{
 
 use nano_webhooks_core::{
     account_id::AccountId,
-    delivery::endpoint_health::{Observation, is_unresponsive},
+    delivery::endpoint_health::{FailureCounts, Observation},
     timestamp::Timestamp,
     webhook::WebhookId,
 };
@@ -59,10 +59,10 @@ struct EndpointSlots {
     rejected: u32,
     health_written_at: Option<Timestamp>,
     health_lock: Arc<HealthLock>,
-    /// Consecutive attempts without a response.
-    failures: u32,
-    /// The same count as it was last read from the table or written to it.
-    stored_failures: u32,
+    /// The failed attempts, including those that were not written yet.
+    failures: FailureCounts,
+    /// The same counts as they were last read from the table or written to it.
+    stored_failures: FailureCounts,
 }
 
 /// The right to make one attempt; dropping it frees the slot.
@@ -115,46 +115,42 @@ impl InFlightLimiter {
         })
     }
 
-    /// Takes note of ended attempts. A success resets the wait of rejected deliveries. Returns
-    /// whether failures are counted here that a response would reset.
-    pub(super) fn note_results(&self, endpoint: &EndpointKey, any_success: bool) -> bool {
-        let mut state = self.lock();
-        let Some(slots) = state.endpoints.get_mut(endpoint) else {
-            return false;
-        };
-        if any_success {
+    /// Resets the wait of rejected deliveries, because an attempt succeeded.
+    pub(super) fn note_success(&self, endpoint: &EndpointKey) {
+        if let Some(slots) = self.lock().endpoints.get_mut(endpoint) {
             slots.rejected = 0;
         }
-        slots.failures > 0
     }
 
-    /// Counts consecutive failures to respond, including those that were not written yet. `stored`
-    /// is the table's count: if it is not the one that this process knows, another process wrote
-    /// it, and the local count is discarded. The caller holds the health lock.
+    /// The failed attempts that are counted in this process.
+    pub(super) fn counted_failures(&self, endpoint: &EndpointKey) -> FailureCounts {
+        match self.lock().endpoints.get(endpoint) {
+            Some(slots) => slots.failures,
+            None => FailureCounts::default(),
+        }
+    }
+
+    /// Counts failed attempts, including those that were not written yet. `stored` are the table's
+    /// counts: if they are not those that this process knows, another process wrote them, and the
+    /// local counts are discarded. The caller holds the health lock.
     pub(super) fn count_failures(
         &self,
         endpoint: &EndpointKey,
-        stored: u32,
+        stored: FailureCounts,
         observations: impl Iterator<Item = Observation>,
-    ) -> u32 {
+    ) -> FailureCounts {
         let mut state = self.lock();
         let slots = state.endpoints.entry(endpoint.clone()).or_default();
         if slots.stored_failures != stored {
             slots.stored_failures = stored;
             slots.failures = stored;
         }
-        for observation in observations {
-            if observation.failure.is_some_and(is_unresponsive) {
-                slots.failures = slots.failures.saturating_add(1);
-            } else {
-                slots.failures = 0;
-            }
-        }
+        slots.failures = observations.fold(slots.failures, FailureCounts::observe);
         slots.failures
     }
 
-    /// Remembers the count of failures that was written. The caller holds the health lock.
-    pub(super) fn set_stored_failures(&self, endpoint: &EndpointKey, failures: u32) {
+    /// Remembers the counts that were written. The caller holds the health lock.
+    pub(super) fn set_stored_failures(&self, endpoint: &EndpointKey, failures: FailureCounts) {
         let mut state = self.lock();
         let slots = state.endpoints.entry(endpoint.clone()).or_default();
         slots.stored_failures = failures;
@@ -227,6 +223,10 @@ mod tests {
         failure: Some(FailureKind::Timeout),
         duration: Duration::ZERO,
     };
+    const STATUS: Observation = Observation {
+        failure: Some(FailureKind::Status),
+        duration: Duration::ZERO,
+    };
     const SUCCESS: Observation = Observation {
         failure: None,
         duration: Duration::ZERO,
@@ -274,10 +274,9 @@ mod tests {
         for _ in 0..1000 {
             limiter.try_acquire(&endpoint(1), 1, 0.5).unwrap_err();
         }
-        assert!(!limiter.note_results(&endpoint(1), false));
         let rejection = limiter.try_acquire(&endpoint(1), 1, 0.0).unwrap_err();
         assert_eq!(rejection.wait, Duration::from_secs(55));
-        assert!(!limiter.note_results(&endpoint(1), true));
+        limiter.note_success(&endpoint(1));
         let rejection = limiter.try_acquire(&endpoint(1), 1, 0.0).unwrap_err();
         assert_eq!(rejection.wait, Duration::from_secs(5));
     }
@@ -302,25 +301,41 @@ mod tests {
         assert_eq!(limiter.lock().in_flight, 0);
     }
 
-    /// Failures of concurrent attempts add up until they are written. A count in the table that
-    /// this process did not write replaces them.
+    const fn counts(consecutive: u32, since_success: u32) -> FailureCounts {
+        FailureCounts {
+            consecutive,
+            since_success,
+        }
+    }
+
+    /// Failures of concurrent attempts add up until they are written. Counts in the table that
+    /// this process did not write replace them.
     #[test]
-    fn stored_count_of_other_process_replaces_local() {
+    fn stored_counts_of_other_process_replace_local() {
         let limiter = InFlightLimiter::default();
         let endpoint = endpoint(1);
         let count = |stored, observations: &[Observation]| {
             limiter.count_failures(&endpoint, stored, observations.iter().copied())
         };
-        assert_eq!(count(0, &[TIMEOUT; 3]), 3);
-        assert_eq!(count(0, &[TIMEOUT]), 4, "not written yet");
-        limiter.set_stored_failures(&endpoint, 4);
-        assert_eq!(count(4, &[TIMEOUT]), 5, "written failures count once");
-        assert_eq!(count(0, &[TIMEOUT]), 1, "another process saw a response");
-        assert_eq!(count(3, &[TIMEOUT]), 4, "another process saw failures");
-        assert!(limiter.note_results(&endpoint, true));
-        assert_eq!(count(3, &[SUCCESS, TIMEOUT]), 1, "success not written yet");
-        assert_eq!(count(3, &[SUCCESS]), 0);
-        assert!(!limiter.note_results(&endpoint, true));
+        let none = FailureCounts::default();
+        assert_eq!(count(none, &[TIMEOUT; 3]), counts(3, 3));
+        assert_eq!(count(none, &[TIMEOUT]), counts(4, 4), "not written yet");
+        limiter.set_stored_failures(&endpoint, counts(4, 4));
+        let again = count(counts(4, 4), &[STATUS, TIMEOUT]);
+        assert_eq!(again, counts(1, 6), "written failures count once");
+        let after_response = count(none, &[TIMEOUT]);
+        assert_eq!(
+            after_response,
+            counts(1, 1),
+            "another process saw a success"
+        );
+        let after_failures = count(counts(3, 8), &[TIMEOUT]);
+        assert_eq!(after_failures, counts(4, 9), "another process saw failures");
+        assert_eq!(limiter.counted_failures(&endpoint), counts(4, 9));
+        let after_success = count(counts(3, 8), &[SUCCESS, TIMEOUT]);
+        assert_eq!(after_success, counts(1, 1), "success not written yet");
+        assert_eq!(count(counts(3, 8), &[SUCCESS]), none);
+        assert_eq!(limiter.counted_failures(&endpoint), none);
     }
 
     fn remaining_after_eviction(limiter: &InFlightLimiter, now: Timestamp) -> Vec<u64> {
@@ -344,7 +359,9 @@ mod tests {
         let permit = limiter.try_acquire(&endpoint(1), 1, 0.0).unwrap();
         let lock = limiter.health_lock(&endpoint(2));
         assert!(limiter.try_claim_health_write(&endpoint(3), now));
-        assert_eq!(limiter.count_failures(&endpoint(4), 0, [].into_iter()), 0);
+        let none = FailureCounts::default();
+        let counted = limiter.count_failures(&endpoint(4), none, [].into_iter());
+        assert_eq!(counted, none);
         assert_eq!(remaining_after_eviction(&limiter, now), [1, 2, 3]);
         assert_eq!(remaining_after_eviction(&limiter, now + IDLE_TTL), [1, 2]);
         drop((permit, lock));

@@ -598,54 +598,70 @@ async fn enabling_resumes_paused_deliveries() {
     assert_eq!(fixture.tables.items_under("RESUME").await.len(), 0);
 }
 
-/// Five days of failures disable a webhook, unless there was a success.
+/// Five days in which at least ten attempts were made and all failed disable a webhook. The failures
+/// of one second are counted although they are not written one by one.
 #[tokio::test]
 async fn continuous_failures_disable_webhook() {
     let fixture = RetryFixture::new("10s").await;
     let dead = fixture.subscribe("/status/500").await;
-    fixture.end_jobs(1, 1).await;
-    let disabled = async || {
-        fixture
-            .tables
-            .items_under("ACCOUNT#")
-            .await
-            .iter()
-            .filter(|item| item.contains_key("disabled_reason"))
-            .count()
-    };
+    for job in 1..=8 {
+        fixture.end_jobs(job, 1).await;
+    }
     fixture.clock.advance(Duration::from_hours(119));
-    fixture.end_jobs(2, 1).await;
-    assert_eq!(disabled().await, 0);
+    fixture.end_jobs(9, 1).await;
+    assert_eq!(disabled_webhooks(&fixture).await, 0);
     fixture.clock.advance(Duration::from_hours(1));
-    fixture.end_jobs(3, 1).await;
-    assert_eq!(disabled().await, 1);
+    fixture.end_jobs(10, 1).await;
+    assert_eq!(disabled_webhooks(&fixture).await, 1);
     assert_eq!(
         fixture.health(dead).await.last_failure,
         Some(FailureKind::Status)
     );
+}
 
+/// A webhook that is seldom called is not disabled for a few failures.
+#[tokio::test]
+async fn few_failures_disable_no_webhook() {
+    let fixture = RetryFixture::new("10s").await;
+    fixture.subscribe("/status/500").await;
+    for job in 1..=9 {
+        fixture.end_jobs(job, 1).await;
+        fixture.clock.advance(Duration::from_hours(24));
+    }
+    assert_eq!(disabled_webhooks(&fixture).await, 0);
+    fixture.end_jobs(10, 1).await;
+    assert_eq!(disabled_webhooks(&fixture).await, 1);
+}
+
+#[tokio::test]
+async fn success_prevents_disabling() {
+    let fixture = RetryFixture::new("10s").await;
     let saved = fixture.subscribe("/ok").await;
-    fixture
-        .tables
-        .store
-        .webhooks()
-        .put_health(
-            &account("acme"),
-            saved,
-            &EndpointHealth {
-                failing_since: Some(START),
-                ..EndpointHealth::default()
-            },
-        )
+    let failing = EndpointHealth {
+        failing_since: Some(START - Duration::from_hours(121)),
+        failed_attempts: 10,
+        ..EndpointHealth::default()
+    };
+    let webhooks = fixture.tables.store.webhooks();
+    webhooks
+        .put_health(&account("acme"), saved, &failing)
         .await
         .unwrap();
-    fixture.end_jobs(4, 1).await;
+    fixture.end_jobs(1, 1).await;
     let health = fixture.health(saved).await;
     assert_eq!(
         (health.failing_since, health.first_success_after_failure_at),
         (None, Some(fixture.clock.now()))
     );
-    assert_eq!(disabled().await, 1);
+    assert_eq!(disabled_webhooks(&fixture).await, 0);
+}
+
+async fn disabled_webhooks(fixture: &RetryFixture) -> usize {
+    let items = fixture.tables.items_under("ACCOUNT#").await;
+    items
+        .iter()
+        .filter(|item| item.contains_key("disabled_reason"))
+        .count()
 }
 
 /// A hanging endpoint delays one batch once; its other deliveries go to the queue.

@@ -17,6 +17,9 @@ use crate::timestamp::Timestamp;
 
 /// Consecutive failures to respond that open the breaker.
 const FAILURE_THRESHOLD: u32 = 5;
+/// Failed attempts without a success that disabling requires. A webhook that is seldom called is not
+/// disabled for one failure.
+const MIN_FAILED_ATTEMPTS: u32 = 10;
 /// A response that takes longer makes the endpoint slow. A stream batch waits for its direct
 /// attempts, and the batches behind it wait too.
 const SLOW_THRESHOLD: Duration = Duration::from_millis(500);
@@ -60,6 +63,9 @@ pub struct EndpointHealth {
     /// The time of the first failure since the latest success.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failing_since: Option<Timestamp>,
+    /// The number of failed attempts since the latest success, at most `MIN_FAILED_ATTEMPTS`.
+    #[serde(default)]
+    pub failed_attempts: u32,
     /// The time of the first success after a failure. Later successes do not update it, which
     /// saves writes.
     #[serde(
@@ -71,6 +77,35 @@ pub struct EndpointHealth {
     /// The kind of the latest failure.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_failure: Option<FailureKind>,
+}
+
+/// The failed attempts of an endpoint, in two counts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FailureCounts {
+    /// Consecutive failures to respond, see [`is_unresponsive`].
+    pub consecutive: u32,
+    /// Failed attempts since the latest success, at most `MIN_FAILED_ATTEMPTS`.
+    pub since_success: u32,
+}
+
+impl FailureCounts {
+    /// The counts after an attempt.
+    #[must_use]
+    pub fn observe(self, observation: Observation) -> Self {
+        let Some(kind) = observation.failure else {
+            return Self::default();
+        };
+        // A fast error status delays no other delivery and does not count towards the breaker.
+        let consecutive = if is_unresponsive(kind) {
+            self.consecutive.saturating_add(1)
+        } else {
+            0
+        };
+        Self {
+            consecutive,
+            since_success: (self.since_success + 1).min(MIN_FAILED_ATTEMPTS),
+        }
+    }
 }
 
 /// How the dispatcher makes the first attempts to an endpoint.
@@ -127,6 +162,24 @@ impl EndpointHealth {
         }
     }
 
+    /// The counts of failed attempts.
+    pub const fn failure_counts(&self) -> FailureCounts {
+        FailureCounts {
+            consecutive: self.consecutive_failures,
+            since_success: self.failed_attempts,
+        }
+    }
+
+    /// The same health with other counts of failed attempts.
+    #[must_use]
+    pub const fn with_failure_counts(self, counts: FailureCounts) -> Self {
+        Self {
+            consecutive_failures: counts.consecutive,
+            failed_attempts: counts.since_success,
+            ..self
+        }
+    }
+
     /// Whether the breaker is open.
     pub fn is_open(&self) -> bool {
         self.consecutive_failures >= FAILURE_THRESHOLD
@@ -137,10 +190,12 @@ impl EndpointHealth {
     /// A success changes nothing on a healthy endpoint, so that there is nothing to write.
     #[must_use]
     pub fn observe(self, observation: Observation, now: Timestamp) -> Self {
-        match observation.failure {
+        let counts = self.failure_counts().observe(observation);
+        let health = match observation.failure {
             None => self.observe_success(observation.duration, now),
             Some(kind) => self.observe_failure(kind, now),
-        }
+        };
+        health.with_failure_counts(counts)
     }
 
     fn observe_success(self, duration: Duration, now: Timestamp) -> Self {
@@ -164,7 +219,6 @@ impl EndpointHealth {
         };
         Self {
             has_succeeded: true,
-            consecutive_failures: 0,
             failing_since: None,
             first_success_after_failure_at: Some(now),
             ..health
@@ -177,14 +231,7 @@ impl EndpointHealth {
         } else {
             self
         };
-        // A fast error status delays no other delivery and does not count towards the breaker.
-        let consecutive_failures = if is_unresponsive(kind) {
-            self.consecutive_failures.saturating_add(1)
-        } else {
-            0
-        };
         Self {
-            consecutive_failures,
             failing_since: self.failing_since.or(Some(now)),
             last_failure: Some(kind),
             ..health
@@ -222,7 +269,7 @@ impl EndpointHealth {
 
     /// Whether the change from `previous` must be stored.
     ///
-    /// Failures beyond `FAILURE_THRESHOLD` add nothing.
+    /// Consecutive failures beyond `FAILURE_THRESHOLD` add nothing.
     pub fn needs_write(&self, previous: &Self) -> bool {
         self.with_capped_failures() != previous.with_capped_failures()
     }
@@ -234,10 +281,11 @@ impl EndpointHealth {
         }
     }
 
-    /// Whether every attempt has failed for `limit`.
+    /// Whether every attempt has failed for `limit`, and enough attempts were made to judge the
+    /// endpoint.
     pub fn has_failed_for(&self, limit: Duration, now: Timestamp) -> bool {
         match self.failing_since {
-            Some(since) => since + limit <= now,
+            Some(since) => since + limit <= now && self.failed_attempts >= MIN_FAILED_ATTEMPTS,
             None => false,
         }
     }
@@ -362,18 +410,44 @@ mod tests {
     #[test]
     fn success_ends_failing_time() {
         let limit = Duration::from_mins(1);
-        let failing = observe_all(&[
-            FAST_OK,
-            failed(FailureKind::Status),
-            failed(FailureKind::InvalidResponse),
-        ]);
+        let mut observations = vec![FAST_OK, failed(FailureKind::Timeout)];
+        observations.extend([failed(FailureKind::Status); 9]);
+        let failing = observe_all(&observations);
         assert_eq!(failing.failing_since, Some(at(1)));
         assert!(!failing.has_failed_for(limit, at(60)) && failing.has_failed_for(limit, at(61)));
-        assert!(
-            !failing
-                .observe(SLOW_OK, at(62))
-                .has_failed_for(limit, at(1000))
-        );
+        let recovered = failing.observe(SLOW_OK, at(62));
+        assert_eq!(recovered.failure_counts(), FailureCounts::default());
+        let failing_again = recovered.observe(failed(FailureKind::Status), at(63));
+        assert!(!failing_again.has_failed_for(limit, at(1000)));
+    }
+
+    #[test]
+    fn few_failures_are_no_failing_time() {
+        let limit = Duration::from_mins(1);
+        for (failures, expected) in [(1, false), (9, false), (10, true), (30, true)] {
+            let health = observe_all(&vec![failed(FailureKind::Status); failures]);
+            assert_eq!(
+                health.has_failed_for(limit, at(1000)),
+                expected,
+                "{failures}"
+            );
+        }
+    }
+
+    /// Earlier versions stored no count: attempts count from zero.
+    #[test]
+    fn stored_health_without_count_is_read() {
+        let stored = serde_json::json!({
+            "proven": true, "slow": false, "relapses": 0, "failures": 7, "failing_since": 5000,
+            "last_failure": "timeout",
+        });
+        let health: EndpointHealth = serde_json::from_value(stored).unwrap();
+        let counts = FailureCounts {
+            consecutive: 7,
+            since_success: 0,
+        };
+        assert_eq!(health.failure_counts(), counts);
+        assert_eq!(health.failing_since, Some(at(5)));
     }
 
     /// Each relapse extends the time on the queue, until the endpoint was fast for a while.
@@ -406,7 +480,7 @@ mod tests {
 
     #[test]
     fn failures_beyond_threshold_need_no_write() {
-        let open = observe_all(&[failed(FailureKind::Timeout); 5]);
+        let open = observe_all(&[failed(FailureKind::Timeout); 10]);
         assert!(
             !open
                 .observe(failed(FailureKind::Timeout), at(9))
