@@ -18,14 +18,18 @@ use super::{
     state::AppState,
     webhooks::load_webhook,
 };
+use crate::{
+    error_chain::error_chain,
+    store::{self, webhooks::WebhookRecord},
+};
 use nano_webhooks_core::{
     account_id::AccountId,
-    delivery::{attempt::WebhookRequest, failure::Failure},
+    delivery::{attempt::WebhookRequest, endpoint_health::Observation, failure::Failure},
     event::{self, EventId, JobEvent, JobOutcome},
     event_type::{EventType, EventTypes},
     signing,
     timestamp::Timestamp,
-    webhook::WebhookId,
+    webhook::{Webhook, WebhookId},
 };
 
 /// The task id in sample events.
@@ -62,7 +66,8 @@ pub(super) struct TestEventResponse {
 /// Send a test event
 ///
 /// Sends a signed sample event to the endpoint and returns the attempt. A test event is sent once
-/// and does not appear in the webhook's deliveries.
+/// and does not appear in the webhook's deliveries. If the endpoint accepts it, the webhook is no
+/// longer `failing`; if not, the webhook's health does not change.
 #[utoipa::path(
     post,
     path = "/api/v1/webhooks/{id}/test",
@@ -123,6 +128,9 @@ pub(super) async fn send_test_event(
         }
         _ => None,
     };
+    if outcome.is_success() {
+        record_success(&state, &account, &record, outcome.observation()).await;
+    }
     let attempt = AttemptResponse::new(&event_id, event, None, &attempt);
     Ok(ok(TestEventResponse {
         event: event.as_str(),
@@ -131,6 +139,53 @@ pub(super) async fn send_test_event(
         attempt,
         signed_content,
     }))
+}
+
+/// Updates the endpoint health after an accepted test event, so that the endpoint no longer counts
+/// as failing. A rejected one changes nothing. An error is logged and does not fail the request.
+async fn record_success(
+    state: &AppState,
+    account: &AccountId,
+    tested: &WebhookRecord,
+    observation: Observation,
+) {
+    let now = state.clock.now();
+    let webhook = tested.webhook.id;
+    let predicted = tested.health.observe(observation, now);
+    if !predicted.needs_write(&tested.health) {
+        return;
+    }
+    if let Err(error) = write_success(state, account, &tested.webhook, observation, now).await {
+        tracing::warn!(
+            account = account.as_str(), %webhook, error = error_chain(&error),
+            "Could not update the endpoint health after a test event"
+        );
+    }
+}
+
+/// Applies the success to the stored health, which may have changed while the endpoint responded.
+async fn write_success(
+    state: &AppState,
+    account: &AccountId,
+    tested: &Webhook,
+    observation: Observation,
+    now: Timestamp,
+) -> Result<(), store::Error> {
+    let webhooks = state.store.webhooks();
+    let Some(current) = webhooks.get_record(account, tested.id).await? else {
+        return Ok(());
+    };
+    if current.webhook.url != tested.url {
+        return Ok(());
+    }
+    let health = current.health.observe(observation, now);
+    if health.needs_write(&current.health) {
+        webhooks.put_health(account, tested.id, &health).await?;
+    }
+    if current.health.is_open() {
+        tracing::info!(account = account.as_str(), webhook = %tested.id, "Circuit breaker closed");
+    }
+    Ok(())
 }
 
 /// The first of all event types that is in `events`.

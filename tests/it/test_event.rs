@@ -2,10 +2,13 @@
 
 use axum::http::StatusCode;
 use nano_webhooks::store::rate_limits::RateLimits;
-use nano_webhooks_core::target_policy::TargetPolicy;
+use nano_webhooks_core::{
+    delivery::endpoint_health::EndpointHealth, target_policy::TargetPolicy, webhook::WebhookId,
+};
 use serde_json::{Value, json};
 
 use crate::support::{
+    accounts::account,
     app::{TestApp, TestResponse},
     receiver::Receiver,
 };
@@ -88,6 +91,39 @@ async fn refused_test_shows_signed_text() {
         Value::Null,
         "nothing was signed"
     );
+}
+
+/// A test event that the endpoint accepts ends `failing` and closes an open breaker. One that it
+/// rejects changes nothing.
+#[tokio::test]
+async fn accepted_test_ends_failing() {
+    let (app, receiver) = (TestApp::new().await, Receiver::start().await);
+    for path in ["/ok", "/status/500"] {
+        app.create(json!({"url": receiver.url(path), "events": ["job.completed"]}))
+            .await;
+    }
+    let now = app.clock.now();
+    let failing = EndpointHealth {
+        consecutive_failures: 7,
+        failing_since: Some(now),
+        failed_attempts: 7,
+        ..EndpointHealth::default()
+    };
+    let recovered = EndpointHealth {
+        has_succeeded: true,
+        first_success_after_failure_at: Some(now),
+        ..EndpointHealth::default()
+    };
+    for (id, expected) in [(1, recovered), (2, failing)] {
+        let webhooks = app.tables.store.webhooks();
+        let webhook = WebhookId::new(id).unwrap();
+        let acme = account("acme");
+        webhooks.put_health(&acme, webhook, &failing).await.unwrap();
+        let path = format!("/api/v1/webhooks/{id}/test");
+        app.send_json("POST", &path, &json!({})).await;
+        let record = webhooks.get_record(&acme, webhook).await.unwrap().unwrap();
+        assert_eq!(record.health, expected, "webhook {id}");
+    }
 }
 
 /// An unreachable endpoint is described as in the log, and a blocked target is not called.
