@@ -1,7 +1,7 @@
 //! Recording: writes the deliveries of a batch, schedules their next attempts, and stores poison
 //! records.
 
-use std::{mem, time::Duration};
+use std::time::Duration;
 
 use futures_util::future::join_all;
 use tokio::sync::Semaphore;
@@ -9,16 +9,19 @@ use tokio::sync::Semaphore;
 use super::{first_attempt::StartedDelivery, poison_reason::PoisonReason, stream_record::Record};
 use crate::{
     clock::{Clock, Deadline},
+    concurrency,
     error_chain::error_chain,
     metrics::{Counter, Metrics},
     queue::RetryQueue,
     store::{
-        Error, Result, Store,
-        deliveries::{BATCH_WRITE, backoff_until},
+        Error, Result, Store, WriteOutcome,
+        deliveries::{BATCH_WRITE, backoff_until, check_deadline},
     },
 };
+use nano_webhooks_core::{delivery::DeliveryState, timestamp::Timestamp};
 
-/// How many batches of deliveries are written at the same time, while they are small.
+/// How many requests that record deliveries are in flight at the same time: batches of successful
+/// deliveries while they are small, or single deliveries.
 const CONCURRENT_WRITES: usize = 32;
 /// The payload bytes that one write permit covers. A larger batch takes several permits, because a
 /// request holds its payloads in memory again, and a function has 1 GB.
@@ -34,106 +37,163 @@ pub(super) struct Recorder<'a> {
     pub metrics: &'a Metrics,
 }
 
-/// Deliveries that were not recorded.
-struct UnrecordedBatch {
-    /// Indexes of their stream records.
+/// What was not recorded.
+#[derive(Default)]
+struct Unrecorded {
+    /// Indexes of the stream records.
     records: Vec<usize>,
-    error: Error,
+    last_error: Option<Error>,
 }
 
-impl UnrecordedBatch {
-    fn new(batch: &[StartedDelivery], error: Error) -> Self {
-        Self {
-            records: batch.iter().map(|started| started.record).collect(),
-            error,
-        }
+impl Unrecorded {
+    fn add(&mut self, deliveries: &[StartedDelivery], error: Error) {
+        self.records
+            .extend(deliveries.iter().map(|started| started.record));
+        self.last_error = Some(error);
     }
 }
 
 impl Recorder<'_> {
     /// Records deliveries and schedules their next attempts. Returns the indexes of the stream
     /// records that must be read again.
+    ///
+    /// Another reader of the stream may record the same deliveries at the same time. A success
+    /// replaces what it recorded; any other state is recorded only if it has recorded nothing. So
+    /// a recorded success is final.
+    ///
+    /// Deliveries that DynamoDB leaves unprocessed or throttles, such as those of a hot partition,
+    /// are written again after all others, until the deadline.
     pub(super) async fn write_deliveries(
         self,
         started: Vec<StartedDelivery>,
         deadline: Deadline,
     ) -> Vec<usize> {
-        let write_limiter = Semaphore::new(CONCURRENT_WRITES);
-        let mut started = started.into_iter();
-        let mut writes = Vec::new();
-        while started.len() > 0 {
-            let batch = started.by_ref().take(BATCH_WRITE).collect();
-            writes.push(self.write_batch(batch, &write_limiter, deadline));
-        }
-        let mut unfinished = Vec::new();
-        let mut last_error = None;
-        for written in join_all(writes).await {
-            if let Err(unrecorded) = written {
-                unfinished.extend(unrecorded.records);
-                last_error = Some(unrecorded.error);
+        let (mut delivered, mut others): (Vec<_>, Vec<_>) = started
+            .into_iter()
+            .partition(|started| started.delivery.state == DeliveryState::Delivered);
+        let mut unrecorded = Unrecorded::default();
+        for round in 0.. {
+            delivered = self.write_delivered(delivered, &mut unrecorded).await;
+            others = self
+                .insert_others(others, round, deadline, &mut unrecorded)
+                .await;
+            if delivered.is_empty() && others.is_empty() {
+                break;
+            }
+            if let Err(error) = backoff_until(round, deadline).await {
+                unrecorded.add(&delivered, error.clone());
+                unrecorded.add(&others, error);
+                break;
             }
         }
-        if let Some(error) = last_error {
+        if let Some(error) = unrecorded.last_error {
             tracing::error!(
-                deliveries = unfinished.len(),
+                deliveries = unrecorded.records.len(),
                 error = error_chain(&error),
                 "Could not record deliveries; their records will be read again"
             );
         }
-        unfinished
+        unrecorded.records
     }
 
-    /// Records a batch. Deliveries that DynamoDB leaves unprocessed, such as those of a hot
-    /// partition, are written again until the deadline. They hold no write permits while they wait.
+    /// Records successful deliveries, many in one request. Returns those that DynamoDB did not
+    /// process.
+    async fn write_delivered(
+        self,
+        delivered: Vec<StartedDelivery>,
+        unrecorded: &mut Unrecorded,
+    ) -> Vec<StartedDelivery> {
+        let write_limiter = Semaphore::new(CONCURRENT_WRITES);
+        let mut delivered = delivered.into_iter();
+        let mut writes = Vec::new();
+        while delivered.len() > 0 {
+            let batch = delivered.by_ref().take(BATCH_WRITE).collect();
+            writes.push(self.write_batch(batch, &write_limiter));
+        }
+        let mut unprocessed = Vec::new();
+        for (batch, outcome) in join_all(writes).await {
+            match outcome {
+                Ok(()) => unprocessed.extend(batch),
+                Err(error) => unrecorded.add(&batch, error),
+            }
+        }
+        unprocessed
+    }
+
+    /// Writes a batch. Returns what DynamoDB did not process.
     async fn write_batch(
         self,
         mut batch: Vec<StartedDelivery>,
         write_limiter: &Semaphore,
-        deadline: Deadline,
-    ) -> std::result::Result<(), UnrecordedBatch> {
-        for attempt in 0.. {
-            if let Err(error) = self.write_once(&mut batch, write_limiter).await {
-                return Err(UnrecordedBatch::new(&batch, error));
-            }
-            if batch.is_empty() {
-                break;
-            }
-            if let Err(error) = backoff_until(attempt, deadline).await {
-                return Err(UnrecordedBatch::new(&batch, error));
-            }
-        }
-        Ok(())
-    }
-
-    /// Writes a batch and schedules the next attempts of what was written. Leaves in `batch` what
-    /// DynamoDB did not process.
-    async fn write_once(
-        self,
-        batch: &mut Vec<StartedDelivery>,
-        write_limiter: &Semaphore,
-    ) -> Result<()> {
+    ) -> (Vec<StartedDelivery>, Result<()>) {
         let payload_bytes = batch
             .iter()
             .map(|started| started.delivery.body.len())
             .sum();
-        let permit = write_limiter
+        let _permit = write_limiter
             .acquire_many(write_permits(payload_bytes))
             .await;
-        let now = self.clock.now();
         let deliveries = batch.iter().map(|started| &started.delivery);
-        let unprocessed = self
+        let written = self
             .store
             .deliveries()
-            .batch_write(deliveries, now, self.retention)
-            .await?;
-        drop(permit);
-        let (remaining, recorded): (Vec<_>, Vec<_>) = mem::take(batch)
-            .into_iter()
-            .partition(|started| unprocessed.contains(&started.delivery.key));
-        *batch = remaining;
-        let recorded = recorded.iter().map(|started| &started.delivery);
-        self.queue.schedule_pending(recorded, now).await;
-        Ok(())
+            .batch_write(deliveries, self.clock.now(), self.retention)
+            .await;
+        match written {
+            Ok(unprocessed) => {
+                batch.retain(|started| unprocessed.contains(&started.delivery.key));
+                (batch, Ok(()))
+            }
+            Err(error) => (batch, Err(error)),
+        }
+    }
+
+    /// Records deliveries unless they exist, each with a request of its own, and schedules the next
+    /// attempts of what it recorded. Returns those that DynamoDB throttled or did not process.
+    async fn insert_others(
+        self,
+        others: Vec<StartedDelivery>,
+        round: u32,
+        deadline: Deadline,
+        unrecorded: &mut Unrecorded,
+    ) -> Vec<StartedDelivery> {
+        let now = self.clock.now();
+        let inserts = concurrency::map_concurrent(others, CONCURRENT_WRITES, |started| {
+            self.insert(started, now, deadline)
+        });
+        let mut recorded = Vec::new();
+        let mut unprocessed = Vec::new();
+        for (started, outcome) in inserts.await {
+            match outcome {
+                Ok(WriteOutcome::Applied) => recorded.push(started.delivery),
+                // The response to an earlier round may have been lost. If instead another reader
+                // recorded the delivery, the message changes nothing.
+                Ok(WriteOutcome::ConditionFailed) if round > 0 => recorded.push(started.delivery),
+                Ok(WriteOutcome::ConditionFailed) => {}
+                Err(Error::Unavailable(_)) => unprocessed.push(started),
+                Err(error) => unrecorded.add(&[started], error),
+            }
+        }
+        self.queue.schedule_pending(&recorded, now).await;
+        unprocessed
+    }
+
+    async fn insert(
+        self,
+        started: StartedDelivery,
+        now: Timestamp,
+        deadline: Deadline,
+    ) -> (StartedDelivery, Result<WriteOutcome>) {
+        let outcome = match check_deadline(deadline) {
+            Ok(()) => {
+                let deliveries = self.store.deliveries();
+                deliveries
+                    .insert_once(&started.delivery, now, self.retention)
+                    .await
+            }
+            Err(error) => Err(error),
+        };
+        (started, outcome)
     }
 
     /// Stores a record as poison, for an operator to inspect and redrive.

@@ -5,7 +5,11 @@ use std::{
     time::Duration,
 };
 
-use aws_sdk_dynamodb::types::{KeysAndAttributes, Put, TransactWriteItem};
+use aws_sdk_dynamodb::{
+    Config,
+    config::retry::RetryConfig,
+    types::{KeysAndAttributes, Put, TransactWriteItem},
+};
 use http::header::CONTENT_LENGTH;
 use hyper::body::Bytes;
 use serde::Serialize;
@@ -141,8 +145,31 @@ impl Deliveries<'_> {
         self.table.transact_put(Put::builder().set_item(Some(item)))
     }
 
+    /// Records a delivery unless it exists. The SDK does not retry: a request to a throttled
+    /// partition must end at once, so that the caller can write other deliveries meanwhile.
+    pub async fn insert_once(
+        self,
+        delivery: &Delivery,
+        now: Timestamp,
+        retention: Duration,
+    ) -> Result<WriteOutcome> {
+        let response = self
+            .table
+            .client()
+            .put_item()
+            .table_name(self.table.name())
+            .set_item(Some(to_delivery_item(delivery, now, retention)))
+            .condition_expression("attribute_not_exists(PK)")
+            .customize()
+            .config_override(Config::builder().retry_config(RetryConfig::disabled()))
+            .send()
+            .await;
+        WriteOutcome::from_response(response)
+    }
+
     /// Records at most [`BATCH_WRITE`] deliveries in one request, whatever is stored. Returns those
-    /// that DynamoDB did not process.
+    /// that DynamoDB did not process. Only successful deliveries may be recorded this way, because
+    /// another reader of the stream may have recorded the success of the same delivery.
     pub async fn batch_write(
         self,
         batch: impl Iterator<Item = &Delivery>,
@@ -214,11 +241,17 @@ impl Deliveries<'_> {
 
 /// Waits before unprocessed items are requested again. Fails once the deadline has passed.
 pub async fn backoff_until(retries: u32, deadline: Deadline) -> Result<()> {
+    check_deadline(deadline)?;
+    sleep_with_backoff(retries).await;
+    Ok(())
+}
+
+/// Fails once the deadline has passed.
+pub fn check_deadline(deadline: Deadline) -> Result<()> {
     if deadline.remaining().is_zero() {
         return Err(Error::unavailable(
             "items were left unprocessed until the deadline",
         ));
     }
-    sleep_with_backoff(retries).await;
     Ok(())
 }

@@ -25,6 +25,7 @@ mod replays;
 mod retries;
 mod rotation;
 mod secrets;
+mod stream_readers;
 mod support;
 mod targets;
 mod template_values;

@@ -74,7 +74,9 @@ fn capacity_units(body: &Bytes) -> f64 {
 #[derive(Clone, Copy, Debug)]
 struct PendingFault {
     operation: &'static str,
-    /// The number of requests of this operation that succeed before the fault.
+    /// Only requests whose body contains this text have the fault.
+    body: &'static str,
+    /// The number of such requests that succeed before the fault.
     skip: usize,
     fault: Fault,
     /// The number of tries that the fault hits.
@@ -120,6 +122,17 @@ impl Proxy {
 
     /// Injects the fault into the request of `operation` that follows `skip` others.
     pub fn arm(&self, operation: &'static str, skip: usize, fault: Fault) {
+        self.arm_matching(operation, "", skip, fault);
+    }
+
+    /// Does the same for requests whose body contains a text.
+    pub fn arm_matching(
+        &self,
+        operation: &'static str,
+        body: &'static str,
+        skip: usize,
+        fault: Fault,
+    ) {
         let hits = match fault {
             Fault::ServerError | Fault::Throttled | Fault::Timeout => TRIES,
             Fault::CrashBefore
@@ -130,6 +143,7 @@ impl Proxy {
         };
         *self.armed.lock().unwrap() = Some(PendingFault {
             operation,
+            body,
             skip,
             fault,
             hits,
@@ -161,9 +175,12 @@ impl Proxy {
         }
     }
 
-    fn take_fault(&self, operation: &str) -> Option<Fault> {
+    fn take_fault(&self, operation: &str, body: &Bytes) -> Option<Fault> {
         let mut slot = self.armed.lock().unwrap();
-        let armed = slot.as_mut().filter(|armed| armed.operation == operation)?;
+        let armed = slot.as_mut()?;
+        if armed.operation != operation || !contains(body, armed.body) {
+            return None;
+        }
         if armed.skip > 0 {
             armed.skip -= 1;
             return None;
@@ -220,6 +237,10 @@ impl Proxy {
     }
 }
 
+fn contains(body: &Bytes, text: &str) -> bool {
+    std::str::from_utf8(body).unwrap().contains(text)
+}
+
 async fn pass(State(proxy): State<Proxy>, headers: HeaderMap, body: Bytes) -> Response<Body> {
     let target = headers
         .get("x-amz-target")
@@ -241,7 +262,7 @@ async fn pass(State(proxy): State<Proxy>, headers: HeaderMap, body: Bytes) -> Re
         .unwrap()
         .entry(operation.to_owned())
         .or_default() += 1;
-    match proxy.take_fault(operation) {
+    match proxy.take_fault(operation, &body) {
         None => proxy.forward(&headers, body).await,
         Some(Fault::CrashBefore) => {
             proxy.crashes.send_modify(|crashes| *crashes += 1);
