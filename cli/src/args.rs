@@ -4,11 +4,14 @@ use std::{ffi::OsString, net::SocketAddr, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand, builder::FalseyValueParser};
 use ipnet::IpNet;
-use nano_webhooks::store::{delivery_log::DeliveryStatus, key_schema, poison::PoisonId};
-use nano_webhooks_core::target_policy::TargetPolicy;
+use nano_webhooks::store::{key_schema, poison::PoisonId};
 use nano_webhooks_core::{
-    account_id::AccountId, delivery::schedule::RetrySchedule, event::EventId,
-    event_type::EventType, webhook::WebhookId,
+    account_id::AccountId,
+    delivery::{schedule::RetrySchedule, status::DeliveryStatus},
+    event::EventId,
+    event_type::EventType,
+    target_policy::TargetPolicy,
+    webhook::WebhookId,
 };
 
 /// The most deliveries that `deliveries list` prints.
@@ -453,12 +456,8 @@ fn parse_webhook_id(text: &str) -> Result<WebhookId, &'static str> {
 }
 
 fn parse_status(text: &str) -> Result<DeliveryStatus, &'static str> {
-    for status in DeliveryStatus::ALL {
-        if status.as_str() == text {
-            return Ok(status);
-        }
-    }
-    Err("expected pending, delivered, failed or cancelled")
+    text.parse()
+        .map_err(|_| "expected pending, delivered, failed or cancelled")
 }
 
 fn parse_event_type(text: &str) -> Result<EventType, &'static str> {

@@ -7,6 +7,7 @@ pub mod lease;
 pub mod retry_after;
 pub mod schedule;
 pub mod scheduled_retry;
+pub mod status;
 pub mod timings;
 
 use std::{sync::Arc, time::Duration};
@@ -21,6 +22,7 @@ use crate::{
 };
 use attempt::{Attempt, AttemptOutcome};
 use schedule::RetrySchedule;
+use status::DeliveryStatus;
 
 /// The state of a delivery.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,12 +41,12 @@ pub enum DeliveryState {
 
 impl DeliveryState {
     /// The status that the API shows and the tables store.
-    pub const fn as_str(self) -> &'static str {
+    pub const fn status(self) -> DeliveryStatus {
         match self {
-            Self::Pending(_) | Self::Paused => "pending",
-            Self::Delivered => "delivered",
-            Self::Failed => "failed",
-            Self::Cancelled => "cancelled",
+            Self::Pending(_) | Self::Paused => DeliveryStatus::Pending,
+            Self::Delivered => DeliveryStatus::Delivered,
+            Self::Failed => DeliveryStatus::Failed,
+            Self::Cancelled => DeliveryStatus::Cancelled,
         }
     }
 }

@@ -17,9 +17,11 @@ use super::{
     state::AppState,
     webhooks::{require_active_webhook, webhook_not_found},
 };
-use crate::store::delivery_log::DeliveryStatus;
-use nano_webhooks_core::delivery::scheduled_retry::{RetryMessage, ScheduledRetry};
-use nano_webhooks_core::delivery::{Delivery, DeliveryKey};
+use nano_webhooks_core::delivery::{
+    Delivery, DeliveryKey,
+    scheduled_retry::{RetryMessage, ScheduledRetry},
+    status::DeliveryStatus,
+};
 pub(super) use query::ListDeliveriesQuery;
 use query::format_cursor;
 pub(super) use responses::AttemptResponse;

@@ -11,9 +11,8 @@ use utoipa::{
     },
 };
 
-use crate::store::delivery_log::DeliveryStatus;
 use nano_webhooks_core::{
-    delivery::failure::FailureKind,
+    delivery::{failure::FailureKind, status::DeliveryStatus},
     endpoint_url::EndpointUrl,
     event_type::EventType,
     webhook::{WebhookId, WebhookStatus},

@@ -12,8 +12,12 @@ use super::{
     tables::{STATE_INDEX, STATE_KEY, SUMMARY_ATTRIBUTES},
 };
 use nano_webhooks_core::{
-    account_id::AccountId, delivery::failure::FailureKind, event::EventId, event_type::EventType,
-    timestamp::Timestamp, webhook::WebhookId,
+    account_id::AccountId,
+    delivery::{failure::FailureKind, status::DeliveryStatus},
+    event::EventId,
+    event_type::EventType,
+    timestamp::Timestamp,
+    webhook::WebhookId,
 };
 
 /// The most items that are read for a page, even if few of them match.
@@ -30,44 +34,6 @@ pub struct DeliveryFilter {
     pub after: Option<EventId>,
     /// The most deliveries of a page.
     pub limit: usize,
-}
-
-/// The status of a delivery, as the API names it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum DeliveryStatus {
-    /// Another attempt will follow, or the webhook is paused.
-    Pending,
-    /// An attempt received a 2xx response.
-    Delivered,
-    /// The last attempt of the retry schedule failed.
-    Failed,
-    /// The webhook was deleted.
-    Cancelled,
-}
-
-impl DeliveryStatus {
-    /// Every status.
-    pub const ALL: [Self; 4] = [
-        Self::Pending,
-        Self::Delivered,
-        Self::Failed,
-        Self::Cancelled,
-    ];
-
-    /// The name in the API and in the table.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Pending => "pending",
-            Self::Delivered => "delivered",
-            Self::Failed => "failed",
-            Self::Cancelled => "cancelled",
-        }
-    }
-
-    /// Whether the state index contains deliveries with this status.
-    const fn is_indexed(self) -> bool {
-        matches!(self, Self::Pending | Self::Failed)
-    }
 }
 
 /// A delivery in a list.
@@ -121,10 +87,15 @@ struct LogQuery<'a> {
     filter_event: Option<EventType>,
 }
 
+/// Whether the state index contains deliveries with a status.
+const fn is_indexed(status: DeliveryStatus) -> bool {
+    matches!(status, DeliveryStatus::Pending | DeliveryStatus::Failed)
+}
+
 impl<'a> LogQuery<'a> {
     fn new(account: &'a AccountId, webhook: WebhookId, filter: &DeliveryFilter) -> Self {
         let (index_status, filter_status) = match filter.status {
-            Some(status) if status.is_indexed() => (Some(status), None),
+            Some(status) if is_indexed(status) => (Some(status), None),
             other => (None, other),
         };
         Self {
@@ -260,7 +231,7 @@ fn select_partition(
             .expression_attribute_values(":partition", attr_s(&partition))
             .set_exclusive_start_key(start_key);
     };
-    let state_key = key_schema::state_index_key(query.account, query.webhook, status.as_str());
+    let state_key = key_schema::state_index_key(query.account, query.webhook, status);
     if let Some(start_key) = &mut start_key {
         start_key.insert(STATE_KEY.to_owned(), attr_s(&state_key));
     }

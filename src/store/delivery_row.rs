@@ -12,7 +12,9 @@ use super::{
     tables::{DUE_SHARD, EXPIRES_AT, STATE_KEY, SWEEP_AT},
 };
 use nano_webhooks_core::{
-    delivery::{Delivery, DeliveryKey, DeliveryState, attempt::Attempt, lease},
+    delivery::{
+        Delivery, DeliveryKey, DeliveryState, attempt::Attempt, lease, status::DeliveryStatus,
+    },
     event::traceparent::Traceparent,
     event_type::EventType,
     replay::ReplayId,
@@ -108,7 +110,7 @@ pub(super) fn write_delivery(
     item.text("event", delivery.event_type.as_str());
     item.text("url", &*delivery.url);
     item.text("body", &*delivery.body);
-    item.text("status", delivery.state.as_str());
+    item.text("status", delivery.state.status().as_str());
     item.number("attempt_count", delivery.attempt_count);
     item.number("step", delivery.schedule_step);
     let attempts = serde_json::to_string(&delivery.attempts).expect("attempts are plain data");
@@ -127,7 +129,7 @@ pub(super) fn write_delivery(
         item.text("replay", replay.as_str());
     }
     if let Some(state) = delivery.state_before_retry {
-        item.text("resume_status", state.as_str());
+        item.text("resume_status", state.status().as_str());
         if let DeliveryState::Pending(due_at) = state {
             item.number("resume_at", due_at.as_unix_millis());
         }
@@ -156,7 +158,7 @@ fn write_index_keys(
             let DeliveryKey {
                 account, webhook, ..
             } = &delivery.key;
-            let status = delivery.state.as_str();
+            let status = delivery.state.status();
             let state_key = key_schema::state_index_key(account, *webhook, status);
             item.text(STATE_KEY, state_key);
         }
@@ -165,14 +167,16 @@ fn write_index_keys(
 }
 
 fn parse_state(status: &str, due_at: Option<Timestamp>) -> Result<DeliveryState> {
-    match (status, due_at) {
-        ("pending", Some(due_at)) => Ok(DeliveryState::Pending(due_at)),
-        ("pending", None) => Ok(DeliveryState::Paused),
-        ("delivered", _) => Ok(DeliveryState::Delivered),
-        ("failed", _) => Ok(DeliveryState::Failed),
-        ("cancelled", _) => Ok(DeliveryState::Cancelled),
-        _ => Err(Error::corrupt_item("delivery state")),
-    }
+    let status = status
+        .parse()
+        .map_err(|_| Error::corrupt_item("delivery state"))?;
+    Ok(match (status, due_at) {
+        (DeliveryStatus::Pending, Some(due_at)) => DeliveryState::Pending(due_at),
+        (DeliveryStatus::Pending, None) => DeliveryState::Paused,
+        (DeliveryStatus::Delivered, _) => DeliveryState::Delivered,
+        (DeliveryStatus::Failed, _) => DeliveryState::Failed,
+        (DeliveryStatus::Cancelled, _) => DeliveryState::Cancelled,
+    })
 }
 
 #[cfg(test)]

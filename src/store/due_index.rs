@@ -1,6 +1,5 @@
 //! The index of pending deliveries by the time when the sweep looks at them.
 
-use nano_webhooks_core::delivery::scheduled_retry::{RetryMessage, ScheduledRetry};
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -15,7 +14,11 @@ use super::{
 };
 use crate::{concurrency, error_chain::error_chain};
 use nano_webhooks_core::{
-    delivery::{DeliveryKey, lease},
+    delivery::{
+        DeliveryKey, lease,
+        scheduled_retry::{RetryMessage, ScheduledRetry},
+        status::DeliveryStatus,
+    },
     timestamp::Timestamp,
 };
 
@@ -171,7 +174,7 @@ impl DueIndex<'_> {
             .expression_attribute_names("#status", "status")
             .expression_attribute_values(":seen", attr_n(due.sweep_at.as_unix_millis()))
             .expression_attribute_values(":sweep", attr_n(sweep_at.as_unix_millis()))
-            .expression_attribute_values(":pending", attr_s("pending"))
+            .expression_attribute_values(":pending", attr_s(DeliveryStatus::Pending.as_str()))
             .send()
             .await;
         WriteOutcome::from_response(response)

@@ -6,8 +6,12 @@ use aws_sdk_dynamodb::types::AttributeValue;
 use sha2::{Digest, Sha256};
 
 use nano_webhooks_core::{
-    account_id::AccountId, delivery::DeliveryKey, event::EventId, replay::ReplayId,
-    timestamp::Timestamp, webhook::WebhookId,
+    account_id::AccountId,
+    delivery::{DeliveryKey, status::DeliveryStatus},
+    event::EventId,
+    replay::ReplayId,
+    timestamp::Timestamp,
+    webhook::WebhookId,
 };
 
 /// The partition key's attribute in both tables.
@@ -214,9 +218,9 @@ pub fn parse_delivery(primary: &PrimaryKey) -> Option<DeliveryKey> {
     })
 }
 
-/// The partition of the state index: a webhook's deliveries in a state.
-pub fn state_index_key(account: &AccountId, id: WebhookId, state: &str) -> String {
-    format!("{}#{state}", deliveries(account, id))
+/// The partition of the state index: a webhook's deliveries with a status.
+pub fn state_index_key(account: &AccountId, id: WebhookId, status: DeliveryStatus) -> String {
+    format!("{}#{}", deliveries(account, id), status.as_str())
 }
 
 /// The shard of the due index that contains a delivery.

@@ -17,7 +17,7 @@ use serde::Deserialize;
 
 use super::{
     deliveries::Deliveries,
-    delivery_log::{DeliveryFilter, DeliveryLog, DeliveryStatus},
+    delivery_log::{DeliveryFilter, DeliveryLog},
     delivery_row::{DeliveryRow, to_delivery_item},
     error::{Error, Result},
     item::{attr_n, attr_s, from_item, from_optional_item},
@@ -29,7 +29,7 @@ use super::{
 use crate::concurrency;
 use nano_webhooks_core::{
     account_id::AccountId,
-    delivery::{Delivery, DeliveryKey, DeliveryState, lease},
+    delivery::{Delivery, DeliveryKey, DeliveryState, lease, status::DeliveryStatus},
     timestamp::Timestamp,
     webhook::WebhookId,
 };
@@ -83,7 +83,7 @@ impl CurrentState {
         };
         match self.next_attempt_at {
             Some(due_at)
-                if self.status == "pending"
+                if self.status == DeliveryStatus::Pending.as_str()
                     && self.attempt_count == attempt_count
                     && !is_leased =>
             {
@@ -263,8 +263,8 @@ impl Leases<'_> {
             .expression_attribute_names("#status", "status")
             .expression_attribute_values(":now", attr_n(now.as_unix_millis()))
             .expression_attribute_values(":expires", attr_n(expires_at))
-            .expression_attribute_values(":cancelled", attr_s("cancelled"))
-            .expression_attribute_values(":pending", attr_s("pending"))
+            .expression_attribute_values(":cancelled", attr_s(DeliveryStatus::Cancelled.as_str()))
+            .expression_attribute_values(":pending", attr_s(DeliveryStatus::Pending.as_str()))
             .send()
             .await;
         match WriteOutcome::from_response(response)? {
@@ -399,7 +399,7 @@ impl Leases<'_> {
         self.table
             .update(key_schema::delivery(key))
             .expression_attribute_names("#status", "status")
-            .expression_attribute_values(":pending", attr_s("pending"))
+            .expression_attribute_values(":pending", attr_s(DeliveryStatus::Pending.as_str()))
             .expression_attribute_values(":count", attr_n(attempt_count.into()))
             .expression_attribute_values(":now", attr_n(now.as_unix_millis()))
     }
@@ -453,7 +453,7 @@ pub(super) fn replacement_put(
     let mut put = Put::builder()
         .set_item(Some(to_delivery_item(delivery, now, retention)))
         .expression_attribute_names("#status", "status")
-        .expression_attribute_values(":status", attr_s(current.state.as_str()))
+        .expression_attribute_values(":status", attr_s(current.state.status().as_str()))
         .expression_attribute_values(":count", attr_n(current.attempt_count.into()))
         .expression_attribute_values(":now", attr_n(now.as_unix_millis()));
     let same_due_time = if let DeliveryState::Pending(due_at) = current.state {

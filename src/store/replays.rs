@@ -9,7 +9,6 @@ use aws_sdk_dynamodb::types::{AttributeValue, Put, TransactWriteItem, Update};
 
 use super::{
     deliveries::Deliveries,
-    delivery_log::DeliveryStatus,
     delivery_row::parse_key,
     due_index::DueDelivery,
     error::{Error, Result},
@@ -24,7 +23,7 @@ use super::{
 };
 use crate::clock::Deadline;
 use nano_webhooks_core::{
-    delivery::{DeliveryKey, DeliveryState, lease},
+    delivery::{DeliveryKey, DeliveryState, lease, status::DeliveryStatus},
     event::EventId,
     replay::ReplayId,
     timestamp::Timestamp,
@@ -322,7 +321,7 @@ impl Replays<'_> {
             .limit(i32::try_from(limit).unwrap_or(i32::MAX));
         let query = match replay.selection {
             ReplayFilter::Failed => {
-                let status = DeliveryStatus::Failed.as_str();
+                let status = DeliveryStatus::Failed;
                 let partition = key_schema::state_index_key(&key.account, key.webhook, status);
                 query
                     .index_name(STATE_INDEX)

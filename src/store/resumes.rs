@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use super::{
-    delivery_log::{DeliveryFilter, DeliveryLog, DeliveryStatus},
+    delivery_log::{DeliveryFilter, DeliveryLog},
     due_index::DueDelivery,
     error::Result,
     item::{Item, attr_n, attr_s, text},
@@ -17,7 +17,7 @@ use super::{
 use crate::concurrency;
 use nano_webhooks_core::{
     account_id::AccountId,
-    delivery::{DeliveryKey, lease},
+    delivery::{DeliveryKey, lease, status::DeliveryStatus},
     event::EventId,
     timestamp::Timestamp,
     webhook::WebhookId,
@@ -182,7 +182,7 @@ impl Resumes<'_> {
             )
             .condition_expression("#status = :pending AND attribute_not_exists(next_attempt_at)")
             .expression_attribute_names("#status", "status")
-            .expression_attribute_values(":pending", attr_s("pending"))
+            .expression_attribute_values(":pending", attr_s(DeliveryStatus::Pending.as_str()))
             .expression_attribute_values(":due", attr_n(due_at.as_unix_millis()))
             .expression_attribute_values(":sweep", attr_n(sweep_at.as_unix_millis()))
             .expression_attribute_values(":shard", attr_s(&key_schema::due_shard(&key.event)))

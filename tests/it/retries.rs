@@ -9,16 +9,12 @@ use nano_webhooks::{
     },
     clock::Deadline,
     dispatch::{Dispatcher, lambda_event::Invocation},
-    store::{
-        delivery_log::{DeliveryFilter, DeliveryStatus},
-        leases::ClaimOutcome,
-        update::WebhookUpdate,
-    },
+    store::{delivery_log::DeliveryFilter, leases::ClaimOutcome, update::WebhookUpdate},
 };
 use nano_webhooks_core::{
     delivery::{
         Delivery, DeliveryState, endpoint_health::EndpointHealth, failure::FailureKind,
-        scheduled_retry::RetryMessage,
+        scheduled_retry::RetryMessage, status::DeliveryStatus,
     },
     endpoint_url::EndpointUrl,
     target_policy::TargetPolicy,

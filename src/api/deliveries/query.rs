@@ -10,9 +10,11 @@ use crate::{
         fields::{deserialize_event_type, deserialize_string},
         schemas::{DeliveryStatusSchema, EventTypeSchema},
     },
-    store::delivery_log::{DeliveryFilter, DeliveryStatus},
+    store::delivery_log::DeliveryFilter,
 };
-use nano_webhooks_core::{event::EventId, event_type::EventType, webhook::WebhookId};
+use nano_webhooks_core::{
+    delivery::status::DeliveryStatus, event::EventId, event_type::EventType, webhook::WebhookId,
+};
 
 const DEFAULT_LIMIT: usize = 50;
 const MAX_LIMIT: usize = 100;
@@ -78,15 +80,10 @@ const fn default_limit() -> usize {
 fn deserialize_status<'de, D: Deserializer<'de>>(
     from: D,
 ) -> Result<Option<DeliveryStatus>, D::Error> {
-    let name = deserialize_string(from)?;
-    for status in DeliveryStatus::ALL {
-        if status.as_str() == name {
-            return Ok(Some(status));
-        }
-    }
-    Err(D::Error::custom(
-        "expected `pending`, `delivered`, `failed` or `cancelled`",
-    ))
+    deserialize_string(from)?
+        .parse()
+        .map(Some)
+        .map_err(D::Error::custom)
 }
 
 fn deserialize_cursor<'de, D: Deserializer<'de>>(from: D) -> Result<Option<String>, D::Error> {

@@ -6,11 +6,12 @@ use utoipa::ToSchema;
 
 use crate::{
     api::schemas::{self, DeliveryStatusSchema, EventTypeSchema, FailureKindSchema},
-    store::delivery_log::{DeliveryStatus, DeliverySummary},
+    store::delivery_log::DeliverySummary,
 };
 use nano_webhooks_core::{
     delivery::{
-        Delivery, DeliveryState, attempt::Attempt, failure::FailureKind, timings::PhaseTimings,
+        Delivery, DeliveryState, attempt::Attempt, failure::FailureKind, status::DeliveryStatus,
+        timings::PhaseTimings,
     },
     event::{EventId, traceparent::Traceparent},
     event_type::EventType,
@@ -106,7 +107,7 @@ impl From<&Delivery> for DeliverySummaryResponse {
             event_id: delivery.key.event.to_string(),
             event: delivery.event_type.as_str().to_owned(),
             task_id: delivery.task_id.clone(),
-            status: delivery.state.as_str().to_owned(),
+            status: delivery.state.status().as_str().to_owned(),
             attempt_count: delivery.attempt_count,
             created_at: delivery.created_at.to_rfc3339(),
             next_attempt_at,

@@ -2,9 +2,11 @@
 
 use std::fmt::{self, Write};
 
-use nano_webhooks::store::delivery_log::{DeliveryStatus, DeliverySummary};
+use nano_webhooks::store::delivery_log::DeliverySummary;
 use nano_webhooks_core::{
-    delivery::{Delivery, DeliveryState, attempt::Attempt, timings::PhaseTimings},
+    delivery::{
+        Delivery, DeliveryState, attempt::Attempt, status::DeliveryStatus, timings::PhaseTimings,
+    },
     timestamp::Timestamp,
     webhook::WebhookId,
 };
@@ -91,7 +93,7 @@ const fn describe_status(delivery: &Delivery, is_webhook_deleted: bool) -> &'sta
         DeliveryState::Pending(_) | DeliveryState::Paused if is_webhook_deleted => {
             DeliveryStatus::Cancelled.as_str()
         }
-        _ => delivery.state.as_str(),
+        _ => delivery.state.status().as_str(),
     }
 }
 
@@ -125,7 +127,7 @@ fn describe_request(delivery: &Delivery) -> String {
         (Some(_), Some(replay)) => format!(", requested by replay {replay}"),
         (Some(previous), None) => format!(
             ", requested by a manual retry (if it fails: {} as before)",
-            previous.as_str()
+            previous.status().as_str()
         ),
     }
 }
@@ -243,7 +245,7 @@ mod tests {
         ] {
             let delivery = delivery(state);
             assert_eq!(describe_next_step(&delivery, false, NOW), expected);
-            assert_eq!(describe_status(&delivery, false), state.as_str());
+            assert_eq!(describe_status(&delivery, false), state.status().as_str());
         }
     }
 

@@ -9,10 +9,12 @@ use nano_webhooks::{
     concurrency,
     store::{
         self, Store,
-        delivery_log::{DeliveryFilter, DeliveryStatus, DeliverySummary},
+        delivery_log::{DeliveryFilter, DeliverySummary},
     },
 };
-use nano_webhooks_core::{account_id::AccountId, webhook::WebhookId};
+use nano_webhooks_core::{
+    account_id::AccountId, delivery::status::DeliveryStatus, webhook::WebhookId,
+};
 use serde::Serialize;
 
 use super::format::{ListedDelivery, format_line};

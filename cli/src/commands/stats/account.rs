@@ -7,13 +7,12 @@ use indicatif::ProgressBar;
 use nano_webhooks::{
     clock::Clock,
     concurrency,
-    store::{
-        self, Store,
-        delivery_log::{DeliveryFilter, DeliveryStatus},
-        webhooks::WebhookRecord,
-    },
+    store::{self, Store, delivery_log::DeliveryFilter, webhooks::WebhookRecord},
 };
-use nano_webhooks_core::{account_id::AccountId, timestamp::Timestamp, webhook::WebhookId};
+use nano_webhooks_core::{
+    account_id::AccountId, delivery::status::DeliveryStatus, timestamp::Timestamp,
+    webhook::WebhookId,
+};
 use serde_json::{Value, json};
 
 use super::count::Count;
