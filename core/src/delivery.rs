@@ -74,7 +74,7 @@ pub struct Delivery {
     /// The endpoint's URL at the latest attempt.
     pub url: String,
     /// The exact bytes that every attempt signs and sends.
-    pub body: Arc<str>,
+    pub payload: Arc<str>,
     /// The job's trace context.
     pub traceparent: Option<Traceparent>,
     /// The current state.
@@ -100,7 +100,7 @@ impl Delivery {
         event_type: EventType,
         task_id: Option<String>,
         url: String,
-        body: Arc<str>,
+        payload: Arc<str>,
         now: Timestamp,
     ) -> Self {
         Self {
@@ -108,7 +108,7 @@ impl Delivery {
             event_type,
             task_id,
             url,
-            body,
+            payload,
             traceparent: None,
             state: DeliveryState::Pending(now),
             state_before_retry: None,

@@ -49,7 +49,7 @@ impl Attempter<'_> {
         timeout: Duration,
     ) -> AttemptOutcome {
         let started_at = self.clock.now();
-        let payload = delivery.body.as_bytes();
+        let payload = delivery.payload.as_bytes();
         let signatures = signing::sign(secrets, &delivery.key.event, started_at, payload);
         let request = WebhookRequest {
             event_id: &delivery.key.event,
@@ -62,7 +62,7 @@ impl Attempter<'_> {
         };
         let (attempt, outcome) = self
             .client
-            .attempt(&webhook.url, request, &delivery.body, timeout)
+            .attempt(&webhook.url, request, &delivery.payload, timeout)
             .await;
         log_attempt(delivery, &attempt);
         self.count_attempt(&attempt, &outcome);

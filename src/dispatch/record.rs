@@ -128,7 +128,7 @@ impl Recorder<'_> {
     ) -> (Vec<StartedDelivery>, Result<()>) {
         let payload_bytes = batch
             .iter()
-            .map(|started| started.delivery.body.len())
+            .map(|started| started.delivery.payload.len())
             .sum();
         let _permit = write_limiter
             .acquire_many(write_permits(payload_bytes))

@@ -34,7 +34,8 @@ pub(super) struct DeliveryRow {
     event: String,
     task_id: Option<String>,
     url: String,
-    body: String,
+    #[serde(rename = "body")]
+    payload: String,
     traceparent: Option<Traceparent>,
     status: String,
     attempt_count: u32,
@@ -71,7 +72,7 @@ impl DeliveryRow {
             event_type,
             task_id: self.task_id,
             url: self.url,
-            body: self.body.into(),
+            payload: self.payload.into(),
             traceparent: self.traceparent,
             state: parse_state(&self.status, self.next_attempt_at)?,
             state_before_retry,
@@ -109,7 +110,7 @@ pub(super) fn write_delivery(
     item.text(key_schema::SK, sk);
     item.text("event", delivery.event_type.as_str());
     item.text("url", &*delivery.url);
-    item.text("body", &*delivery.body);
+    item.text("body", &*delivery.payload);
     item.text("status", delivery.state.status().as_str());
     item.number("attempt_count", delivery.attempt_count);
     item.number("step", delivery.schedule_step);

@@ -110,7 +110,7 @@ async fn completed_job_reaches_every_subscriber() {
     for webhook in [signed, unsigned] {
         let delivery = delivery(&tables, webhook, event).await;
         assert_eq!(
-            (delivery.state, delivery.attempt_count, &*delivery.body),
+            (delivery.state, delivery.attempt_count, &*delivery.payload),
             (DeliveryState::Delivered, 1, body)
         );
         let attempt = &delivery.attempts[0];

@@ -154,7 +154,7 @@ impl From<&Delivery> for DeliveryResponse {
         }
         Self {
             summary: DeliverySummaryResponse::from(delivery),
-            payload: delivery.body.to_string(),
+            payload: delivery.payload.to_string(),
             url: delivery.url.clone(),
             attempts,
         }

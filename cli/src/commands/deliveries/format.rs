@@ -75,7 +75,11 @@ fn write_delivery(
     let created_at = format_relative(delivery.created_at, now);
     writeln!(out, "  created   {created_at}")?;
     writeln!(out, "  url       {}", escape_for_terminal(&delivery.url))?;
-    writeln!(out, "  payload   {}", escape_for_terminal(&delivery.body))?;
+    writeln!(
+        out,
+        "  payload   {}",
+        escape_for_terminal(&delivery.payload)
+    )?;
     let status = describe_status(delivery, is_webhook_deleted);
     let attempts = pluralize_attempts(delivery.attempt_count);
     writeln!(out, "  status    {status} after {attempts}")?;
