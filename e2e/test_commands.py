@@ -157,6 +157,25 @@ def test_listen_reports_signature_status(service, api, listen):
     assert right.signal(signal.SIGTERM) == 0
 
 
+def test_listen_explains_rotation(service, api, listen):
+    """During the grace time the previous secret makes X-Nano-Signature, and `listen` says so."""
+    new_secret = "the-new-secret"
+    previous, previous_url = listen("--secret", PLAIN_SECRET)
+    new, new_url = listen("--secret", new_secret)
+    for url in (previous_url, new_url):
+        webhook = api.subscribe(url, PLAIN_SECRET)
+        rotation = {"secret_key": new_secret, "grace_hours": 1}
+        response = api.call("POST", f"/api/v1/webhooks/{webhook}/rotate-secret", rotation)
+        assert response.status == 200, response.text
+    service.put_job(f"{api.account}-rotated", api.account)
+    assert "✓" in previous.wait_for_line("X-Nano-Signature ")
+    assert "made by an older secret" in new.wait_for_line("X-Nano-Signature ")
+    for process in (previous, new):
+        assert "✓" in process.wait_for_line("webhook-signature ")
+    assert "the previous one" in previous.wait_for_line("the secret was rotated")
+    assert "a newer one" in new.wait_for_line("the secret was rotated")
+
+
 def test_listen_responds_with_status_and_delay(listen):
     _, url = listen("--respond", "418", "--delay", "0.3")
     connection = http.client.HTTPConnection(url.removeprefix("http://").rstrip("/"), timeout=20)

@@ -10,7 +10,7 @@ use axum::{
 };
 use nano_webhooks_core::{secret::Secret, timestamp::Timestamp};
 
-use crate::verify::{SignatureStatus, VerificationReport, verify};
+use crate::verify::{RotationRole, SignatureStatus, VerificationReport, verify};
 
 /// The headers that are printed, in this order.
 const PRINTED_HEADERS: [&str; 9] = [
@@ -77,6 +77,9 @@ impl ReceivedRequest {
             report.nano != SignatureStatus::Missing || report.standard != SignatureStatus::Missing;
         write_status(out, "X-Nano-Signature", report.nano, is_signed)?;
         write_status(out, "webhook-signature", report.standard, is_signed)?;
+        if let Some(role) = report.rotation {
+            write_rotation(out, role)?;
+        }
         match report.stale_by {
             Some(seconds) => write_stale_timestamp(out, seconds),
             None => Ok(()),
@@ -93,6 +96,13 @@ fn write_status(
 ) -> std::fmt::Result {
     let (color, line) = match status {
         SignatureStatus::Valid => (AnsiColor::Green, format!("✓ {header} is valid")),
+        SignatureStatus::MadeByOlderSecret => (
+            AnsiColor::Yellow,
+            format!(
+                "– {header} was made by an older secret of this webhook, which signs it until \
+                 the grace time of the rotation ends"
+            ),
+        ),
         SignatureStatus::Invalid(reason) => {
             (AnsiColor::Red, format!("✗ {header} is invalid: {reason}"))
         }
@@ -111,6 +121,23 @@ fn write_status(
     };
     let style = color.on_default();
     writeln!(out, "  {style}{line}{style:#}")
+}
+
+fn write_rotation(out: &mut impl Write, role: RotationRole) -> std::fmt::Result {
+    let explanation = match role {
+        RotationRole::Oldest => {
+            "this is the previous one; add the new secret before the grace time ends, and accept \
+             both until then"
+        }
+        RotationRole::Newer => {
+            "this is a newer one; accept the previous secret too until the grace time ends"
+        }
+    };
+    let style = AnsiColor::Yellow.on_default();
+    writeln!(
+        out,
+        "  {style}– the secret was rotated: {explanation}{style:#}"
+    )
 }
 
 fn write_stale_timestamp(out: &mut impl Write, stale_by: i64) -> std::fmt::Result {

@@ -14,6 +14,9 @@ const TIMESTAMP_TOLERANCE: u64 = 5 * 60;
 pub enum SignatureStatus {
     Valid,
     Invalid(Reason),
+    /// The secret was rotated: an older secret of the webhook makes this signature until it
+    /// expires.
+    MadeByOlderSecret,
     /// The request has no such header.
     Missing,
     /// There is no secret to check it with.
@@ -31,10 +34,7 @@ pub enum Reason {
     Reformatted,
     /// The body is not compact JSON, which every sent body is.
     BodyChanged,
-    /// The secret is valid for the other header only, because it was rotated and its grace time has
-    /// not ended.
-    RotatedSecret,
-    /// The other signature is valid, so a header that only this one covers was changed.
+    /// The other signature is valid, so this one or a header that only this one covers was changed.
     HeaderChanged,
     /// Nothing else is known to be wrong.
     WrongSecretOrBody,
@@ -55,19 +55,24 @@ impl fmt::Display for Reason {
                  the bytes as received"
             }
             Self::BodyChanged => "the body was changed in transit; sent bodies are compact JSON",
-            Self::RotatedSecret => {
-                "this secret was rotated and is in its grace time; X-Nano-Signature uses the \
-                 newer secret"
-            }
             Self::HeaderChanged => {
-                "webhook-id or webhook-timestamp was changed in transit; the other signature is \
-                 valid"
+                "the header, its timestamp or its id was changed in transit; the other signature \
+                 is valid"
             }
             Self::WrongSecretOrBody => {
                 "it was created with another secret, or the body or timestamp was changed in transit"
             }
         })
     }
+}
+
+/// What the secret is during the grace time of a rotation, when several secrets sign.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RotationRole {
+    /// The oldest active secret, which makes `X-Nano-Signature`.
+    Oldest,
+    /// A newer one. It makes one of the signatures in `webhook-signature`.
+    Newer,
 }
 
 /// The result of verifying a request.
@@ -77,6 +82,8 @@ pub struct VerificationReport {
     pub nano: SignatureStatus,
     /// `webhook-signature`.
     pub standard: SignatureStatus,
+    /// `None` if only one secret signed, or if the secret made no signature.
+    pub rotation: Option<RotationRole>,
     /// The age of the timestamp in seconds if it exceeds five minutes; negative for a time in the
     /// future.
     pub stale_by: Option<i64>,
@@ -107,6 +114,7 @@ pub fn verify(
         return VerificationReport {
             nano: status_without_secret(request.nano_signature),
             standard: status_without_secret(request.standard_signature),
+            rotation: None,
             stale_by,
         };
     };
@@ -115,13 +123,17 @@ pub fn verify(
         minified_body == body && serde_json::from_slice::<IgnoredAny>(body).is_ok();
     let nano_match = request.match_nano(secret, body);
     let standard_match = request.match_standard(secret, body);
+    let rotation = request.rotation_role(secret, body);
     let nano = classify(&Evidence {
         format: nano_format(request.nano_signature),
         original_body: nano_match,
         minified_body: request.match_nano(secret, &minified_body),
         body_is_compact,
         other_signature: standard_match,
-        reason_if_other_is_valid: Reason::RotatedSecret,
+        status_if_other_is_valid: match rotation {
+            Some(RotationRole::Newer) => SignatureStatus::MadeByOlderSecret,
+            Some(RotationRole::Oldest) | None => SignatureStatus::Invalid(Reason::HeaderChanged),
+        },
     });
     let standard = classify(&Evidence {
         format: standard_format(request.standard_signature),
@@ -129,11 +141,12 @@ pub fn verify(
         minified_body: request.match_standard(secret, &minified_body),
         body_is_compact,
         other_signature: nano_match,
-        reason_if_other_is_valid: Reason::HeaderChanged,
+        status_if_other_is_valid: SignatureStatus::Invalid(Reason::HeaderChanged),
     });
     VerificationReport {
         nano,
         standard,
+        rotation,
         stale_by,
     }
 }
@@ -163,7 +176,7 @@ struct Evidence {
     minified_body: Match,
     body_is_compact: bool,
     other_signature: Match,
-    reason_if_other_is_valid: Reason,
+    status_if_other_is_valid: SignatureStatus,
 }
 
 fn classify(evidence: &Evidence) -> SignatureStatus {
@@ -178,7 +191,7 @@ fn classify(evidence: &Evidence) -> SignatureStatus {
         (Match::Different, Match::Equal) => Reason::Reformatted,
         (Match::Different, _) if !evidence.body_is_compact => Reason::BodyChanged,
         (Match::Different, _) => match evidence.other_signature {
-            Match::Equal => evidence.reason_if_other_is_valid,
+            Match::Equal => return evidence.status_if_other_is_valid,
             Match::Different | Match::MissingInput => Reason::WrongSecretOrBody,
         },
     };
@@ -235,18 +248,33 @@ impl<'a> SignedRequest<'a> {
     /// Checks `webhook-signature`, which covers the id, the timestamp and the body. One of its
     /// signatures must match.
     fn match_standard(&self, secret: &Secret, body: &[u8]) -> Match {
-        let (Some(signatures), Some(timestamp), Some(event_id)) = (
-            self.standard_signature,
-            self.standard_timestamp,
-            &self.event_id,
-        ) else {
-            return Match::MissingInput;
-        };
-        let expected = sign(secret, event_id, timestamp, body).standard;
-        let is_equal = signatures
+        match self.compare_standard(secret, body) {
+            Some(matches) => to_match(matches.contains(&true)),
+            None => Match::MissingInput,
+        }
+    }
+
+    /// Which of the active secrets the given one is. Signatures are in the order of their secrets,
+    /// the newest first.
+    fn rotation_role(&self, secret: &Secret, body: &[u8]) -> Option<RotationRole> {
+        match self.compare_standard(secret, body)?.as_slice() {
+            [] | [_] => None,
+            [.., true] => Some(RotationRole::Oldest),
+            [newer @ .., false] if newer.contains(&true) => Some(RotationRole::Newer),
+            [.., false] => None,
+        }
+    }
+
+    /// Compares each signature of `webhook-signature` with that of `secret`; `None` if a header
+    /// that they cover is missing or malformed.
+    fn compare_standard(&self, secret: &Secret, body: &[u8]) -> Option<Vec<bool>> {
+        let signatures = self.standard_signature?;
+        let timestamp = self.standard_timestamp?;
+        let expected = sign(secret, self.event_id.as_ref()?, timestamp, body).standard;
+        let matches = signatures
             .split(' ')
-            .any(|signature| constant_time_eq(signature, &expected));
-        to_match(is_equal)
+            .map(|signature| constant_time_eq(signature, &expected));
+        Some(matches.collect())
     }
 }
 
@@ -374,6 +402,7 @@ mod tests {
         VerificationReport {
             nano: status,
             standard: status,
+            rotation: None,
             stale_by: None,
         }
     }
@@ -430,10 +459,46 @@ mod tests {
             reasons(&signed_headers(&["another-secret"]), BODY),
             [Some(Reason::WrongSecretOrBody); 2]
         );
-        assert_eq!(
-            reasons(&signed_headers(&["the-new-secret", "my-secret-key"]), BODY),
-            [Some(Reason::RotatedSecret), None]
-        );
+    }
+
+    /// During the grace time of a rotation, the oldest secret makes `X-Nano-Signature`.
+    #[test]
+    fn rotation_explains_which_secret_signed() {
+        use SignatureStatus::{Invalid, MadeByOlderSecret, Valid};
+        let wrong = Invalid(Reason::WrongSecretOrBody);
+        for (secrets, nano, standard, rotation) in [
+            (&["my-secret-key"][..], Valid, Valid, None),
+            (
+                &["a-new-secret", "my-secret-key"],
+                Valid,
+                Valid,
+                Some(RotationRole::Oldest),
+            ),
+            (
+                &["my-secret-key", "an-old-secret"],
+                MadeByOlderSecret,
+                Valid,
+                Some(RotationRole::Newer),
+            ),
+            (
+                &["a-new-secret", "my-secret-key", "an-old-secret"],
+                MadeByOlderSecret,
+                Valid,
+                Some(RotationRole::Newer),
+            ),
+            (&["a-new-secret", "an-old-secret"], wrong, wrong, None),
+        ] {
+            let headers = signed_headers(secrets);
+            let key = secret("my-secret-key");
+            let report = verify(&headers, BODY.as_bytes(), Some(&key), NOW);
+            let expected = VerificationReport {
+                nano,
+                standard,
+                rotation,
+                stale_by: None,
+            };
+            assert_eq!(report, expected, "{secrets:?}");
+        }
     }
 
     #[test]
@@ -464,6 +529,11 @@ mod tests {
                 [None, Some(Reason::HeaderChanged)],
             ),
             ("webhook-id", None, [None, Some(Reason::MissingInput)]),
+            (
+                "x-nano-timestamp",
+                Some("1"),
+                [Some(Reason::HeaderChanged), None],
+            ),
             (
                 "x-nano-timestamp",
                 Some("now"),

@@ -10,7 +10,7 @@ use crate::{event::EventId, secret::Secret, timestamp::Timestamp};
 /// The signature headers of one attempt.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Signatures {
-    /// `X-Nano-Signature`: `v1=` and lowercase hex over `{timestamp}.{body}`, by the current
+    /// `X-Nano-Signature`: `v1=` and lowercase hex over `{timestamp}.{body}`, by the oldest active
     /// secret.
     pub nano: String,
     /// `webhook-signature`: for each active secret `v1,` and base64 over
@@ -20,16 +20,19 @@ pub struct Signatures {
 }
 
 /// Signs a body with the active secrets of a webhook, newest first; `None` without a secret.
+///
+/// `X-Nano-Signature` has room for one signature. The oldest active secret makes it, so a secret
+/// signs until it expires, and receivers have the grace time to add the next one.
 pub fn sign(
     secrets: &[Secret],
     id: &EventId,
     timestamp: Timestamp,
     body: &[u8],
 ) -> Option<Signatures> {
-    let current_secret = secrets.first()?;
+    let oldest_secret = secrets.last()?;
     let seconds = timestamp.as_unix_seconds().to_string();
     let nano_parts = [seconds.as_bytes(), b".", body];
-    let nano = hmac_sha256(current_secret.expose().as_bytes(), &nano_parts);
+    let nano = hmac_sha256(oldest_secret.expose().as_bytes(), &nano_parts);
     let standard_parts = [id.as_str().as_bytes(), b".", seconds.as_bytes(), b".", body];
     let mut standard = Vec::with_capacity(secrets.len());
     for secret in secrets {
@@ -77,19 +80,36 @@ mod tests {
             "v1,oCGlJkVeiYjHTfvffnVqX6oHbJyHlQLE8Up11DVGMVA="
         );
 
-        let rotated = [
-            secret("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"),
-            secret("my-secret-key"),
-        ];
-        let signed = sign(&rotated, &id(), at, body).unwrap();
+        let whsec = [secret("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")];
+        let signed = sign(&whsec, &id(), at, body).unwrap();
         assert_eq!(
             signed.nano,
             "v1=8563f46f149ee592fb2a4be4cd57b16f348154ba0fc58d64062e938a13dd79b8"
         );
         assert_eq!(
             signed.standard,
-            "v1,f3TfwCAxZH4QFxR9fTnSyGrQUaD+cy90QBq1lijR1Us= v1,oCGlJkVeiYjHTfvffnVqX6oHbJyHlQLE8Up11DVGMVA="
+            "v1,f3TfwCAxZH4QFxR9fTnSyGrQUaD+cy90QBq1lijR1Us="
         );
+    }
+
+    /// After rotations the oldest secret makes the only `X-Nano-Signature`, and every secret makes
+    /// one of `webhook-signature`, the newest first.
+    #[test]
+    fn oldest_active_secret_signs_nano() {
+        let at = Timestamp::from_millis(1_734_948_000_000);
+        let secrets = [
+            "the-newest-secret",
+            "the-second-secret",
+            "the-oldest-secret",
+        ]
+        .map(secret);
+        let sign_with = |secrets: &[Secret]| sign(secrets, &id(), at, b"{}").unwrap();
+        let single = [0, 1, 2].map(|index| sign_with(&secrets[index..=index]));
+        let standard = single.each_ref().map(|signed| signed.standard.as_str());
+        let signed = sign_with(&secrets);
+        assert_eq!(signed.nano, single[2].nano);
+        assert_eq!(signed.standard, standard.join(" "));
+        assert_eq!(sign_with(&secrets[..2]).nano, single[1].nano);
     }
 
     /// The official Standard Webhooks library makes the same signature for every active secret.

@@ -211,7 +211,8 @@ fn header_parameters(event: EventType) -> Vec<Parameter> {
             "X-Nano-Signature",
             Required::False,
             "Present if the webhook has a secret. `v1=` and the lowercase hex of HMAC-SHA256 over \
-             `{X-Nano-Timestamp}.{body}`, keyed with the UTF-8 bytes of the newest secret.",
+             `{X-Nano-Timestamp}.{body}`, keyed with the UTF-8 bytes of the secret; during the \
+             grace time of a rotation, of the oldest active one.",
             schemas::string_with_pattern("^v1=[0-9a-f]{64}$"),
         ),
         header_parameter(

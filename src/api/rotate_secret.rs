@@ -1,5 +1,5 @@
-//! `POST /api/v1/webhooks/{id}/rotate-secret`: replaces the secret of a webhook. The previous
-//! secret also signs `webhook-signature` during the grace time.
+//! `POST /api/v1/webhooks/{id}/rotate-secret`: replaces the secret of a webhook. During the grace
+//! time both secrets sign `webhook-signature`, and the previous one signs `X-Nano-Signature`.
 
 use std::{sync::Arc, time::Duration};
 
@@ -42,7 +42,8 @@ pub(super) struct RotateSecretRequest {
     #[serde(default, deserialize_with = "deserialize_secret")]
     #[schema(schema_with = new_secret_schema)]
     secret_key: Option<Secret>,
-    /// How long the previous secret also signs, in hours.
+    /// How long the previous secret still signs, in hours. `0` ends it at once: the endpoint must
+    /// accept the new secret before the request.
     #[serde(default, deserialize_with = "deserialize_grace_hours")]
     #[schema(value_type = u16, minimum = 0, maximum = 168, default = 24)]
     grace_hours: Option<u16>,
@@ -71,7 +72,9 @@ pub(super) struct RotateSecretResponse {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = String, pattern = "^whsec_[A-Za-z0-9+/]{43}=$")]
     secret_key: Option<Zeroizing<String>>,
-    /// When the previous secret stops signing. `null` if no previous secret signs.
+    /// When the previous secret stops signing and the new one signs `X-Nano-Signature`. The
+    /// endpoint must accept the new secret by then. `null` if no previous secret signs: the new one
+    /// signs everything now.
     #[schema(required, format = DateTime)]
     previous_valid_until: Option<String>,
     /// The number of secrets that sign now.
@@ -81,8 +84,13 @@ pub(super) struct RotateSecretResponse {
 
 /// Rotate a webhook's secret
 ///
-/// The previous secret also signs until the grace time ends. If the request contains no secret,
-/// one is generated and returned only in this response.
+/// If the request contains no secret, one is generated and returned only in this response.
+///
+/// Until the grace time ends, `webhook-signature` has a signature of each active secret, and the
+/// previous secret makes `X-Nano-Signature`. Add the new secret to the endpoint before the grace
+/// time ends and accept a request that either secret verifies. Remove the previous secret
+/// afterward. After several rotations, the oldest secret that is still active makes
+/// `X-Nano-Signature`.
 #[utoipa::path(
     post,
     path = "/api/v1/webhooks/{id}/rotate-secret",

@@ -43,7 +43,8 @@ async fn deliver(app: &TestApp, receiver: &Receiver, nth: usize) -> Received {
     receiver.wait_for(nth).await.pop().unwrap()
 }
 
-/// The previous secret signs in addition to the new one during the grace time.
+/// During the grace time both secrets sign `webhook-signature`, and the previous one signs
+/// `X-Nano-Signature`.
 #[tokio::test]
 async fn old_secret_signs_during_grace() {
     let (app, receiver) = (TestApp::new().await, Receiver::start().await);
@@ -70,17 +71,33 @@ async fn old_secret_signs_during_grace() {
     let received = deliver(&app, &receiver, 2).await;
     assert!(received.is_signed_by(OLD) && received.is_signed_by(&new));
     assert_eq!(received.header("webhook-signature").split(' ').count(), 2);
-    assert!(
-        !received.header("x-nano-signature").contains([' ', ',']),
-        "exactly one signature, by the newest secret"
-    );
+    assert!(received.has_nano_signature_of(OLD));
 
     app.clock.advance(2 * HOUR);
     let received = deliver(&app, &receiver, 3).await;
     assert!(!received.is_signed_by(OLD) && received.is_signed_by(&new));
+    assert!(received.has_nano_signature_of(&new));
     let shown = app.get("/api/v1/webhooks/1").await;
     assert_eq!(shown.json["data"]["signed"], true);
     assert!(!shown.text.contains(&new));
+}
+
+/// After two rotations each secret signs `X-Nano-Signature` until it expires, the oldest first.
+#[tokio::test]
+async fn oldest_active_secret_signs_nano() {
+    let (app, receiver) = (TestApp::new().await, Receiver::start().await);
+    let created =
+        json!({"url": receiver.url("/hook"), "events": ["job.completed"], "secret_key": OLD});
+    app.create(created).await;
+    for (secret, hours) in [("the-second-secret", 1), ("the-third-secret", 2)] {
+        rotate(&app, json!({"secret_key": secret, "grace_hours": hours})).await;
+    }
+    for (nth, expected) in [(1, OLD), (2, "the-second-secret"), (3, "the-third-secret")] {
+        let received = deliver(&app, &receiver, nth).await;
+        assert!(received.has_nano_signature_of(expected), "{expected}");
+        assert!(received.is_signed_by("the-third-secret"));
+        app.clock.advance(HOUR);
+    }
 }
 
 /// The request can name the new secret, and without grace the previous one ends at once.

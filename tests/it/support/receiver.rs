@@ -55,6 +55,14 @@ impl Received {
             .any(|signature| signature == expected)
     }
 
+    /// Whether `secret` made `X-Nano-Signature`, the only signature in that header.
+    pub fn has_nano_signature_of(&self, secret: &str) -> bool {
+        let key = aws_lc_rs::hmac::Key::new(aws_lc_rs::hmac::HMAC_SHA256, secret.as_bytes());
+        let signed = format!("{}.{}", self.header("x-nano-timestamp"), self.body);
+        let expected = hex::encode(aws_lc_rs::hmac::sign(&key, signed.as_bytes()));
+        self.header("x-nano-signature") == format!("v1={expected}")
+    }
+
     pub fn json(&self) -> serde_json::Value {
         serde_json::from_str(&self.body).unwrap()
     }
