@@ -28,6 +28,7 @@ UNUSED_SETTINGS = {
     "ApiFunction": {"DISABLE_AFTER", "RETRY_SCHEDULE", "STACK_NAME"},
     "DispatchFunction": {
         "ACCOUNT_CLAIM",
+        "API_CONCURRENCY",
         "RATE_LIMIT_PER_DAY",
         "RATE_LIMIT_PER_MINUTE",
         "WEBHOOKS_PER_ACCOUNT",

@@ -21,6 +21,10 @@ use crate::{
 const DEFAULT_DISABLE_AFTER: Duration = Duration::from_hours(120);
 /// The default of `RETENTION_DAYS`.
 const DEFAULT_RETENTION_DAYS: u32 = 30;
+/// The default of `API_CONCURRENCY`: the usual quota of an AWS account.
+const DEFAULT_API_CONCURRENCY: u32 = 1_000;
+/// Test events may use one in this many of the API's concurrent requests.
+const TEST_EVENT_SHARE: u32 = 10;
 /// The default of `WEBHOOKS_PER_ACCOUNT`.
 const DEFAULT_WEBHOOKS_PER_ACCOUNT: u32 = 50;
 
@@ -44,6 +48,9 @@ pub struct Config {
     pub webhooks_per_account: u32,
     /// `RATE_LIMIT_PER_MINUTE` and `RATE_LIMIT_PER_DAY`.
     pub rate_limits: RateLimits,
+    /// `API_CONCURRENCY`: how many requests the API can handle at the same time in the whole
+    /// deployment.
+    pub api_concurrency: u32,
     /// `ACCOUNT_CLAIM`: the claim of API Gateway's authorizer that has the account's name. API keys
     /// are not used then. For the functions only.
     pub account_claim: Option<String>,
@@ -206,10 +213,19 @@ impl Config {
                     .limit("RATE_LIMIT_PER_DAY")?
                     .or(defaults.rate_limits.per_day),
             },
+            api_concurrency: settings
+                .limit("API_CONCURRENCY")?
+                .unwrap_or(DEFAULT_API_CONCURRENCY),
             account_claim: settings.text("ACCOUNT_CLAIM")?,
             secrets_kms_key_id: settings.text("SECRETS_KMS_KEY_ID")?,
             extra_ca_file: settings.text("EXTRA_CA_FILE")?.map(PathBuf::from),
         })
+    }
+
+    /// The most test events in progress in the deployment: a tenth of the API's concurrency, and at
+    /// least one.
+    pub fn max_test_events(&self) -> u32 {
+        (self.api_concurrency / TEST_EVENT_SHARE).max(1)
     }
 
     /// Makes the target guard of these settings.
@@ -354,6 +370,16 @@ mod tests {
         assert_eq!(config.extra_ca_file, Some(PathBuf::from("/opt/ca.pem")));
     }
 
+    /// A new AWS account has ten concurrent executions.
+    #[test]
+    fn test_events_use_tenth_of_concurrency() {
+        for (concurrency, expected) in [("1", 1), ("9", 1), ("10", 1), ("29", 2), ("1000", 100)] {
+            let config = read(&[("API_CONCURRENCY", concurrency)]).unwrap();
+            assert_eq!(config.max_test_events(), expected, "{concurrency}");
+        }
+        assert_eq!(read(&[]).unwrap().max_test_events(), 100);
+    }
+
     #[test]
     fn malformed_setting_is_named() {
         for (name, value) in [
@@ -364,6 +390,7 @@ mod tests {
             ("DISABLE_AFTER", "0s"),
             ("WEBHOOKS_PER_ACCOUNT", "many"),
             ("RATE_LIMIT_PER_MINUTE", "-1"),
+            ("API_CONCURRENCY", "0"),
             ("RATE_LIMIT_PER_DAY", "1.5"),
         ] {
             let error = read(&[(name, value)]).unwrap_err();

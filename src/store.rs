@@ -8,7 +8,8 @@
 //! leases
 //! webhooks                        due_index, delivery_log
 //! creation, rotation, update      deliveries       replay_record
-//! webhook_row                     delivery_row     poison, api_keys, rate_limits, checkpoints
+//! webhook_row                     delivery_row     poison, api_keys, rate_limits, test_event_slots,
+//!                                                  checkpoints
 //! secrets                         item_writer
 //! data_keys
 //! table_client, tables
@@ -38,6 +39,7 @@ pub mod rotation;
 pub mod secrets;
 mod table_client;
 pub mod tables;
+pub mod test_event_slots;
 pub mod update;
 mod webhook_row;
 pub mod webhooks;
@@ -57,6 +59,7 @@ use replays::Replays;
 use resumes::Resumes;
 use secrets::Secrets;
 use table_client::TableClient;
+use test_event_slots::TestEventSlots;
 use webhooks::Webhooks;
 
 pub use error::{Error, Result};
@@ -90,6 +93,11 @@ impl Store {
     /// Counters of API requests.
     pub const fn rate_limits(&self) -> RateLimiter<'_> {
         RateLimiter::new(&self.webhooks_table)
+    }
+
+    /// Slots of test events.
+    pub const fn test_event_slots(&self) -> TestEventSlots<'_> {
+        TestEventSlots::new(&self.webhooks_table)
     }
 
     /// Secrets of webhooks.

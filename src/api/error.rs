@@ -46,6 +46,8 @@ pub(super) enum ApiError {
     UnsupportedMediaType,
     /// 429
     RateLimited { retry_after_seconds: i64 },
+    /// 429
+    TooManyTestEvents { retry_after_seconds: i64 },
     /// 500. The cause is logged and not in the response.
     Internal(InternalCause),
     /// 503. The cause is logged and not in the response.
@@ -81,7 +83,7 @@ impl ApiError {
             Self::Conflict(_) => ErrorCode::Conflict,
             Self::PayloadTooLarge => ErrorCode::PayloadTooLarge,
             Self::UnsupportedMediaType => ErrorCode::UnsupportedMediaType,
-            Self::RateLimited { .. } => ErrorCode::RateLimited,
+            Self::RateLimited { .. } | Self::TooManyTestEvents { .. } => ErrorCode::RateLimited,
             Self::Internal(_) => ErrorCode::InternalError,
             Self::Unavailable(_) => ErrorCode::Unavailable,
         }
@@ -97,6 +99,7 @@ impl ApiError {
             Self::PayloadTooLarge => PAYLOAD_TOO_LARGE,
             Self::UnsupportedMediaType => UNSUPPORTED_MEDIA_TYPE,
             Self::RateLimited { .. } => RATE_LIMITED,
+            Self::TooManyTestEvents { .. } => TOO_MANY_TEST_EVENTS,
             Self::Internal(_) => INTERNAL_ERROR,
             Self::Unavailable(_) => UNAVAILABLE,
         }
@@ -108,6 +111,7 @@ const PAYLOAD_TOO_LARGE: &str = "The request body is too large; expected at most
 const UNSUPPORTED_MEDIA_TYPE: &str =
     "The request body is not declared as JSON; expected `Content-Type: application/json`";
 const RATE_LIMITED: &str = "Too many requests; try again later";
+const TOO_MANY_TEST_EVENTS: &str = "Too many test events are in progress; try again later";
 const INTERNAL_ERROR: &str = "Internal error";
 const UNAVAILABLE: &str = "Temporarily unavailable; try again later";
 
@@ -141,6 +145,9 @@ impl IntoResponse for ApiError {
         let headers = response.headers_mut();
         match self {
             Self::RateLimited {
+                retry_after_seconds,
+            }
+            | Self::TooManyTestEvents {
                 retry_after_seconds,
             } => {
                 headers.insert(RETRY_AFTER, retry_after_seconds.into());
@@ -266,7 +273,7 @@ impl ErrorCode {
             )),
             Self::RateLimited => Some((
                 "The account exceeded its rate limit, by default 60 requests per minute and \
-                 10,000 per day.",
+                 10,000 per day, or too many test events are in progress.",
                 RATE_LIMITED,
             )),
             Self::InternalError => Some((

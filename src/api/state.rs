@@ -29,6 +29,8 @@ pub struct AppState {
     pub retention: Duration,
     /// Limit of webhooks per account.
     pub webhooks_per_account: u32,
+    /// Limit of test events in progress in the deployment.
+    pub max_test_events: u32,
     /// Limits of requests per account.
     pub rate_limits: RateLimits,
 }

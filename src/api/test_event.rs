@@ -20,7 +20,11 @@ use super::{
 };
 use crate::{
     error_chain::error_chain,
-    store::{self, webhooks::WebhookRecord},
+    store::{
+        self,
+        test_event_slots::{AcquireOutcome, HeldSlots},
+        webhooks::WebhookRecord,
+    },
 };
 use nano_webhooks_core::{
     account_id::AccountId,
@@ -68,6 +72,9 @@ pub(super) struct TestEventResponse {
 /// Sends a signed sample event to the endpoint and returns the attempt. A test event is sent once
 /// and does not appear in the webhook's deliveries. If the endpoint accepts it, the webhook is no
 /// longer `failing`; if not, the webhook's health does not change.
+///
+/// At most two test events of an account may be in progress; beyond that, and if the service has no
+/// capacity for another one, the response is 429.
 #[utoipa::path(
     post,
     path = "/api/v1/webhooks/{id}/test",
@@ -96,18 +103,51 @@ pub(super) async fn send_test_event(
     OptionalJson(request): OptionalJson<TestEventRequest>,
 ) -> Result<Json<SuccessResponse<TestEventResponse>>, ApiError> {
     let record = load_webhook(&state, &account, path.webhook).await?;
-    let url = &record.webhook.url;
     let event = request
         .event
         .unwrap_or_else(|| first_subscribed(&record.webhook.events));
+    let slots = acquire_slots(&state, &account).await?;
+    let response = attempt_test_event(&state, &account, &record, event).await;
+    if let Err(error) = state.store.test_event_slots().release(&slots).await {
+        tracing::warn!(
+            account = account.as_str(),
+            error = error_chain(&error),
+            "Could not free the slots of a test event; they are free again when their leases end"
+        );
+    }
+    Ok(ok(response?))
+}
+
+/// Takes the slots of a test event. While it is in progress, a test event occupies an execution of
+/// the function, and an endpoint can hang.
+async fn acquire_slots(state: &AppState, account: &AccountId) -> Result<HeldSlots, ApiError> {
+    let now = state.clock.now();
+    let slots = state.store.test_event_slots();
+    match slots.acquire(account, state.max_test_events, now).await? {
+        AcquireOutcome::Acquired(slots) => Ok(slots),
+        AcquireOutcome::Refused {
+            retry_after_seconds,
+        } => Err(ApiError::TooManyTestEvents {
+            retry_after_seconds,
+        }),
+    }
+}
+
+async fn attempt_test_event(
+    state: &AppState,
+    account: &AccountId,
+    record: &WebhookRecord,
+    event: EventType,
+) -> Result<TestEventResponse, ApiError> {
+    let webhook = &record.webhook;
     let now = state.clock.now();
     let secrets = state
         .store
         .secrets()
-        .decrypt_active(&account, path.webhook, &record.secrets, now)
+        .decrypt_active(account, webhook.id, &record.secrets, now)
         .await?;
-    let event_id = EventId::synthetic(now, &account, SAMPLE_TASK_ID, event);
-    let payload = sample_payload(event, &account, path.webhook, url.as_str(), now);
+    let event_id = EventId::synthetic(now, account, SAMPLE_TASK_ID, event);
+    let payload = sample_payload(event, account, webhook.id, webhook.url.as_str(), now);
     let signatures = signing::sign(&secrets, &event_id, now, payload.as_bytes());
     let request = WebhookRequest {
         event_id: &event_id,
@@ -120,25 +160,29 @@ pub(super) async fn send_test_event(
     };
     let (attempt, outcome) = state
         .client
-        .attempt(url, request, &payload, state.client.timeouts().total)
+        .attempt(
+            &webhook.url,
+            request,
+            &payload,
+            state.client.timeouts().total,
+        )
         .await;
+    if outcome.is_success() {
+        record_success(state, account, record, outcome.observation()).await;
+    }
     let signed_content = match outcome.failure {
         Some(Failure::Status(_)) if signatures.is_some() => {
             Some(format!("{}.{payload}", now.as_unix_seconds()))
         }
         _ => None,
     };
-    if outcome.is_success() {
-        record_success(&state, &account, &record, outcome.observation()).await;
-    }
-    let attempt = AttemptResponse::new(&event_id, event, None, &attempt);
-    Ok(ok(TestEventResponse {
+    Ok(TestEventResponse {
         event: event.as_str(),
         payload,
-        url: url.as_str().to_owned(),
-        attempt,
+        url: webhook.url.as_str().to_owned(),
+        attempt: AttemptResponse::new(&event_id, event, None, &attempt),
         signed_content,
-    }))
+    })
 }
 
 /// Updates the endpoint health after an accepted test event, so that the endpoint no longer counts

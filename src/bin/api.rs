@@ -32,6 +32,7 @@ async fn run() -> Result<(), lambda_http::Error> {
         },
         retention: config.retention,
         webhooks_per_account: config.webhooks_per_account,
+        max_test_events: config.max_test_events(),
         rate_limits: config.rate_limits,
         store: Store::new(
             client,

@@ -100,6 +100,17 @@ pub fn rate(account: &AccountId, day: &str) -> PrimaryKey {
     PrimaryKey::new(account_partition(account), format!("RATE#{day}"))
 }
 
+/// A slot of an account's test events.
+pub fn account_test_slot(account: &AccountId, slot: u32) -> PrimaryKey {
+    PrimaryKey::new(account_partition(account), format!("TEST#{slot}"))
+}
+
+/// A slot of the deployment's test events. Each is a partition of its own, so that the slots share
+/// no limit of a partition.
+pub fn deployment_test_slot(slot: u32) -> PrimaryKey {
+    PrimaryKey::new(format!("TEST#{slot}"), SINGLETON_SK)
+}
+
 /// An API key in its account's list. `prefix` is the part that may be shown.
 pub fn api_key_listing(account: &AccountId, prefix: &str) -> PrimaryKey {
     PrimaryKey::new(

@@ -39,6 +39,7 @@ fn api(tables: &TestTables, claim: Option<&str>, rate_limits: RateLimits) -> axu
         queue: tables.queue.clone(),
         retention: Duration::from_hours(24),
         webhooks_per_account: 50,
+        max_test_events: 100,
         rate_limits,
     })
 }

@@ -1,16 +1,25 @@
 //! `POST …/test` sends a sample event and returns its attempt.
 
-use axum::http::StatusCode;
-use nano_webhooks::store::rate_limits::RateLimits;
+use std::time::Duration;
+
+use axum::{body::Body, http::StatusCode};
+use nano_webhooks::store::{
+    rate_limits::RateLimits,
+    test_event_slots::{AcquireOutcome, SLOT_LEASE},
+};
 use nano_webhooks_core::{
-    delivery::endpoint_health::EndpointHealth, target_policy::TargetPolicy, webhook::WebhookId,
+    delivery::endpoint_health::EndpointHealth, target_policy::TargetPolicy, timestamp::Timestamp,
+    webhook::WebhookId,
 };
 use serde_json::{Value, json};
+use tokio::task::JoinHandle;
+use tower::ServiceExt;
 
 use crate::support::{
     accounts::account,
     app::{TestApp, TestResponse},
     receiver::Receiver,
+    tables::TestTables,
 };
 
 async fn send(app: &TestApp, body: Value) -> TestResponse {
@@ -124,6 +133,78 @@ async fn accepted_test_ends_failing() {
         let record = webhooks.get_record(&acme, webhook).await.unwrap().unwrap();
         assert_eq!(record.health, expected, "webhook {id}");
     }
+}
+
+/// Sends a test event to an endpoint that hangs until the returned task is aborted.
+async fn hold_slot(app: &TestApp, receiver: &Receiver, nth: usize) -> JoinHandle<()> {
+    let request = app.request("POST", "/api/v1/webhooks/1/test");
+    let request = request.body(Body::empty()).unwrap();
+    let router = app.router.clone();
+    let task = tokio::spawn(async move {
+        router.oneshot(request).await.unwrap();
+    });
+    receiver.wait_for(nth).await;
+    task
+}
+
+/// Two test events of an account may be in progress in all processes together. The slots of a
+/// process that ended are free when their leases end.
+#[tokio::test]
+async fn third_test_event_is_refused() {
+    let (app, receiver) = (TestApp::new().await, Receiver::start().await);
+    let events = ["job.completed"];
+    app.create(json!({"url": receiver.url("/hang"), "events": events}))
+        .await;
+    let held = [
+        hold_slot(&app, &receiver, 1).await,
+        hold_slot(&app, &receiver, 2).await,
+    ];
+    app.clock.advance(Duration::from_secs(10));
+    let refused = send(&app, json!({})).await;
+    let (status, code, message) = refused.error();
+    assert_eq!((status, code), (429, "rate_limited"), "{message}");
+    assert_eq!(refused.header("retry-after"), "20");
+    assert!(message.contains("test events"), "{message}");
+
+    // The task is dropped as with a process that ends: nothing frees its slot.
+    for task in held {
+        task.abort();
+    }
+    let webhook = json!({"url": receiver.url("/ok")});
+    app.send_json("PATCH", "/api/v1/webhooks/1", &webhook).await;
+    app.clock.advance(Duration::from_millis(19_999));
+    assert_eq!(send(&app, json!({})).await.status, 429);
+    app.clock.advance(Duration::from_millis(1));
+    for _ in 0..3 {
+        let response = send(&app, json!({})).await;
+        assert_eq!(response.status, StatusCode::OK, "{}", response.text);
+    }
+    assert_eq!(app.tables.items_under("TEST#").await.len(), 2);
+}
+
+/// The deployment's limit holds for all accounts together, and a refused test event holds no slot
+/// of its account.
+#[tokio::test]
+async fn deployment_limits_test_events() {
+    let tables = TestTables::new().await;
+    let slots = tables.store.test_event_slots();
+    let now = Timestamp::from_millis(1_734_948_000_000);
+    let later = now + SLOT_LEASE;
+    let acquire = async |name: &str, at| match slots.acquire(&account(name), 1, at).await.unwrap() {
+        AcquireOutcome::Acquired(held) => Some(held),
+        AcquireOutcome::Refused { .. } => None,
+    };
+    let first = acquire("acme", now).await.unwrap();
+    assert!(acquire("other", now).await.is_none());
+    assert!(tables.items_under("ACCOUNT#other").await.is_empty());
+    slots.release(&first).await.unwrap();
+    let second = acquire("other", now).await.unwrap();
+    let third = acquire("acme", later).await.unwrap();
+    // The lease of the second has ended, so its holder frees nothing of the third.
+    slots.release(&second).await.unwrap();
+    assert!(acquire("other", later).await.is_none());
+    slots.release(&third).await.unwrap();
+    assert!(acquire("other", later).await.is_some());
 }
 
 /// An unreachable endpoint is described as in the log, and a blocked target is not called.

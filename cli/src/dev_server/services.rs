@@ -54,6 +54,7 @@ impl<'a> Services<'a> {
             client: self.config.client(Timeouts::QUEUED)?,
             clock: self.clock.clone(),
             webhooks_per_account: self.config.webhooks_per_account,
+            max_test_events: self.config.max_test_events(),
             rate_limits: self.config.rate_limits,
         };
         let metrics_routes = Router::new()

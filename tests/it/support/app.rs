@@ -201,6 +201,7 @@ pub fn routed(
         queue: tables.queue.clone(),
         retention: Duration::from_hours(24),
         webhooks_per_account,
+        max_test_events: 100,
         rate_limits,
     })
 }
