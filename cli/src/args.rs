@@ -14,6 +14,8 @@ use nano_webhooks_core::{
     webhook::WebhookId,
 };
 
+use crate::job_data::JobData;
+
 /// The most deliveries that `deliveries list` prints.
 const MAX_LIMIT: usize = 1_000;
 /// The longest delay of `listen`, in seconds.
@@ -269,7 +271,7 @@ pub struct JobArgs {
     pub task_type: String,
     /// Result of the job, a JSON object
     #[arg(long, value_name = "JSON", default_value = "{}")]
-    pub data: String,
+    pub data: JobData,
     #[command(flatten)]
     pub tables: TablesArgs,
 }

@@ -431,7 +431,7 @@ fn malformed_option_is_named() {
         ),
         (&missing_ca_file, 1, "EXTRA_CA_FILE"),
         (&["listen", "--secret", "short"], 1, "--secret"),
-        (&["job", "complete", "--data", "[1]"], 1, "--data"),
+        (&["job", "complete", "--data", "[1]"], 2, "--data"),
     ] {
         let output = run(args);
         assert_eq!(output.status.code(), Some(status), "{args:?}");
