@@ -76,7 +76,11 @@ def test_revoke_rejects_key_of_other_account(service, keys):
     key = json.loads(keys("create", "--account", "owner", "--json").stdout)["api_key"]
     for account, other_key in (("thief", key), ("owner", "sk-nothing")):
         completed = keys("revoke", "--account", account, other_key, check=False)
-        assert completed.returncode == 1 and completed.stderr.strip(), completed
+        assert completed.returncode == 1, completed
+        assert completed.stderr == (
+            f"nano-webhooks: account {account} has no key {other_key[:11]}…; "
+            "list its keys with `keys list`\n"
+        )
     assert service.api.call("GET", "/api/v1/webhooks", key=key).status == 200
 
 
@@ -102,14 +106,6 @@ def test_job_command_writes_job(service, api, receiver):
         and failed.json["data"] == {}
         and failed.json["task_type"] == "image"
     )
-
-
-@pytest.mark.parametrize("data", ["", "[]", "1", "{", '{"a":NaN}', "null"])
-def test_job_command_rejects_malformed_data(service, data):
-    completed = run_command(
-        "job", "complete", "--dynamodb-endpoint", service.dynamodb, "--data", data, check=False
-    )
-    assert completed.returncode != 0 and "--data" in completed.stderr, completed.stderr
 
 
 def test_command_without_service_fails_briefly():

@@ -67,6 +67,17 @@ def test_restart_keeps_webhooks_keys_and_checkpoint(start, receiver, data_dir, e
     assert ("before", "job.completed") not in receiver.events("/new")
 
 
+def test_revoked_key_stays_revoked_after_restart(start, data_dir):
+    """The start does not create the revoked key of the account `demo` again."""
+    first = start("--data-dir", data_dir)
+    key = first.api.key
+    options = ("--dynamodb-endpoint", first.dynamodb, "--account", "demo")
+    run_command("keys", "revoke", *options, key)
+    first.signal(signal.SIGTERM)
+    second = start("--data-dir", data_dir)
+    assert second.api.call("GET", "/api/v1/webhooks", key=key).status == 401
+
+
 def test_interrupted_attempt_is_repeated_after_restart(start, receiver, data_dir):
     """An attempt that a kill interrupts is made again, with the same id and the same body."""
     receiver.hang("/hook")

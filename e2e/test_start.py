@@ -3,10 +3,6 @@
 import re
 from pathlib import Path
 
-import pytest
-
-from support import run_command
-
 
 def test_ready_line_names_addresses_and_key(start, capsys):
     """Stdout has one line of JSON once the service is ready. The log goes to stderr."""
@@ -42,32 +38,3 @@ def test_given_key_belongs_to_demo_account(service, start):
     other = start("--in-memory", "--api-key", key)
     assert (other.api.key, other.api.account) == (key, "demo")
     assert other.api.list_webhooks().status == 200
-
-
-@pytest.mark.parametrize(
-    ("options", "name"),
-    [
-        (["--targets", "private"], "--targets"),
-        (["--allow-cidr", "office"], "--allow-cidr"),
-        (["--retry-schedule", "soon"], "--retry-schedule"),
-        (["--api-key", "sk-typo"], "--api-key"),
-        (["--listen", "nowhere"], "--listen"),
-        (["--unknown"], "--unknown"),
-    ],
-)
-def test_malformed_option_is_named(options, name):
-    """A malformed option stops the start with an error that names the option."""
-    completed = run_command("serve", "--in-memory", *options, check=False)
-    assert completed.returncode != 0 and name in completed.stderr, completed.stderr
-    assert "panicked" not in completed.stderr
-
-
-@pytest.mark.parametrize(
-    ("name", "value"), [("RATE_LIMIT_PER_MINUTE", "-1"), ("EXTRA_CA_FILE", "does-not-exist.pem")]
-)
-def test_malformed_environment_variable_is_named(name, value):
-    """A malformed setting stops the start with an error that names the variable."""
-    listen = ("--listen", "127.0.0.1:0", "--dynamodb-listen", "127.0.0.1:0")
-    completed = run_command("serve", "--in-memory", *listen, env={name: value}, check=False)
-    assert completed.returncode != 0 and name in completed.stderr, completed.stderr
-    assert "panicked" not in completed.stderr

@@ -1,0 +1,110 @@
+//! The built binary with settings from the command line and the environment. The tests in `e2e/`
+//! cover the running service and its commands.
+
+use std::process::{Command, Output};
+
+const PROXY_VARIABLES: [&str; 5] = [
+    "HTTP_PROXY",
+    "http_proxy",
+    "ALL_PROXY",
+    "all_proxy",
+    "HTTPS_PROXY",
+];
+
+fn binary() -> Command {
+    Command::new(env!("CARGO_BIN_EXE_nano-webhooks"))
+}
+
+/// `serve` in memory on free ports.
+fn serve() -> Command {
+    let mut command = binary();
+    command.args(["serve", "--in-memory"]);
+    command.args(["--listen", "127.0.0.1:0"]);
+    command.args(["--dynamodb-listen", "127.0.0.1:0"]);
+    command
+}
+
+fn stderr(output: &Output) -> &str {
+    std::str::from_utf8(&output.stderr).unwrap()
+}
+
+/// Asserts that a command ends with this status and an error that contains `name`.
+fn assert_rejected(mut command: Command, status: i32, name: &str) {
+    let output = command.output().unwrap();
+    let printed = stderr(&output);
+    assert_eq!(output.status.code(), Some(status), "{command:?}: {printed}");
+    assert!(printed.contains(name), "{command:?}: {printed}");
+}
+
+/// The demo ignores proxies, AWS settings and the variables of `serve`.
+#[test]
+fn environment_does_not_change_demo() {
+    let mut demo = binary();
+    for variable in PROXY_VARIABLES {
+        demo.env(variable, "http://127.0.0.1:9");
+    }
+    let demo = demo
+        .arg("demo")
+        .env("API_KEY", "not-an-api-key")
+        .env("LISTEN", "not-an-address")
+        .env("AWS_ENDPOINT_URL_DYNAMODB", "http://127.0.0.1:9")
+        .env_remove("NO_PROXY")
+        .env_remove("no_proxy")
+        .output()
+        .unwrap();
+    assert!(demo.status.success(), "{}", stderr(&demo));
+}
+
+#[test]
+fn malformed_option_is_usage_error() {
+    for (args, name) in [
+        (&["serve", "--targets", "private"][..], "--targets"),
+        (&["serve", "--retry-schedule", "soon"], "--retry-schedule"),
+        (&["serve", "--allow-cidr", "office"], "--allow-cidr"),
+        (&["serve", "--listen", "here"], "--listen"),
+        (&["keys", "create", "--account", ""], "--account"),
+        (&["job", "complete", "--data", "[1]"], "--data"),
+    ] {
+        let mut command = binary();
+        command.args(args);
+        assert_rejected(command, 2, name);
+    }
+}
+
+/// A value that only the command itself can check has status 1.
+#[test]
+fn rejected_option_is_named() {
+    let mut listen = binary();
+    listen.args(["listen", "--secret", "short"]);
+    assert_rejected(listen, 1, "--secret");
+
+    let mut missing_file = serve();
+    missing_file.args(["--ca-file", "/no/such/file"]);
+    assert_rejected(missing_file, 1, "EXTRA_CA_FILE");
+}
+
+/// A key is a secret, so the error does not repeat it.
+#[test]
+fn malformed_api_key_is_not_printed() {
+    let output = serve().env("API_KEY", "not-an-api-key").output().unwrap();
+    let printed = stderr(&output);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(
+        printed.starts_with("nano-webhooks: --api-key: expected"),
+        "{printed}"
+    );
+    assert!(!printed.contains("not-an-api-key"));
+}
+
+#[test]
+fn malformed_variable_is_named() {
+    for (variable, value) in [
+        ("WEBHOOKS_PER_ACCOUNT", "many"),
+        ("RATE_LIMIT_PER_MINUTE", "-1"),
+        ("EXTRA_CA_FILE", "/no/such/file"),
+    ] {
+        let mut command = serve();
+        command.env(variable, value);
+        assert_rejected(command, 1, variable);
+    }
+}
