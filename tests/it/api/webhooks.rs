@@ -1,0 +1,315 @@
+//! The routes of webhooks.
+
+use std::time::Duration;
+
+use axum::{body::Body, http::StatusCode};
+use nano_webhooks::random;
+use nano_webhooks_core::{api_key::ApiKey, target_policy::TargetPolicy};
+use serde_json::{Value, json};
+
+use super::valid;
+use crate::support::{
+    accounts::account,
+    app::{NO_LIMITS, TestApp, WEBHOOKS},
+};
+
+/// A webhook is created, listed and deleted as documented.
+#[tokio::test]
+async fn webhook_routes_match_documentation() {
+    let app = TestApp::new().await;
+    let listed = app.get(WEBHOOKS).await;
+    assert_eq!(
+        (listed.status, listed.text.as_str()),
+        (StatusCode::OK, r#"{"success":true,"data":[]}"#)
+    );
+
+    let created = app.create(json!({"url":"https://example.com/hooks","events":["job.failed","job.completed"],"secret_key":"open sesame"})).await;
+    let webhook = r#"{"id":1,"url":"https://example.com/hooks","events":["job.failed","job.completed"],"status":"active"}"#;
+    assert_eq!(created.status, StatusCode::CREATED);
+    assert_eq!(
+        created.text,
+        format!(r#"{{"success":true,"data":{webhook}}}"#)
+    );
+    assert_eq!(created.header("location"), "/api/v1/webhooks/1");
+
+    let listed = app.get(WEBHOOKS).await;
+    assert_eq!(
+        listed.text,
+        format!(r#"{{"success":true,"data":[{webhook}]}}"#)
+    );
+
+    let deleted = app.delete("/api/v1/webhooks/1").await;
+    assert_eq!(
+        (deleted.status, deleted.text.as_str()),
+        (StatusCode::OK, r#"{"success":true,"data":{"id":1}}"#)
+    );
+    assert_eq!(
+        app.delete("/api/v1/webhooks/1").await.error(),
+        (404, "not_found", "No such webhook: 1")
+    );
+    assert_eq!(app.get(WEBHOOKS).await.json["data"], json!([]));
+}
+
+/// Ids count from 1 and are never reused.
+#[tokio::test]
+async fn ids_are_never_reused() {
+    let app = TestApp::new().await;
+    for id in 1..=3 {
+        assert_eq!(app.create(valid()).await.json["data"]["id"], id);
+    }
+    app.delete("/api/v1/webhooks/3").await;
+    app.delete("/api/v1/webhooks/1").await;
+    assert_eq!(app.create(valid()).await.json["data"]["id"], 4);
+    let listed = app.get(WEBHOOKS).await;
+    let ids: Vec<_> = listed.json["data"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|webhook| webhook["id"].as_u64().unwrap())
+        .collect();
+    assert_eq!(ids, [2, 4]);
+}
+
+/// A webhook is shown in detail, and a PATCH changes only the fields that it names.
+#[tokio::test]
+async fn patch_changes_named_fields() {
+    let app = TestApp::new().await;
+    let mut body = valid();
+    body["description"] = json!("Production");
+    app.create(body).await;
+    let path = "/api/v1/webhooks/1";
+    let shown = app.get(path).await;
+    let as_created = json!({
+        "id": 1, "url": "https://example.com/hooks", "events": ["job.completed", "job.failed"], "status": "active",
+        "created_at": "2024-12-23T10:00:00Z", "updated_at": "2024-12-23T10:00:00Z", "description": "Production",
+        "signed": false, "disabled_reason": null,
+        "health": {"state": "healthy", "failing_since": null, "last_failure": null, "first_success_after_failure_at": null},
+    });
+    assert_eq!(
+        (shown.status, &shown.json["data"]),
+        (StatusCode::OK, &as_created)
+    );
+
+    app.clock.advance(Duration::from_secs(1));
+    let patch = async |body: Value| {
+        let request = app
+            .request("PATCH", path)
+            .header("content-type", "application/json");
+        app.send(request.body(Body::from(body.to_string())).unwrap())
+            .await
+    };
+    let changed =
+        patch(json!({"events": ["job.failed"], "secret_key": "open sesame", "description": null}))
+            .await;
+    let mut expected = as_created.clone();
+    expected["events"] = json!(["job.failed"]);
+    expected["signed"] = json!(true);
+    expected["description"] = Value::Null;
+    expected["updated_at"] = json!("2024-12-23T10:00:01Z");
+    assert_eq!(
+        (changed.status, &changed.json["data"]),
+        (StatusCode::OK, &expected)
+    );
+    assert!(!changed.text.contains("sesame"));
+
+    let disabled = patch(
+        json!({"status": "disabled", "url": "https://example.com/other", "secret_key": null}),
+    )
+    .await;
+    expected["url"] = json!("https://example.com/other");
+    expected["status"] = json!("disabled");
+    expected["signed"] = json!(false);
+    expected["disabled_reason"] = json!("Disabled through the API.");
+    assert_eq!(disabled.json["data"], expected);
+    let enabled = patch(json!({"status": "active"})).await;
+    expected["status"] = json!("active");
+    expected["disabled_reason"] = Value::Null;
+    assert_eq!(enabled.json["data"], expected);
+
+    for (body, message) in [
+        (
+            json!({"status": "paused"}),
+            "status: expected `active` or `disabled`",
+        ),
+        (json!({"status": null}), "status: expected a string"),
+        (json!({"url": null}), "url: expected a string"),
+        (
+            json!({"url": "ftp://example.com"}),
+            "url: expected a URL that begins with `https://`",
+        ),
+        (json!({"events": []}), "events: expected at least one event"),
+        (
+            json!({"secret_key": "short"}),
+            "secret_key: expected 8 to 256 characters",
+        ),
+        (
+            json!({"description": "x".repeat(501)}),
+            "description: expected at most 500 characters",
+        ),
+        (json!({"id": 2}), "id: unknown field `id`, expected one of"),
+    ] {
+        let response = patch(body).await;
+        let (status, code, text) = response.error();
+        assert_eq!((status, code), (400, "invalid_request"));
+        assert!(text.starts_with(message), "{text}");
+    }
+    assert_eq!(
+        app.get(path).await.json["data"],
+        expected,
+        "what is refused changes nothing"
+    );
+    app.delete(path).await;
+    assert_eq!(
+        patch(json!({"status": "active"})).await.error(),
+        (404, "not_found", "No such webhook: 1")
+    );
+    assert_eq!(
+        app.get(path).await.error(),
+        (404, "not_found", "No such webhook: 1")
+    );
+    assert_eq!(
+        app.tables.items_under("RESUME").await.len(),
+        1,
+        "the next run of the job deletes it"
+    );
+}
+
+/// A webhook of another account returns 404.
+#[tokio::test]
+async fn foreign_webhook_returns_404() {
+    let app = TestApp::new().await;
+    let (theirs, other) = (ApiKey::from_random(&random::bytes()), account("other"));
+    app.tables
+        .store
+        .api_keys()
+        .insert(&other, &theirs, app.clock.now())
+        .await
+        .unwrap();
+    app.create(valid()).await;
+    app.create(valid()).await;
+    let app = TestApp { key: theirs, ..app };
+    for id in [
+        "1",
+        "2",
+        "3",
+        "0",
+        "-1",
+        "01",
+        "abc",
+        "99999999999999999999",
+    ] {
+        let response = app.delete(&format!("/api/v1/webhooks/{id}")).await;
+        assert_eq!(
+            response.error(),
+            (404, "not_found", format!("No such webhook: {id}").as_str())
+        );
+    }
+    assert_eq!(
+        app.delete("/api/v1/webhooks/%FF").await.error(),
+        (404, "not_found", "No such webhook")
+    );
+    assert_eq!(app.get(WEBHOOKS).await.json["data"], json!([]));
+    assert_eq!(app.create(valid()).await.json["data"]["id"], 1);
+}
+
+/// One of the deletes succeeds, and the account has room for one more webhook, not for eight.
+#[tokio::test]
+async fn concurrent_deletes_count_once() {
+    let app = TestApp::with(TargetPolicy::Any, NO_LIMITS, 2).await;
+    for _ in 0..2 {
+        assert_eq!(app.create(valid()).await.status, StatusCode::CREATED);
+    }
+    let deletes = (0..8).map(|_| app.delete("/api/v1/webhooks/1"));
+    let responses = futures_util::future::join_all(deletes).await;
+    let mut statuses: Vec<_> = responses.iter().map(|response| response.status).collect();
+    statuses.sort_unstable();
+    assert_eq!(statuses[0], StatusCode::OK);
+    assert_eq!(statuses[1..], [StatusCode::NOT_FOUND; 7]);
+    assert_eq!(app.create(valid()).await.status, StatusCode::CREATED);
+    assert_eq!(app.create(valid()).await.status, StatusCode::CONFLICT);
+}
+
+/// Concurrent requests never share an id and do not exceed the limit of webhooks.
+#[tokio::test]
+async fn concurrent_creates_respect_limit() {
+    let app = TestApp::with(TargetPolicy::Any, NO_LIMITS, 10).await;
+    let responses = futures_util::future::join_all((0..16).map(|_| app.create(valid()))).await;
+    let mut ids: Vec<_> = responses
+        .iter()
+        .filter_map(|response| response.json["data"]["id"].as_u64())
+        .collect();
+    ids.sort_unstable();
+    assert_eq!(ids, (1..=10).collect::<Vec<_>>());
+    for refused in responses
+        .iter()
+        .filter(|response| response.status != StatusCode::CREATED)
+    {
+        assert_eq!(
+            refused.error(),
+            (
+                409,
+                "conflict",
+                "The account has reached its limit of 10 webhooks; delete one first"
+            )
+        );
+    }
+    app.delete("/api/v1/webhooks/5").await;
+    assert_eq!(app.create(valid()).await.json["data"]["id"], 11);
+}
+
+/// Creating a webhook with a blocked target returns 400 with the rule.
+#[tokio::test]
+async fn blocked_target_is_refused_at_creation() {
+    let app = TestApp::with(TargetPolicy::Public, NO_LIMITS, 50).await;
+    for (url, rule) in [
+        ("http://example.com/", "not https"),
+        ("https://127.0.0.1/", "loopback address"),
+        ("https://0x7f.1/", "loopback address"),
+        (
+            "https://169.254.169.254/latest/meta-data",
+            "link-local address",
+        ),
+        ("https://[::ffff:10.0.0.1]/", "not a global unicast address"),
+        ("https://localhost/", "loopback address"),
+    ] {
+        let response = app
+            .create(json!({"url": url, "events": ["job.failed"]}))
+            .await;
+        let (status, code, message) = response.error();
+        assert_eq!((status, code), (400, "invalid_request"));
+        assert!(
+            message.starts_with("url: expected a public https address"),
+            "{message}"
+        );
+        assert!(
+            message.contains(rule) || url.contains("localhost"),
+            "{url}: {message}"
+        );
+    }
+    let unresolved = app
+        .create(json!({"url": "https://no-such-host.invalid/", "events": ["job.failed"]}))
+        .await;
+    assert_eq!(unresolved.status, StatusCode::CREATED);
+}
+
+/// No response contains a secret.
+#[tokio::test]
+async fn responses_hide_secrets() {
+    let app = TestApp::new().await;
+    let mut body = valid();
+    body["secret_key"] = json!("open sesame");
+    let created = app.create(body.clone()).await;
+    body["events"] = json!([]);
+    for response in [
+        created,
+        app.get(WEBHOOKS).await,
+        app.create(body).await,
+        app.delete("/api/v1/webhooks/1").await,
+    ] {
+        assert!(
+            !response.text.contains("sesame") && !response.text.contains("secret"),
+            "{}",
+            response.text
+        );
+    }
+}

@@ -1,0 +1,148 @@
+//! Paused deliveries, and what enabling the webhook does with them.
+
+use std::time::Duration;
+
+use nano_webhooks::store::update::WebhookUpdate;
+use nano_webhooks_core::{
+    delivery::{DeliveryState, endpoint_health::EndpointHealth},
+    webhook::WebhookStatus,
+};
+
+use crate::support::{
+    accounts::account,
+    retry_fixture::{RetryFixture, START},
+};
+
+/// A manual retry of a paused delivery that fails continues on the schedule.
+#[tokio::test]
+async fn paused_delivery_continues_on_schedule() {
+    let fixture = RetryFixture::new("10s,20s").await;
+    let webhook = fixture.subscribe("/status/500").await;
+    fixture.end_jobs(1, 1).await;
+    let timer = fixture.timer();
+    let store = &fixture.tables.store;
+    let status = |status| WebhookUpdate {
+        status: Some(status),
+        ..WebhookUpdate::default()
+    };
+    store
+        .webhooks()
+        .update(
+            &account("acme"),
+            webhook,
+            &status(WebhookStatus::Disabled),
+            START,
+        )
+        .await
+        .unwrap();
+    fixture.clock.advance(Duration::from_secs(15));
+    fixture.retry(&timer.message).await;
+    let paused = fixture.only(webhook).await;
+    assert_eq!(paused.state, DeliveryState::Paused);
+    store
+        .webhooks()
+        .update(
+            &account("acme"),
+            webhook,
+            &status(WebhookStatus::Active),
+            START,
+        )
+        .await
+        .unwrap();
+    let now = fixture.clock.now();
+    store
+        .leases()
+        .schedule_retry(&paused, now, Duration::from_hours(1))
+        .await
+        .unwrap()
+        .unwrap();
+    fixture.retry(&timer.message).await;
+    let DeliveryState::Pending(due) = fixture.only(webhook).await.state else {
+        panic!("the delivery is never due")
+    };
+    assert!((16..=24).contains(&due.saturating_duration_since(now).as_secs()));
+}
+
+/// Enabling a webhook resets its health and sends its paused deliveries, paced.
+#[tokio::test]
+async fn enabling_resumes_paused_deliveries() {
+    let fixture = RetryFixture::new("1h").await;
+    let webhook = fixture.subscribe("/ok").await;
+    let store = &fixture.tables.store;
+    let open = EndpointHealth {
+        has_succeeded: true,
+        slow: true,
+        consecutive_failures: 9,
+        failing_since: Some(START),
+        ..EndpointHealth::default()
+    };
+    store
+        .webhooks()
+        .put_health(&account("acme"), webhook, &open)
+        .await
+        .unwrap();
+    fixture.end_jobs(1, 3).await;
+    let disable = WebhookUpdate {
+        status: Some(WebhookStatus::Disabled),
+        ..WebhookUpdate::default()
+    };
+    assert!(
+        store
+            .webhooks()
+            .update(&account("acme"), webhook, &disable, START)
+            .await
+            .unwrap()
+            .is_applied()
+    );
+    for timer in fixture.tables.timers() {
+        fixture.retry(&timer.message).await;
+    }
+    assert!(
+        fixture
+            .deliveries(webhook)
+            .await
+            .iter()
+            .all(|delivery| delivery.state == DeliveryState::Paused)
+    );
+
+    let enable = WebhookUpdate {
+        status: Some(WebhookStatus::Active),
+        ..WebhookUpdate::default()
+    };
+    assert!(
+        store
+            .webhooks()
+            .update(&account("acme"), webhook, &enable, START)
+            .await
+            .unwrap()
+            .is_applied()
+    );
+    assert_eq!(fixture.health(webhook).await, EndpointHealth::default());
+    assert_eq!(fixture.advance().await, 3);
+    let mut timers = fixture.tables.timers();
+    timers.sort_by_key(|timer| timer.due);
+    let waits: Vec<_> = timers
+        .iter()
+        .map(|timer| timer.due.saturating_duration_since(START).as_millis())
+        .collect();
+    assert_eq!(waits, [200, 400, 600], "the endpoint is not flooded");
+    fixture.clock.advance(Duration::from_secs(1));
+    for timer in timers {
+        fixture.retry(&timer.message).await;
+    }
+    assert!(
+        fixture
+            .deliveries(webhook)
+            .await
+            .iter()
+            .all(|delivery| delivery.state == DeliveryState::Delivered)
+    );
+    assert_eq!(
+        fixture.tables.items_under("RESUME").await.len(),
+        1,
+        "a worker may have paused a delivery since"
+    );
+    fixture.clock.advance(Duration::from_mins(2));
+    assert_eq!(fixture.advance().await, 0);
+    assert_eq!(fixture.tables.items_under("RESUME").await.len(), 0);
+}
