@@ -2,8 +2,8 @@
 //!
 //! A stream record takes one path: [`lambda_event`] recognizes what invoked the function,
 //! [`stream_record`] what a record means, `fan_out` who subscribes, `first_attempt` and `attempt`
-//! send, `record` writes, and `endpoint_health` updates the health. Each step returns its output to
-//! [`Dispatcher`], which passes it to the next.
+//! send, `record` writes, `endpoint_health` updates the health, and `poison` stores what could not be
+//! understood. Each step returns its output to [`Dispatcher`], which passes it to the next.
 
 mod advance;
 mod attempt;
@@ -13,6 +13,7 @@ mod fan_out;
 mod first_attempt;
 mod in_flight;
 pub mod lambda_event;
+mod poison;
 pub mod poison_reason;
 mod record;
 pub mod redrive;
@@ -46,7 +47,7 @@ use first_attempt::FirstAttempts;
 pub use in_flight::InFlightLimiter;
 use lambda_event::Invocation;
 use nano_webhooks_core::delivery::scheduled_retry::RetryMessage;
-use poison_reason::PoisonReason;
+use poison::{NewPoison, PoisonRecorder};
 use record::Recorder;
 use retry::RetryWorker;
 use stream_record::{FanOutEvent, Record, parse_record};
@@ -112,39 +113,31 @@ impl Dispatcher {
         records: &[Record],
         deadline: Deadline,
     ) -> DynamoDbEventResponse {
-        let mut unfinished = HashSet::new();
-        let mut events = Vec::new();
-        for (index, record) in records.iter().enumerate() {
-            match parse_record(index, record) {
-                Ok(event) => events.extend(event),
-                Err(reason) => {
-                    if !self.store_poison(record, &reason).await {
-                        unfinished.insert(index);
-                    }
-                }
-            }
-        }
+        let (events, mut poison) = parse_records(records);
         self.metrics.increment_by(Counter::Events, events.len());
-        self.deliver(records, &events, deadline, &mut unfinished)
-            .await;
-        stream_response(records, &unfinished)
+        let mut outcome = self.deliver(records, &events, deadline).await;
+        poison.append(&mut outcome.poison);
+        // Stored last, so that poison does not delay the events of the batch.
+        let unfinished = self.poison_recorder().store(poison, deadline).await;
+        outcome.unfinished.extend(unfinished);
+        stream_response(records, &outcome.unfinished)
     }
 
-    /// Delivers events. Adds to `unfinished` the records whose deliveries are not all recorded.
-    async fn deliver(
+    /// Delivers the events of a batch: first attempts, then records, then the endpoints' health.
+    async fn deliver<'a>(
         &self,
-        records: &[Record],
+        records: &'a [Record],
         events: &[FanOutEvent],
         deadline: Deadline,
-        unfinished: &mut HashSet<usize>,
-    ) {
+    ) -> DeliverOutcome<'a> {
+        let mut outcome = DeliverOutcome::default();
         let fan_out = FanOut {
             store: &self.store,
             clock: &self.clock,
         };
         let webhooks = fan_out.load_webhooks(events).await;
         let plan = fan_out.plan(events, &webhooks, deadline).await;
-        unfinished.extend(plan.unfinished);
+        outcome.unfinished.extend(plan.unfinished);
         let first_attempts = FirstAttempts::new(self.attempter(&self.direct_client), deadline);
         let mut results = first_attempts.deliver(plan.endpoints).await;
         // Recorded after all attempts: serializing large items takes time, which would make
@@ -153,7 +146,8 @@ impl Dispatcher {
         for result in &mut results {
             started.append(&mut result.started);
         }
-        unfinished.extend(self.recorder().write_deliveries(started, deadline).await);
+        let unrecorded = self.recorder().write_deliveries(started, deadline).await;
+        outcome.unfinished.extend(unrecorded);
         let health_updater = self.health_updater();
         let updates = results
             .iter()
@@ -162,24 +156,14 @@ impl Dispatcher {
         concurrency::join_bounded(updates, CONCURRENT_HEALTH_UPDATES).await;
         for poisoned in plan.poisoned {
             for index in poisoned.records {
-                if !self.store_poison(&records[index], &poisoned.reason).await {
-                    unfinished.insert(index);
-                }
+                outcome.poison.push(NewPoison {
+                    index,
+                    record: &records[index],
+                    reason: poisoned.reason.clone(),
+                });
             }
         }
-    }
-
-    /// Stores a record as poison; `false` if that failed and the record must be read again.
-    async fn store_poison(&self, record: &Record, reason: &PoisonReason) -> bool {
-        let stored = self.recorder().store_poison(record, reason).await;
-        if let Err(error) = &stored {
-            tracing::error!(
-                sequence_number = record.sequence_number(),
-                error = error_chain(error),
-                "Could not store a poison record; it will be read again"
-            );
-        }
-        stored.is_ok()
+        outcome
     }
 
     /// Handles a batch of the retry queue. The response names the messages that must be received
@@ -284,6 +268,14 @@ impl Dispatcher {
             queue: &self.queue,
             clock: &self.clock,
             retention: self.retention,
+        }
+    }
+
+    const fn poison_recorder(&self) -> PoisonRecorder<'_> {
+        PoisonRecorder {
+            store: &self.store,
+            clock: &self.clock,
+            retention: self.retention,
             metrics: &self.metrics,
         }
     }
@@ -318,6 +310,31 @@ impl Dispatcher {
             retention: self.retention,
         }
     }
+}
+
+/// What became of the events of a batch.
+#[derive(Default)]
+struct DeliverOutcome<'a> {
+    /// Indexes of the records whose deliveries are not all recorded.
+    unfinished: HashSet<usize>,
+    poison: Vec<NewPoison<'a>>,
+}
+
+/// The events of a batch, and the records that cannot be understood.
+fn parse_records(records: &[Record]) -> (Vec<FanOutEvent>, Vec<NewPoison<'_>>) {
+    let mut events = Vec::new();
+    let mut poison = Vec::new();
+    for (index, record) in records.iter().enumerate() {
+        match parse_record(index, record) {
+            Ok(event) => events.extend(event),
+            Err(reason) => poison.push(NewPoison {
+                index,
+                record,
+                reason,
+            }),
+        }
+    }
+    (events, poison)
 }
 
 /// Names the unfinished records in the order of the batch, because Lambda continues from the first.

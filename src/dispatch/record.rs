@@ -1,17 +1,15 @@
-//! Recording: writes the deliveries of a batch, schedules their next attempts, and stores poison
-//! records.
+//! Recording: writes the deliveries of a batch, and schedules their next attempts.
 
 use std::time::Duration;
 
 use futures_util::future::join_all;
 use tokio::sync::Semaphore;
 
-use super::{first_attempt::StartedDelivery, poison_reason::PoisonReason, stream_record::Record};
+use super::first_attempt::StartedDelivery;
 use crate::{
     clock::{Clock, Deadline},
     concurrency,
     error_chain::error_chain,
-    metrics::{Counter, Metrics},
     queue::RetryQueue,
     store::{
         Error, Result, Store, WriteOutcome,
@@ -34,7 +32,6 @@ pub(super) struct Recorder<'a> {
     pub queue: &'a RetryQueue,
     pub clock: &'a Clock,
     pub retention: Duration,
-    pub metrics: &'a Metrics,
 }
 
 /// What was not recorded.
@@ -194,23 +191,6 @@ impl Recorder<'_> {
             Err(error) => Err(error),
         };
         (started, outcome)
-    }
-
-    /// Stores a record as poison, for an operator to inspect and redrive.
-    pub(super) async fn store_poison(self, record: &Record, reason: &PoisonReason) -> Result<()> {
-        let now = self.clock.now();
-        let poison = record.to_poison(reason);
-        tracing::error!(
-            stream = poison.stream,
-            sequence_number = poison.sequence_number,
-            code = reason.code(),
-            reason = poison.reason,
-            "Found a poison record"
-        );
-        let expires_at = now + self.retention;
-        self.store.poison().put(&poison, now, expires_at).await?;
-        self.metrics.increment(Counter::Poison);
-        Ok(())
     }
 }
 

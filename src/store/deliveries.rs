@@ -5,11 +5,7 @@ use std::{
     time::Duration,
 };
 
-use aws_sdk_dynamodb::{
-    Config,
-    config::retry::RetryConfig,
-    types::{KeysAndAttributes, Put, TransactWriteItem},
-};
+use aws_sdk_dynamodb::types::{KeysAndAttributes, Put, TransactWriteItem};
 use http::header::CONTENT_LENGTH;
 use hyper::body::Bytes;
 use serde::Serialize;
@@ -20,7 +16,7 @@ use super::{
     item::attr_n,
     item_writer::BorrowedItem,
     key_schema,
-    table_client::{TableClient, WriteOutcome, sleep_with_backoff},
+    table_client::{TableClient, WriteOutcome, insert_if_absent, sleep_with_backoff},
     tables::SWEEP_AT,
 };
 use crate::{clock::Deadline, concurrency};
@@ -153,18 +149,8 @@ impl Deliveries<'_> {
         now: Timestamp,
         retention: Duration,
     ) -> Result<WriteOutcome> {
-        let response = self
-            .table
-            .client()
-            .put_item()
-            .table_name(self.table.name())
-            .set_item(Some(to_delivery_item(delivery, now, retention)))
-            .condition_expression("attribute_not_exists(PK)")
-            .customize()
-            .config_override(Config::builder().retry_config(RetryConfig::disabled()))
-            .send()
-            .await;
-        WriteOutcome::from_response(response)
+        let item = to_delivery_item(delivery, now, retention);
+        self.table.put_if_once(insert_if_absent(item)).await
     }
 
     /// Records at most [`BATCH_WRITE`] deliveries in one request, whatever is stored. Returns those

@@ -125,7 +125,7 @@ impl DueIndex<'_> {
             .query()
             .index_name(DUE_INDEX)
             .key_condition_expression("due_shard = :shard AND sweep_at <= :until")
-            .expression_attribute_values(":shard", attr_s(&key_schema::due_shard_name(shard)))
+            .expression_attribute_values(":shard", attr_s(&key_schema::shard_name(shard)))
             .expression_attribute_values(":until", attr_n(until.as_unix_millis()))
             .limit(i32::try_from(limit).unwrap_or(PAGE).min(PAGE))
             .into_paginator()

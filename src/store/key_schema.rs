@@ -149,7 +149,10 @@ pub fn parse_data_key(sk: &str) -> Option<u32> {
     sk.parse().ok()
 }
 
-/// A poison record, in the partition of the day on which it was stored. `stream` and
+/// How many partitions the poison records of a day have, so that a burst is spread over them.
+pub const POISON_SHARDS: u8 = 16;
+
+/// A poison record, in a partition of the day on which it was stored. `stream` and
 /// `sequence_number` identify it. Names that exceed the 1,024 bytes of a sort key, which no stream
 /// produces, are hashed.
 pub fn poison(day: &str, stream: &str, sequence_number: &str) -> PrimaryKey {
@@ -157,21 +160,53 @@ pub fn poison(day: &str, stream: &str, sequence_number: &str) -> PrimaryKey {
     if name.len() > MAX_SORT_KEY {
         name = hex::encode(Sha256::digest(name));
     }
-    PrimaryKey::new(format!("POISON#{day}"), name)
+    let shard = poison_shard(parse_poison_number(&name));
+    PrimaryKey::new(poison_partition(day, shard), name)
 }
 
-/// The day and the sequence number of a poison record. An ARN contains no `#`. For a hashed name,
-/// the hash is returned.
+/// The partitions that contain the poison records of a day. Version 0.2.0 stored them in the last
+/// one.
+pub fn poison_partitions(day: &str) -> Vec<String> {
+    let mut partitions: Vec<_> = (0..POISON_SHARDS)
+        .map(|shard| poison_partition(day, shard))
+        .collect();
+    partitions.push(unsharded_poison_partition(day));
+    partitions
+}
+
+/// The partitions that may contain the poison records of a day with this number.
+pub fn poison_partitions_of_number(day: &str, number: &str) -> [String; 2] {
+    [
+        poison_partition(day, poison_shard(number)),
+        unsharded_poison_partition(day),
+    ]
+}
+
+/// The day and the number of a poison record.
 pub fn parse_poison(primary: &PrimaryKey) -> (&str, &str) {
-    let day = match primary.pk.split_once('#') {
-        Some((_, day)) => day,
-        None => "",
-    };
-    let number = match primary.sk.rsplit_once('#') {
+    let day = primary.pk.split('#').nth(1).unwrap_or_default();
+    (day, parse_poison_number(&primary.sk))
+}
+
+fn poison_partition(day: &str, shard: u8) -> String {
+    format!("POISON#{day}#{}", shard_name(shard))
+}
+
+fn unsharded_poison_partition(day: &str) -> String {
+    format!("POISON#{day}")
+}
+
+fn poison_shard(number: &str) -> u8 {
+    Sha256::digest(number)[0] % POISON_SHARDS
+}
+
+/// The sequence number of a poison record's name. An ARN contains no `#`. For a hashed name, the
+/// hash is returned.
+fn parse_poison_number(name: &str) -> &str {
+    match name.rsplit_once('#') {
         Some((number, _)) => number,
-        None => &primary.sk,
-    };
-    (day, number)
+        None => name,
+    }
 }
 
 /// The checkpoint of a stream's shard.
@@ -236,11 +271,11 @@ pub fn state_index_key(account: &AccountId, id: WebhookId, status: DeliveryStatu
 
 /// The shard of the due index that contains a delivery.
 pub fn due_shard(event: &EventId) -> String {
-    due_shard_name(Sha256::digest(event.as_str())[0] % DUE_SHARDS)
+    shard_name(Sha256::digest(event.as_str())[0] % DUE_SHARDS)
 }
 
-/// The name of a shard of the due index.
-pub fn due_shard_name(shard: u8) -> String {
+/// The name of a shard, in keys.
+pub fn shard_name(shard: u8) -> String {
     format!("{shard:02}")
 }
 
@@ -290,16 +325,33 @@ mod tests {
     fn poison_key_names_day_and_number() {
         let arn =
             "arn:aws:dynamodb:eu-west-1:123456789012:table/jobs/stream/2024-12-23T00:00:00.000";
-        assert_eq!(
-            parse_poison(&poison("2024-12-23", arn, "100")),
-            ("2024-12-23", "100")
-        );
-        assert_eq!(
-            parse_poison(&poison("2024-12-23", "", "unknown-0a")),
-            ("2024-12-23", "unknown-0a")
-        );
+        for (stream, number) in [(arn, "100"), ("", "unknown-0a")] {
+            let key = poison("2024-12-23", stream, number);
+            assert_eq!(parse_poison(&key), ("2024-12-23", number));
+        }
         let hashed = poison("2024-12-23", arn, &"9".repeat(5_000));
         assert_eq!(parse_poison(&hashed), ("2024-12-23", hashed.sk.as_str()));
+        let unsharded = PrimaryKey::new("POISON#2024-12-23".to_owned(), format!("100#{arn}"));
+        assert_eq!(parse_poison(&unsharded), ("2024-12-23", "100"));
+    }
+
+    /// Every record is in a partition that is listed, and in one that its number leads to.
+    #[test]
+    fn poison_partitions_cover_all_records() {
+        let day = "2024-12-23";
+        let partitions = poison_partitions(day);
+        let mut used = std::collections::BTreeSet::new();
+        for number in 0..1_000 {
+            let key = poison(day, "arn", &number.to_string());
+            let (_, number) = parse_poison(&key);
+            assert!(partitions.contains(&key.pk), "{key:?}");
+            assert!(poison_partitions_of_number(day, number).contains(&key.pk));
+            used.insert(key.pk.clone());
+        }
+        let hashed = poison(day, "arn", &"9".repeat(5_000));
+        let (_, number) = parse_poison(&hashed);
+        assert!(poison_partitions_of_number(day, number).contains(&hashed.pk));
+        assert_eq!(used.len(), usize::from(POISON_SHARDS));
     }
 
     #[test]

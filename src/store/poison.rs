@@ -1,19 +1,19 @@
 //! Poison records: stream records that cannot be understood, with their reason, for an operator to
 //! read and redrive.
 
-use std::{fmt, str::FromStr};
+use std::{collections::VecDeque, fmt, str::FromStr};
 
-use aws_sdk_dynamodb::types::Select;
+use aws_sdk_dynamodb::types::{Put, Select};
 use serde::Deserialize;
 
 use super::{
     error::Result,
-    item::{Item, attr_n, attr_s, from_item},
+    item::{Item, attr_n, attr_s, from_item, text},
     key_schema::{self, PrimaryKey},
     table_client::{TableClient, WriteOutcome},
     tables::EXPIRES_AT,
 };
-use crate::error_chain::error_chain;
+use crate::{concurrency, error_chain::error_chain};
 use nano_webhooks_core::timestamp::Timestamp;
 
 /// The longest image that is stored, in bytes. An item may have 400 KB.
@@ -21,6 +21,9 @@ pub const MAX_IMAGE: usize = 256 * 1024;
 
 /// The longest reason that is stored, in bytes. A reason may repeat parts of the record.
 const MAX_REASON: usize = 1024;
+
+/// How many partitions of a day are read at the same time.
+const CONCURRENT_PARTITIONS: usize = 17;
 
 /// A stream record that cannot be understood.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -82,9 +85,40 @@ pub struct PoisonPage {
     pub next: Option<PoisonCursor>,
 }
 
-/// The position of a page of poison records.
+/// The position of a page of poison records: what was read of each partition of the day.
 #[derive(Debug)]
-pub struct PoisonCursor(Item);
+pub struct PoisonCursor(Vec<PartitionReader>);
+
+/// Reads a partition of a day, the highest name first.
+#[derive(Debug)]
+struct PartitionReader {
+    partition: String,
+    /// Items that were read and are not in a page yet.
+    items: VecDeque<Item>,
+    /// The position of the next item to read.
+    start_key: Option<Item>,
+    is_at_end: bool,
+}
+
+impl PartitionReader {
+    fn for_day(day: &str) -> Vec<Self> {
+        let partitions = key_schema::poison_partitions(day).into_iter();
+        partitions
+            .map(|partition| Self {
+                partition,
+                items: VecDeque::new(),
+                start_key: None,
+                is_at_end: false,
+            })
+            .collect()
+    }
+
+    /// The name of the next item that was read.
+    fn next_name(&self) -> Option<String> {
+        let sort_key = text(self.items.front()?, key_schema::SK)?;
+        Some(sort_key.to_owned())
+    }
+}
 
 /// How many records were stored on a day.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -159,16 +193,17 @@ impl<'a> Poison<'a> {
 
 impl Poison<'_> {
     /// Stores a record until `expires_at`. Storing it again on the same day changes nothing but the
-    /// times.
-    pub async fn put(
+    /// times. The SDK does not retry.
+    pub async fn put_once(
         self,
         poison: &NewPoisonRecord,
         now: Timestamp,
         expires_at: Timestamp,
     ) -> Result<()> {
-        self.table
-            .put(to_poison_item(poison, now, expires_at))
-            .await
+        let item = to_poison_item(poison, now, expires_at);
+        let put = Put::builder().set_item(Some(item));
+        self.table.put_if_once(put).await?;
+        Ok(())
     }
 
     /// A page of the records that were stored on a day. Invalid items are skipped.
@@ -176,57 +211,115 @@ impl Poison<'_> {
         self,
         day: &str,
         cursor: Option<PoisonCursor>,
-        limit: i32,
+        limit: usize,
     ) -> Result<PoisonPage> {
-        let page = self
-            .table
-            .query()
-            .consistent_read(true)
-            .key_condition_expression("PK = :day")
-            .expression_attribute_values(":day", attr_s(&partition(day)))
-            .scan_index_forward(false)
-            .limit(limit)
-            .set_exclusive_start_key(cursor.map(|cursor| cursor.0))
-            .send()
-            .await?;
+        let mut readers = match cursor {
+            Some(cursor) => cursor.0,
+            None => PartitionReader::for_day(day),
+        };
+        let mut records = Vec::new();
+        while records.len() < limit {
+            readers = self.fill(readers, limit).await?;
+            let Some(item) = take_highest(&mut readers) else {
+                return Ok(PoisonPage {
+                    records,
+                    next: None,
+                });
+            };
+            records.extend(parse_item(item));
+        }
+        readers = self.fill(readers, limit).await?;
+        let has_more = readers.iter().any(|reader| !reader.items.is_empty());
         Ok(PoisonPage {
-            records: parse_items(page.items.unwrap_or_default()),
-            next: page.last_evaluated_key.map(PoisonCursor),
+            records,
+            next: has_more.then_some(PoisonCursor(readers)),
         })
+    }
+
+    /// Reads on in each partition of which no item is left. So the next item of each partition is
+    /// known, unless the partition has ended.
+    async fn fill(
+        self,
+        readers: Vec<PartitionReader>,
+        limit: usize,
+    ) -> Result<Vec<PartitionReader>> {
+        let reads = concurrency::map_concurrent(readers, CONCURRENT_PARTITIONS, |reader| {
+            self.read_on(reader, limit)
+        });
+        reads.await.into_iter().collect()
+    }
+
+    async fn read_on(self, mut reader: PartitionReader, limit: usize) -> Result<PartitionReader> {
+        while reader.items.is_empty() && !reader.is_at_end {
+            let page = self
+                .table
+                .query()
+                .consistent_read(true)
+                .key_condition_expression("PK = :partition")
+                .expression_attribute_values(":partition", attr_s(&reader.partition))
+                .scan_index_forward(false)
+                .limit(i32::try_from(limit).unwrap_or(i32::MAX))
+                .set_exclusive_start_key(reader.start_key)
+                .send()
+                .await?;
+            reader.items.extend(page.items.unwrap_or_default());
+            reader.is_at_end = page.last_evaluated_key.is_none();
+            reader.start_key = page.last_evaluated_key;
+        }
+        Ok(reader)
     }
 
     /// The records with an id. Usually there is one; there is none if it was redriven or has
     /// expired.
     pub async fn find(self, id: &PoisonId) -> Result<Vec<PoisonRecord>> {
-        let mut items = self
-            .table
-            .query()
-            .consistent_read(true)
-            .key_condition_expression("PK = :day AND SK BETWEEN :number AND :end")
-            .expression_attribute_values(":day", attr_s(&partition(&id.day)))
-            .expression_attribute_values(":number", attr_s(&id.number))
-            // `$` follows `#`, which follows the number in a sort key. So longer numbers are not in
-            // the range.
-            .expression_attribute_values(":end", attr_s(&format!("{}$", id.number)))
-            .into_paginator()
-            .items()
-            .send();
-        let mut found = Vec::new();
-        while let Some(item) = items.next().await {
-            found.push(item?);
+        let mut records = Vec::new();
+        for partition in key_schema::poison_partitions_of_number(&id.day, &id.number) {
+            let mut items = self
+                .table
+                .query()
+                .consistent_read(true)
+                .key_condition_expression("PK = :partition AND SK BETWEEN :number AND :end")
+                .expression_attribute_values(":partition", attr_s(&partition))
+                .expression_attribute_values(":number", attr_s(&id.number))
+                // `$` follows `#`, which follows the number in a sort key. So longer numbers are
+                // not in the range.
+                .expression_attribute_values(":end", attr_s(&format!("{}$", id.number)))
+                .into_paginator()
+                .items()
+                .send();
+            while let Some(item) = items.next().await {
+                records.extend(parse_item(item?));
+            }
         }
-        let mut records = parse_items(found);
         records.retain(|record| record.id() == *id);
         Ok(records)
     }
 
-    /// Counts the records that were stored on a day. Stops after the page that reaches `limit`.
+    /// Counts the records that were stored on a day. In each partition of the day, counting stops
+    /// after the page that reaches `limit`.
     pub async fn count(self, day: &str, limit: usize) -> Result<PoisonCount> {
+        let partitions = key_schema::poison_partitions(day);
+        let counts = concurrency::map_concurrent(partitions, CONCURRENT_PARTITIONS, |partition| {
+            self.count_partition(partition, limit)
+        });
+        let mut total = PoisonCount {
+            records: 0,
+            is_complete: true,
+        };
+        for count in counts.await {
+            let count = count?;
+            total.records += count.records;
+            total.is_complete &= count.is_complete;
+        }
+        Ok(total)
+    }
+
+    async fn count_partition(self, partition: String, limit: usize) -> Result<PoisonCount> {
         let mut pages = self
             .table
             .query()
-            .key_condition_expression("PK = :day")
-            .expression_attribute_values(":day", attr_s(&partition(day)))
+            .key_condition_expression("PK = :partition")
+            .expression_attribute_values(":partition", attr_s(&partition))
             .select(Select::Count)
             .into_paginator()
             .send();
@@ -292,9 +385,10 @@ impl Poison<'_> {
     }
 }
 
-/// The partition of the records that are stored on a day.
-fn partition(day: &str) -> String {
-    key_schema::poison(day, "", "").pk
+/// Takes the item with the highest name. The next item of each partition must be known.
+fn take_highest(readers: &mut [PartitionReader]) -> Option<Item> {
+    let highest = readers.iter_mut().max_by_key(|reader| reader.next_name())?;
+    highest.items.pop_front()
 }
 
 fn truncate_reason(reason: &str) -> &str {
@@ -327,24 +421,21 @@ fn to_poison_item(poison: &NewPoisonRecord, now: Timestamp, expires_at: Timestam
     item
 }
 
-/// Skips items that cannot be read.
-fn parse_items(items: Vec<Item>) -> Vec<PoisonRecord> {
-    let mut records = Vec::with_capacity(items.len());
-    for item in items {
-        let sort_key = item.get(key_schema::SK).cloned();
-        match from_item::<PoisonRow>(item) {
-            Ok(row) => records.push(row.into()),
-            Err(error) => {
-                let error = error_chain(&error);
-                tracing::error!(
-                    ?sort_key,
-                    error,
-                    "Skipped a poison record: it cannot be read"
-                );
-            }
+/// `None` if the item cannot be read.
+fn parse_item(item: Item) -> Option<PoisonRecord> {
+    let sort_key = item.get(key_schema::SK).cloned();
+    match from_item::<PoisonRow>(item) {
+        Ok(row) => Some(row.into()),
+        Err(error) => {
+            let error = error_chain(&error);
+            tracing::error!(
+                ?sort_key,
+                error,
+                "Skipped a poison record: it cannot be read"
+            );
+            None
         }
     }
-    records
 }
 
 impl From<PoisonRow> for PoisonRecord {

@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use aws_sdk_dynamodb::{
-    Client,
+    Client, Config,
+    config::retry::RetryConfig,
     error::{ProvideErrorMetadata, SdkError},
     operation::{
         query::builders::QueryFluentBuilder,
@@ -172,6 +173,24 @@ impl TableClient {
             .set_condition_expression(put.condition_expression)
             .set_expression_attribute_names(put.expression_attribute_names)
             .set_expression_attribute_values(put.expression_attribute_values)
+            .send()
+            .await;
+        WriteOutcome::from_response(response)
+    }
+
+    /// Does the same without retries by the SDK, so that a request to a throttled partition ends at
+    /// once and takes no retries from the budget that all requests of the client share. The caller
+    /// writes the item again later.
+    pub(super) async fn put_if_once(&self, put: PutBuilder) -> Result<WriteOutcome> {
+        let put = self.build_put(put);
+        let response = self
+            .client
+            .put_item()
+            .table_name(put.table_name)
+            .set_item(Some(put.item))
+            .set_condition_expression(put.condition_expression)
+            .customize()
+            .config_override(Config::builder().retry_config(RetryConfig::disabled()))
             .send()
             .await;
         WriteOutcome::from_response(response)

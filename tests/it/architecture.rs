@@ -17,7 +17,7 @@ const LAYERS: [&[&str]; 7] = [
 ];
 
 /// The steps of a stream record, in their order.
-const STREAM_RECORD_STEPS: [&str; 7] = [
+const STREAM_RECORD_STEPS: [&str; 8] = [
     "src/dispatch/lambda_event.rs",
     "src/dispatch/stream_record.rs",
     "src/dispatch/fan_out.rs",
@@ -25,6 +25,7 @@ const STREAM_RECORD_STEPS: [&str; 7] = [
     "src/dispatch/attempt.rs",
     "src/dispatch/record.rs",
     "src/dispatch/endpoint_health.rs",
+    "src/dispatch/poison.rs",
 ];
 
 /// `core` gets time, randomness and configuration as parameters, and performs no I/O.

@@ -57,7 +57,7 @@ enum Phase {
     Sweep,
 }
 
-const STEPS: [FaultPoint; 10] = [
+const STEPS: [FaultPoint; 11] = [
     FaultPoint {
         doing: Phase::Stream,
         name: "stream: load webhooks",
@@ -91,6 +91,13 @@ const STEPS: [FaultPoint; 10] = [
         name: "stream: update health (after scheduling)",
         operation: "PutItem",
         body: "#HEALTH",
+        skip: 0,
+    },
+    FaultPoint {
+        doing: Phase::Stream,
+        name: "stream: store poison (after health)",
+        operation: "PutItem",
+        body: "POISON#",
         skip: 0,
     },
     FaultPoint {
@@ -452,6 +459,8 @@ impl FaultCase {
     async fn judge(&self, events: usize, faults: usize, name: &str) -> usize {
         let items = self.tables.items(&self.tables.names.deliveries).await;
         assert_eq!(items.len(), events * PATHS.len(), "{name}: deliveries");
+        let poison = self.tables.items_under("POISON#").await;
+        assert_eq!(poison.len(), 1, "{name}: poison records");
         let mut repeats = 0;
         for item in items {
             let text = |name: &str| item[name].as_s().unwrap().clone();
@@ -496,6 +505,9 @@ fn records(events: usize, reversed: bool) -> Vec<Record> {
     let mut records: Vec<_> = (0..events)
         .map(|n| insert_record(n, job_image(&format!("t{n}"), "completed")))
         .collect();
+    let mut poison = job_image("poison", "completed");
+    poison.as_object_mut().unwrap().remove("account_id");
+    records.push(insert_record(events, poison));
     if reversed {
         records.reverse();
     }

@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use aws_sdk_dynamodb::types::AttributeValue;
 use nano_webhooks::{
+    clock::Deadline,
     dispatch::{
+        Dispatcher,
         poison_reason::PoisonReason,
         redrive::{RedriveOutcome, redrive},
     },
@@ -13,6 +15,7 @@ use nano_webhooks::{
         update::WebhookUpdate,
     },
 };
+use nano_webhooks_cli::local_client;
 use nano_webhooks_core::{
     delivery::{DeliveryKey, DeliveryState},
     endpoint_url::EndpointUrl,
@@ -25,7 +28,9 @@ use serde_json::{Value, json};
 use crate::support::{
     accounts::account,
     poison_fixture::{DAY, PoisonFixture, RETENTION, START, inserted},
-    stream::{batch, dispatch_batch, job_image, stream_record},
+    proxy::{Fault, Proxy},
+    stream::{ARN, batch, dispatch_batch, job_image, stream_record},
+    tables::patient_timeouts,
     webhooks::{subscribe, subscribe_to},
 };
 
@@ -345,7 +350,7 @@ async fn unparsable_text_stays_poison() {
             .tables
             .store
             .poison()
-            .put(&poison, START, START + RETENTION)
+            .put_once(&poison, START, START + RETENTION)
             .await
             .unwrap();
         let mut named = fixture
@@ -411,16 +416,7 @@ async fn record_without_time_uses_stored_at() {
         .await;
     let mut item = fixture.tables.items_under("POISON#").await.pop().unwrap();
     item.remove("record_created_at").unwrap();
-    let table = &fixture.tables.names.webhooks;
-    fixture
-        .tables
-        .client
-        .put_item()
-        .table_name(table)
-        .set_item(Some(item))
-        .send()
-        .await
-        .unwrap();
+    fixture.put_item(item).await;
     let older = fixture.stored().await.pop().unwrap();
     assert_eq!(
         (
@@ -461,7 +457,7 @@ async fn records_are_listed_and_counted() {
         };
         store
             .poison()
-            .put(&poison, START, START + RETENTION)
+            .put_once(&poison, START, START + RETENTION)
             .await
             .unwrap();
     }
@@ -490,7 +486,7 @@ async fn records_are_listed_and_counted() {
     for record in &listed {
         store
             .poison()
-            .put(&record.poison, START, START + RETENTION)
+            .put_once(&record.poison, START, START + RETENTION)
             .await
             .unwrap();
     }
@@ -529,33 +525,115 @@ async fn records_are_listed_and_counted() {
 #[tokio::test]
 async fn count_stops_at_limit() {
     let fixture = PoisonFixture::new().await;
-    let store = &fixture.tables.store;
-    // More than one page of DynamoDB, which has 1 MB.
+    // More than one page of DynamoDB, which has 1 MB, in one partition.
     for number in 1..=6 {
-        let poison = NewPoisonRecord {
-            reason: "large".to_owned(),
-            reason_code: None,
-            stream: "arn".to_owned(),
-            sequence_number: number.to_string(),
-            created_at: None,
-            keys: "{}".to_owned(),
-            image: Some("x".repeat(MAX_IMAGE)),
-        };
-        store
-            .poison()
-            .put(&poison, START, START + RETENTION)
-            .await
-            .unwrap();
+        let image = "x".repeat(MAX_IMAGE);
+        fixture
+            .put_unsharded(&number.to_string(), Some(image))
+            .await;
     }
-    let count = store.poison().count(DAY, 1).await.unwrap();
+    let poison = fixture.tables.store.poison();
+    let count = poison.count(DAY, 1).await.unwrap();
     assert!(
         (1..6).contains(&count.records) && !count.is_complete,
         "{count:?}"
     );
-    assert_eq!(
-        store.poison().count(DAY, 100).await.unwrap(),
-        all_counted(6)
-    );
+    assert_eq!(poison.count(DAY, 100).await.unwrap(), all_counted(6));
+}
+
+/// Version 0.2.0 stored all records of a day in one partition. They are listed in one order with
+/// the others, found, counted and redriven.
+#[tokio::test]
+async fn records_of_previous_version_are_redriven() {
+    let fixture = PoisonFixture::new().await;
+    fixture.subscribe("/hook").await;
+    let broken = without("account_id", job_image("t1", "completed"));
+    for sequence in [2, 4] {
+        fixture.poison(sequence, &broken).await;
+    }
+    let template = fixture.tables.items_under("POISON#").await.pop().unwrap();
+    for sequence in [1, 3, 5] {
+        let number = format!("{sequence:021}");
+        let mut item = template.clone();
+        item.remove("reason_code").unwrap();
+        let partition = format!("POISON#{DAY}");
+        item.insert("PK".to_owned(), AttributeValue::S(partition));
+        let name = format!("{number}#{ARN}");
+        item.insert("SK".to_owned(), AttributeValue::S(name));
+        item.insert("sequence_number".to_owned(), AttributeValue::S(number));
+        fixture.put_item(item).await;
+    }
+
+    let poison = fixture.tables.store.poison();
+    let mut numbers = Vec::new();
+    let mut cursor = None;
+    loop {
+        let page = poison.list_page(DAY, cursor, 2).await.unwrap();
+        for record in page.records {
+            numbers.push(record.poison.sequence_number.parse::<usize>().unwrap());
+        }
+        cursor = page.next;
+        if cursor.is_none() {
+            break;
+        }
+    }
+    assert_eq!(numbers, [5, 4, 3, 2, 1]);
+    assert_eq!(poison.count(DAY, 100).await.unwrap(), all_counted(5));
+
+    let id = format!("{DAY}/{:021}", 3).parse().unwrap();
+    let record = poison.find(&id).await.unwrap().pop().unwrap();
+    assert_eq!(record.poison.reason_code, None);
+    fixture.put(&job_image("t1", "completed")).await;
+    let (event, recorded, _) = fixture.event(&record).await;
+    let whole = inserted(3, &job_image("t1", "completed"));
+    assert_eq!((event.id, recorded), (event_id(&whole), 1));
+    assert_eq!(poison.find(&id).await.unwrap(), []);
+    assert_eq!(poison.count(DAY, 100).await.unwrap(), all_counted(4));
+}
+
+/// Poison that cannot be stored delays no event of its batch, and is read again.
+#[tokio::test]
+async fn throttled_poison_delays_no_event() {
+    let fixture = PoisonFixture::new().await;
+    let webhook = fixture.subscribe("/hook").await;
+    let proxy = Proxy::start(fixture.tables.endpoint.clone()).await;
+    let client = local_client(&proxy.url, patient_timeouts());
+    let dispatcher = Dispatcher {
+        store: fixture.tables.store_through(client),
+        ..fixture.dispatcher.clone()
+    };
+    let mut records = Vec::new();
+    for number in 0..20 {
+        let job = job_image(&format!("t{number}"), "completed");
+        records.push(inserted(2 * number, &without("account_id", job.clone())));
+        records.push(inserted(2 * number + 1, &job));
+    }
+
+    proxy.arm_matching("PutItem", "POISON#", 0, Fault::ThrottledAlways);
+    let records_of_batch = batch(&records);
+    let deadline = Deadline::from_now(Duration::from_secs(8));
+    let mut dispatch = Box::pin(dispatcher.handle_stream_batch(&records_of_batch, deadline));
+    tokio::select! {
+        response = &mut dispatch => panic!("the poison cannot be stored yet: {response:?}"),
+        received = fixture.receiver.wait_for(20) => assert_eq!(received.len(), 20),
+    }
+    let response = dispatch.await;
+    let failed: Vec<_> = response
+        .batch_item_failures
+        .into_iter()
+        .map(|failure| failure.item_identifier.unwrap())
+        .collect();
+    let expected: Vec<_> = (0..20)
+        .map(|number| format!("{:021}", 2 * number))
+        .collect();
+    assert_eq!(failed, expected);
+    assert_eq!(fixture.deliveries(webhook).await.len(), 20);
+    assert_eq!(fixture.stored().await, []);
+
+    proxy.disarm();
+    assert_eq!(dispatch_batch(&dispatcher, &records).await, []);
+    assert_eq!(fixture.stored().await.len(), 20);
+    assert_eq!(fixture.receiver.wait_for(20).await.len(), 20);
 }
 
 /// The other poison records are listed.
@@ -568,16 +646,7 @@ async fn unreadable_record_hides_no_other() {
     let mut broken = fixture.tables.items_under("POISON#").await.pop().unwrap();
     broken.insert("SK".to_owned(), AttributeValue::S("2#arn".to_owned()));
     broken.insert("reason".to_owned(), AttributeValue::N("1".to_owned()));
-    let table = &fixture.tables.names.webhooks;
-    fixture
-        .tables
-        .client
-        .put_item()
-        .table_name(table)
-        .set_item(Some(broken))
-        .send()
-        .await
-        .unwrap();
+    fixture.put_item(broken).await;
     assert_eq!(fixture.stored().await, [record]);
 }
 

@@ -1,7 +1,8 @@
 //! Poison records, and their redrive.
 
-use std::time::Duration;
+use std::{collections::HashMap, time::Duration};
 
+use aws_sdk_dynamodb::types::AttributeValue;
 use nano_webhooks::{
     clock::{Clock, Deadline},
     dispatch::{
@@ -70,6 +71,31 @@ impl PoisonFixture {
         let item: serde_dynamo::Item = serde_json::from_value(job.clone()).unwrap();
         let put = self.tables.client.put_item().table_name(&self.tables.jobs);
         put.set_item(Some(item.into())).send().await.unwrap();
+    }
+
+    /// Writes an item of the webhooks table.
+    pub async fn put_item(&self, item: HashMap<String, AttributeValue>) {
+        let table = &self.tables.names.webhooks;
+        let put = self.tables.client.put_item().table_name(table);
+        put.set_item(Some(item)).send().await.unwrap();
+    }
+
+    /// Stores a record as version 0.2.0 did: all records of a day are in one partition.
+    pub async fn put_unsharded(&self, number: &str, image: Option<String>) {
+        let text = |text: &str| AttributeValue::S(text.to_owned());
+        let mut item = HashMap::from([
+            ("PK".to_owned(), text(&format!("POISON#{DAY}"))),
+            ("SK".to_owned(), text(&format!("{number}#arn"))),
+            ("reason".to_owned(), text("large")),
+            ("stream".to_owned(), text("arn")),
+            ("sequence_number".to_owned(), text(number)),
+            ("keys".to_owned(), text("{}")),
+            ("created_at".to_owned(), AttributeValue::N("0".to_owned())),
+        ]);
+        if let Some(image) = image {
+            item.insert("image".to_owned(), AttributeValue::S(image));
+        }
+        self.put_item(item).await;
     }
 
     /// Dispatches the record of a job, which must become poison.

@@ -31,6 +31,8 @@ pub enum Fault {
     ServerError,
     /// DynamoDB throttles every try of the SDK.
     Throttled,
+    /// DynamoDB throttles every request from now on.
+    ThrottledAlways,
     /// The request is executed, and its response is lost. The SDK's next try succeeds.
     ResponseLost,
     /// No try of the SDK gets a response.
@@ -140,6 +142,7 @@ impl Proxy {
             | Fault::ResponseLost
             | Fault::ConcurrentCreate => 1,
             Fault::PartialBatch(requests) => requests,
+            Fault::ThrottledAlways => usize::MAX,
         };
         *self.armed.lock().unwrap() = Some(PendingFault {
             operation,
@@ -283,7 +286,9 @@ async fn pass(State(proxy): State<Proxy>, headers: HeaderMap, body: Bytes) -> Re
         Some(Fault::ServerError) => {
             refusal(StatusCode::INTERNAL_SERVER_ERROR, "InternalServerError")
         }
-        Some(Fault::Throttled) => refusal(StatusCode::BAD_REQUEST, "ThrottlingException"),
+        Some(Fault::Throttled | Fault::ThrottledAlways) => {
+            refusal(StatusCode::BAD_REQUEST, "ThrottlingException")
+        }
         Some(Fault::ResponseLost) => {
             proxy
                 .forward(&headers, body)

@@ -8,7 +8,7 @@ use nano_webhooks_core::timestamp::Timestamp;
 use crate::commands::tables::load_config;
 
 /// How many records are read at a time. A page of 1 MB may have fewer.
-pub const PAGE_SIZE: i32 = 100;
+pub const PAGE_SIZE: usize = 100;
 const DAY: Duration = Duration::from_hours(24);
 
 /// The given day, or all days within the retention time, newest first.
