@@ -115,7 +115,8 @@ impl ConfigError {
 }
 
 impl fmt::Debug for ConfigError {
-    /// Writes the message, because the Lambda runtime prints this form when a function cannot start.
+    /// Writes the message, because the Lambda runtime prints this form when a function cannot
+    /// start.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
     }

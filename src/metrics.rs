@@ -1,8 +1,8 @@
 //! Counters and histograms of a process.
 //!
 //! Deployed, they go to CloudWatch through the log ([`emf`]). In local mode, Prometheus scrapes
-//! them ([`prometheus`]). No metric has an account or a webhook as a dimension, because the number of
-//! time series would grow without bound; the delivery log has the details of each account.
+//! them ([`prometheus`]). No metric has an account or a webhook as a dimension, because the number
+//! of time series would grow without bound; the delivery log has the details of each account.
 
 mod buckets;
 pub mod emf;

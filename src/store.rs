@@ -8,8 +8,8 @@
 //! leases
 //! webhooks                        due_index, delivery_log
 //! creation, rotation, update      deliveries       replay_record
-//! webhook_row                     delivery_row     poison, api_keys, rate_limits, test_event_slots,
-//!                                                  checkpoints
+//! webhook_row                     delivery_row     poison, api_keys, rate_limits, checkpoints,
+//!                                                  test_event_slots
 //! secrets                         item_writer
 //! data_keys
 //! table_client, tables

@@ -30,10 +30,9 @@ fn explain_unavailable(location: &TablesLocation) -> String {
         TablesLocation::Engine(endpoint) => {
             format!("cannot reach DynamoDB at {endpoint} (is `nano-webhooks serve` running?)")
         }
-        TablesLocation::Aws => {
-            "cannot reach DynamoDB, or requests are throttled (are AWS credentials and a region set?)"
-                .to_owned()
-        }
+        TablesLocation::Aws => "cannot reach DynamoDB, or requests are throttled \
+             (are AWS credentials and a region set?)"
+            .to_owned(),
     }
 }
 

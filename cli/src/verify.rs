@@ -60,7 +60,8 @@ impl fmt::Display for Reason {
                  is valid"
             }
             Self::WrongSecretOrBody => {
-                "it was created with another secret, or the body or timestamp was changed in transit"
+                "it was created with another secret, \
+                 or the body or timestamp was changed in transit"
             }
         })
     }

@@ -81,7 +81,8 @@ impl fmt::Debug for KeyMaterial {
     }
 }
 
-/// A data key that is ready for use. Versions allow a new key while older ciphertexts stay readable.
+/// A data key that is ready for use. Versions allow a new key while older ciphertexts stay
+/// readable.
 pub struct DataKey {
     version: u32,
     aead: Aead,

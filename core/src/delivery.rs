@@ -141,7 +141,8 @@ impl Delivery {
 
     /// Adds an attempt that ended at `now` and moves the delivery to its next state.
     ///
-    /// `jitter` returns a number from 0 to 1. It is called only after a failure that uses the schedule.
+    /// `jitter` returns a number from 0 to 1. It is called only after a failure that uses the
+    /// schedule.
     pub fn record_attempt(
         &mut self,
         attempt: Attempt,

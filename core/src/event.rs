@@ -308,10 +308,15 @@ mod tests {
             ]),
             traceparent: None,
         };
-        // The documented example lists `url` before `credits_charged`; inside `data` the keys are sorted.
+        // The documented example lists `url` before `credits_charged`; inside `data` the keys are
+        // sorted.
         assert_eq!(
             event.to_canonical_json(),
-            r#"{"event":"job.completed","task_id":"task_xxx","task_type":"image","status":"completed","data":{"credits_charged":6,"url":"https://cdn.example.com/image.png"},"timestamp":"2024-12-23T10:00:00Z"}"#
+            concat!(
+                r#"{"event":"job.completed","task_id":"task_xxx","task_type":"image","#,
+                r#""status":"completed","data":{"credits_charged":6,"#,
+                r#""url":"https://cdn.example.com/image.png"},"timestamp":"2024-12-23T10:00:00Z"}"#
+            )
         );
     }
 
@@ -324,7 +329,11 @@ mod tests {
                 "Gone.",
                 "2024-12-23T10:00:00Z"
             ),
-            r#"{"event":"webhook.disabled","data":{"disabled_reason":"Gone.","url":"https://example.com/\"","webhook_id":7},"timestamp":"2024-12-23T10:00:00Z"}"#
+            concat!(
+                r#"{"event":"webhook.disabled","data":{"disabled_reason":"Gone.","#,
+                r#""url":"https://example.com/\"","webhook_id":7},"#,
+                r#""timestamp":"2024-12-23T10:00:00Z"}"#
+            )
         );
     }
 

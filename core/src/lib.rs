@@ -1,6 +1,7 @@
 //! Values and pure decisions: events, signatures, deliveries, endpoint health.
 //!
-//! This crate performs no I/O. It reads no clock, no entropy and no environment: callers pass the time and random bytes.
+//! This crate performs no I/O. It reads no clock, no entropy and no environment: callers pass the
+//! time and random bytes.
 
 pub mod account_id;
 pub mod api_key;

@@ -102,7 +102,8 @@ fn check_event(event: &JobEvent, length: usize) {
     assert_eq!(
         body,
         format!(
-            r#"{{"event":{name},"task_id":{task_id},"task_type":{task_type},"status":{status},"data":{data},"timestamp":{timestamp}}}"#
+            "{{\"event\":{name},\"task_id\":{task_id},\"task_type\":{task_type},\
+             \"status\":{status},\"data\":{data},\"timestamp\":{timestamp}}}"
         )
     );
     assert_eq!(name.get(), format!("\"job.{}\"", event.outcome.as_str()));

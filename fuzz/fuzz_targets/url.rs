@@ -85,7 +85,8 @@ fn is_forbidden(character: char) -> bool {
     character.is_control() || character.is_whitespace() || character == '\\'
 }
 
-/// Whether an address is public according to the standard library, which has no table in common with the guard.
+/// Whether an address is public according to the standard library, which has no table in common
+/// with the guard.
 fn is_public(ip: IpAddr) -> bool {
     match ip {
         IpAddr::V4(ip) => is_public_v4(ip),

@@ -304,7 +304,10 @@ async fn run_first_step(state: &AppState, key: &ReplayKey, now: Timestamp) {
             state.queue.schedule(retries, now).await;
         }
         Err(error) => tracing::warn!(
-            account = key.account.as_str(), webhook = %key.webhook, replay = %key.id, error = error_chain(&error),
+            account = key.account.as_str(),
+            webhook = %key.webhook,
+            replay = %key.id,
+            error = error_chain(&error),
             "Could not run the first step of a replay; the sweep will repeat it"
         ),
     }

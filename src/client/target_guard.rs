@@ -60,8 +60,8 @@ impl TargetGuard {
 
     /// Resolves the host of a URL and checks every address.
     ///
-    /// Fails with [`Failure::Blocked`] if the policy refuses the scheme or one of the addresses, and
-    /// with [`Failure::Dns`] if there is no address.
+    /// Fails with [`Failure::Blocked`] if the policy refuses the scheme or one of the addresses,
+    /// and with [`Failure::Dns`] if there is no address.
     pub async fn resolve(&self, url: &EndpointUrl) -> Result<Vec<SocketAddr>, Failure> {
         let url = url.url();
         if let Some(rule) = self.rules.blocked_scheme(url) {

@@ -143,7 +143,9 @@ impl EndpointHealthUpdater<'_> {
         let updated = self.apply(&endpoint, &record.webhook, outcomes, now);
         if let Err(error) = updated.await {
             tracing::warn!(
-                account = account.as_str(), webhook = %record.webhook.id, error = error_chain(&error),
+                account = account.as_str(),
+                webhook = %record.webhook.id,
+                error = error_chain(&error),
                 "Could not update the endpoint health"
             );
         }

@@ -77,7 +77,9 @@ impl RetryWorker<'_> {
             // until settings or permissions are corrected.
             Err(error @ (Error::KeyUnavailable(_) | Error::Internal(_))) => {
                 tracing::error!(
-                    account = key.account.as_str(), webhook = %key.webhook, error = error_chain(&error),
+                    account = key.account.as_str(),
+                    webhook = %key.webhook,
+                    error = error_chain(&error),
                     "Could not decrypt secrets; the delivery is rescheduled"
                 );
                 self.defer(message, KEY_UNAVAILABLE_DELAY, now).await

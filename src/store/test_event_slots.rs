@@ -1,8 +1,8 @@
 //! Slots of test events: leases that limit how many are in progress, for one account and in the
 //! whole deployment.
 //!
-//! Each slot is an item. It is taken with a condition, so the limits hold over all processes. A slot
-//! whose holder ended without freeing it is free again when its lease ends.
+//! Each slot is an item. It is taken with a condition, so the limits hold over all processes. A
+//! slot whose holder ended without freeing it is free again when its lease ends.
 
 use std::time::Duration;
 

@@ -1,5 +1,6 @@
 //! In a real JavaScript engine, `JSON.stringify(JSON.parse(body))` returns every body unchanged.
 
+use aws_lc_rs::hmac;
 use nano_webhooks_core::{
     event::{EventId, JobEvent, JobOutcome, attribute_data::AttributeData, decimal::Decimal},
     secret::Secret,
@@ -123,7 +124,11 @@ fn event(data: AttributeData, text: String) -> JobEvent {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 2_000, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig {
+        cases: 2_000,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    })]
 
 /// `JSON.stringify(JSON.parse(body))` returns the body that was sent.
     #[test]
@@ -132,13 +137,14 @@ proptest! {
         let secret = Secret::parse("my-secret-key".into()).unwrap();
         let id = EventId::parse("evt_01JFS8TX800000000000000000").unwrap();
         let at = Timestamp::from_millis(1_734_948_000_000);
-        let sent = signing::sign(std::slice::from_ref(&secret), &id, at, body.as_bytes()).unwrap().nano;
+        let secrets = std::slice::from_ref(&secret);
+        let sent = signing::sign(secrets, &id, at, body.as_bytes()).unwrap().nano;
         in_javascript(|signed| {
             let message = signed(&body, "1734948000");
             prop_assert_eq!(&message, &format!("1734948000.{body}"));
             // The documented verifier's last step, by another implementation of HMAC.
-            let key = aws_lc_rs::hmac::Key::new(aws_lc_rs::hmac::HMAC_SHA256, secret.expose().as_bytes());
-            let computed = aws_lc_rs::hmac::sign(&key, message.as_bytes());
+            let key = hmac::Key::new(hmac::HMAC_SHA256, secret.expose().as_bytes());
+            let computed = hmac::sign(&key, message.as_bytes());
             prop_assert_eq!(sent, format!("v1={}", hex::encode(computed)));
             Ok(())
         })?;

@@ -118,7 +118,7 @@ async fn routes() -> String {
         .unwrap()
         .to_owned();
     let delivery = format!("/api/v1/webhooks/1/deliveries/{delivery}");
-    let create = json!({"url": fixture.receiver.url("/ok"), "events": ["job.completed"], "secret_key": "my-secret-key"});
+    let create = fixture.webhook_body();
     let since = json!({"since": "2024-12-23T00:00:00Z"});
     let replay = app
         .send_json("POST", "/api/v1/webhooks/3/replay", &since)

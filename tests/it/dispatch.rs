@@ -51,7 +51,8 @@ async fn delivery(tables: &TestTables, webhook: WebhookId, event: &str) -> Deliv
 /// A completed job is sent to each subscribed webhook, signed, and recorded.
 #[tokio::test]
 async fn completed_job_reaches_every_subscriber() {
-    let (tables, receiver) = (TestTables::new().await, Receiver::start().await);
+    let tables = TestTables::new().await;
+    let receiver = Receiver::start().await;
     let signed = subscribe(
         &tables,
         "acme",
@@ -73,7 +74,10 @@ async fn completed_job_reaches_every_subscriber() {
     let mut received = receiver.wait_for(2).await;
     assert_eq!(received.len(), 2);
     received.sort_by_key(|request| request.path.clone());
-    let body = r#"{"event":"job.completed","task_id":"t1","task_type":"image","status":"completed","data":{"credits_charged":6},"timestamp":"2024-12-23T10:00:00Z"}"#;
+    let body = concat!(
+        r#"{"event":"job.completed","task_id":"t1","task_type":"image","status":"completed","#,
+        r#""data":{"credits_charged":6},"timestamp":"2024-12-23T10:00:00Z"}"#,
+    );
     for request in &received {
         assert_eq!(request.body, body);
         assert_eq!(request.header("content-type"), "application/json");
@@ -136,7 +140,8 @@ async fn completed_job_reaches_every_subscriber() {
 /// An event arises when the status becomes terminal, and at no other change.
 #[tokio::test]
 async fn terminal_status_raises_event() {
-    let (tables, receiver) = (TestTables::new().await, Receiver::start().await);
+    let tables = TestTables::new().await;
+    let receiver = Receiver::start().await;
     subscribe(&tables, "acme", &receiver.url("/"), None).await;
     let modify = |sequence, new: &str, old: &str| {
         stream_record(
@@ -199,7 +204,8 @@ async fn terminal_status_raises_event() {
 /// A malformed record is stored with its reason, and the other records are delivered.
 #[tokio::test]
 async fn malformed_record_becomes_poison() {
-    let (tables, receiver) = (TestTables::new().await, Receiver::start().await);
+    let tables = TestTables::new().await;
+    let receiver = Receiver::start().await;
     subscribe(&tables, "acme", &receiver.url("/"), None).await;
     let with = |field: &str, value: Option<Value>| {
         let mut job = job_image("t", "completed");
@@ -253,7 +259,8 @@ async fn malformed_record_becomes_poison() {
         ),
         (
             json!(42),
-            "not a stream record: invalid type: integer `42`, expected struct EventRecord at line 1 column 2",
+            "not a stream record: invalid type: integer `42`, \
+             expected struct EventRecord at line 1 column 2",
         ),
         (
             insert_record(10, with("data", Some(json!({"M": {"n": {"Q": "1"}}})))),
@@ -312,7 +319,8 @@ async fn malformed_record_becomes_poison() {
 /// The other webhooks of the account receive their events.
 #[tokio::test]
 async fn unreadable_webhook_delays_no_other() {
-    let (tables, receiver) = (TestTables::new().await, Receiver::start().await);
+    let tables = TestTables::new().await;
+    let receiver = Receiver::start().await;
     subscribe(&tables, "acme", &receiver.url("/broken"), None).await;
     subscribe(&tables, "acme", &receiver.url("/healthy"), None).await;
     let items = tables.items_under("ACCOUNT#acme").await;
@@ -361,7 +369,8 @@ async fn unreadable_webhook_delays_no_other() {
 /// A batch that is read twice sends nothing twice, and each change of a job raises its own event.
 #[tokio::test]
 async fn repeated_batch_sends_nothing_twice() {
-    let (tables, receiver) = (TestTables::new().await, Receiver::start().await);
+    let tables = TestTables::new().await;
+    let receiver = Receiver::start().await;
     subscribe(&tables, "acme", &receiver.url("/"), None).await;
     let dispatcher = tables.dispatcher();
     let change = |sequence, new: &str, old: &str| {
@@ -395,7 +404,8 @@ async fn repeated_batch_sends_nothing_twice() {
 /// Attempts that wait for their endpoints do not delay other attempts.
 #[tokio::test]
 async fn waiting_attempts_do_not_block_others() {
-    let (tables, receiver) = (TestTables::new().await, Receiver::start().await);
+    let tables = TestTables::new().await;
+    let receiver = Receiver::start().await;
     let well = EndpointHealth {
         has_succeeded: true,
         ..EndpointHealth::default()
@@ -436,7 +446,8 @@ async fn waiting_attempts_do_not_block_others() {
 /// A failed attempt is recorded as pending with its due time.
 #[tokio::test]
 async fn failed_attempt_is_rescheduled() {
-    let (tables, receiver) = (TestTables::new().await, Receiver::start().await);
+    let tables = TestTables::new().await;
+    let receiver = Receiver::start().await;
     let refused = format!("http://{}/", {
         // No process listens on this port.
         std::net::TcpListener::bind("127.0.0.1:0")
@@ -534,7 +545,8 @@ async fn failed_attempt_is_rescheduled() {
 /// An event without time for an attempt in this invocation is recorded as due now.
 #[tokio::test]
 async fn late_event_is_deferred_to_queue() {
-    let (tables, receiver) = (TestTables::new().await, Receiver::start().await);
+    let tables = TestTables::new().await;
+    let receiver = Receiver::start().await;
     let webhook = subscribe(&tables, "acme", &receiver.url("/"), None).await;
     let dispatcher = tables.dispatcher();
     let records = batch(&[insert_record(1, job_image("t", "failed"))]);
@@ -552,7 +564,8 @@ async fn late_event_is_deferred_to_queue() {
 /// A record is reported as failed while its deliveries cannot be recorded.
 #[tokio::test]
 async fn unrecorded_event_fails_record() {
-    let (tables, receiver) = (TestTables::new().await, Receiver::start().await);
+    let tables = TestTables::new().await;
+    let receiver = Receiver::start().await;
     subscribe(&tables, "acme", &receiver.url("/"), None).await;
     let records = [
         insert_record(1, job_image("t1", "processing")),
@@ -592,7 +605,8 @@ async fn unrecorded_event_fails_record() {
 /// A batch of the largest size that Lambda sends is delivered and recorded.
 #[tokio::test]
 async fn largest_batch_is_delivered() {
-    let (tables, receiver) = (TestTables::new().await, Receiver::start().await);
+    let tables = TestTables::new().await;
+    let receiver = Receiver::start().await;
     for n in 0..3 {
         subscribe(
             &tables,
@@ -619,7 +633,8 @@ async fn largest_batch_is_delivered() {
 /// A dispatcher with the policy `public` calls no private address.
 #[tokio::test]
 async fn private_address_is_not_called() {
-    let (tables, receiver) = (TestTables::new().await, Receiver::start().await);
+    let tables = TestTables::new().await;
+    let receiver = Receiver::start().await;
     let webhook = subscribe(
         &tables,
         "acme",
@@ -650,7 +665,8 @@ async fn private_address_is_not_called() {
     assert_eq!(
         attempt.detail.as_deref(),
         Some(
-            "The target policy does not allow this address (loopback address). Use a public https address."
+            "The target policy does not allow this address (loopback address). \
+             Use a public https address."
         )
     );
 }
@@ -658,7 +674,8 @@ async fn private_address_is_not_called() {
 /// Writes that a hot partition leaves unprocessed are retried, and the others are not delayed.
 #[tokio::test]
 async fn unprocessed_writes_are_retried() {
-    let (tables, receiver) = (TestTables::new().await, Receiver::start().await);
+    let tables = TestTables::new().await;
+    let receiver = Receiver::start().await;
     let proxy = Proxy::start(tables.endpoint.clone()).await;
     let dispatcher = Dispatcher {
         store: tables.store_through(local_client(

@@ -222,7 +222,8 @@ async fn dispatch_handles_stream_samples() {
             4,
         ),
     ] {
-        let (tables, receiver) = (TestTables::new().await, Receiver::start().await);
+        let tables = TestTables::new().await;
+        let receiver = Receiver::start().await;
         for who in ["acme", "globex"] {
             subscribe(&tables, who, &receiver.url(&format!("/{who}")), None).await;
         }

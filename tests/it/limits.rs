@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 
 use crate::support::{
     app::TestApp,
+    queue::queue_message,
     receiver::Receiver,
     stream::{deadline, dispatch_batch, insert_record, job_image},
     tables::TestTables,
@@ -37,7 +38,8 @@ async fn deep_request_returns_400() {
 /// A record that is nested too deeply becomes poison, and the others are delivered.
 #[tokio::test]
 async fn deep_record_becomes_poison() {
-    let (tables, receiver) = (TestTables::new().await, Receiver::start().await);
+    let tables = TestTables::new().await;
+    let receiver = Receiver::start().await;
     subscribe(&tables, "acme", &receiver.url("/hook"), None).await;
     let mut deep = insert_record(1, job_image("deep", "completed"));
     deep["dynamodb"]["NewImage"]["data"] = json!({"M": {"deep": {"S": "DEEP"}}});
@@ -87,7 +89,8 @@ async fn poison_without_usable_ids_is_stored() {
 /// Batches that are larger than those of Lambda are processed.
 #[tokio::test]
 async fn batch_of_any_size_is_processed() {
-    let (tables, receiver) = (TestTables::new().await, Receiver::start().await);
+    let tables = TestTables::new().await;
+    let receiver = Receiver::start().await;
     subscribe(&tables, "acme", &receiver.url("/hook"), None).await;
     assert_eq!(
         dispatch_batch(
@@ -104,7 +107,7 @@ async fn batch_of_any_size_is_processed() {
     assert_eq!(receiver.wait_for(1_001).await.len(), 1_001);
 
     let messages: Vec<Value> = (0..500)
-        .map(|n| json!({"messageId": n.to_string(), "body": "none of ours", "eventSource": "aws:sqs", "awsRegion": "us-east-1"}))
+        .map(|n| queue_message(&n.to_string(), "not a message of the service"))
         .collect();
     let invocation = Invocation::from_json(&json!({ "Records": messages }).to_string()).unwrap();
     let response = tables

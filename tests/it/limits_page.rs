@@ -49,7 +49,8 @@ fn hours(time: Duration) -> String {
 }
 
 fn timeouts(timeouts: Timeouts) -> String {
-    let (connect, total) = (seconds(timeouts.connect), seconds(timeouts.total));
+    let connect = seconds(timeouts.connect);
+    let total = seconds(timeouts.total);
     format!("{connect} to connect, {total} in all")
 }
 

@@ -22,7 +22,8 @@ const WRITTEN: Timestamp = Timestamp::from_millis(1_734_948_000_000);
 
 /// Tables, and a dispatcher whose clock is 1.5 seconds after the creation of the records.
 async fn fixture() -> (TestTables, Receiver, Dispatcher) {
-    let (tables, receiver) = (TestTables::new().await, Receiver::start().await);
+    let tables = TestTables::new().await;
+    let receiver = Receiver::start().await;
     let clock = Clock::manual(WRITTEN + Duration::from_millis(1_500));
     let dispatcher = Dispatcher {
         clock,
@@ -129,7 +130,8 @@ async fn traceparent_is_passed_on() {
     let (tables, receiver, dispatcher) = fixture().await;
     subscribe(&tables, "acme", &receiver.url("/status/500"), None).await;
     let trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
-    let (mut traced, mut broken) = (job_image("t1", "completed"), job_image("t2", "completed"));
+    let mut traced = job_image("t1", "completed");
+    let mut broken = job_image("t2", "completed");
     traced["traceparent"] = json!({ "S": trace });
     broken["traceparent"] = json!({"S": "00-0-0-01\r\nx-injected: yes"});
     assert_eq!(

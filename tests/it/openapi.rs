@@ -99,8 +99,15 @@ async fn operation_describes_authentication_errors() {
 }
 
 /// The responses equal the documented examples byte for byte.
-const WEBHOOK: &str = r#"{"id":1,"url":"https://example.com/hooks","events":["job.completed","job.failed"],"status":"active"}"#;
-const COMPLETED: &str = r#"{"event":"job.completed","task_id":"task_xxx","task_type":"image","status":"completed","data":{"url":"https://cdn.example.com/image.png","credits_charged":6},"timestamp":"2024-12-23T10:00:00Z"}"#;
+const WEBHOOK: &str = concat!(
+    r#"{"id":1,"url":"https://example.com/hooks","events":["job.completed","job.failed"],"#,
+    r#""status":"active"}"#,
+);
+const COMPLETED: &str = concat!(
+    r#"{"event":"job.completed","task_id":"task_xxx","task_type":"image","#,
+    r#""status":"completed","data":{"url":"https://cdn.example.com/image.png","#,
+    r#""credits_charged":6},"timestamp":"2024-12-23T10:00:00Z"}"#,
+);
 
 #[tokio::test]
 async fn responses_equal_documented_examples() {

@@ -58,10 +58,8 @@ fn event_id(record: &Value) -> EventId {
 async fn fixed_job_is_redriven_once() {
     let fixture = PoisonFixture::new().await;
     let webhook = fixture.subscribe("/hook").await;
-    let (whole, broken) = (
-        job_image("t1", "completed"),
-        without("account_id", job_image("t1", "completed")),
-    );
+    let whole = job_image("t1", "completed");
+    let broken = without("account_id", whole.clone());
     fixture.put(&broken).await;
     let record = fixture.poison(7, &broken).await;
     assert_eq!(record.id().to_string(), format!("{DAY}/{:021}", 7));
@@ -97,7 +95,10 @@ async fn fixed_job_is_redriven_once() {
 
     assert_eq!(fixture.sweep().await, 1);
     let received = fixture.receiver.wait_for(1).await.pop().unwrap();
-    let body = r#"{"event":"job.completed","task_id":"t1","task_type":"image","status":"completed","data":{"fixed":true},"timestamp":"2024-12-23T10:00:00Z"}"#;
+    let body = concat!(
+        r#"{"event":"job.completed","task_id":"t1","task_type":"image","status":"completed","#,
+        r#""data":{"fixed":true},"timestamp":"2024-12-23T10:00:00Z"}"#,
+    );
     assert_eq!(
         (received.body.as_str(), received.header("webhook-id")),
         (body, event.id.as_str())
@@ -184,10 +185,8 @@ async fn redrive_reaches_subscribed_webhooks() {
 #[tokio::test]
 async fn redrive_sends_missing_deliveries() {
     let fixture = PoisonFixture::new().await;
-    let (healthy, broken) = (
-        fixture.subscribe("/healthy").await,
-        fixture.subscribe("/broken").await,
-    );
+    let healthy = fixture.subscribe("/healthy").await;
+    let broken = fixture.subscribe("/broken").await;
     let mut items = fixture.tables.items_under("ACCOUNT#acme").await;
     items.retain(|item| item["SK"].as_s().unwrap() == &format!("WEBHOOK#{:010}", broken.get()));
     let whole = items.pop().unwrap();
@@ -461,7 +460,8 @@ async fn records_are_listed_and_counted() {
             .await
             .unwrap();
     }
-    let (mut listed, mut from) = (Vec::new(), None);
+    let mut listed = Vec::new();
+    let mut from = None;
     loop {
         let page = store.poison().list_page(DAY, from, 2).await.unwrap();
         assert!(page.records.len() <= 2);

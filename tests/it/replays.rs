@@ -126,7 +126,11 @@ async fn filter_and_window_are_respected() {
             0,
         ),
         (
-            json!({"since": "2024-12-23T11:00:00+01:00", "until": "2024-12-23T10:00:00.001Z", "status": "all"}),
+            json!({
+                "since": "2024-12-23T11:00:00+01:00",
+                "until": "2024-12-23T10:00:00.001Z",
+                "status": "all",
+            }),
             2,
         ),
     ] {

@@ -47,7 +47,8 @@ async fn deliver(app: &TestApp, receiver: &Receiver, nth: usize) -> Received {
 /// `X-Nano-Signature`.
 #[tokio::test]
 async fn old_secret_signs_during_grace() {
-    let (app, receiver) = (TestApp::new().await, Receiver::start().await);
+    let app = TestApp::new().await;
+    let receiver = Receiver::start().await;
     let created =
         json!({"url": receiver.url("/hook"), "events": ["job.completed"], "secret_key": OLD});
     assert_eq!(app.create(created).await.status, StatusCode::CREATED);
@@ -66,7 +67,12 @@ async fn old_secret_signs_during_grace() {
         .to_owned();
     assert_eq!(
         response.json["data"],
-        json!({"id": 1, "secret_key": new, "previous_valid_until": "2024-12-23T12:00:00Z", "active_secrets": 2})
+        json!({
+            "id": 1,
+            "secret_key": new,
+            "previous_valid_until": "2024-12-23T12:00:00Z",
+            "active_secrets": 2,
+        })
     );
     let received = deliver(&app, &receiver, 2).await;
     assert!(received.is_signed_by(OLD) && received.is_signed_by(&new));
@@ -85,7 +91,8 @@ async fn old_secret_signs_during_grace() {
 /// After two rotations each secret signs `X-Nano-Signature` until it expires, the oldest first.
 #[tokio::test]
 async fn oldest_active_secret_signs_nano() {
-    let (app, receiver) = (TestApp::new().await, Receiver::start().await);
+    let app = TestApp::new().await;
+    let receiver = Receiver::start().await;
     let created =
         json!({"url": receiver.url("/hook"), "events": ["job.completed"], "secret_key": OLD});
     app.create(created).await;
@@ -103,7 +110,8 @@ async fn oldest_active_secret_signs_nano() {
 /// The request can name the new secret, and without grace the previous one ends at once.
 #[tokio::test]
 async fn zero_grace_ends_old_secret() {
-    let (app, receiver) = (TestApp::new().await, Receiver::start().await);
+    let app = TestApp::new().await;
+    let receiver = Receiver::start().await;
     app.create(
         json!({"url": receiver.url("/hook"), "events": ["job.completed"], "secret_key": OLD}),
     )
@@ -124,7 +132,8 @@ async fn zero_grace_ends_old_secret() {
 /// A webhook without a secret gets its first one.
 #[tokio::test]
 async fn unsigned_webhook_gets_secret() {
-    let (app, receiver) = (TestApp::new().await, Receiver::start().await);
+    let app = TestApp::new().await;
+    let receiver = Receiver::start().await;
     app.create(json!({"url": receiver.url("/hook"), "events": ["job.completed"]}))
         .await;
     let response = app.post_to("/api/v1/webhooks/1/rotate-secret").await;
@@ -140,7 +149,8 @@ async fn unsigned_webhook_gets_secret() {
 /// At most three secrets are active; a fourth needs one of them to end.
 #[tokio::test]
 async fn active_secrets_are_limited() {
-    let (app, receiver) = (TestApp::new().await, Receiver::start().await);
+    let app = TestApp::new().await;
+    let receiver = Receiver::start().await;
     app.create(
         json!({"url": receiver.url("/hook"), "events": ["job.completed"], "secret_key": OLD}),
     )
@@ -194,7 +204,8 @@ async fn lost_response_rotates_once() {
         nano_webhooks::aws::timeouts(),
     ));
     let new = Secret::parse("the-new-secret".to_owned()).unwrap();
-    let (acme, webhook) = (account("acme"), WebhookId::new(1).unwrap());
+    let acme = account("acme");
+    let webhook = WebhookId::new(1).unwrap();
     let rotated = store
         .webhooks()
         .rotate_secret(&acme, webhook, &new, HOUR, app.clock.now())

@@ -90,10 +90,8 @@ async fn tables_hide_secrets() {
 /// Processes that start at the same time share one data key.
 #[tokio::test]
 async fn concurrent_starts_share_data_key() {
-    let (tables, key) = (
-        TestTables::new().await,
-        KeyMaterial::from_random(random::bytes()),
-    );
+    let tables = TestTables::new().await;
+    let key = KeyMaterial::from_random(random::bytes());
     let stores: Vec<_> = (0..8)
         .map(|_| another(&tables, KeyProvider::Local(key.clone())))
         .collect();
@@ -110,7 +108,8 @@ async fn concurrent_starts_share_data_key() {
 /// A new data key encrypts new secrets, and older ones stay readable.
 #[tokio::test]
 async fn new_data_key_keeps_old_secrets() {
-    let (tables, now) = (TestTables::new().await, Clock::system().now());
+    let tables = TestTables::new().await;
+    let now = Clock::system().now();
     let old = subscribe(&tables, "acme", "https://example.com/", Some(SECRET)).await;
     assert_eq!(
         tables.store.secrets().rotate_data_key(now).await.unwrap(),
@@ -199,7 +198,8 @@ async fn plain_secrets_can_be_encrypted() {
 /// While a key is unavailable, signed events wait and delay no others.
 #[tokio::test]
 async fn unavailable_key_delays_no_other() {
-    let (tables, receiver) = (TestTables::new().await, Receiver::start().await);
+    let tables = TestTables::new().await;
+    let receiver = Receiver::start().await;
     let signed = subscribe(&tables, "acme", &receiver.url("/signed"), Some(SECRET)).await;
     subscribe(&tables, "acme", &receiver.url("/unsigned"), None).await;
     let clock = Clock::manual(Clock::system().now());
@@ -260,7 +260,8 @@ async fn unavailable_key_delays_no_other() {
 /// A secret that was copied to another webhook signs nothing there.
 #[tokio::test]
 async fn moved_secret_signs_nothing() {
-    let (tables, receiver) = (TestTables::new().await, Receiver::start().await);
+    let tables = TestTables::new().await;
+    let receiver = Receiver::start().await;
     subscribe(&tables, "acme", "https://example.com/", Some(SECRET)).await;
     let thief = subscribe(
         &tables,

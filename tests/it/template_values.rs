@@ -1,5 +1,5 @@
-//! Writes and verifies `ci/template-values.json`: the values of the code that `template.yaml` must agree with.
-//! `ci/template_test.py` compares the template with this file.
+//! Writes and verifies `ci/template-values.json`: the values of the code that `template.yaml` must
+//! agree with. `ci/template_test.py` compares the template with this file.
 
 use std::{cell::RefCell, collections::BTreeSet, fs, path::Path, time::Duration};
 
@@ -47,7 +47,8 @@ async fn template_values_are_current() {
     }
     assert!(
         fs::read_to_string(file).is_ok_and(|stored| stored == text),
-        "ci/template-values.json is outdated: run UPDATE_TEMPLATE_VALUES=1 cargo test --test it template_values"
+        "ci/template-values.json is outdated: \
+         run UPDATE_TEMPLATE_VALUES=1 cargo test --test it template_values"
     );
 }
 

@@ -30,7 +30,8 @@ async fn send(app: &TestApp, body: Value) -> TestResponse {
 /// A signed sample of the chosen event is sent, and the response has the attempt.
 #[tokio::test]
 async fn test_event_returns_attempt() {
-    let (app, receiver) = (TestApp::new().await, Receiver::start().await);
+    let app = TestApp::new().await;
+    let receiver = Receiver::start().await;
     let events = ["job.failed", "webhook.disabled"];
     app.create(
         json!({"url": receiver.url("/hook"), "events": events, "secret_key": "my-secret-key"}),
@@ -78,9 +79,14 @@ async fn test_event_returns_attempt() {
 /// When the receiver refuses the event, the response shows what was signed and hides the secret.
 #[tokio::test]
 async fn refused_test_shows_signed_text() {
-    let (app, receiver) = (TestApp::new().await, Receiver::start().await);
-    app.create(json!({"url": receiver.url("/status/401"), "events": ["job.completed"], "secret_key": "my-secret-key"}))
-        .await;
+    let app = TestApp::new().await;
+    let receiver = Receiver::start().await;
+    app.create(json!({
+        "url": receiver.url("/status/401"),
+        "events": ["job.completed"],
+        "secret_key": "my-secret-key",
+    }))
+    .await;
     let response = send(&app, json!({})).await;
     let data = &response.json["data"];
     assert_eq!(
@@ -106,7 +112,8 @@ async fn refused_test_shows_signed_text() {
 /// rejects changes nothing.
 #[tokio::test]
 async fn accepted_test_ends_failing() {
-    let (app, receiver) = (TestApp::new().await, Receiver::start().await);
+    let app = TestApp::new().await;
+    let receiver = Receiver::start().await;
     for path in ["/ok", "/status/500"] {
         app.create(json!({"url": receiver.url(path), "events": ["job.completed"]}))
             .await;
@@ -151,7 +158,8 @@ async fn hold_slot(app: &TestApp, receiver: &Receiver, nth: usize) -> JoinHandle
 /// process that ended are free when their leases end.
 #[tokio::test]
 async fn third_test_event_is_refused() {
-    let (app, receiver) = (TestApp::new().await, Receiver::start().await);
+    let app = TestApp::new().await;
+    let receiver = Receiver::start().await;
     let events = ["job.completed"];
     app.create(json!({"url": receiver.url("/hang"), "events": events}))
         .await;

@@ -37,10 +37,8 @@ async fn serve() -> (u16, String) {
     .with_no_client_auth()
     .with_single_cert(vec![certified.cert.der().clone()], key)
     .unwrap();
-    let (listener, acceptor) = (
-        TcpListener::bind("127.0.0.1:0").await.unwrap(),
-        TlsAcceptor::from(Arc::new(config)),
-    );
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let acceptor = TlsAcceptor::from(Arc::new(config));
     let port = listener.local_addr().unwrap().port();
     tokio::spawn(async move {
         while let Ok((tcp, _)) = listener.accept().await {
@@ -80,7 +78,8 @@ async fn extra_ca_is_trusted() {
         )
         .unwrap()
     };
-    let (trusting, other) = (client(Some(file.path())), client(None));
+    let trusting = client(Some(file.path()));
+    let other = client(None);
     let named = format!("https://localhost:{port}/hook");
     let accepted = post(&trusting, &named).await;
     assert_eq!(

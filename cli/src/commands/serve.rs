@@ -68,11 +68,13 @@ nano-webhooks is ready.
 Register a webhook:
   curl http://{api}/api/v1/webhooks \\
     -H 'Authorization: Bearer {key}' -H 'Content-Type: application/json' \\
-    -d '{{\"url\":\"http://127.0.0.1:9000/\",\"events\":[\"job.completed\",\"job.failed\"],\"secret_key\":\"my-secret-key\"}}'
+    -d '{{\"url\":\"http://127.0.0.1:9000/\",\"events\":[\"job.completed\",\"job.failed\"],\
+\"secret_key\":\"my-secret-key\"}}'
 Receive it in a second terminal:
   nano-webhooks listen --port 9000 --secret my-secret-key
 Complete a job in a third terminal:
-  nano-webhooks job complete --dynamodb-endpoint {dynamodb} --data '{{\"url\":\"https://cdn.example.com/image.png\"}}'
+  nano-webhooks job complete --dynamodb-endpoint {dynamodb} \
+--data '{{\"url\":\"https://cdn.example.com/image.png\"}}'
 "
     )
 }

@@ -26,8 +26,8 @@ const CONCURRENT_RETRIES: usize = 4_096;
 /// The time between two runs of each scheduled job, as in the template.
 pub const SCHEDULE_INTERVAL: Duration = Duration::from_mins(1);
 
-/// Runs retries when they are due and the scheduled jobs every minute. Finishes running retries after
-/// `shutdown` is cancelled.
+/// Runs retries when they are due and the scheduled jobs every minute. Finishes running retries
+/// after `shutdown` is cancelled.
 pub async fn run(
     dispatcher: Dispatcher,
     mut scheduled_retries: mpsc::Receiver<ScheduledRetry>,

@@ -166,7 +166,10 @@ mod tests {
     /// Attempts that version 0.1 stored are still read.
     #[test]
     fn attempt_of_version_0_1_is_read() {
-        let stored = r#"{"number":2,"at":1734948000000,"duration_ms":31,"phases":"1,2,,28,","status_code":200,"failure":"body","detail":"…","version":"0.1.0"}"#;
+        let stored = concat!(
+            r#"{"number":2,"at":1734948000000,"duration_ms":31,"phases":"1,2,,28,","#,
+            r#""status_code":200,"failure":"body","detail":"…","version":"0.1.0"}"#,
+        );
         let attempt: Attempt = serde_json::from_str(stored).unwrap();
         assert_eq!(attempt.failure, Some(FailureKind::InvalidResponse));
         assert_eq!(

@@ -17,8 +17,8 @@ use crate::timestamp::Timestamp;
 
 /// Consecutive failures to respond that open the breaker.
 const FAILURE_THRESHOLD: u32 = 5;
-/// Failed attempts without a success that disabling requires. A webhook that is seldom called is not
-/// disabled for one failure.
+/// Failed attempts without a success that disabling requires. A webhook that is seldom called is
+/// not disabled for one failure.
 const MIN_FAILED_ATTEMPTS: u32 = 10;
 /// A response that takes longer makes the endpoint slow. A stream batch waits for its direct
 /// attempts, and the batches behind it wait too.

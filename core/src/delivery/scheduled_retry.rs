@@ -94,13 +94,19 @@ mod tests {
         let text = message.to_json();
         assert_eq!(
             text,
-            r#"{"account":"a#b \"c\"","webhook_id":7,"event_id":"evt_01JFS8TX800000000000000000","attempt":3}"#
+            concat!(
+                r#"{"account":"a#b \"c\"","webhook_id":7,"#,
+                r#""event_id":"evt_01JFS8TX800000000000000000","attempt":3}"#
+            )
         );
         assert_eq!(text.parse::<RetryMessage>().unwrap(), message);
         for other in [
             "",
             "{}",
-            r#"{"account":"","webhook_id":7,"event_id":"evt_01JFS8TX800000000000000000","attempt":3}"#,
+            concat!(
+                r#"{"account":"","webhook_id":7,"#,
+                r#""event_id":"evt_01JFS8TX800000000000000000","attempt":3}"#
+            ),
         ] {
             assert!(other.parse::<RetryMessage>().is_err(), "{other}");
         }

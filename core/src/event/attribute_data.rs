@@ -157,7 +157,11 @@ mod tests {
         ];
         assert_eq!(
             json(&map(&keys)),
-            r#"{"0":null,"2":null,"10":null,"4294967294":null,"":null,"+1":null,"-1":null,"01":null,"1.0":null,"4294967295":null,"__proto__":null,"b":null,"z":null,"é":null}"#
+            concat!(
+                r#"{"0":null,"2":null,"10":null,"4294967294":null,"#,
+                r#""":null,"+1":null,"-1":null,"01":null,"1.0":null,"4294967295":null,"#,
+                r#""__proto__":null,"b":null,"z":null,"é":null}"#
+            )
         );
     }
 

@@ -75,7 +75,8 @@ async fn lower_case_bearer_scheme_is_accepted() {
 #[tokio::test]
 async fn key_shows_prefix_and_last_use() {
     let app = TestApp::new().await;
-    let (acme, unused) = (account("acme"), ApiKey::from_random(&random::bytes()));
+    let acme = account("acme");
+    let unused = ApiKey::from_random(&random::bytes());
     app.tables
         .store
         .api_keys()
@@ -115,7 +116,8 @@ async fn key_shows_prefix_and_last_use() {
 /// Every route needs a key and shows nothing of another account.
 #[tokio::test]
 async fn every_route_needs_own_key() {
-    let (app, receiver) = (TestApp::new().await, Receiver::start().await);
+    let app = TestApp::new().await;
+    let receiver = Receiver::start().await;
     app.create(json!({"url": receiver.url("/status/500"), "events": ["job.completed"]}))
         .await;
     let dispatcher = Dispatcher {
@@ -139,7 +141,8 @@ async fn every_route_needs_own_key() {
         .send_json("POST", "/api/v1/webhooks/1/replay", &window)
         .await;
     let replay = replay.json["data"]["id"].as_str().unwrap();
-    let (theirs, other) = (ApiKey::from_random(&random::bytes()), account("other"));
+    let theirs = ApiKey::from_random(&random::bytes());
+    let other = account("other");
     app.tables
         .store
         .api_keys()

@@ -50,7 +50,8 @@ async fn invalid_field_is_named() {
         ),
         (
             with("secret", json!("12345678")),
-            "secret: unknown field `secret`, expected one of `url`, `events`, `secret_key`, `description`",
+            "secret: unknown field `secret`, expected one of \
+             `url`, `events`, `secret_key`, `description`",
         ),
         (
             r#"{"url":"https://example.com","url":"https://example.com","events":["job.failed"]}"#
@@ -88,7 +89,8 @@ async fn invalid_field_is_named() {
         ),
         (
             with("events", json!(["job.done"])),
-            "events: unknown event `job.done`, expected one or more of `job.completed`, `job.failed`, `webhook.disabled`",
+            "events: unknown event `job.done`, expected one or more of \
+             `job.completed`, `job.failed`, `webhook.disabled`",
         ),
         (
             with("secret_key", json!("short")),

@@ -18,9 +18,14 @@ use crate::support::{
 /// Deliveries are listed, shown and retried.
 #[tokio::test]
 async fn deliveries_are_listed_and_retried() {
-    let (app, receiver) = (TestApp::new().await, Receiver::start().await);
-    app.create(json!({"url": receiver.url("/status/500"), "events": ["job.completed"], "secret_key": "open sesame"}))
-        .await;
+    let app = TestApp::new().await;
+    let receiver = Receiver::start().await;
+    app.create(json!({
+        "url": receiver.url("/status/500"),
+        "events": ["job.completed"],
+        "secret_key": "open sesame",
+    }))
+    .await;
     let dispatcher = Dispatcher {
         clock: app.clock.clone(),
         ..app.tables.dispatcher()
@@ -42,7 +47,10 @@ async fn deliveries_are_listed_and_retried() {
     assert_eq!(first.status, StatusCode::OK);
     let cursor = first.json["next_cursor"].as_str().unwrap();
     let second = app
-        .get(&format!("/api/v1/webhooks/1/deliveries?limit=5&cursor={cursor}&status=pending&event=job.completed"))
+        .get(&format!(
+            "/api/v1/webhooks/1/deliveries\
+             ?limit=5&cursor={cursor}&status=pending&event=job.completed"
+        ))
         .await;
     assert_eq!(second.json["next_cursor"], Value::Null);
     app.create(valid()).await;
@@ -215,7 +223,9 @@ async fn invalid_query_parameter_is_named() {
         404
     );
 
-    let (theirs, other) = (ApiKey::from_random(&random::bytes()), account("other"));
+    let theirs = ApiKey::from_random(&random::bytes());
+
+    let other = account("other");
     app.tables
         .store
         .api_keys()

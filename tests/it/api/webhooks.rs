@@ -23,8 +23,17 @@ async fn webhook_routes_match_documentation() {
         (StatusCode::OK, r#"{"success":true,"data":[]}"#)
     );
 
-    let created = app.create(json!({"url":"https://example.com/hooks","events":["job.failed","job.completed"],"secret_key":"open sesame"})).await;
-    let webhook = r#"{"id":1,"url":"https://example.com/hooks","events":["job.failed","job.completed"],"status":"active"}"#;
+    let created = app
+        .create(json!({
+            "url": "https://example.com/hooks",
+            "events": ["job.failed", "job.completed"],
+            "secret_key": "open sesame",
+        }))
+        .await;
+    let webhook = concat!(
+        r#"{"id":1,"url":"https://example.com/hooks","events":["job.failed","job.completed"],"#,
+        r#""status":"active"}"#,
+    );
     assert_eq!(created.status, StatusCode::CREATED);
     assert_eq!(
         created.text,
@@ -80,10 +89,21 @@ async fn patch_changes_named_fields() {
     let path = "/api/v1/webhooks/1";
     let shown = app.get(path).await;
     let as_created = json!({
-        "id": 1, "url": "https://example.com/hooks", "events": ["job.completed", "job.failed"], "status": "active",
-        "created_at": "2024-12-23T10:00:00Z", "updated_at": "2024-12-23T10:00:00Z", "description": "Production",
-        "signed": false, "disabled_reason": null,
-        "health": {"state": "healthy", "failing_since": null, "last_failure": null, "first_success_after_failure_at": null},
+        "id": 1,
+        "url": "https://example.com/hooks",
+        "events": ["job.completed", "job.failed"],
+        "status": "active",
+        "created_at": "2024-12-23T10:00:00Z",
+        "updated_at": "2024-12-23T10:00:00Z",
+        "description": "Production",
+        "signed": false,
+        "disabled_reason": null,
+        "health": {
+            "state": "healthy",
+            "failing_since": null,
+            "last_failure": null,
+            "first_success_after_failure_at": null,
+        },
     });
     assert_eq!(
         (shown.status, &shown.json["data"]),
@@ -178,7 +198,8 @@ async fn patch_changes_named_fields() {
 #[tokio::test]
 async fn foreign_webhook_returns_404() {
     let app = TestApp::new().await;
-    let (theirs, other) = (ApiKey::from_random(&random::bytes()), account("other"));
+    let theirs = ApiKey::from_random(&random::bytes());
+    let other = account("other");
     app.tables
         .store
         .api_keys()

@@ -37,7 +37,8 @@ async fn log_is_filtered_and_paged() {
         (healthy, Some(DeliveryStatus::Delivered), 30),
         (healthy, Some(DeliveryStatus::Pending), 0),
     ] {
-        let (mut ids, mut after) = (Vec::new(), None);
+        let mut ids = Vec::new();
+        let mut after = None;
         loop {
             let page = list(webhook, status, after.take(), 7).await;
             assert!(page.deliveries.len() <= 7);

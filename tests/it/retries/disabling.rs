@@ -88,7 +88,8 @@ async fn response_of_old_url_is_ignored() {
             .is_applied()
     );
     assert_eq!(fixture.health(webhook).await, EndpointHealth::default());
-    let (acme, hour) = (account("acme"), Duration::from_hours(1));
+    let acme = account("acme");
+    let hour = Duration::from_hours(1);
     assert!(
         !store
             .webhooks()
@@ -151,8 +152,8 @@ async fn other_webhooks_receive_webhook_disabled() {
     );
 }
 
-/// Five days in which at least ten attempts were made and all failed disable a webhook. The failures
-/// of one second are counted although they are not written one by one.
+/// Five days in which at least ten attempts were made and all failed disable a webhook. The
+/// failures of one second are counted although they are not written one by one.
 #[tokio::test]
 async fn continuous_failures_disable_webhook() {
     let fixture = RetryFixture::new("10s").await;

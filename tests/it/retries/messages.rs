@@ -6,9 +6,9 @@ use nano_webhooks::{
     clock::Deadline,
     dispatch::{Dispatcher, lambda_event::Invocation},
 };
-use serde_json::json;
+use serde_json::{Value, json};
 
-use crate::support::retry_fixture::RetryFixture;
+use crate::support::{queue::queue_message, retry_fixture::RetryFixture};
 
 /// Early, late and repeated messages make no additional attempt.
 #[tokio::test]
@@ -48,17 +48,8 @@ async fn queue_batch_reports_failed_messages() {
     fixture.end_jobs(1, 1).await;
     let ours = fixture.timer().message.to_json();
     fixture.clock.advance(Duration::from_secs(2));
-    let record = |id: &str, body: &str| json!({"messageId": id, "body": body, "eventSource": "aws:sqs", "awsRegion": "eu-west-1"});
-    let event = json!({"Records": [record("m1", &ours), record("m2", "nonsense")]}).to_string();
-    let invoke = async |dispatcher: &Dispatcher| {
-        dispatcher
-            .invoke(
-                Invocation::from_json(&event).unwrap(),
-                Deadline::from_now(Duration::from_secs(20)),
-            )
-            .await
-            .unwrap()
-    };
+    let records = [queue_message("m1", &ours), queue_message("m2", "nonsense")];
+    let event = json!({ "Records": records }).to_string();
     let unreachable = fixture
         .tables
         .store_through(nano_webhooks_cli::local_client(
@@ -70,11 +61,11 @@ async fn queue_batch_reports_failed_messages() {
         ..fixture.dispatcher.clone()
     };
     assert_eq!(
-        invoke(&without_tables).await,
+        invoke(&without_tables, &event).await,
         json!({"batchItemFailures": [{"itemIdentifier": "m1"}]})
     );
     assert_eq!(
-        invoke(&fixture.dispatcher).await,
+        invoke(&fixture.dispatcher, &event).await,
         json!({"batchItemFailures": []})
     );
     assert_eq!(fixture.requests(), 2);
@@ -85,4 +76,10 @@ async fn queue_batch_reports_failed_messages() {
     for other in ["{}", "[]", "1", r#"{"job":"something else"}"#] {
         assert!(Invocation::from_json(other).is_err(), "{other}");
     }
+}
+
+async fn invoke(dispatcher: &Dispatcher, event: &str) -> Value {
+    let invocation = Invocation::from_json(event).unwrap();
+    let deadline = Deadline::from_now(Duration::from_secs(20));
+    dispatcher.invoke(invocation, deadline).await.unwrap()
 }

@@ -45,7 +45,8 @@ async fn success_costs_one_write_unit() {
     }
 }
 
-/// An item's size as DynamoDB counts it ("Item sizes and formats" of its developer guide), rounded up.
+/// An item's size as DynamoDB counts it ("Item sizes and formats" of its developer guide), rounded
+/// up.
 fn size(
     item: &std::collections::HashMap<String, aws_sdk_dynamodb::types::AttributeValue>,
 ) -> usize {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use axum::http::StatusCode;
 use nano_webhooks::{dispatch::Dispatcher, store::rate_limits::RateLimits};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::support::{
     app::TestApp,
@@ -25,7 +25,8 @@ pub struct CostFixture {
 impl CostFixture {
     /// Creates webhooks at these paths of the receiver, and one successful delivery to each.
     pub async fn new(paths: &[&str]) -> Self {
-        let (app, receiver) = (TestApp::new().await, Receiver::start().await);
+        let app = TestApp::new().await;
+        let receiver = Receiver::start().await;
         let proxy = Proxy::start(app.tables.endpoint.clone()).await;
         let store = app.tables.store_through(nano_webhooks_cli::local_client(
             &proxy.url,
@@ -48,8 +49,7 @@ impl CostFixture {
             dispatcher,
         };
         for path in paths {
-            let body = json!({"url": fixture.receiver.url("/ok"), "events": ["job.completed"], "secret_key": "my-secret-key"});
-            let created = fixture.app.create(body).await;
+            let created = fixture.app.create(fixture.webhook_body()).await;
             assert_eq!(created.status, StatusCode::CREATED);
             fixture.end_jobs(1_000_000, 1, 0).await;
             let patched = json!({"url": fixture.receiver.url(path)});
@@ -64,17 +64,21 @@ impl CostFixture {
         fixture
     }
 
+    /// The body that creates a webhook with a secret at the path `/ok`.
+    pub fn webhook_body(&self) -> Value {
+        json!({
+            "url": self.receiver.url("/ok"),
+            "events": ["job.completed"],
+            "secret_key": "my-secret-key",
+        })
+    }
+
     /// Completed jobs, each with this amount of data.
     pub async fn end_jobs(&self, first: usize, count: usize, padding: usize) {
-        let record = |n| {
-            let mut job = job_image(&format!("task_{n:07}"), "completed");
-            job["data"] = json!({"M": {
-                "url": {"S": "https://cdn.example.com/outputs/2024/12/23/image-0123456789abcdef.png"},
-                "credits_charged": {"N": "6"}, "padding": {"S": "x".repeat(padding)},
-            }});
-            insert_record(n, job)
-        };
-        let records: Vec<_> = (first..first + count).map(record).collect();
+        let mut records = Vec::with_capacity(count);
+        for number in first..first + count {
+            records.push(padded_record(number, padding));
+        }
         assert_eq!(dispatch_batch(&self.dispatcher, &records).await, []);
     }
 
@@ -86,4 +90,15 @@ impl CostFixture {
                 .unwrap();
         }
     }
+}
+
+fn padded_record(number: usize, padding: usize) -> Value {
+    let url = "https://cdn.example.com/outputs/2024/12/23/image-0123456789abcdef.png";
+    let mut job = job_image(&format!("task_{number:07}"), "completed");
+    job["data"] = json!({"M": {
+        "url": {"S": url},
+        "credits_charged": {"N": "6"},
+        "padding": {"S": "x".repeat(padding)},
+    }});
+    insert_record(number, job)
 }

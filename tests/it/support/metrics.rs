@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use nano_webhooks::dispatch::Dispatcher;
 use serde_json::Value;
 
-/// The sums of all metrics since the last call, except the duration of attempts. A key is the name of
-/// the metric, and for failures also their kind.
+/// The sums of all metrics since the last call, except the duration of attempts. A key is the name
+/// of the metric, and for failures also their kind.
 pub fn collect_metrics(dispatcher: &Dispatcher) -> BTreeMap<String, f64> {
     let mut sums = BTreeMap::new();
     for line in dispatcher

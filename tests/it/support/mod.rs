@@ -10,6 +10,7 @@ pub mod module_graph;
 pub mod permissions;
 pub mod poison_fixture;
 pub mod proxy;
+pub mod queue;
 pub mod receiver;
 pub mod replay_fixture;
 pub mod retry_fixture;

@@ -42,7 +42,8 @@ pub struct PoisonFixture {
 
 impl PoisonFixture {
     pub async fn new() -> Self {
-        let (tables, receiver) = (TestTables::new().await, Receiver::start().await);
+        let tables = TestTables::new().await;
+        let receiver = Receiver::start().await;
         let clock = Clock::manual(START);
         let dispatcher = Dispatcher {
             clock: clock.clone(),
@@ -140,7 +141,8 @@ impl PoisonFixture {
         .unwrap()
     }
 
-    /// The event of a redriven record, the number of new deliveries, and the number of existing ones.
+    /// The event of a redriven record, the number of new deliveries, and the number of existing
+    /// ones.
     pub async fn event(&self, record: &PoisonRecord) -> (Box<JobEvent>, usize, usize) {
         match self.redrive(record).await {
             RedriveOutcome::Redriven {

@@ -37,10 +37,11 @@ pub enum Fault {
     ResponseLost,
     /// No try of the SDK gets a response.
     Timeout,
-    /// A batch leaves the writes to the hot partition of webhook 2 unprocessed, in this many requests.
+    /// A batch leaves the writes to the hot partition of webhook 2 unprocessed, in this many
+    /// requests.
     PartialBatch(usize),
-    /// A webhook is created as if by a concurrent request, and this request is rejected: the counter
-    /// is at its limit, and the idempotency record is not visible yet.
+    /// A webhook is created as if by a concurrent request, and this request is rejected: the
+    /// counter is at its limit, and the idempotency record is not visible yet.
     ConcurrentCreate,
 }
 
@@ -189,8 +190,8 @@ impl Proxy {
             return None;
         }
         armed.hits -= 1;
-        let (fault, spent) = (armed.fault, armed.hits == 0);
-        if spent {
+        let fault = armed.fault;
+        if armed.hits == 0 {
             *slot = None;
         }
         Some(fault)
@@ -208,10 +209,8 @@ impl Proxy {
                 request = request.header(name, value);
             }
         }
-        let (target, body) = (
-            headers["x-amz-target"].to_str().unwrap(),
-            asking_for_units(&body),
-        );
+        let target = headers["x-amz-target"].to_str().unwrap();
+        let body = asking_for_units(&body);
         let response = self
             .client
             .request(request.body(Full::new(body)).unwrap())
@@ -312,8 +311,11 @@ async fn pass(State(proxy): State<Proxy>, headers: HeaderMap, body: Bytes) -> Re
             let cancelled = json!({
                 "__type": "com.amazonaws.dynamodb.v20120810#TransactionCanceledException",
                 "message": "injected fault",
-                "CancellationReasons":
-                    [{"Code": "ConditionalCheckFailed", "Item": counter}, {"Code": "None"}, {"Code": "TransactionConflict"}],
+                "CancellationReasons": [
+                    {"Code": "ConditionalCheckFailed", "Item": counter},
+                    {"Code": "None"},
+                    {"Code": "TransactionConflict"},
+                ],
             });
             Response::builder()
                 .status(StatusCode::BAD_REQUEST)

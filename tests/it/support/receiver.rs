@@ -33,7 +33,8 @@ impl Received {
             .map_or("", |value| value.to_str().unwrap())
     }
 
-    /// Whether `secret` made one of the signatures (Standard Webhooks 1.0.0, "Verifying signatures").
+    /// Whether `secret` made one of the signatures (Standard Webhooks 1.0.0, "Verifying
+    /// signatures").
     pub fn is_signed_by(&self, secret: &str) -> bool {
         let key = match secret.strip_prefix("whsec_") {
             Some(encoded) => STANDARD.decode(encoded).unwrap(),

@@ -33,7 +33,8 @@ pub struct ReplayFixture {
 
 impl ReplayFixture {
     pub async fn new(failed: usize) -> Self {
-        let (app, receiver) = (TestApp::new().await, Receiver::start().await);
+        let app = TestApp::new().await;
+        let receiver = Receiver::start().await;
         let created = json!({"url": receiver.url("/status/500"), "events": ["job.completed"]});
         assert_eq!(app.create(created).await.status, StatusCode::CREATED);
         let dispatcher = Dispatcher {
@@ -50,7 +51,8 @@ impl ReplayFixture {
             .map(|n| insert_record(n, job_image(&format!("t{n}"), "completed")))
             .collect();
         assert_eq!(dispatch_batch(&fixture.dispatcher, &records).await, []);
-        // Each delivery fails twice, which exhausts the schedule. Without a free slot it is deferred.
+        // Each delivery fails twice, which exhausts the schedule. Without a free slot it is
+        // deferred.
         while !fixture.retry_all().await.is_empty() {}
         let listed = fixture
             .app

@@ -42,7 +42,8 @@ pub struct RetryFixture {
 
 impl RetryFixture {
     pub async fn new(schedule: &str) -> Self {
-        let (tables, receiver) = (TestTables::new().await, Receiver::start().await);
+        let tables = TestTables::new().await;
+        let receiver = Receiver::start().await;
         let clock = Clock::manual(START);
         let impatient = || {
             let limits = Timeouts {

@@ -17,15 +17,22 @@ pub fn deadline() -> Deadline {
 
 pub fn job_image(task: &str, status: &str) -> Value {
     json!({
-        "task_id": {"S": task}, "account_id": {"S": "acme"}, "task_type": {"S": "image"}, "status": {"S": status},
-        "updated_at": {"S": "2024-12-23T11:00:00+01:00"}, "data": {"M": {"credits_charged": {"N": "6"}}},
+        "task_id": {"S": task},
+        "account_id": {"S": "acme"},
+        "task_type": {"S": "image"},
+        "status": {"S": status},
+        "updated_at": {"S": "2024-12-23T11:00:00+01:00"},
+        "data": {"M": {"credits_charged": {"N": "6"}}},
     })
 }
 
 pub fn stream_record(sequence: usize, name: &str, new: Option<Value>, old: Option<Value>) -> Value {
     let mut change = json!({
-        "ApproximateCreationDateTime": 1_734_948_000.0, "Keys": {"task_id": {"S": "t"}}, "SequenceNumber": format!("{sequence:021}"),
-        "SizeBytes": 100, "StreamViewType": "NEW_AND_OLD_IMAGES",
+        "ApproximateCreationDateTime": 1_734_948_000.0,
+        "Keys": {"task_id": {"S": "t"}},
+        "SequenceNumber": format!("{sequence:021}"),
+        "SizeBytes": 100,
+        "StreamViewType": "NEW_AND_OLD_IMAGES",
     });
     for (image, value) in [("NewImage", new), ("OldImage", old)] {
         if let Some(value) = value {
@@ -33,8 +40,13 @@ pub fn stream_record(sequence: usize, name: &str, new: Option<Value>, old: Optio
         }
     }
     json!({
-        "eventID": format!("id-{sequence}"), "eventName": name, "eventVersion": "1.1", "eventSource": "aws:dynamodb",
-        "awsRegion": "eu-west-1", "dynamodb": change, "eventSourceARN": ARN,
+        "eventID": format!("id-{sequence}"),
+        "eventName": name,
+        "eventVersion": "1.1",
+        "eventSource": "aws:dynamodb",
+        "awsRegion": "eu-west-1",
+        "dynamodb": change,
+        "eventSourceARN": ARN,
     })
 }
 

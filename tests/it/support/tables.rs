@@ -33,8 +33,8 @@ use tokio::{net::TcpListener, sync::mpsc};
 use super::{engine::other_engine, permissions};
 use crate::support::client::client;
 
-/// Timeouts that no request reaches on a busy machine. Tests of timeouts and lost responses use those
-/// of production.
+/// Timeouts that no request reaches on a busy machine. Tests of timeouts and lost responses use
+/// those of production.
 pub fn patient_timeouts() -> TimeoutConfig {
     TimeoutConfig::builder()
         .operation_attempt_timeout(Duration::from_mins(1))
@@ -77,7 +77,8 @@ impl TestTables {
         tables::create_if_missing(&client, &tables, &jobs)
             .await
             .unwrap();
-        // The clocks of the tests are in the past, so the engine would delete their items as expired.
+        // The clocks of the tests are in the past, so the engine would delete their items as
+        // expired.
         for table in [&tables.webhooks, &tables.deliveries] {
             let never = TimeToLiveSpecification::builder()
                 .attribute_name(tables::EXPIRES_AT)

@@ -20,8 +20,8 @@ use serde::Serialize;
 use super::format::{ListedDelivery, format_line};
 use crate::{args::ListDeliveriesArgs, commands::tables::open_store};
 
-/// How many pages of a webhook's log are read at most. A page reads 500 items, and filters may leave
-/// few of them.
+/// How many pages of a webhook's log are read at most. A page reads 500 items, and filters may
+/// leave few of them.
 const MAX_PAGES: usize = 20;
 /// How many logs are read at the same time.
 const CONCURRENT_LOGS: usize = 8;

@@ -115,6 +115,7 @@ impl WebhookStats {
             metadata,
             ..
         } = &self.record;
+        let first_success = health.first_success_after_failure_at;
         json!({
             "webhook_id": webhook.id.get(),
             "url": webhook.url.as_str(),
@@ -124,7 +125,7 @@ impl WebhookStats {
                 "state": health.label(),
                 "breaker_open": health.is_open(),
                 "failing_since": health.failing_since.map(Timestamp::to_rfc3339),
-                "first_success_after_failure_at": health.first_success_after_failure_at.map(Timestamp::to_rfc3339),
+                "first_success_after_failure_at": first_success.map(Timestamp::to_rfc3339),
                 "last_failure": health.last_failure,
             },
             "pending": {
