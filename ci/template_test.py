@@ -25,7 +25,7 @@ BINARIES = {"ApiFunction": "api", "DispatchFunction": "dispatch", "RetryFunction
 ROLES = {"ApiRole", "DispatchRole", "RetryRole"}
 # Settings that a function's code reads and does not use.
 UNUSED_SETTINGS = {
-    "ApiFunction": {"DISABLE_AFTER", "RETRY_SCHEDULE", "STACK_NAME"},
+    "ApiFunction": {"DISABLE_AFTER", "LATE_ATTEMPTS", "RETRY_SCHEDULE", "STACK_NAME"},
     "DispatchFunction": {
         "ACCOUNT_CLAIM",
         "API_CONCURRENCY",

@@ -165,6 +165,21 @@ pub fn stack_name(lookup: impl Fn(&str) -> Setting<String>) -> Result<String, Co
     Ok(name.unwrap_or_else(|| "nano-webhooks".to_owned()))
 }
 
+/// Reads from `LATE_ATTEMPTS` whether a direct attempt may end after its batch: `on`, the default,
+/// or `off`.
+pub fn late_attempts_enabled(
+    lookup: impl Fn(&str) -> Setting<String>,
+) -> Result<bool, ConfigError> {
+    match lookup("LATE_ATTEMPTS")?.as_deref() {
+        None | Some("on") => Ok(true),
+        Some("off") => Ok(false),
+        Some(text) => Err(ConfigError::new(
+            "LATE_ATTEMPTS",
+            format!("expected `on` or `off`; `{text}` is not valid"),
+        )),
+    }
+}
+
 /// Reads the log filter from `RUST_LOG`.
 pub fn log_filter(
     lookup: impl Fn(&str) -> Setting<String>,

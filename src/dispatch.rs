@@ -8,11 +8,14 @@
 mod advance;
 mod attempt;
 mod attempt_limiter;
+mod completion;
 mod endpoint_health;
 mod fan_out;
-mod first_attempt;
+pub mod first_attempt;
+mod hold_budget;
 mod in_flight;
 pub mod lambda_event;
+pub mod late_attempts;
 mod poison;
 pub mod poison_reason;
 mod record;
@@ -37,15 +40,19 @@ use crate::{
     error_chain::error_chain,
     metrics::{Counter, Metrics},
     queue::RetryQueue,
-    store::{Result, Store},
+    store::{Result, Store, leases::Lease, webhooks::WebhookRecord},
 };
 use advance::Advancer;
 use attempt::Attempter;
+use attempt_limiter::AttemptLimiter;
+use completion::Completer;
 use endpoint_health::EndpointHealthUpdater;
 use fan_out::FanOut;
-use first_attempt::FirstAttempts;
+use first_attempt::{FirstAttempts, LateDelivery};
+use hold_budget::HoldBudget;
 pub use in_flight::InFlightLimiter;
 use lambda_event::Invocation;
+use late_attempts::{LateAttempt, LateAttempts, MAX_LATE};
 use nano_webhooks_core::delivery::scheduled_retry::RetryMessage;
 use poison::{NewPoison, PoisonRecorder};
 use record::Recorder;
@@ -72,6 +79,10 @@ pub struct Dispatcher {
     pub retry_client: WebhookClient,
     /// The retry queue.
     pub queue: RetryQueue,
+    /// How long a batch waits for one direct attempt.
+    pub batch_wait: Duration,
+    /// The direct attempts that end after their batch.
+    pub late_attempts: LateAttempts,
     /// Limits the attempts from the retry queue.
     pub limiter: InFlightLimiter,
     /// The clock.
@@ -138,20 +149,35 @@ impl Dispatcher {
         let webhooks = fan_out.load_webhooks(events).await;
         let plan = fan_out.plan(events, &webhooks, deadline).await;
         outcome.unfinished.extend(plan.unfinished);
-        let first_attempts = FirstAttempts::new(self.attempter(&self.direct_client), deadline);
+        let first_attempts = FirstAttempts {
+            attempter: self.attempter(&self.direct_client),
+            batch_wait: self.batch_wait,
+            late_attempts: &self.late_attempts,
+            holds: HoldBudget::new(&self.store, &self.clock),
+            limiter: AttemptLimiter::new(),
+            deadline,
+        };
         let mut results = first_attempts.deliver(plan.endpoints).await;
         // Recorded after all attempts: serializing large items takes time, which would make
         // endpoints look slow.
         let mut started = Vec::new();
+        let mut late = Vec::new();
         for result in &mut results {
             started.append(&mut result.started);
+            for delivery in result.late.drain(..) {
+                late.push((result.record, delivery));
+            }
         }
-        let unrecorded = self.recorder().write_deliveries(started, deadline).await;
+        let (unrecorded, unrecorded_late) = tokio::join!(
+            self.recorder().write_deliveries(started, deadline),
+            self.hand_over_late(late),
+        );
         outcome.unfinished.extend(unrecorded);
+        outcome.unfinished.extend(unrecorded_late);
         let health_updater = self.health_updater();
         let updates = results
             .iter()
-            .map(|result| health_updater.update(result.account, result.record, &result.outcomes))
+            .map(|result| health_updater.update(result.account, result.record, &result.observed))
             .collect();
         concurrency::join_bounded(updates, CONCURRENT_HEALTH_UPDATES).await;
         for poisoned in plan.poisoned {
@@ -164,6 +190,63 @@ impl Dispatcher {
             }
         }
         outcome
+    }
+
+    /// Records deliveries whose attempt is still open, and lets the attempts end in the background.
+    /// Returns the indexes of the stream records that must be read again.
+    async fn hand_over_late(&self, late: Vec<(&WebhookRecord, LateDelivery)>) -> Vec<usize> {
+        let outcomes = concurrency::map_concurrent(late, MAX_LATE, |(record, late)| {
+            self.hand_over(record, late)
+        });
+        outcomes.await.into_iter().flatten().collect()
+    }
+
+    /// The index of the stream record if the delivery could not be recorded.
+    async fn hand_over(&self, record: &WebhookRecord, late: LateDelivery) -> Option<usize> {
+        let LateDelivery { started, attempt } = late;
+        match self.recorder().write_leased(started.delivery).await {
+            Ok(Some(lease)) => {
+                let dispatcher = self.clone();
+                let record = record.clone();
+                let completion =
+                    async move { dispatcher.complete_late(&record, &lease, attempt).await };
+                self.late_attempts.spawn(completion);
+                None
+            }
+            // Another reader of the same records has recorded the delivery.
+            Ok(None) => None,
+            Err(error) => {
+                tracing::error!(
+                    error = error_chain(&error),
+                    "Could not record a delivery; its record will be read again"
+                );
+                Some(started.record)
+            }
+        }
+    }
+
+    /// Waits for the end of a late attempt and writes its result.
+    async fn complete_late(&self, record: &WebhookRecord, lease: &Lease, mut attempt: LateAttempt) {
+        let Some(outcome) = attempt.outcome().await else {
+            return;
+        };
+        let mut delivery = lease.delivery.clone();
+        self.attempter(&self.direct_client).finish(
+            &record.webhook,
+            &attempt.sent,
+            &mut delivery,
+            &outcome,
+        );
+        let completer = self.completer();
+        if let Err(error) = completer.write(lease, &delivery).await {
+            let key = &delivery.key;
+            tracing::error!(
+                account = key.account.as_str(), webhook = %key.webhook, event = %key.event,
+                error = error_chain(&error),
+                "Could not record a late attempt; it is repeated when its lease ends"
+            );
+        }
+        completer.update_health(record, &delivery, outcome).await;
     }
 
     /// Handles a batch of the retry queue. The response names the messages that must be received
@@ -223,7 +306,7 @@ impl Dispatcher {
             clock: &self.clock,
             retention: self.retention,
             attempter: self.attempter(&self.retry_client),
-            health_updater: self.health_updater(),
+            completer: self.completer(),
         };
         worker.retry(message).await
     }
@@ -277,6 +360,16 @@ impl Dispatcher {
             clock: &self.clock,
             retention: self.retention,
             metrics: &self.metrics,
+        }
+    }
+
+    const fn completer(&self) -> Completer<'_> {
+        Completer {
+            store: &self.store,
+            queue: &self.queue,
+            clock: &self.clock,
+            retention: self.retention,
+            health_updater: self.health_updater(),
         }
     }
 

@@ -4,7 +4,10 @@ use std::{
     fmt,
     io::{self, Write},
     process::ExitCode,
+    sync::Arc,
 };
+
+use tokio::sync::Semaphore;
 
 use crate::{
     config::{env_var, log_filter},
@@ -29,5 +32,37 @@ pub async fn run_lambda<E: fmt::Display>(run: impl AsyncFnOnce() -> Result<(), E
             tracing::error!(%error, "The function failed to start");
             ExitCode::FAILURE
         }
+    }
+}
+
+/// Tells an extension when the function has handled an invocation. Clones share the signal.
+#[derive(Clone)]
+pub struct InvocationSignal(Arc<Semaphore>);
+
+impl Default for InvocationSignal {
+    fn default() -> Self {
+        Self(Arc::new(Semaphore::new(0)))
+    }
+}
+
+/// An invocation that is being handled. Dropping it signals its end, also if the handler fails.
+pub struct RunningInvocation(Arc<Semaphore>);
+
+impl InvocationSignal {
+    /// Starts to handle an invocation.
+    pub fn start(&self) -> RunningInvocation {
+        RunningInvocation(self.0.clone())
+    }
+
+    /// Waits for the end of an invocation. Each end is seen once.
+    pub async fn wait_for_end(&self) {
+        let permit = self.0.acquire().await;
+        permit.expect("the semaphore is never closed").forget();
+    }
+}
+
+impl Drop for RunningInvocation {
+    fn drop(&mut self) {
+        self.0.add_permits(1);
     }
 }

@@ -9,7 +9,7 @@
 //! webhooks                        due_index, delivery_log
 //! creation, rotation, update      deliveries       replay_record
 //! webhook_row                     delivery_row     poison, api_keys, rate_limits, checkpoints,
-//!                                                  test_event_slots
+//!                                                  test_event_slots, holds
 //! secrets                         item_writer
 //! data_keys
 //! table_client, tables
@@ -25,6 +25,7 @@ pub mod delivery_log;
 mod delivery_row;
 pub mod due_index;
 mod error;
+pub mod holds;
 mod item;
 mod item_writer;
 pub mod key_schema;
@@ -52,6 +53,7 @@ use data_keys::{DataKeyCache, DataKeys};
 use deliveries::Deliveries;
 use delivery_log::DeliveryLog;
 use due_index::DueIndex;
+use holds::Holds;
 use leases::Leases;
 use poison::Poison;
 use rate_limits::RateLimiter;
@@ -153,6 +155,11 @@ impl Store {
             &self.deliveries_table,
             self.delivery_log(),
         )
+    }
+
+    /// Counters of environments that late attempts hold.
+    pub const fn holds(&self) -> Holds<'_> {
+        Holds::new(&self.webhooks_table)
     }
 
     /// Stream records that cannot be understood.

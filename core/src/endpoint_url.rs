@@ -1,15 +1,18 @@
 //! The URL of an endpoint.
 
-use std::fmt;
+use std::{fmt, sync::Arc};
 
 use http::Uri;
 use url::Url;
 
 /// The URL that a webhook points to: `http` or `https`, kept as the owner wrote it.
 ///
-/// The target policy decides separately whether it may be called.
+/// The target policy decides separately whether it may be called. Clones share the URL.
 #[derive(Clone, PartialEq, Eq)]
-pub struct EndpointUrl {
+pub struct EndpointUrl(Arc<ParsedUrl>);
+
+#[derive(PartialEq, Eq)]
+struct ParsedUrl {
     original: String,
     url: Url,
     uri: Uri,
@@ -75,26 +78,26 @@ impl EndpointUrl {
             return Err(EndpointUrlError::Invalid);
         }
         let uri = Uri::try_from(url.as_str()).map_err(|_| EndpointUrlError::Invalid)?;
-        Ok(Self {
+        Ok(Self(Arc::new(ParsedUrl {
             original: original.to_owned(),
             url,
             uri,
-        })
+        })))
     }
 
     /// The URL as the owner wrote it.
     pub fn as_str(&self) -> &str {
-        &self.original
+        &self.0.original
     }
 
     /// The normalized URL.
-    pub const fn url(&self) -> &Url {
-        &self.url
+    pub fn url(&self) -> &Url {
+        &self.0.url
     }
 
     /// The normalized URL as the target of requests.
-    pub const fn uri(&self) -> &Uri {
-        &self.uri
+    pub fn uri(&self) -> &Uri {
+        &self.0.uri
     }
 }
 
@@ -122,7 +125,7 @@ const fn is_invisible(character: char) -> bool {
 
 impl fmt::Debug for EndpointUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "EndpointUrl({})", self.original)
+        write!(f, "EndpointUrl({})", self.as_str())
     }
 }
 

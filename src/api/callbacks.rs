@@ -109,7 +109,7 @@ fn describe_callback(event: EventType) -> PathItem {
         .description(Some(
             "Sent to every active webhook that subscribes to the event type. Events are delivered \
              at least once and in no particular order. Respond with 2xx before you process the \
-             event: the first attempt has a deadline of 1 s, later attempts of 15 s. Failed \
+             event: the first attempt has a deadline of 10 s, later attempts of 15 s. Failed \
              deliveries are retried over several days.",
         ))
         .tag("Events")

@@ -158,15 +158,7 @@ async fn attempt_test_event(
         traceparent: None,
         version: crate::VERSION,
     };
-    let (attempt, outcome) = state
-        .client
-        .attempt(
-            &webhook.url,
-            request,
-            &payload,
-            state.client.timeouts().total,
-        )
-        .await;
+    let (attempt, outcome) = state.client.attempt(&webhook.url, request, &payload).await;
     if outcome.is_success() {
         record_success(state, account, record, outcome.observation()).await;
     }

@@ -1,4 +1,8 @@
 //! The `dispatch` Lambda: handles the jobs stream, the retry queue and the schedule of the sweep.
+//!
+//! An internal extension keeps the environment running after the response until the late attempts
+//! have ended (Lambda developer guide, "Extensions API": the environment is frozen when the runtime
+//! and each extension have asked for the next event).
 
 use std::{
     io::Write,
@@ -6,15 +10,20 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use lambda_runtime::{Context, LambdaEvent, service_fn};
+use lambda_extension::Extension;
+use lambda_runtime::{Context, Error, LambdaEvent, service_fn};
 use mimalloc::MiMalloc;
 use nano_webhooks::{
     aws,
     client::webhook_client::Timeouts,
     clock::{Clock, Deadline},
-    config::{Config, ConfigDefaults, env_var, retry_queue_url, stack_name},
-    dispatch::{Dispatcher, InFlightLimiter, RECORDING_RESERVE, lambda_event::Invocation},
+    config::{Config, ConfigDefaults, env_var, late_attempts_enabled, retry_queue_url, stack_name},
+    dispatch::{
+        Dispatcher, InFlightLimiter, RECORDING_RESERVE, first_attempt::BATCH_WAIT,
+        lambda_event::Invocation, late_attempts::LateAttempts,
+    },
     error_chain::error_chain,
+    lambda::InvocationSignal,
     metrics::Metrics,
     queue::RetryQueue,
     store::{Store, data_keys::DataKeyCache},
@@ -30,9 +39,89 @@ async fn main() -> ExitCode {
     nano_webhooks::lambda::run_lambda(run).await
 }
 
-async fn run() -> Result<(), lambda_runtime::Error> {
+async fn run() -> Result<(), Error> {
     let config = Config::from_env(env_var, ConfigDefaults::DEPLOYED)?;
-    let stack = stack_name(env_var)?;
+    let output = MetricsOutput {
+        metrics: Metrics::embedded(),
+        stack: stack_name(env_var)?,
+        clock: Clock::system(),
+    };
+    if !late_attempts_enabled(env_var)? {
+        let invocations = InvocationSignal::default();
+        return run_function(config, LateAttempts::disabled(), output, invocations).await;
+    }
+    let late_attempts = LateAttempts::enabled();
+    let invocations = InvocationSignal::default();
+    let end_of_invocation = AfterInvocation {
+        invocations: invocations.clone(),
+        late_attempts: late_attempts.clone(),
+        output: output.clone(),
+    };
+    // Registered before the function starts, because that ends the phase in which Lambda accepts
+    // extensions.
+    let extension = Extension::new()
+        .with_events(&["INVOKE"])
+        .with_extension_name("late-attempts")
+        .with_events_processor(lambda_extension::service_fn(move |_| {
+            end_of_invocation.clone().run()
+        }))
+        .register()
+        .await;
+    match extension {
+        Ok(extension) => {
+            let function = run_function(config, late_attempts, output, invocations);
+            tokio::try_join!(function, extension.run())?;
+            Ok(())
+        }
+        Err(error) => {
+            tracing::warn!(%error, "Lambda refused the extension; late attempts are cut");
+            run_function(config, LateAttempts::disabled(), output, invocations).await
+        }
+    }
+}
+
+/// Writes the metrics of this process to the log.
+#[derive(Clone)]
+struct MetricsOutput {
+    metrics: Metrics,
+    stack: String,
+    clock: Clock,
+}
+
+impl MetricsOutput {
+    fn write(&self) -> std::io::Result<()> {
+        for line in self.metrics.drain_emf(&self.stack, self.clock.now()) {
+            writeln!(std::io::stdout(), "{line}")?;
+        }
+        Ok(())
+    }
+}
+
+/// What the extension does in each invocation.
+#[derive(Clone)]
+struct AfterInvocation {
+    invocations: InvocationSignal,
+    late_attempts: LateAttempts,
+    output: MetricsOutput,
+}
+
+impl AfterInvocation {
+    /// Waits until the function has responded and its late attempts have ended.
+    async fn run(self) -> Result<(), Error> {
+        self.invocations.wait_for_end().await;
+        self.late_attempts.drain().await;
+        self.output.write()?;
+        Ok(())
+    }
+}
+
+/// Handles invocations until Lambda ends the process.
+async fn run_function(
+    config: Config,
+    late_attempts: LateAttempts,
+    output: MetricsOutput,
+    invocations: InvocationSignal,
+) -> Result<(), Error> {
     let aws = aws::load_sdk_config().await;
     let dispatcher = Dispatcher {
         direct_client: config.client(Timeouts::DIRECT)?,
@@ -41,12 +130,14 @@ async fn run() -> Result<(), lambda_runtime::Error> {
             client: aws_sdk_sqs::Client::new(&aws),
             url: retry_queue_url(env_var)?,
         },
+        batch_wait: BATCH_WAIT,
+        late_attempts,
         limiter: InFlightLimiter::default(),
-        clock: Clock::system(),
+        clock: output.clock.clone(),
         schedule: config.retry_schedule,
         retention: config.retention,
         disable_after: config.disable_after,
-        metrics: Metrics::embedded(),
+        metrics: output.metrics.clone(),
         store: Store::new(
             aws_sdk_dynamodb::Client::new(&aws),
             config.tables,
@@ -54,14 +145,13 @@ async fn run() -> Result<(), lambda_runtime::Error> {
         ),
     };
     let handler = async |event: LambdaEvent<Box<RawValue>>| {
+        let _running = invocations.start();
         let deadline = attempt_deadline(&event.context, dispatcher.clock.now());
         let invocation = Invocation::from_json(event.payload.get())?;
         // Boxed, because the compiler limits how deep futures are nested.
         let response = Box::pin(dispatcher.invoke(invocation, deadline)).await;
-        for line in dispatcher.metrics.drain_emf(&stack, dispatcher.clock.now()) {
-            writeln!(std::io::stdout(), "{line}")?;
-        }
-        Ok::<_, lambda_runtime::Error>(response.map_err(|error| error_chain(&error))?)
+        output.write()?;
+        Ok::<_, Error>(response.map_err(|error| error_chain(&error))?)
     };
     lambda_runtime::run(service_fn(handler)).await
 }

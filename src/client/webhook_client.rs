@@ -2,7 +2,13 @@
 //!
 //! The client follows no redirect, reads no proxy from the environment and decompresses nothing.
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{
+    path::Path,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
 
 use http::{HeaderName, HeaderValue, Method, header::RETRY_AFTER};
 use http_body_util::Full;
@@ -15,6 +21,7 @@ use nano_webhooks_core::{
     },
     endpoint_url::EndpointUrl,
 };
+use tokio::sync::oneshot;
 use url::Host;
 
 use super::{
@@ -36,10 +43,10 @@ pub struct Timeouts {
 }
 
 impl Timeouts {
-    /// For attempts that a stream batch waits for.
+    /// For first attempts, made directly from the stream.
     pub const DIRECT: Self = Self {
-        connect: Duration::from_millis(500),
-        total: Duration::from_secs(1),
+        connect: Duration::from_secs(5),
+        total: Duration::from_secs(10),
     };
     /// For attempts from the queue.
     pub const QUEUED: Self = Self {
@@ -48,10 +55,10 @@ impl Timeouts {
     };
 }
 
-/// Sends signed requests to endpoints.
+/// Sends signed requests to endpoints. Clones share the connections.
 #[derive(Clone)]
 pub struct WebhookClient {
-    guard: TargetGuard,
+    guard: Arc<TargetGuard>,
     pool: SharedPool,
     timeouts: Timeouts,
 }
@@ -67,7 +74,7 @@ impl WebhookClient {
     ) -> Result<Self, CaFileError> {
         let tls = tls_connector(extra_ca)?;
         Ok(Self {
-            guard,
+            guard: Arc::new(guard),
             pool: SharedPool::new(tls, timeouts.connect),
             timeouts,
         })
@@ -78,24 +85,59 @@ impl WebhookClient {
         self.timeouts
     }
 
-    /// Posts `body` to `url`, within the client's deadlines and `limit`.
+    /// Posts `body` to `url`, within the client's deadlines.
     pub async fn attempt(
         &self,
         url: &EndpointUrl,
         request: WebhookRequest<'_>,
         body: &str,
-        limit: Duration,
     ) -> (Attempt, AttemptOutcome) {
-        let recorder = PhaseRecorder::start();
-        let http_request = to_http_request(url, &request, body);
-        let exchange = Exchange {
-            client: self,
-            url,
-            recorder: &recorder,
-        };
-        let mut outcome = exchange.run(http_request, limit).await;
-        (outcome.duration, outcome.timings) = recorder.finish();
+        let outcome = self.start(url, &request, body).await;
         (Attempt::new(&request, &outcome), outcome)
+    }
+
+    /// Starts to post `body` to `url`. The exchange ends within the client's deadlines, and makes
+    /// progress only while it is polled.
+    pub fn start(
+        &self,
+        url: &EndpointUrl,
+        request: &WebhookRequest<'_>,
+        body: &str,
+    ) -> OpenExchange {
+        let http_request = to_http_request(url, request, body);
+        let (cut, is_cut) = oneshot::channel();
+        let exchange = Exchange {
+            client: self.clone(),
+            url: url.clone(),
+            recorder: PhaseRecorder::start(),
+        };
+        OpenExchange {
+            outcome: Box::pin(exchange.run(http_request, is_cut)),
+            cut,
+        }
+    }
+}
+
+/// An exchange that has started. It resolves to its outcome.
+pub struct OpenExchange {
+    outcome: Pin<Box<dyn Future<Output = AttemptOutcome> + Send>>,
+    cut: oneshot::Sender<()>,
+}
+
+impl OpenExchange {
+    /// Ends the exchange now, as if its deadline had passed.
+    pub async fn cut(self) -> AttemptOutcome {
+        // The receiver is dropped only when the exchange has ended by itself.
+        let _ = self.cut.send(());
+        self.outcome.await
+    }
+}
+
+impl Future for OpenExchange {
+    type Output = AttemptOutcome;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<AttemptOutcome> {
+        self.outcome.as_mut().poll(context)
     }
 }
 
@@ -117,14 +159,18 @@ fn to_http_request(
 }
 
 /// One exchange with an endpoint.
-struct Exchange<'a> {
-    client: &'a WebhookClient,
-    url: &'a EndpointUrl,
-    recorder: &'a PhaseRecorder,
+struct Exchange {
+    client: WebhookClient,
+    url: EndpointUrl,
+    recorder: PhaseRecorder,
 }
 
-impl Exchange<'_> {
-    async fn run(&self, request: http::Request<Full<Bytes>>, limit: Duration) -> AttemptOutcome {
+impl Exchange {
+    async fn run(
+        self,
+        request: http::Request<Full<Bytes>>,
+        is_cut: oneshot::Receiver<()>,
+    ) -> AttemptOutcome {
         let mut outcome = AttemptOutcome {
             duration: Duration::ZERO,
             timings: PhaseTimings::default(),
@@ -133,14 +179,18 @@ impl Exchange<'_> {
             retry_after: None,
             body_excerpt: None,
         };
-        let deadline = self.client.timeouts.total.min(limit);
-        let exchange = self.exchange(request, &mut outcome);
-        let result = tokio::time::timeout(deadline, exchange).await;
-        outcome.failure = match result {
-            Ok(result) => result.err(),
-            Err(_) if outcome.status_code.is_some() => Some(Failure::Timeout(TimeoutStage::Body)),
-            Err(_) => Some(Failure::Timeout(TimeoutStage::AwaitingResponse)),
+        let ended = tokio::select! {
+            biased;
+            result = self.exchange(request, &mut outcome) => Some(result),
+            Ok(()) = is_cut => None,
+            () = tokio::time::sleep(self.client.timeouts.total) => None,
         };
+        outcome.failure = match ended {
+            Some(result) => result.err(),
+            None if outcome.status_code.is_some() => Some(Failure::Timeout(TimeoutStage::Body)),
+            None => Some(Failure::Timeout(TimeoutStage::AwaitingResponse)),
+        };
+        (outcome.duration, outcome.timings) = self.recorder.finish();
         outcome
     }
 
@@ -171,7 +221,7 @@ impl Exchange<'_> {
         if matches!(self.url.url().host(), Some(Host::Domain(_))) {
             self.recorder.mark(Phase::Dns);
         }
-        let resolve = self.client.guard.resolve(self.url);
+        let resolve = self.client.guard.resolve(&self.url);
         let resolved = tokio::time::timeout(self.client.timeouts.connect, resolve).await;
         let addresses = resolved.unwrap_or(Err(Failure::Timeout(TimeoutStage::Connect)))?;
         self.recorder.mark_resolved();

@@ -1,7 +1,5 @@
 //! One attempt of a delivery: sign, send, and decide the delivery's next state.
 
-use std::time::Duration;
-
 use nano_webhooks_core::{
     delivery::{
         Delivery, DeliveryState,
@@ -10,13 +8,13 @@ use nano_webhooks_core::{
         schedule::RetrySchedule,
     },
     secret::Secret,
-    signing,
+    signing::{self, Signatures},
     timestamp::Timestamp,
     webhook::Webhook,
 };
 
 use crate::{
-    client::webhook_client::WebhookClient,
+    client::webhook_client::{OpenExchange, WebhookClient},
     clock::Clock,
     metrics::{Counter, Histogram, Metrics},
     random,
@@ -39,42 +37,78 @@ enum AttemptOrigin {
     Request,
 }
 
+/// What was sent, for the record of the attempt.
+pub(super) struct SentRequest {
+    started_at: Timestamp,
+    signatures: Option<Signatures>,
+}
+
+impl SentRequest {
+    fn as_webhook_request<'a>(&'a self, delivery: &'a Delivery) -> WebhookRequest<'a> {
+        WebhookRequest {
+            event_id: &delivery.key.event,
+            event_type: delivery.event_type,
+            attempt_number: delivery.attempt_count + 1,
+            started_at: self.started_at,
+            signatures: self.signatures.as_ref(),
+            traceparent: delivery.traceparent.as_ref(),
+            version: crate::VERSION,
+        }
+    }
+}
+
 impl Attempter<'_> {
-    /// Makes the next attempt of a delivery, within `timeout`, and updates the delivery.
+    /// Makes the next attempt of a delivery and updates the delivery.
     pub(super) async fn attempt(
         &self,
         webhook: &Webhook,
         secrets: &[Secret],
         delivery: &mut Delivery,
-        timeout: Duration,
     ) -> AttemptOutcome {
+        let (sent, exchange) = self.start(webhook, secrets, delivery);
+        let outcome = exchange.await;
+        self.finish(webhook, &sent, delivery, &outcome);
+        outcome
+    }
+
+    /// Starts the next attempt of a delivery. [`Self::finish`] must follow once the exchange has
+    /// ended.
+    pub(super) fn start(
+        &self,
+        webhook: &Webhook,
+        secrets: &[Secret],
+        delivery: &Delivery,
+    ) -> (SentRequest, OpenExchange) {
         let started_at = self.clock.now();
         let payload = delivery.payload.as_bytes();
-        let signatures = signing::sign(secrets, &delivery.key.event, started_at, payload);
-        let request = WebhookRequest {
-            event_id: &delivery.key.event,
-            event_type: delivery.event_type,
-            attempt_number: delivery.attempt_count + 1,
+        let sent = SentRequest {
             started_at,
-            signatures: signatures.as_ref(),
-            traceparent: delivery.traceparent.as_ref(),
-            version: crate::VERSION,
+            signatures: signing::sign(secrets, &delivery.key.event, started_at, payload),
         };
-        let (attempt, outcome) = self
-            .client
-            .attempt(&webhook.url, request, &delivery.payload, timeout)
-            .await;
+        let request = sent.as_webhook_request(delivery);
+        let exchange = self.client.start(&webhook.url, &request, &delivery.payload);
+        (sent, exchange)
+    }
+
+    /// Adds an attempt to its delivery and decides what is next.
+    pub(super) fn finish(
+        &self,
+        webhook: &Webhook,
+        sent: &SentRequest,
+        delivery: &mut Delivery,
+        outcome: &AttemptOutcome,
+    ) {
+        let attempt = Attempt::new(&sent.as_webhook_request(delivery), outcome);
         log_attempt(delivery, &attempt);
-        self.count_attempt(&attempt, &outcome);
+        self.count_attempt(&attempt, outcome);
         let origin = match delivery.state_before_retry {
             None => AttemptOrigin::Schedule,
             Some(_) => AttemptOrigin::Request,
         };
         let now = self.clock.now();
         webhook.url.as_str().clone_into(&mut delivery.url);
-        delivery.record_attempt(attempt, &outcome, self.schedule, now, random::unit_f64);
+        delivery.record_attempt(attempt, outcome, self.schedule, now, random::unit_f64);
         self.count_ended_delivery(delivery, origin, now);
-        outcome
     }
 
     fn count_attempt(&self, attempt: &Attempt, outcome: &AttemptOutcome) {

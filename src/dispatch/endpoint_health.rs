@@ -47,6 +47,15 @@ pub(super) struct EndpointHealthUpdater<'a> {
     pub metrics: &'a Metrics,
 }
 
+/// The attempts to one endpoint that a batch or a worker made.
+#[derive(Default)]
+pub(super) struct ObservedAttempts {
+    /// How attempts ended.
+    pub outcomes: Vec<AttemptOutcome>,
+    /// Whether an attempt is still open, although its batch no longer waits for it.
+    pub any_late: bool,
+}
+
 /// What a set of attempts says about an endpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct AttemptSummary {
@@ -119,11 +128,12 @@ impl EndpointHealthUpdater<'_> {
         self,
         account: &AccountId,
         record: &WebhookRecord,
-        outcomes: &[AttemptOutcome],
+        observed: &ObservedAttempts,
     ) {
-        if outcomes.is_empty() {
+        if observed.outcomes.is_empty() && !observed.any_late {
             return;
         }
+        let outcomes = &observed.outcomes;
         let now = self.clock.now();
         let endpoint = EndpointKey {
             account: account.clone(),
@@ -134,13 +144,13 @@ impl EndpointHealthUpdater<'_> {
             self.limiter.note_success(&endpoint);
         }
         let counted = self.limiter.counted_failures(&endpoint);
-        let predicted = observe_all(record.health, outcomes, now);
+        let predicted = observed.apply_to(record.health, now);
         let is_changed = predicted.needs_write(&record.health) || summary.resets(counted);
         let may_disable = summary.is_gone || predicted.has_failed_for(self.disable_after, now);
         if !is_changed && !may_disable {
             return;
         }
-        let updated = self.apply(&endpoint, &record.webhook, outcomes, now);
+        let updated = self.apply(&endpoint, &record.webhook, observed, now);
         if let Err(error) = updated.await {
             tracing::warn!(
                 account = account.as_str(),
@@ -157,9 +167,10 @@ impl EndpointHealthUpdater<'_> {
         self,
         endpoint: &EndpointKey,
         webhook: &Webhook,
-        outcomes: &[AttemptOutcome],
+        observed_attempts: &ObservedAttempts,
         now: Timestamp,
     ) -> Result<()> {
+        let outcomes = &observed_attempts.outcomes;
         let EndpointKey {
             account,
             webhook: id,
@@ -184,7 +195,9 @@ impl EndpointHealthUpdater<'_> {
             current.health.failure_counts(),
             outcomes.iter().map(AttemptOutcome::observation),
         );
-        let observed = observe_all(current.health, outcomes, now).with_failure_counts(failures);
+        let observed = observed_attempts
+            .apply_to(current.health, now)
+            .with_failure_counts(failures);
         let is_gone = summarize(outcomes).is_gone;
         let evaluation = evaluate(&current.health, observed, is_gone, self.disable_after, now);
         if let Some(reason) = evaluation.disable {
@@ -283,14 +296,18 @@ fn summarize(outcomes: &[AttemptOutcome]) -> AttemptSummary {
     summary
 }
 
-fn observe_all(
-    health: EndpointHealth,
-    outcomes: &[AttemptOutcome],
-    now: Timestamp,
-) -> EndpointHealth {
-    outcomes.iter().fold(health, |health, outcome| {
-        health.observe(outcome.observation(), now)
-    })
+impl ObservedAttempts {
+    /// The health after these attempts.
+    fn apply_to(&self, health: EndpointHealth, now: Timestamp) -> EndpointHealth {
+        let mut health = health;
+        for outcome in &self.outcomes {
+            health = health.observe(outcome.observation(), now);
+        }
+        if self.any_late {
+            health = health.observe_late(now);
+        }
+        health
+    }
 }
 
 /// Decides what the observed health means for the webhook whose stored health is `stored`.

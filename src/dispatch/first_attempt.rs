@@ -1,11 +1,20 @@
 //! The first attempts of a batch's deliveries, made directly from the stream.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::{
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
+
+use tokio::time::timeout;
 
 use super::{
     attempt::Attempter,
     attempt_limiter::AttemptLimiter,
+    endpoint_health::ObservedAttempts,
     fan_out::{EndpointBatch, SigningSecrets},
+    hold_budget::HoldBudget,
+    in_flight::EndpointKey,
+    late_attempts::{LateAttempt, LateAttempts, LatePermit},
     stream_record::FanOutEvent,
 };
 use crate::{clock::Deadline, concurrency, store::webhooks::WebhookRecord};
@@ -16,8 +25,11 @@ use nano_webhooks_core::{
         attempt::AttemptOutcome,
         endpoint_health::{DispatchMode, is_unresponsive},
     },
+    secret::Secret,
 };
 
+/// How long a deployed batch waits for one attempt. What is still open then ends late, or is cut.
+pub const BATCH_WAIT: Duration = Duration::from_secs(1);
 /// How many endpoints receive events at the same time.
 const CONCURRENT_ENDPOINTS: usize = 1024;
 /// The most direct attempts in flight to one endpoint.
@@ -29,19 +41,19 @@ pub(super) struct StartedDelivery {
     pub delivery: Delivery,
 }
 
-/// A delivery and its attempt; `None` if the attempt is left to the queue.
-struct FirstAttempt {
-    started: StartedDelivery,
-    outcome: Option<AttemptOutcome>,
+/// A delivery whose attempt is still open. It is recorded before the attempt ends.
+pub(super) struct LateDelivery {
+    pub started: StartedDelivery,
+    pub attempt: LateAttempt,
 }
 
-impl FirstAttempt {
-    fn is_success(&self) -> bool {
-        match &self.outcome {
-            Some(outcome) => outcome.failure.is_none(),
-            None => false,
-        }
-    }
+/// What became of a delivery while its batch waited.
+enum FirstAttempt {
+    Ended(StartedDelivery, AttemptOutcome),
+    /// The attempt is still open.
+    Late(LateDelivery),
+    /// The attempt is left to the queue.
+    Deferred(StartedDelivery),
 }
 
 /// The first attempts of an endpoint's deliveries.
@@ -49,25 +61,22 @@ pub(super) struct EndpointResult<'a> {
     pub account: &'a AccountId,
     pub record: &'a WebhookRecord,
     pub started: Vec<StartedDelivery>,
-    pub outcomes: Vec<AttemptOutcome>,
+    pub observed: ObservedAttempts,
+    pub late: Vec<LateDelivery>,
 }
 
 /// Makes the first attempts of a batch.
 pub(super) struct FirstAttempts<'a> {
-    attempter: Attempter<'a>,
-    limiter: AttemptLimiter,
-    deadline: Deadline,
+    pub attempter: Attempter<'a>,
+    /// How long the batch waits for one attempt.
+    pub batch_wait: Duration,
+    pub late_attempts: &'a LateAttempts,
+    pub holds: HoldBudget<'a>,
+    pub limiter: AttemptLimiter,
+    pub deadline: Deadline,
 }
 
-impl<'a> FirstAttempts<'a> {
-    pub(super) fn new(attempter: Attempter<'a>, deadline: Deadline) -> Self {
-        Self {
-            attempter,
-            limiter: AttemptLimiter::new(),
-            deadline,
-        }
-    }
-
+impl FirstAttempts<'_> {
     /// Makes the first attempts to all endpoints.
     pub(super) async fn deliver<'b>(
         &self,
@@ -83,13 +92,17 @@ impl<'a> FirstAttempts<'a> {
     /// response, the attempts that did not start are left to the queue, so that an endpoint that
     /// hangs holds the batch up for one timeout only.
     async fn deliver_to_endpoint<'b>(&self, endpoint: EndpointBatch<'b>) -> EndpointResult<'b> {
-        let mode = endpoint.record.health.dispatch_mode();
+        let mode = endpoint
+            .record
+            .health
+            .dispatch_mode(self.attempter.clock.now());
         let defer_rest = AtomicBool::new(mode == DispatchMode::Queued);
         let mut result = EndpointResult {
             account: endpoint.account,
             record: endpoint.record,
             started: Vec::with_capacity(endpoint.events.len()),
-            outcomes: Vec::with_capacity(endpoint.events.len()),
+            observed: ObservedAttempts::default(),
+            late: Vec::new(),
         };
         let mut events = endpoint.events.iter().copied();
         if mode == DispatchMode::Probe
@@ -100,7 +113,9 @@ impl<'a> FirstAttempts<'a> {
                 .run(self.attempt_or_defer(&endpoint, event, &defer_rest))
                 .await;
             // Until its first success, an endpoint receives one direct attempt per batch.
-            defer_rest.store(!probe.is_success(), Ordering::Relaxed);
+            let is_success =
+                matches!(&probe, FirstAttempt::Ended(_, outcome) if outcome.is_success());
+            defer_rest.store(!is_success, Ordering::Relaxed);
             result.push(probe);
         }
         let attempts = concurrency::map_concurrent(
@@ -126,37 +141,79 @@ impl<'a> FirstAttempts<'a> {
         defer_rest: &AtomicBool,
     ) -> FirstAttempt {
         let webhook = &endpoint.record.webhook;
-        let mut delivery = event.new_delivery(webhook, self.attempter.clock.now());
-        let remaining = self.deadline.remaining();
-        // An attempt that the end of the invocation cuts short would make the endpoint look slow.
-        let has_enough_time = remaining >= self.attempter.client.timeouts().total;
-        let mut outcome = None;
-        if let SigningSecrets::Available(secrets) = &endpoint.secrets
-            && has_enough_time
-            && !defer_rest.load(Ordering::Relaxed)
-        {
-            let attempted = self
-                .attempter
-                .attempt(webhook, secrets, &mut delivery, remaining)
-                .await;
-            if let Some(failure) = &attempted.failure
-                && is_unresponsive(failure.kind())
-            {
-                defer_rest.store(true, Ordering::Relaxed);
-            }
-            outcome = Some(attempted);
-        }
         let started = StartedDelivery {
             record: event.record,
-            delivery,
+            delivery: event.new_delivery(webhook, self.attempter.clock.now()),
         };
-        FirstAttempt { started, outcome }
+        // An attempt that the end of the invocation cuts short would make the endpoint look slow.
+        let has_enough_time = self.deadline.remaining() >= self.attempter.client.timeouts().total;
+        match &endpoint.secrets {
+            SigningSecrets::Available(secrets)
+                if has_enough_time && !defer_rest.load(Ordering::Relaxed) =>
+            {
+                self.attempt(endpoint, secrets, started, defer_rest).await
+            }
+            _ => FirstAttempt::Deferred(started),
+        }
+    }
+
+    /// Makes an attempt and waits for it, but not longer than the batch waits.
+    async fn attempt(
+        &self,
+        endpoint: &EndpointBatch<'_>,
+        secrets: &[Secret],
+        mut started: StartedDelivery,
+        defer_rest: &AtomicBool,
+    ) -> FirstAttempt {
+        let webhook = &endpoint.record.webhook;
+        let (sent, mut exchange) = self.attempter.start(webhook, secrets, &started.delivery);
+        let outcome = if let Ok(outcome) = timeout(self.batch_wait, &mut exchange).await {
+            outcome
+        } else {
+            defer_rest.store(true, Ordering::Relaxed);
+            if let Some(permit) = self.admit_late(endpoint).await {
+                let attempt = LateAttempt::new(sent, exchange, permit);
+                return FirstAttempt::Late(LateDelivery { started, attempt });
+            }
+            exchange.cut().await
+        };
+        self.attempter
+            .finish(webhook, &sent, &mut started.delivery, &outcome);
+        if let Some(failure) = &outcome.failure
+            && is_unresponsive(failure.kind())
+        {
+            defer_rest.store(true, Ordering::Relaxed);
+        }
+        FirstAttempt::Ended(started, outcome)
+    }
+
+    /// Allows an attempt to end late, within the limits of the process and of the deployment.
+    async fn admit_late(&self, endpoint: &EndpointBatch<'_>) -> Option<LatePermit> {
+        let key = EndpointKey {
+            account: endpoint.account.clone(),
+            webhook: endpoint.record.webhook.id,
+        };
+        let permit = self.late_attempts.try_admit(&key)?;
+        if self.holds.try_hold().await {
+            Some(permit)
+        } else {
+            None
+        }
     }
 }
 
 impl EndpointResult<'_> {
     fn push(&mut self, attempt: FirstAttempt) {
-        self.started.push(attempt.started);
-        self.outcomes.extend(attempt.outcome);
+        match attempt {
+            FirstAttempt::Ended(started, outcome) => {
+                self.started.push(started);
+                self.observed.outcomes.push(outcome);
+            }
+            FirstAttempt::Late(late) => {
+                self.observed.any_late = true;
+                self.late.push(late);
+            }
+            FirstAttempt::Deferred(started) => self.started.push(started),
+        }
     }
 }

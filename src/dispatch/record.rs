@@ -14,9 +14,13 @@ use crate::{
     store::{
         Error, Result, Store, WriteOutcome,
         deliveries::{BATCH_WRITE, backoff_until, check_deadline},
+        leases::Lease,
     },
 };
-use nano_webhooks_core::{delivery::DeliveryState, timestamp::Timestamp};
+use nano_webhooks_core::{
+    delivery::{Delivery, DeliveryState},
+    timestamp::Timestamp,
+};
 
 /// How many requests that record deliveries are in flight at the same time: batches of successful
 /// deliveries while they are small, or single deliveries.
@@ -191,6 +195,13 @@ impl Recorder<'_> {
             Err(error) => Err(error),
         };
         (started, outcome)
+    }
+
+    /// Records a delivery whose first attempt is still open. `None` if it is recorded already.
+    pub(super) async fn write_leased(self, delivery: Delivery) -> Result<Option<Lease>> {
+        let now = self.clock.now();
+        let leases = self.store.leases();
+        leases.insert_leased(delivery, now, self.retention).await
     }
 }
 

@@ -4,11 +4,10 @@ use std::time::Duration;
 
 use super::{
     attempt::Attempter,
-    endpoint_health::EndpointHealthUpdater,
+    completion::Completer,
     in_flight::{EndpointKey, InFlightLimiter, NoFreeSlot},
 };
 use crate::{
-    client::webhook_client::Timeouts,
     clock::Clock,
     error_chain::error_chain,
     queue::RetryQueue,
@@ -40,7 +39,7 @@ pub(super) struct RetryWorker<'a> {
     pub clock: &'a Clock,
     pub retention: Duration,
     pub attempter: Attempter<'a>,
-    pub health_updater: EndpointHealthUpdater<'a>,
+    pub completer: Completer<'a>,
 }
 
 impl RetryWorker<'_> {
@@ -123,24 +122,12 @@ impl RetryWorker<'_> {
         }
         let outcome = self
             .attempter
-            .attempt(
-                &record.webhook,
-                secrets,
-                &mut delivery,
-                Timeouts::QUEUED.total,
-            )
+            .attempt(&record.webhook, secrets, &mut delivery)
             .await;
-        let now = self.clock.now();
-        let leases = self.store.leases();
-        let written = leases
-            .complete(&lease, &delivery, now, self.retention)
-            .await?;
-        if written.is_applied() {
-            self.queue.schedule_pending([&delivery], now).await;
-        }
+        self.completer.write(&lease, &delivery).await?;
         drop(permit);
-        self.health_updater
-            .update(&key.account, record, &[outcome])
+        self.completer
+            .update_health(record, &delivery, outcome)
             .await;
         Ok(())
     }

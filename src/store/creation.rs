@@ -53,7 +53,6 @@ pub struct IdempotencyKey {
 
 /// The result of a request to create a webhook.
 #[derive(Clone, Debug)]
-#[expect(clippy::large_enum_variant, reason = "there is one per request")]
 pub enum CreateOutcome {
     /// The new webhook, or the one that an earlier request with the same `Idempotency-Key` and body
     /// created.

@@ -209,6 +209,14 @@ fn parse_poison_number(name: &str) -> &str {
     }
 }
 
+/// The prefix of the partitions of [`hold_window`].
+pub const HOLDS: &str = "HOLD#";
+
+/// The counter of environments that began to be held in a window of time.
+pub fn hold_window(window: i64) -> PrimaryKey {
+    PrimaryKey::new(format!("{HOLDS}{window}"), SINGLETON_SK)
+}
+
 /// The checkpoint of a stream's shard.
 pub fn checkpoint(stream: &str, shard: &str) -> PrimaryKey {
     PrimaryKey::new(format!("CHECKPOINT#{stream}"), shard)

@@ -159,6 +159,25 @@ impl Leases<'_> {
         }
     }
 
+    /// Records a new delivery whose first attempt is in flight, and leases it for that attempt. No
+    /// message is sent: if the attempt's result is never written, the sweep finds the delivery when
+    /// the lease ends. `None` if the delivery is recorded already.
+    pub async fn insert_leased(
+        self,
+        delivery: Delivery,
+        now: Timestamp,
+        retention: Duration,
+    ) -> Result<Option<Lease>> {
+        let until = now + lease::LEASE_DURATION;
+        let mut item = to_delivery_item(&delivery, now, retention);
+        item.insert("leased_until".to_owned(), attr_n(until.as_unix_millis()));
+        item.insert(SWEEP_AT.to_owned(), attr_n(until.as_unix_millis()));
+        match self.table.insert(item).await? {
+            WriteOutcome::Applied => Ok(Some(Lease { delivery, until })),
+            WriteOutcome::ConditionFailed => Ok(None),
+        }
+    }
+
     /// Writes the result of an attempt and ends the lease. The condition fails if the lease has
     /// expired and the delivery has changed since. A replay that requested the attempt counts it.
     pub async fn complete(

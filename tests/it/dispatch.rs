@@ -427,6 +427,7 @@ async fn waiting_attempts_do_not_block_others() {
         WebhookClient::new(TargetGuard::new(TargetPolicy::Any, vec![]), limits, None).unwrap();
     let dispatcher = Dispatcher {
         direct_client,
+        batch_wait: 2 * TEST_TIMEOUT,
         ..tables.dispatcher()
     };
     let jobs: Vec<_> = (0..32)

@@ -5,8 +5,12 @@ use std::{fs, path::Path, time::Duration};
 use nano_webhooks::{
     client::webhook_client::Timeouts,
     config::ConfigDefaults,
-    dispatch::RECORDING_RESERVE,
-    store::{poison, replays, rotation},
+    dispatch::{
+        RECORDING_RESERVE,
+        first_attempt::BATCH_WAIT,
+        late_attempts::{MAX_LATE, MAX_LATE_PER_ACCOUNT, MAX_LATE_PER_ENDPOINT},
+    },
+    store::{holds, poison, replays, rotation},
 };
 use nano_webhooks_core::{
     account_id::AccountId,
@@ -94,6 +98,21 @@ fn page_has_values_of_code() {
         ("wait between attempts", hours(RetrySchedule::MAX_WAIT)),
         ("lease", seconds(LEASE_DURATION)),
         ("direct attempt", timeouts(Timeouts::DIRECT)),
+        ("wait of a batch for a direct attempt", seconds(BATCH_WAIT)),
+        (
+            "late attempts of a process",
+            format!(
+                "{MAX_LATE}, of an account {MAX_LATE_PER_ACCOUNT}, to an endpoint {MAX_LATE_PER_ENDPOINT}"
+            ),
+        ),
+        (
+            "environments of the deployment that begin to be held by late attempts",
+            format!(
+                "{} in {}",
+                holds::MAX_HOLDS_PER_WINDOW,
+                seconds(holds::WINDOW)
+            ),
+        ),
         ("queued attempt", timeouts(Timeouts::QUEUED)),
         (
             "reserve of an invocation for recording",

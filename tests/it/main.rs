@@ -16,6 +16,7 @@ mod cost;
 mod dispatch;
 mod events;
 mod fault_matrix;
+mod late_attempts;
 mod limits;
 mod limits_page;
 mod metrics;

@@ -5,7 +5,9 @@ use std::{cell::RefCell, collections::BTreeSet, fs, path::Path, time::Duration};
 
 use aws_sdk_dynamodb::types::{KeySchemaElement, StreamViewType, TableDescription};
 use nano_webhooks::{
-    config::{Config, ConfigDefaults, ConfigError, retry_queue_url, stack_name},
+    config::{
+        Config, ConfigDefaults, ConfigError, late_attempts_enabled, retry_queue_url, stack_name,
+    },
     dispatch::{CONCURRENT_MESSAGES, RECORDING_RESERVE},
     metrics::{Counter, Histogram, Metrics, SweepStats},
     store::{data_keys, key_schema, tables},
@@ -62,6 +64,7 @@ fn environment() -> Value {
     Config::from_env(read, ConfigDefaults::DEPLOYED).unwrap();
     retry_queue_url(read).unwrap();
     stack_name(read).unwrap();
+    late_attempts_enabled(read).unwrap();
     json!(names.into_inner())
 }
 
@@ -124,6 +127,7 @@ fn partitions() -> Value {
     json!({
         "account": key_schema::account_partition(&account("*")),
         "data_keys": key_schema::DATA_KEYS,
+        "holds": format!("{}*", key_schema::HOLDS),
         "poison": key_schema::poison("*", "stream", "1").pk,
         "replays": key_schema::ACTIVE_REPLAYS,
         "resumes": key_schema::PENDING_RESUMES,

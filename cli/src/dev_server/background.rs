@@ -2,7 +2,7 @@
 
 use anyhow::anyhow;
 use axum::Router;
-use nano_webhooks::dispatch::Dispatcher;
+use nano_webhooks::dispatch::{Dispatcher, late_attempts::LateAttempts};
 use nano_webhooks_core::delivery::scheduled_retry::ScheduledRetry;
 use tokio::{
     net::TcpListener,
@@ -17,6 +17,7 @@ use super::{engine::Engine, retry_timer, shard_reader::StreamSource, stream_poll
 pub struct BackgroundTasks {
     shutdown: CancellationToken,
     tracker: TaskTracker,
+    late_attempts: LateAttempts,
     retry_timer: JoinHandle<()>,
     stream_poller: JoinHandle<anyhow::Result<()>>,
 }
@@ -36,6 +37,7 @@ impl BackgroundTasks {
     pub fn start(inputs: TaskInputs) -> Self {
         let shutdown = CancellationToken::new();
         let tracker = TaskTracker::new();
+        let late_attempts = inputs.dispatcher.late_attempts.clone();
         tracker.spawn(serve_api(inputs.listener, inputs.router, shutdown.clone()));
         let retry_timer = tracker.spawn(retry_timer::run(
             inputs.dispatcher.clone(),
@@ -57,6 +59,7 @@ impl BackgroundTasks {
         Self {
             shutdown,
             tracker,
+            late_attempts,
             retry_timer,
             stream_poller,
         }
@@ -74,6 +77,7 @@ impl BackgroundTasks {
     pub async fn stop(self) {
         self.shutdown.cancel();
         self.tracker.wait().await;
+        self.late_attempts.drain().await;
     }
 }
 

@@ -33,6 +33,11 @@ const RELAPSE_PENALTY: Duration = Duration::from_secs(10);
 const MAX_RELAPSES: u32 = 6;
 /// Becoming slow within this time after a recovery is a relapse.
 const RELAPSE_WINDOW: Duration = Duration::from_mins(10);
+/// Late direct attempts within [`LATE_WINDOW`] after which first attempts are made from the queue.
+/// An endpoint that often needs seconds to wake up does not hold an environment each time.
+const MAX_LATE_ATTEMPTS: u32 = 3;
+/// The time in which late direct attempts add up.
+const LATE_WINDOW: Duration = Duration::from_hours(24);
 /// Queued attempts in flight to one endpoint, in one process.
 const MAX_IN_FLIGHT_QUEUED: usize = 64;
 /// The same for a slow endpoint, whose attempts take longer.
@@ -57,6 +62,13 @@ pub struct EndpointHealth {
     /// The number of relapses in a row, at most `MAX_RELAPSES`.
     #[serde(default, rename = "relapses")]
     pub relapse_count: u32,
+    /// The batches since `late_since` that stopped waiting for a direct attempt, at most
+    /// `MAX_LATE_ATTEMPTS`.
+    #[serde(default)]
+    pub late_attempts: u32,
+    /// When the first of them was late.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub late_since: Option<Timestamp>,
     /// Consecutive failures to respond, see [`is_unresponsive`].
     #[serde(default, rename = "failures")]
     pub consecutive_failures: u32,
@@ -130,8 +142,8 @@ pub struct Observation {
 
 impl EndpointHealth {
     /// Decides how the first attempts are made.
-    pub fn dispatch_mode(&self) -> DispatchMode {
-        if self.slow || self.is_open() {
+    pub fn dispatch_mode(&self, now: Timestamp) -> DispatchMode {
+        if self.slow || self.is_open() || self.is_often_late(now) {
             DispatchMode::Queued
         } else if self.has_succeeded {
             DispatchMode::Direct
@@ -196,6 +208,27 @@ impl EndpointHealth {
             Some(kind) => self.observe_failure(kind, now),
         };
         health.with_failure_counts(counts)
+    }
+
+    /// The health after a batch has stopped waiting for a direct attempt, which is still open.
+    #[must_use]
+    pub fn observe_late(self, now: Timestamp) -> Self {
+        let (late_since, earlier) = match self.late_since {
+            Some(since) if now < since + LATE_WINDOW => (since, self.late_attempts),
+            _ => (now, 0),
+        };
+        Self {
+            late_attempts: (earlier + 1).min(MAX_LATE_ATTEMPTS),
+            late_since: Some(late_since),
+            ..self.mark_slow(now)
+        }
+    }
+
+    fn is_often_late(&self, now: Timestamp) -> bool {
+        match self.late_since {
+            Some(since) => self.late_attempts >= MAX_LATE_ATTEMPTS && now < since + LATE_WINDOW,
+            None => false,
+        }
     }
 
     fn observe_success(self, duration: Duration, now: Timestamp) -> Self {
@@ -383,7 +416,7 @@ mod tests {
             ),
         ] {
             let health = observe_all(observations);
-            assert_eq!(health.dispatch_mode(), mode, "{observations:?}");
+            assert_eq!(health.dispatch_mode(at(100)), mode, "{observations:?}");
             assert_eq!(health.is_open(), is_open, "{observations:?}");
         }
     }
@@ -461,21 +494,49 @@ mod tests {
                 assert_eq!(
                     health
                         .observe(FAST_OK, at(now + penalty - 1))
-                        .dispatch_mode(),
+                        .dispatch_mode(at(now)),
                     DispatchMode::Queued,
                     "{penalty}"
                 );
             }
             now += penalty;
             health = health.observe(FAST_OK, at(now));
-            assert_eq!(health.dispatch_mode(), DispatchMode::Direct, "{penalty}");
+            assert_eq!(
+                health.dispatch_mode(at(now)),
+                DispatchMode::Direct,
+                "{penalty}"
+            );
         }
         let later = health.observe(failed(FailureKind::Timeout), at(now + 600));
         assert_eq!(
-            later.observe(FAST_OK, at(now + 600)).dispatch_mode(),
+            later
+                .observe(FAST_OK, at(now + 600))
+                .dispatch_mode(at(now + 600)),
             DispatchMode::Direct,
             "the relapse count starts again"
         );
+    }
+
+    /// Each late attempt makes the endpoint slow until it responds fast. The third one of a day
+    /// keeps it on the queue until that day has passed.
+    #[test]
+    fn third_late_attempt_keeps_endpoint_on_queue() {
+        const DAY: i64 = 24 * 3600;
+        let mut health = EndpointHealth::default().observe(FAST_OK, at(0));
+        for (late_at, then) in [
+            (100, DispatchMode::Direct),
+            (20_000, DispatchMode::Direct),
+            (40_000, DispatchMode::Queued),
+            (60_000, DispatchMode::Queued),
+        ] {
+            health = health.observe_late(at(late_at));
+            assert_eq!(health.dispatch_mode(at(late_at)), DispatchMode::Queued);
+            health = health.observe(FAST_OK, at(late_at + 1_000));
+            assert_eq!(health.dispatch_mode(at(late_at + 1_000)), then, "{late_at}");
+        }
+        assert_eq!(health.dispatch_mode(at(100 + DAY)), DispatchMode::Direct);
+        let next_day = health.observe_late(at(100 + DAY));
+        assert_eq!(next_day.late_attempts, 1);
     }
 
     #[test]

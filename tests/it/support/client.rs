@@ -1,7 +1,5 @@
 //! A client that calls any target, and one attempt with it.
 
-use std::time::Duration;
-
 use nano_webhooks::{
     client::{
         target_guard::TargetGuard,
@@ -38,13 +36,7 @@ pub async fn post(client: &WebhookClient, url: &str) -> AttemptOutcome {
         traceparent: None,
         version: "0",
     };
-    client
-        .attempt(
-            &EndpointUrl::parse(url).unwrap(),
-            request,
-            "{}",
-            Duration::from_secs(10),
-        )
-        .await
-        .1
+    let url = EndpointUrl::parse(url).unwrap();
+    let (_, outcome) = client.attempt(&url, request, "{}").await;
+    outcome
 }

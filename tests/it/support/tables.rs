@@ -12,7 +12,7 @@ use nano_webhooks::{
         webhook_client::{Timeouts, WebhookClient},
     },
     clock::Clock,
-    dispatch::{Dispatcher, InFlightLimiter},
+    dispatch::{Dispatcher, InFlightLimiter, late_attempts::LateAttempts},
     metrics::Metrics,
     queue::RetryQueue,
     random,
@@ -31,7 +31,7 @@ use nano_webhooks_core::{
 use tokio::{net::TcpListener, sync::mpsc};
 
 use super::{engine::other_engine, permissions};
-use crate::support::client::client;
+use crate::support::{client::client, receiver::TEST_TIMEOUT};
 
 /// Timeouts that no request reaches on a busy machine. Tests of timeouts and lost responses use
 /// those of production.
@@ -117,12 +117,17 @@ impl TestTables {
             store: self.store_as(permissions::DISPATCH),
             direct_client: WebhookClient::new(
                 TargetGuard::new(TargetPolicy::Any, vec![]),
-                Timeouts::DIRECT,
+                Timeouts {
+                    connect: Duration::from_secs(1),
+                    total: Duration::from_secs(1),
+                },
                 None,
             )
             .unwrap(),
             retry_client: client(),
             queue: self.queue.clone(),
+            batch_wait: TEST_TIMEOUT,
+            late_attempts: LateAttempts::disabled(),
             limiter: InFlightLimiter::default(),
             clock: Clock::system(),
             schedule: RetrySchedule::default(),

@@ -1,0 +1,136 @@
+//! Late attempts: direct attempts that end after their batch.
+
+use std::time::Duration;
+
+use nano_webhooks::{
+    dispatch::{Dispatcher, late_attempts::LateAttempts},
+    store::holds::MAX_HOLDS_PER_WINDOW,
+};
+use nano_webhooks_core::{
+    delivery::{DeliveryState, failure::FailureKind, lease::LEASE_DURATION},
+    webhook::WebhookId,
+};
+
+use crate::support::{client::client, receiver::TEST_TIMEOUT, retry_fixture::RetryFixture};
+
+/// A process that continues after a batch, and a batch that waits no longer than the test needs.
+async fn fixture() -> RetryFixture {
+    let fixture = RetryFixture::new("10s").await;
+    RetryFixture {
+        dispatcher: Dispatcher {
+            batch_wait: Duration::from_millis(50),
+            direct_client: client(),
+            late_attempts: LateAttempts::enabled(),
+            ..fixture.dispatcher.clone()
+        },
+        ..fixture
+    }
+}
+
+/// Whether the delivery is recorded as being attempted by the process that holds its lease.
+async fn is_in_flight(fixture: &RetryFixture, webhook: WebhookId) -> bool {
+    let delivery = fixture.only(webhook).await;
+    let items = fixture.tables.items(&fixture.tables.names.deliveries).await;
+    let is_leased = items.iter().any(|item| {
+        item["SK"].as_s().unwrap() == delivery.key.event.as_str()
+            && item["PK"].as_s().unwrap() == &format!("acme#{webhook}")
+            && item.contains_key("leased_until")
+    });
+    is_leased && delivery.state == DeliveryState::Pending(fixture.clock.now())
+}
+
+/// An endpoint that responds after its batch has ended receives its event once.
+#[tokio::test]
+async fn late_response_is_recorded_once() {
+    let fixture = fixture().await;
+    let held = fixture.subscribe("/held").await;
+    fixture.end_jobs(1, 1).await;
+    assert!(is_in_flight(&fixture, held).await);
+    assert!(fixture.health(held).await.slow, "slow at once");
+    assert_eq!(fixture.tables.timers(), []);
+
+    // Health is written at most once a second.
+    fixture.clock.advance(Duration::from_secs(1));
+    fixture.receiver.release();
+    fixture.dispatcher.late_attempts.drain().await;
+    let delivery = fixture.only(held).await;
+    assert_eq!(delivery.state, DeliveryState::Delivered);
+    assert_eq!(delivery.attempts.len(), 1);
+    assert_eq!(fixture.requests(), 1);
+    assert_eq!(fixture.tables.timers(), []);
+    assert!(fixture.health(held).await.has_succeeded);
+}
+
+/// The other deliveries of a late endpoint go to the queue, and other endpoints do not notice.
+#[tokio::test]
+async fn late_attempt_delays_no_other() {
+    let fixture = fixture().await;
+    let held = fixture.subscribe("/held").await;
+    fixture.end_jobs(1, 5).await;
+    let deliveries = fixture.deliveries(held).await;
+    assert_eq!(deliveries.len(), 5);
+    assert_eq!(fixture.requests(), 1);
+    assert_eq!(fixture.tables.timers().len(), 4);
+    fixture.receiver.release();
+    fixture.dispatcher.late_attempts.drain().await;
+}
+
+/// A late attempt that fails is followed by the next attempt of the schedule.
+#[tokio::test]
+async fn late_failure_schedules_next_attempt() {
+    let mut fixture = RetryFixture::new("10s").await;
+    // The client of the fixture gives up after 300 ms.
+    fixture.dispatcher.batch_wait = Duration::from_millis(50);
+    fixture.dispatcher.late_attempts = LateAttempts::enabled();
+    let hanging = fixture.subscribe("/hang").await;
+    fixture.end_jobs(1, 1).await;
+    // Health is written at most once a second.
+    fixture.clock.advance(Duration::from_secs(1));
+    fixture.dispatcher.late_attempts.drain().await;
+    let delivery = fixture.only(hanging).await;
+    assert_eq!(delivery.attempts[0].failure, Some(FailureKind::Timeout));
+    assert_eq!(fixture.timer().message.attempt_count, 1);
+    assert!(fixture.health(hanging).await.failing_since.is_some());
+}
+
+/// If the process ends before the response, the sweep repeats the attempt when the lease ends. A
+/// response that comes after all changes nothing.
+#[tokio::test]
+async fn late_response_after_lease_changes_nothing() {
+    let fixture = fixture().await;
+    let held = fixture.subscribe("/held").await;
+    fixture.end_jobs(1, 1).await;
+    assert_eq!(fixture.sweep().await, 0, "the lease is valid");
+    fixture.clock.advance(LEASE_DURATION);
+    assert_eq!(fixture.sweep().await, 1);
+    let retried = fixture.timer().message;
+    // The receiver holds only its first request, so this one fails after the fixture's time-out.
+    fixture.retry(&retried).await;
+    let after_retry = fixture.only(held).await;
+    assert_eq!(after_retry.attempts.len(), 1);
+
+    fixture.receiver.release();
+    fixture.dispatcher.late_attempts.drain().await;
+    assert_eq!(fixture.only(held).await, after_retry);
+}
+
+/// Beyond the limit of the deployment, an attempt is cut when its batch stops waiting.
+#[tokio::test]
+async fn full_hold_budget_cuts_attempts() {
+    let fixture = fixture().await;
+    let now = fixture.clock.now();
+    for _ in 0..MAX_HOLDS_PER_WINDOW {
+        let begun = fixture.tables.store.holds().try_begin(now).await.unwrap();
+        assert!(begun.is_applied());
+    }
+    let held = fixture.subscribe("/held").await;
+    fixture.end_jobs(1, 1).await;
+    let delivery = fixture.only(held).await;
+    assert_eq!(delivery.attempts[0].failure, Some(FailureKind::Timeout));
+    assert!(delivery.attempts[0].duration_ms < TEST_TIMEOUT.as_millis().try_into().unwrap());
+
+    fixture.clock.advance(Duration::from_secs(10));
+    let next = fixture.clock.now();
+    let begun = fixture.tables.store.holds().try_begin(next).await.unwrap();
+    assert!(begun.is_applied(), "the next window has its own limit");
+}
