@@ -94,7 +94,7 @@ impl Stopwatch {
 }
 
 /// The time by which an invocation must have handed over its work.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Deadline(tokio::time::Instant);
 
 impl Deadline {

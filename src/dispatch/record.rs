@@ -25,6 +25,9 @@ use nano_webhooks_core::{
 /// How many requests that record deliveries are in flight at the same time: batches of successful
 /// deliveries while they are small, or single deliveries.
 const CONCURRENT_WRITES: usize = 32;
+/// How long deliveries are written at least, even if the deadline has passed. A request that starts
+/// within this time ends within the reserve of the invocation.
+const FIRST_ROUND: Duration = Duration::from_millis(500);
 /// The payload bytes that one write permit covers. A larger batch takes several permits, because a
 /// request holds its payloads in memory again, and a function has 1 GB.
 const PERMIT_BYTES: usize = 1024 * 1024;
@@ -72,6 +75,9 @@ impl Recorder<'_> {
         let (mut delivered, mut others): (Vec<_>, Vec<_>) = started
             .into_iter()
             .partition(|started| started.delivery.state == DeliveryState::Delivered);
+        // Deliveries that need no attempt are recorded although the time for attempts is over: that
+        // is what the reserve of the invocation is for.
+        let deadline = deadline.max(Deadline::from_now(FIRST_ROUND));
         let mut unrecorded = Unrecorded::default();
         for round in 0.. {
             delivered = self.write_delivered(delivered, &mut unrecorded).await;
