@@ -90,15 +90,53 @@ class _Server(http.server.ThreadingHTTPServer):
 
 
 class _RuntimeApi(_Handler):
-    """The part of Lambda's Runtime API 2018-06-01 that hands out invocations and takes their
-    results.
+    """The parts of Lambda's Runtime API 2018-06-01 and Extensions API 2020-01-01 that hand out
+    invocations and take their results.
     """
 
     def do_GET(self):
-        assert self.path == "/2018-06-01/runtime/invocation/next", self.path
-        request_id, event = self.server.owner.invocations.get()
+        if self.path == "/2020-01-01/extension/event/next":
+            self.next_extension_event()
+        else:
+            self.next_invocation()
+
+    def next_extension_event(self):
+        function = self.server.owner
+        function.extension_is_idle.set()
+        request_id = function.extension_events.get()
         if request_id is None:
             return
+        event = {
+            "eventType": "INVOKE",
+            "deadlineMs": int((time.time() + INVOCATION_TIMEOUT) * 1000),
+            "requestId": request_id,
+            "invokedFunctionArn": FUNCTION_ARN,
+        }
+        headers = {"Content-Type": "application/json"}
+        self.respond(200, headers, json.dumps(event).encode())
+
+    def register_extension(self):
+        """Registers an internal extension, unless the test wants it to be refused."""
+        events = json.loads(self.read_body())["events"]
+        assert events == ["INVOKE"], events
+        function = self.server.owner
+        if not function.accepts_extensions:
+            self.respond(403, {}, b"{}")
+            return
+        function.has_extension = True
+        body = {"functionName": "dispatch", "functionVersion": "$LATEST", "handler": "bootstrap"}
+        headers = {"Content-Type": "application/json", "Lambda-Extension-Identifier": "extension"}
+        self.respond(200, headers, json.dumps(body).encode())
+
+    def next_invocation(self):
+        assert self.path == "/2018-06-01/runtime/invocation/next", self.path
+        function = self.server.owner
+        request_id, event = function.invocations.get()
+        if request_id is None:
+            return
+        if function.has_extension:
+            function.extension_is_idle.clear()
+            function.extension_events.put(request_id)
         headers = {
             "Content-Type": "application/json",
             "Lambda-Runtime-Aws-Request-Id": request_id,
@@ -108,6 +146,9 @@ class _RuntimeApi(_Handler):
         self.respond(200, headers, json.dumps(event).encode())
 
     def do_POST(self):
+        if self.path == "/2020-01-01/extension/register":
+            self.register_extension()
+            return
         result = json.loads(self.read_body())
         *_, request_id, outcome = self.path.split("/")
         future = self.server.owner.results.pop(request_id)
@@ -119,14 +160,20 @@ class _RuntimeApi(_Handler):
 
 
 class Function:
-    """A deployed binary, which handles one invocation at a time."""
+    """A deployed binary, which handles one invocation at a time.
 
-    def __init__(self, binary, env, log):
+    `extension_is_idle` is set while the binary's extension waits for an event: only then would
+    Lambda freeze the environment or hand out another invocation.
+    """
+
+    def __init__(self, binary, env, log, accepts_extensions=True):
         path = Path(BINARY).with_name(binary)
         assert path.exists(), (
             f"{path.name} is missing: build it in the folder of {Path(BINARY).name}"
         )
         self.invocations, self.results = queue.SimpleQueue(), {}
+        self.accepts_extensions, self.has_extension = accepts_extensions, False
+        self.extension_events, self.extension_is_idle = queue.SimpleQueue(), threading.Event()
         self.runtime = _Server(_RuntimeApi, self)
         lambda_environment = {
             "AWS_LAMBDA_RUNTIME_API": self.runtime.address,
@@ -158,6 +205,7 @@ class Function:
         self.popen.kill()
         self.popen.wait(TEST_TIMEOUT)
         self.invocations.put((None, None))
+        self.extension_events.put(None)
         self.runtime.close()
 
 
@@ -282,8 +330,9 @@ class Deployment:
         )
         self.api = FunctionApi(self.function("api"), json.loads(created.stdout)["api_key"], account)
 
-    def function(self, binary, **env):
-        function = Function(binary, self.env | env, self.folder / f"{binary}-{uuid.uuid4()}.log")
+    def function(self, binary, accepts_extensions=True, **env):
+        log = self.folder / f"{binary}-{uuid.uuid4()}.log"
+        function = Function(binary, self.env | env, log, accepts_extensions)
         self.closing.callback(function.close)
         return function
 
