@@ -1,4 +1,5 @@
-//! Lambda's Runtime API (2018-06-01), which passes one event after the other to a function.
+//! Lambda's Runtime API (2018-06-01) and Extensions API (2020-01-01), which pass one event after the
+//! other to a function and its extension.
 
 use std::{
     future,
@@ -13,13 +14,16 @@ use hyper::{
 };
 use tokio::{
     net::TcpListener,
-    sync::{Mutex, mpsc},
+    sync::{Mutex, Semaphore, mpsc},
 };
 
 use super::{
     http,
     process_stats::{self, Process},
 };
+
+const REQUEST_ID: &str = "8476a536-e9f4-11e8-9739-2dfe598c3fcd";
+const FUNCTION_ARN: &str = "arn:aws:lambda:us-east-1:123456789012:function:measured";
 
 /// A deployed binary that handles one invocation after the other.
 pub struct Function {
@@ -32,6 +36,8 @@ pub struct Function {
 struct RuntimeApi {
     events: Mutex<mpsc::Receiver<Bytes>>,
     responses: mpsc::Sender<Bytes>,
+    /// Counts the invocations that the extension has not heard of. An API function has no extension.
+    invocations: Semaphore,
 }
 
 impl Function {
@@ -44,6 +50,7 @@ impl Function {
         let runtime_api = Arc::new(RuntimeApi {
             events: Mutex::new(event_receiver),
             responses: response_sender,
+            invocations: Semaphore::new(0),
         });
         tokio::spawn(http::serve(listener, runtime_api, respond));
         let child = Command::new(binary)
@@ -78,11 +85,34 @@ async fn respond(
     runtime_api: Arc<RuntimeApi>,
     request: Request<Incoming>,
 ) -> Response<Full<Bytes>> {
-    if request.method() == Method::GET {
-        next_invocation(&runtime_api).await
-    } else {
-        accept_response(&runtime_api, request).await
+    match request.uri().path() {
+        "/2020-01-01/extension/register" => register_extension(),
+        "/2020-01-01/extension/event/next" => next_extension_event(&runtime_api).await,
+        _ if request.method() == Method::GET => next_invocation(&runtime_api).await,
+        _ => accept_response(&runtime_api, request).await,
     }
+}
+
+fn register_extension() -> Response<Full<Bytes>> {
+    let body = r#"{"functionName":"measured","functionVersion":"1","handler":"bootstrap"}"#;
+    Response::builder()
+        .header("Lambda-Extension-Identifier", "extension")
+        .body(Full::new(Bytes::from_static(body.as_bytes())))
+        .expect("the header is valid")
+}
+
+/// Waits for an invocation and tells the extension about it.
+async fn next_extension_event(runtime_api: &RuntimeApi) -> Response<Full<Bytes>> {
+    let invocation = runtime_api.invocations.acquire().await;
+    invocation.expect("the semaphore is never closed").forget();
+    let deadline = process_stats::unix_millis() + 60_000;
+    let event = serde_json::json!({
+        "eventType": "INVOKE",
+        "deadlineMs": deadline,
+        "requestId": REQUEST_ID,
+        "invokedFunctionArn": FUNCTION_ARN,
+    });
+    Response::new(Full::new(Bytes::from(event.to_string())))
 }
 
 /// Waits for an event and passes it to the function.
@@ -90,17 +120,12 @@ async fn next_invocation(runtime_api: &RuntimeApi) -> Response<Full<Bytes>> {
     let Some(event) = runtime_api.events.lock().await.recv().await else {
         return future::pending().await;
     };
+    runtime_api.invocations.add_permits(1);
     let deadline = process_stats::unix_millis() + 60_000;
     Response::builder()
-        .header(
-            "Lambda-Runtime-Aws-Request-Id",
-            "8476a536-e9f4-11e8-9739-2dfe598c3fcd",
-        )
+        .header("Lambda-Runtime-Aws-Request-Id", REQUEST_ID)
         .header("Lambda-Runtime-Deadline-Ms", deadline.to_string())
-        .header(
-            "Lambda-Runtime-Invoked-Function-Arn",
-            "arn:aws:lambda:us-east-1:123456789012:function:measured",
-        )
+        .header("Lambda-Runtime-Invoked-Function-Arn", FUNCTION_ARN)
         .body(Full::new(event))
         .expect("the headers are valid")
 }
