@@ -55,7 +55,8 @@ def test_local_mode_exposes_prometheus_metrics(start, receiver):
         == metrics["delivery_latency_seconds_bucket", "15"]
         == 1
     )
-    assert metrics["retries_due",] == 0 and metrics["sweep_lag_seconds",] == 0
+    for name in ("retries_due", "sweep_lag_seconds", "sweep_refused"):
+        assert metrics[name,] == 0, name
     api.call("POST", "/metrics").assert_error(405, "method_not_allowed")
 
 
@@ -99,12 +100,20 @@ def test_function_log_lines_are_structured_json(deploy, receiver):
         metrics |= {metric["Name"]: line[metric["Name"]] for metric in directive["Metrics"]}
     assert {
         name: metrics[name]
-        for name in ("Events", "Attempts", "FailedAttempts", "RetriesDue", "SweepLag")
+        for name in (
+            "Events",
+            "Attempts",
+            "FailedAttempts",
+            "RetriesDue",
+            "SweepLag",
+            "SweepRefused",
+        )
     } == {
         "Events": 1,
         "Attempts": 1,
         "FailedAttempts": 1,
         "RetriesDue": 0,
         "SweepLag": 0,
+        "SweepRefused": 0,
     }
     assert deployment.api.account not in json.dumps(metric_lines)

@@ -10,6 +10,7 @@ mod attempt;
 mod attempt_limiter;
 mod completion;
 mod endpoint_health;
+mod fair_queue;
 mod fan_out;
 pub mod first_attempt;
 mod hold_budget;
@@ -19,6 +20,7 @@ pub mod late_attempts;
 mod poison;
 pub mod poison_reason;
 mod record;
+mod recovery;
 pub mod redrive;
 mod retry;
 pub mod stream_record;
@@ -56,6 +58,7 @@ use late_attempts::{LateAttempt, LateAttempts, MAX_LATE};
 use nano_webhooks_core::delivery::scheduled_retry::RetryMessage;
 use poison::{NewPoison, PoisonRecorder};
 use record::Recorder;
+use recovery::Recovery;
 use retry::RetryWorker;
 use stream_record::{FanOutEvent, Record, parse_record};
 use sweep::Sweeper;
@@ -333,7 +336,12 @@ impl Dispatcher {
     /// # Errors
     /// If DynamoDB does not respond.
     pub async fn recover_abandoned(&self) -> Result<usize> {
-        self.sweeper().recover_abandoned().await
+        let recovery = Recovery {
+            store: &self.store,
+            queue: &self.queue,
+            clock: &self.clock,
+        };
+        recovery.recover_abandoned().await
     }
 
     const fn attempter<'a>(&'a self, client: &'a WebhookClient) -> Attempter<'a> {

@@ -59,6 +59,8 @@ pub struct SweepStats {
     /// How long the oldest due delivery had waited. More than a minute means that sweeps are late
     /// or cannot keep up.
     pub lag: Duration,
+    /// The number of due deliveries that stay because the table refused their writes.
+    pub refused: usize,
 }
 
 /// The metrics of a process; clones share them.

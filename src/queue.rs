@@ -4,11 +4,15 @@
 
 use std::time::Duration;
 
-use aws_sdk_sqs::{Client, types::SendMessageBatchRequestEntry};
+use aws_sdk_sqs::{
+    Client,
+    operation::send_message_batch::SendMessageBatchOutput,
+    types::{BatchResultErrorEntry, SendMessageBatchRequestEntry},
+};
 use sha2::{Digest, Sha256};
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time::timeout};
 
-use crate::{aws::format_sdk_error, concurrency};
+use crate::{aws::format_sdk_error, clock::Deadline, concurrency};
 use nano_webhooks_core::{
     delivery::{
         Delivery, DeliveryKey, DeliveryState,
@@ -22,6 +26,8 @@ use nano_webhooks_core::{
 const MAX_BATCH_ENTRIES: usize = 10;
 /// How many SendMessageBatch requests run at the same time.
 const CONCURRENT_BATCHES: usize = 8;
+/// How long a call sends messages. What is not sent by then is left to the sweep.
+pub const SEND_TIME_LIMIT: Duration = Duration::from_secs(3);
 
 /// Where retries are scheduled.
 #[derive(Clone, Debug)]
@@ -38,9 +44,14 @@ pub enum RetryQueue {
 }
 
 impl RetryQueue {
-    /// Sends a message for each retry. A message that cannot be sent is logged and left to the
-    /// sweep, which finds the delivery in the due index.
-    pub async fn schedule(&self, retries: Vec<ScheduledRetry>, now: Timestamp) {
+    /// Sends a message for each retry, for at most [`SEND_TIME_LIMIT`]. A message that cannot be
+    /// sent is logged. Returns the retries without a message: the sweep finds their deliveries in
+    /// the due index.
+    pub async fn schedule(
+        &self,
+        retries: Vec<ScheduledRetry>,
+        now: Timestamp,
+    ) -> Vec<ScheduledRetry> {
         match self {
             Self::Local(channel) => {
                 for retry in retries {
@@ -48,14 +59,9 @@ impl RetryQueue {
                     // due index.
                     let _ = channel.send(retry).await;
                 }
+                Vec::new()
             }
-            Self::Sqs { client, url } => {
-                let batches = retries
-                    .chunks(MAX_BATCH_ENTRIES)
-                    .map(|batch| send_batch(client, url, batch, now))
-                    .collect();
-                concurrency::join_bounded(batches, CONCURRENT_BATCHES).await;
-            }
+            Self::Sqs { client, url } => send(client, url, retries, now).await,
         }
     }
 
@@ -84,7 +90,29 @@ impl RetryQueue {
     }
 }
 
-async fn send_batch(client: &Client, url: &str, batch: &[ScheduledRetry], now: Timestamp) {
+/// Sends messages to SQS and returns those that were not sent.
+async fn send(
+    client: &Client,
+    url: &str,
+    retries: Vec<ScheduledRetry>,
+    now: Timestamp,
+) -> Vec<ScheduledRetry> {
+    let deadline = Deadline::from_now(SEND_TIME_LIMIT);
+    let batches = retries
+        .chunks(MAX_BATCH_ENTRIES)
+        .map(|batch| send_batch(client, url, batch, now, deadline))
+        .collect();
+    let unsent = concurrency::join_bounded(batches, CONCURRENT_BATCHES).await;
+    unsent.into_iter().flatten().collect()
+}
+
+async fn send_batch(
+    client: &Client,
+    url: &str,
+    batch: &[ScheduledRetry],
+    now: Timestamp,
+    deadline: Deadline,
+) -> Vec<ScheduledRetry> {
     let mut entries = Vec::with_capacity(batch.len());
     for (index, retry) in batch.iter().enumerate() {
         let entry = SendMessageBatchRequestEntry::builder()
@@ -94,28 +122,52 @@ async fn send_batch(client: &Client, url: &str, batch: &[ScheduledRetry], now: T
             .delay_seconds(delay_seconds(retry.due.saturating_duration_since(now)));
         entries.push(entry.build().expect("id and body are set"));
     }
-    let request = client.send_message_batch().queue_url(url);
-    match request.set_entries(Some(entries)).send().await {
-        Ok(response) if response.failed.is_empty() => {}
-        Ok(response) => {
-            let codes: Vec<_> = response
-                .failed
-                .iter()
-                .map(|failed| failed.code.as_str())
-                .collect();
-            tracing::error!(
-                ?codes,
-                "SQS rejected retry messages; the sweep will send them again"
-            );
-        }
-        Err(error) => {
-            tracing::error!(
-                error = format_sdk_error(&error),
-                messages = batch.len(),
-                "Failed to send retry messages to SQS; the sweep will send them again"
-            );
-        }
+    let request = client
+        .send_message_batch()
+        .queue_url(url)
+        .set_entries(Some(entries));
+    let error = match timeout(deadline.remaining(), request.send()).await {
+        Ok(Ok(response)) => return rejected_retries(batch, &response),
+        Ok(Err(error)) => format_sdk_error(&error),
+        Err(_elapsed) => format!("no response within {SEND_TIME_LIMIT:?}"),
+    };
+    tracing::error!(
+        error,
+        messages = batch.len(),
+        "Failed to send retry messages to SQS; the sweep will send them again"
+    );
+    batch.to_vec()
+}
+
+/// The retries whose messages SQS rejected.
+fn rejected_retries(
+    batch: &[ScheduledRetry],
+    response: &SendMessageBatchOutput,
+) -> Vec<ScheduledRetry> {
+    if response.failed.is_empty() {
+        return Vec::new();
     }
+    let codes: Vec<_> = response.failed.iter().map(|failed| &failed.code).collect();
+    tracing::error!(
+        ?codes,
+        "SQS rejected retry messages; the sweep will send them again"
+    );
+    let is_rejected = |index: usize| {
+        response
+            .failed
+            .iter()
+            .any(|failed| names_entry(failed, index))
+    };
+    let retries = batch.iter().enumerate();
+    retries
+        .filter(|(index, _)| is_rejected(*index))
+        .map(|(_, retry)| retry.clone())
+        .collect()
+}
+
+/// Whether a failure is the one of the entry at this position of the batch.
+fn names_entry(failed: &BatchResultErrorEntry, index: usize) -> bool {
+    failed.id.parse() == Ok(index)
 }
 
 /// Whole seconds, rounded up so that no message is received early, limited to the longest delay.

@@ -33,9 +33,10 @@ impl Metrics {
                 }
             }
         }
-        if let Some(SweepStats { due, lag }) = recorded.sweep {
+        if let Some(SweepStats { due, lag, refused }) = recorded.sweep {
             aggregated.push(Metric::count("RetriesDue", json!(due)));
             aggregated.push(Metric::milliseconds("SweepLag", to_milliseconds(lag)));
+            aggregated.push(Metric::count("SweepRefused", json!(refused)));
         }
         if !aggregated.is_empty() {
             lines.push(Line::new(stack, now).render(aggregated));
@@ -203,6 +204,7 @@ mod tests {
         metrics.record_sweep(SweepStats {
             due: 0,
             lag: Duration::ZERO,
+            refused: 3,
         });
         assert_eq!(
             drain(&metrics),
@@ -218,10 +220,12 @@ mod tests {
                             {"Name": "Events", "Unit": "Count"},
                             {"Name": "RetriesDue", "Unit": "Count"},
                             {"Name": "SweepLag", "Unit": "Milliseconds"},
+                            {"Name": "SweepRefused", "Unit": "Count"},
                         ],
                     }],
                 },
                 "Stack": "nano", "Events": 2, "RetriesDue": 0, "SweepLag": 0.0,
+                "SweepRefused": 3,
             })]
         );
         assert_eq!(drain(&metrics), Vec::<Value>::new());

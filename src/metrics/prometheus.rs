@@ -135,6 +135,11 @@ fn render_sweep(text: &mut Exposition, registry: &Registry) {
         "How long the oldest due delivery had waited for the latest sweep.",
         &sweep.lag.as_secs_f64(),
     );
+    text.gauge(
+        "sweep_refused",
+        "Due deliveries whose writes the table refused in the latest sweep.",
+        &sweep.refused,
+    );
 }
 
 /// Lines of the text format. Writing to a `String` cannot fail.
@@ -210,11 +215,13 @@ mod tests {
         metrics.record_sweep(SweepStats {
             due: 3,
             lag: Duration::from_millis(1500),
+            refused: 3,
         });
         for _ in 0..2 {
             assert_eq!(value(&metrics, tls_failures).as_deref(), Some("1"));
             assert_eq!(value(&metrics, "retries_due").as_deref(), Some("3"));
             assert_eq!(value(&metrics, "sweep_lag_seconds").as_deref(), Some("1.5"));
+            assert_eq!(value(&metrics, "sweep_refused").as_deref(), Some("3"));
         }
     }
 

@@ -9,7 +9,7 @@ use super::{
     error::Result,
     item::{Item, attr_n, attr_s, from_item},
     key_schema::{self, DUE_SHARDS},
-    table_client::{TableClient, WriteOutcome},
+    table_client::{TableClient, WriteOutcome, without_retries},
     tables::DUE_INDEX,
 };
 use crate::{concurrency, error_chain::error_chain};
@@ -22,8 +22,8 @@ use nano_webhooks_core::{
     timestamp::Timestamp,
 };
 
-/// How many items of a shard are read per request.
-const PAGE: i32 = 1_000;
+/// How many deliveries of a shard are read per request for a list of all.
+const LIST_PAGE_SIZE: usize = 1_000;
 
 /// A pending delivery, as the due index lists it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,7 +59,7 @@ struct DueIndexRow {
 
 impl DueDelivery {
     /// A delivery that was scheduled at `now`.
-    pub(super) fn new(
+    pub(crate) fn new(
         key: DeliveryKey,
         attempt_count: u32,
         next_attempt_at: Timestamp,
@@ -84,6 +84,19 @@ impl DueDelivery {
     }
 }
 
+/// Where the next page of a shard starts.
+#[derive(Clone, Debug)]
+pub struct DueCursor(Item);
+
+/// A page of a shard.
+#[derive(Debug)]
+pub struct DuePage {
+    /// The deliveries.
+    pub due: Vec<DueDelivery>,
+    /// The next page, if there is one.
+    pub next: Option<DueCursor>,
+}
+
 /// See [`Store::due_index`](super::Store::due_index).
 #[derive(Clone, Copy, Debug)]
 pub struct DueIndex<'a> {
@@ -96,16 +109,51 @@ impl<'a> DueIndex<'a> {
     }
 }
 
-impl DueIndex<'_> {
+impl<'a> DueIndex<'a> {
+    /// A page of the deliveries of a shard that the sweep looks at by `until`, the longest waiting
+    /// first. Invalid items are skipped.
+    pub async fn query_page(
+        self,
+        shard: u8,
+        until: Timestamp,
+        cursor: Option<DueCursor>,
+        page_size: usize,
+    ) -> Result<DuePage> {
+        let response = self
+            .table
+            .query()
+            .index_name(DUE_INDEX)
+            .key_condition_expression("due_shard = :shard AND sweep_at <= :until")
+            .expression_attribute_values(":shard", attr_s(&key_schema::shard_name(shard)))
+            .expression_attribute_values(":until", attr_n(until.as_unix_millis()))
+            .limit(i32::try_from(page_size).unwrap_or(i32::MAX))
+            .set_exclusive_start_key(cursor.map(|cursor| cursor.0))
+            .send()
+            .await?;
+        let mut due = Vec::new();
+        for item in response.items.unwrap_or_default() {
+            match parse_due_item(item) {
+                Ok(delivery) => due.push(delivery),
+                Err(error) => {
+                    let error = error_chain(&error);
+                    tracing::error!(shard, error, "Skipped a due delivery: it cannot be read");
+                }
+            }
+        }
+        Ok(DuePage {
+            due,
+            next: response.last_evaluated_key.map(DueCursor),
+        })
+    }
+
     /// The deliveries that the sweep looks at by `until`, at most `limit_per_shard` of each shard.
-    /// Invalid items are skipped.
     pub async fn list_due(
         self,
         until: Timestamp,
         limit_per_shard: usize,
     ) -> Result<Vec<DueDelivery>> {
         let shards = (0..DUE_SHARDS)
-            .map(|shard| self.query_due_shard(shard, until, limit_per_shard))
+            .map(|shard| self.list_due_shard(shard, until, limit_per_shard))
             .collect();
         let mut due = Vec::new();
         for shard in concurrency::join_bounded(shards, usize::from(DUE_SHARDS)).await {
@@ -114,40 +162,34 @@ impl DueIndex<'_> {
         Ok(due)
     }
 
-    async fn query_due_shard(
+    async fn list_due_shard(
         self,
         shard: u8,
         until: Timestamp,
         limit: usize,
     ) -> Result<Vec<DueDelivery>> {
-        let mut items = self
-            .table
-            .query()
-            .index_name(DUE_INDEX)
-            .key_condition_expression("due_shard = :shard AND sweep_at <= :until")
-            .expression_attribute_values(":shard", attr_s(&key_schema::shard_name(shard)))
-            .expression_attribute_values(":until", attr_n(until.as_unix_millis()))
-            .limit(i32::try_from(limit).unwrap_or(PAGE).min(PAGE))
-            .into_paginator()
-            .items()
-            .send();
         let mut due = Vec::new();
-        while due.len() < limit
-            && let Some(item) = items.next().await
-        {
-            match parse_due_item(item?) {
-                Ok(delivery) => due.push(delivery),
-                Err(error) => {
-                    let error = error_chain(&error);
-                    tracing::error!(shard, error, "Skipped a due delivery: it cannot be read");
-                }
+        let mut cursor = None;
+        while due.len() < limit {
+            let page_size = (limit - due.len()).min(LIST_PAGE_SIZE);
+            let mut page = self.query_page(shard, until, cursor, page_size).await?;
+            due.append(&mut page.due);
+            cursor = page.next;
+            if cursor.is_none() {
+                break;
             }
         }
         Ok(due)
     }
 
+    /// The name of the table that has the deliveries.
+    pub fn table_name(self) -> &'a str {
+        self.table.name()
+    }
+
     /// Postpones the next look of the sweep until after the delivery's message should have been
-    /// received. The condition fails if the delivery has changed.
+    /// received. The condition fails if the delivery has changed. A refused request is not
+    /// repeated.
     pub async fn mark_enqueued(self, due: &DueDelivery, now: Timestamp) -> Result<WriteOutcome> {
         self.postpone_sweep(due, now, "SET sweep_at = :sweep").await
     }
@@ -175,6 +217,37 @@ impl DueIndex<'_> {
             .expression_attribute_values(":seen", attr_n(due.sweep_at.as_unix_millis()))
             .expression_attribute_values(":sweep", attr_n(sweep_at.as_unix_millis()))
             .expression_attribute_values(":pending", attr_s(DeliveryStatus::Pending.as_str()))
+            .customize()
+            .config_override(without_retries())
+            .send()
+            .await;
+        WriteOutcome::from_response(response)
+    }
+
+    /// Makes the next sweep look at a delivery whose message was not sent. The condition fails if
+    /// the delivery has changed or the sweep looks at it already. A refused request is not repeated.
+    pub async fn request_sweep(
+        self,
+        retry: &ScheduledRetry,
+        now: Timestamp,
+    ) -> Result<WriteOutcome> {
+        let message = &retry.message;
+        let response = self
+            .table
+            .update(key_schema::delivery(&message.key))
+            .update_expression("SET sweep_at = :now")
+            .condition_expression(
+                "#status = :pending AND attempt_count = :count AND next_attempt_at = :due \
+                 AND sweep_at > :now \
+                 AND (attribute_not_exists(leased_until) OR leased_until <= :now)",
+            )
+            .expression_attribute_names("#status", "status")
+            .expression_attribute_values(":now", attr_n(now.as_unix_millis()))
+            .expression_attribute_values(":count", attr_n(message.attempt_count.into()))
+            .expression_attribute_values(":due", attr_n(retry.due.as_unix_millis()))
+            .expression_attribute_values(":pending", attr_s(DeliveryStatus::Pending.as_str()))
+            .customize()
+            .config_override(without_retries())
             .send()
             .await;
         WriteOutcome::from_response(response)

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use aws_sdk_dynamodb::{
-    Client, Config,
-    config::retry::RetryConfig,
+    Client,
+    config::{self, retry::RetryConfig},
     error::{ProvideErrorMetadata, SdkError},
     operation::{
         query::builders::QueryFluentBuilder,
@@ -190,7 +190,7 @@ impl TableClient {
             .set_item(Some(put.item))
             .set_condition_expression(put.condition_expression)
             .customize()
-            .config_override(Config::builder().retry_config(RetryConfig::disabled()))
+            .config_override(without_retries())
             .send()
             .await;
         WriteOutcome::from_response(response)
@@ -329,6 +329,12 @@ pub(super) fn update_existing(expression: &str) -> UpdateBuilder {
     Update::builder()
         .update_expression(expression)
         .condition_expression("attribute_exists(PK)")
+}
+
+/// The configuration of a request that the SDK does not retry, so that a throttled partition
+/// responds at once and does not use up the SDK's retries for other requests.
+pub(super) fn without_retries() -> config::Builder {
+    config::Config::builder().retry_config(RetryConfig::disabled())
 }
 
 /// Sleeps before a retry: a random part of 20 ms, doubled with each of the first four retries.

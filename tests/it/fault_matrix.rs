@@ -21,6 +21,7 @@ use nano_webhooks::{
     },
     clock::{Clock, Deadline},
     dispatch::{Dispatcher, InFlightLimiter, lambda_event::Invocation, stream_record::Record},
+    queue::RetryQueue,
     store::Store,
 };
 use nano_webhooks_core::{
@@ -33,7 +34,8 @@ use tokio::net::TcpListener;
 
 use crate::support::{
     accounts::account,
-    proxy::{Fault, Proxy},
+    proxy::{Fault, PartitionFault, Proxy},
+    sqs::{Sqs, SqsMode},
     stream::{insert_record, job_image},
     tables::TestTables,
     webhooks::subscribe,
@@ -146,7 +148,7 @@ const FAULTS: [(Fault, &str); 6] = [
     (Fault::Timeout, "timeout"),
 ];
 
-/// Faults of the queue and of the stream's batches.
+/// Faults of the queue, of the stream's batches, and of parts of the Deliveries table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Interference {
     None,
@@ -157,6 +159,9 @@ enum Interference {
     BatchTwice,
     BatchReversed,
     TwoReaders,
+    QueueRejects,
+    PartitionsThrottled,
+    IndexLags,
 }
 
 impl Interference {
@@ -178,7 +183,7 @@ fn deadline() -> Deadline {
     Deadline::from_now(Duration::from_secs(10))
 }
 
-const DISTURBANCES: [(Interference, &str); 8] = [
+const DISTURBANCES: [(Interference, &str); 11] = [
     (Interference::None, "nothing"),
     (
         Interference::MessagesLost,
@@ -189,6 +194,18 @@ const DISTURBANCES: [(Interference, &str); 8] = [
     (Interference::MessagesLate, "messages come ten minutes late"),
     (Interference::BatchTwice, "the batch is read twice"),
     (Interference::BatchReversed, "the batch is read in reverse"),
+    (
+        Interference::QueueRejects,
+        "SQS rejects the messages of half an hour",
+    ),
+    (
+        Interference::PartitionsThrottled,
+        "the partitions of two webhooks refuse updates for half an hour",
+    ),
+    (
+        Interference::IndexLags,
+        "the due index shows the state before the latest sweep",
+    ),
     (
         Interference::TwoReaders,
         "two processes read the batch at the same time",
@@ -254,6 +271,7 @@ struct FaultCase {
     clock: Clock,
     limiter: InFlightLimiter,
     disturbance: Interference,
+    sqs: Sqs,
 }
 
 impl FaultCase {
@@ -315,7 +333,35 @@ impl FaultCase {
             clock,
             limiter: InFlightLimiter::default(),
             disturbance,
+            sqs: Sqs::start(SqsMode::RejectAll).await,
         }
+    }
+
+    fn is_first_half_hour(&self) -> bool {
+        self.clock.now().saturating_duration_since(START) < Duration::from_mins(30)
+    }
+
+    fn queue(&self) -> RetryQueue {
+        if self.disturbance == Interference::QueueRejects && self.is_first_half_hour() {
+            self.sqs.queue()
+        } else {
+            self.tables.queue.clone()
+        }
+    }
+
+    /// Sets the faults of the Deliveries table.
+    fn disturb_table(&self) {
+        let is_throttled =
+            self.disturbance == Interference::PartitionsThrottled && self.is_first_half_hour();
+        let throttled: &[&str] = if is_throttled {
+            &["acme#1", "acme#3"]
+        } else {
+            &[]
+        };
+        self.proxy
+            .set_partition_fault(throttled, PartitionFault::Throttled);
+        self.proxy
+            .set_due_index_lags(self.disturbance == Interference::IndexLags);
     }
 
     fn dispatcher(&self) -> Dispatcher {
@@ -330,6 +376,7 @@ impl FaultCase {
             store: self.store.clone(),
             direct_client: client(),
             retry_client: client(),
+            queue: self.queue(),
             limiter: self.limiter.clone(),
             clock: self.clock.clone(),
             // One delay fits in the queue, and one does not.
@@ -346,6 +393,7 @@ impl FaultCase {
         work: impl AsyncFnOnce(Dispatcher) -> T,
     ) -> Option<T> {
         let dispatcher = self.dispatcher();
+        self.disturb_table();
         let fault = armed.filter(|(step, _)| step.doing == doing);
         if let Some((step, fault)) = fault {
             let proxy = &self.proxy;
@@ -431,11 +479,7 @@ impl FaultCase {
         let mut came = self.tables.timers();
         match self.disturbance {
             // SQS is unavailable for half an hour.
-            Interference::MessagesLost
-                if self.clock.now().saturating_duration_since(START) < Duration::from_mins(30) =>
-            {
-                came.clear();
-            }
+            Interference::MessagesLost if self.is_first_half_hour() => came.clear(),
             Interference::MessagesTwice => came.extend(came.clone()),
             Interference::MessagesLate => {
                 for timer in &mut came {
@@ -566,7 +610,7 @@ async fn faults_lose_nothing() {
 /// one batch lose none and send none more often than twice.
 #[tokio::test]
 async fn interference_loses_and_repeats_nothing() {
-    let cells = DISTURBANCES.map(async |(disturbance, name)| {
+    let cells = stream::iter(DISTURBANCES).map(async |(disturbance, name)| {
         let mut cell = FaultCase::new(disturbance).await;
         Box::pin(cell.play(
             records(EVENTS, disturbance == Interference::BatchReversed),
@@ -580,5 +624,6 @@ async fn interference_loses_and_repeats_nothing() {
             assert_eq!(cell.judge(EVENTS, 0, name).await, 0, "{name}");
         }
     });
-    futures_util::future::join_all(cells).await;
+    let played: Vec<()> = cells.buffer_unordered(CONCURRENT_CELLS).collect().await;
+    assert_eq!(played.len(), DISTURBANCES.len());
 }

@@ -28,6 +28,7 @@ mod rotation;
 mod secrets;
 mod stream_readers;
 mod support;
+mod sweep;
 mod targets;
 mod template_values;
 mod test_event;

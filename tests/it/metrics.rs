@@ -107,7 +107,11 @@ async fn sweep_reports_due_and_lag() {
     assert_eq!(sweep().await.unwrap(), 0);
     assert_eq!(
         collect_metrics(&dispatcher),
-        numbers([("RetriesDue", 0.0), ("SweepLag", 0.0)])
+        numbers([
+            ("RetriesDue", 0.0),
+            ("SweepLag", 0.0),
+            ("SweepRefused", 0.0)
+        ])
     );
 
     // The message is lost, so the sweep takes the delivery five minutes after it was due.
@@ -120,7 +124,11 @@ async fn sweep_reports_due_and_lag() {
     assert_eq!(sweep().await.unwrap(), 1);
     assert_eq!(
         collect_metrics(&dispatcher),
-        numbers([("RetriesDue", 1.0), ("SweepLag", 42_000.0)])
+        numbers([
+            ("RetriesDue", 1.0),
+            ("SweepLag", 42_000.0),
+            ("SweepRefused", 0.0)
+        ])
     );
 }
 

@@ -91,6 +91,7 @@ fn metrics() -> Value {
     metrics.record_sweep(SweepStats {
         due: 1,
         lag: Duration::from_secs(1),
+        refused: 1,
     });
     let mut dimensions = Map::new();
     for line in metrics.drain_emf("stack", Timestamp::from_millis(0)) {

@@ -14,6 +14,8 @@ pub mod queue;
 pub mod receiver;
 pub mod replay_fixture;
 pub mod retry_fixture;
+pub mod sqs;
 pub mod stream;
+pub mod sweep_fixture;
 pub mod tables;
 pub mod webhooks;

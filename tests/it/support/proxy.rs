@@ -1,7 +1,7 @@
 //! A proxy between the SDK and the engine, which injects one fault and counts requests.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap},
     future::pending,
     sync::{Arc, Mutex},
 };
@@ -97,6 +97,19 @@ pub struct Proxy {
     /// The consumed capacity that the engine reported.
     used: Arc<Mutex<ConsumedCapacity>>,
     crashes: watch::Sender<usize>,
+    /// What happens to updates of items in these partitions.
+    partitions: Arc<Mutex<Vec<(String, PartitionFault)>>>,
+    /// The latest response to a query of each shard of the due index, while the index lags.
+    lagging_due_index: Arc<Mutex<Option<HashMap<String, Bytes>>>>,
+}
+
+/// What happens to updates of items in a partition.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PartitionFault {
+    /// DynamoDB throttles them.
+    Throttled,
+    /// Their conditions fail, because another process has changed the items.
+    Changed,
 }
 
 impl Proxy {
@@ -112,6 +125,8 @@ impl Proxy {
             counts: Arc::default(),
             used: Arc::default(),
             crashes: watch::Sender::new(0),
+            partitions: Arc::default(),
+            lagging_due_index: Arc::default(),
         };
         tokio::spawn(
             axum::serve(
@@ -152,6 +167,49 @@ impl Proxy {
             fault,
             hits,
         });
+    }
+
+    /// Injects a fault into all updates of items in these partitions, until the next call.
+    pub fn set_partition_fault(&self, partitions: &[&str], fault: PartitionFault) {
+        let partitions = partitions.iter();
+        *self.partitions.lock().unwrap() = partitions
+            .map(|partition| (format!(r#""{partition}""#), fault))
+            .collect();
+    }
+
+    /// While the due index lags, a query of a shard returns what the previous one should have.
+    pub fn set_due_index_lags(&self, lags: bool) {
+        let mut lagging = self.lagging_due_index.lock().unwrap();
+        if lags != lagging.is_some() {
+            *lagging = lags.then(HashMap::new);
+        }
+    }
+
+    fn partition_fault(&self, operation: &str, body: &Bytes) -> Option<PartitionFault> {
+        if operation != "UpdateItem" {
+            return None;
+        }
+        let partitions = self.partitions.lock().unwrap();
+        let hit = partitions.iter().find(|(text, _)| contains(body, text));
+        hit.map(|(_, fault)| *fault)
+    }
+
+    /// The earlier response to a query of the due index, if the index lags.
+    async fn delay_response(&self, body: &Bytes, response: Response<Body>) -> Response<Body> {
+        let request: Value = serde_json::from_slice(body).unwrap();
+        if request["IndexName"] != "due" || self.lagging_due_index.lock().unwrap().is_none() {
+            return response;
+        }
+        let shard = request["ExpressionAttributeValues"][":shard"]["S"].as_str();
+        let current = response.into_body().collect().await.unwrap().to_bytes();
+        let mut lagging = self.lagging_due_index.lock().unwrap();
+        let earlier = lagging
+            .as_mut()
+            .and_then(|shards| shards.insert(shard.unwrap().to_owned(), current));
+        Response::new(match earlier {
+            Some(earlier) => Body::from(earlier),
+            None => Body::from(json!({ "Items": [], "Count": 0 }).to_string()),
+        })
     }
 
     /// The number of requests of each operation.
@@ -264,7 +322,23 @@ async fn pass(State(proxy): State<Proxy>, headers: HeaderMap, body: Bytes) -> Re
         .unwrap()
         .entry(operation.to_owned())
         .or_default() += 1;
+    match proxy.partition_fault(operation, &body) {
+        None => {}
+        Some(PartitionFault::Throttled) => {
+            return refusal(
+                StatusCode::BAD_REQUEST,
+                "ProvisionedThroughputExceededException",
+            );
+        }
+        Some(PartitionFault::Changed) => {
+            return refusal(StatusCode::BAD_REQUEST, "ConditionalCheckFailedException");
+        }
+    }
     match proxy.take_fault(operation, &body) {
+        None if operation == "Query" => {
+            let response = proxy.forward(&headers, body.clone()).await;
+            proxy.delay_response(&body, response).await
+        }
         None => proxy.forward(&headers, body).await,
         Some(Fault::CrashBefore) => {
             proxy.crashes.send_modify(|crashes| *crashes += 1);

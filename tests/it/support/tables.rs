@@ -139,8 +139,13 @@ impl TestTables {
 
     /// A store with the permissions of a role.
     pub fn store_as(&self, role: &'static str) -> Store {
+        self.store_with_role(&self.client, role)
+    }
+
+    /// The same tables through another client, with the permissions of a role.
+    pub fn store_with_role(&self, client: &aws_sdk_dynamodb::Client, role: &'static str) -> Store {
         let enforce = permissions::Enforce::new(role, self.names.clone());
-        let config = self.client.config().to_builder().interceptor(enforce);
+        let config = client.config().to_builder().interceptor(enforce);
         self.store_through(aws_sdk_dynamodb::Client::from_conf(config.build()))
     }
 

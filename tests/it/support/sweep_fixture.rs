@@ -1,0 +1,149 @@
+//! Due deliveries of many accounts, and a dispatcher that reaches the tables through a proxy.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    time::Duration,
+};
+
+use aws_sdk_dynamodb::types::{AttributeValue, PutRequest, WriteRequest};
+use nano_webhooks::{clock::Deadline, dispatch::Dispatcher, store};
+use nano_webhooks_core::timestamp::Timestamp;
+
+use crate::support::{
+    metrics::collect_metrics,
+    permissions::DISPATCH,
+    proxy::Proxy,
+    retry_fixture::RetryFixture,
+    tables::{TestTables, patient_timeouts},
+};
+
+/// The most writes in one BatchWriteItem request.
+const BATCH_SIZE: usize = 25;
+
+pub struct SweepFixture {
+    pub proxy: Proxy,
+    pub dispatcher: Dispatcher,
+    fixture: RetryFixture,
+    /// A pending delivery as the service wrote it.
+    sample: HashMap<String, AttributeValue>,
+}
+
+/// How deliveries are spread over the shards of the due index.
+#[derive(Clone, Copy)]
+pub enum Shards {
+    All,
+    First,
+}
+
+impl SweepFixture {
+    pub async fn new() -> Self {
+        let fixture = RetryFixture::new("2h").await;
+        fixture.subscribe("/status/500").await;
+        fixture.end_jobs(1, 1).await;
+        let sample = take_sample(&fixture.tables).await;
+        let proxy = Proxy::start(fixture.tables.endpoint.clone()).await;
+        let client = nano_webhooks_cli::local_client(&proxy.url, patient_timeouts());
+        let dispatcher = Dispatcher {
+            store: fixture.tables.store_with_role(&client, DISPATCH),
+            ..fixture.dispatcher.clone()
+        };
+        let fixture = Self {
+            proxy,
+            dispatcher,
+            fixture,
+            sample,
+        };
+        fixture.take_metrics();
+        fixture
+    }
+
+    pub fn now(&self) -> Timestamp {
+        self.dispatcher.clock.now()
+    }
+
+    pub const fn tables(&self) -> &TestTables {
+        &self.fixture.tables
+    }
+
+    /// Writes due deliveries of webhook 1 of an account. The sweep should have looked at them
+    /// `overdue` ago.
+    pub async fn add_due(&self, account: &str, count: usize, shards: Shards, overdue: Duration) {
+        let sweep_at = self.now().as_unix_millis() - i64::try_from(overdue.as_millis()).unwrap();
+        let mut writes = Vec::with_capacity(count);
+        for number in 0..count {
+            let shard = match shards {
+                Shards::All => number % 16,
+                Shards::First => 0,
+            };
+            let mut item = self.sample.clone();
+            let mut set = |name: &str, value| item.insert(name.to_owned(), value);
+            set("PK", AttributeValue::S(format!("{account}#1")));
+            set(
+                "SK",
+                AttributeValue::S(format!("evt_01JFS8TX80{number:016}")),
+            );
+            set(
+                "state_key",
+                AttributeValue::S(format!("{account}#1#pending")),
+            );
+            set("due_shard", AttributeValue::S(format!("{shard:02}")));
+            set("sweep_at", AttributeValue::N(sweep_at.to_string()));
+            set("next_attempt_at", AttributeValue::N(sweep_at.to_string()));
+            let put = PutRequest::builder().set_item(Some(item)).build().unwrap();
+            writes.push(WriteRequest::builder().put_request(put).build());
+        }
+        for batch in writes.chunks(BATCH_SIZE) {
+            let request = self.tables().client.batch_write_item();
+            request
+                .request_items(&self.tables().names.deliveries, batch.to_vec())
+                .send()
+                .await
+                .unwrap();
+        }
+    }
+
+    pub async fn sweep(&self) -> store::Result<usize> {
+        self.dispatcher
+            .sweep(Deadline::from_now(Duration::from_mins(1)))
+            .await
+    }
+
+    /// The metrics since the last call.
+    pub fn take_metrics(&self) -> BTreeMap<String, f64> {
+        collect_metrics(&self.dispatcher)
+    }
+
+    /// How many messages of each account the sweeps since the last call sent.
+    pub fn take_messages(&self) -> HashMap<String, usize> {
+        let mut messages = HashMap::new();
+        for timer in self.tables().timers() {
+            let account = timer.message.key.account.to_string();
+            *messages.entry(account).or_default() += 1;
+        }
+        messages
+    }
+
+    /// How many deliveries of an account are pending.
+    pub async fn pending(&self, account: &str) -> usize {
+        let items = self.tables().items(&self.tables().names.deliveries).await;
+        let is_pending = |item: &&HashMap<String, AttributeValue>| {
+            item["PK"].as_s().unwrap() == &format!("{account}#1")
+                && item["status"].as_s().unwrap() == "pending"
+        };
+        items.iter().filter(is_pending).count()
+    }
+}
+
+/// Removes the only delivery from the table.
+async fn take_sample(tables: &TestTables) -> HashMap<String, AttributeValue> {
+    let sample = tables.items(&tables.names.deliveries).await.remove(0);
+    let delete = tables.client.delete_item();
+    delete
+        .table_name(&tables.names.deliveries)
+        .key("PK", sample["PK"].clone())
+        .key("SK", sample["SK"].clone())
+        .send()
+        .await
+        .unwrap();
+    sample
+}
