@@ -130,6 +130,20 @@ def test_kms_outage_delays_only_signed_deliveries(encrypted, kms, receiver):
     assert receiver.requests_to("/signed")[0].headers["x-nano-attempt"] == "1"
 
 
+def test_unavailable_key_is_requested_and_logged_once(encrypted, kms, receiver):
+    """However many deliveries wait, KMS gets one request and the log one line."""
+    for path in ("/one", "/two", "/three"):
+        encrypted.api.subscribe(receiver.url + path, PLAIN_SECRET)
+    kms.override = lambda _: ACCESS_DENIED
+    encrypted.complete_jobs("one", "two", "three")
+    waiting = find_pending(encrypted)
+    assert len(waiting) == 9 and receiver.requests == []
+    assert {item["waiting_for"]["S"] for item in waiting} == {"secret"}
+    assert kms.operations.count("TrentService.Decrypt") == 1
+    log = encrypted.dispatch.log.read_text()
+    assert log.count("Could not unwrap a data key") == 1 and log.count('"level":"ERROR"') == 1
+
+
 def test_command_encrypts_existing_secrets_again(deploy, kms, receiver):
     """The command encrypts plain secrets, and with `--new-key` encrypts all secrets under a new
     data key.

@@ -153,6 +153,7 @@ impl Dispatcher {
         let plan = fan_out.plan(events, &webhooks, deadline).await;
         outcome.unfinished.extend(plan.unfinished);
         let first_attempts = FirstAttempts {
+            fan_out,
             attempter: self.attempter(&self.direct_client),
             batch_wait: self.batch_wait,
             late_attempts: &self.late_attempts,
@@ -165,8 +166,10 @@ impl Dispatcher {
         // endpoints look slow.
         let mut started = Vec::new();
         let mut late = Vec::new();
+        let mut poisoned = plan.poisoned;
         for result in &mut results {
             started.append(&mut result.started);
+            poisoned.extend(result.poisoned.take());
             for delivery in result.late.drain(..) {
                 late.push((result.record, delivery));
             }
@@ -183,7 +186,7 @@ impl Dispatcher {
             .map(|result| health_updater.update(result.account, result.record, &result.observed))
             .collect();
         concurrency::join_bounded(updates, CONCURRENT_HEALTH_UPDATES).await;
-        for poisoned in plan.poisoned {
+        for poisoned in poisoned {
             for index in poisoned.records {
                 outcome.poison.push(NewPoison {
                     index,

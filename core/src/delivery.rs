@@ -7,8 +7,10 @@ pub mod lease;
 pub mod retry_after;
 pub mod schedule;
 pub mod scheduled_retry;
+pub mod secret_backoff;
 pub mod status;
 pub mod timings;
+pub mod wait_reason;
 
 use std::{sync::Arc, time::Duration};
 
@@ -22,7 +24,9 @@ use crate::{
 };
 use attempt::{Attempt, AttemptOutcome};
 use schedule::RetrySchedule;
+use secret_backoff::secret_backoff;
 use status::DeliveryStatus;
+use wait_reason::WaitReason;
 
 /// The state of a delivery.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,6 +83,10 @@ pub struct Delivery {
     pub traceparent: Option<Traceparent>,
     /// The current state.
     pub state: DeliveryState,
+    /// Why the delivery waits, if its state does not say so; `None` unless it is pending.
+    pub waiting_for: Option<WaitReason>,
+    /// How often in a row the next attempt was put off because the secrets could not be decrypted.
+    pub deferrals: u32,
     /// The state to restore if a manual retry or a replay fails; `None` if neither is pending.
     pub state_before_retry: Option<DeliveryState>,
     /// The replay that requested the next attempt.
@@ -111,6 +119,8 @@ impl Delivery {
             payload,
             traceparent: None,
             state: DeliveryState::Pending(now),
+            waiting_for: None,
+            deferrals: 0,
             state_before_retry: None,
             replay: None,
             attempt_count: 0,
@@ -127,6 +137,16 @@ impl Delivery {
         // A second request keeps the state from before the first one.
         self.state_before_retry.get_or_insert(self.state);
         self.state = DeliveryState::Pending(due_at);
+        self.waiting_for = None;
+        self.deferrals = 0;
+    }
+
+    /// Puts off the next attempt, because the webhook's secrets cannot be decrypted now. Uses no
+    /// attempt. `jitter` is a number from 0 to 1.
+    pub fn wait_for_secret(&mut self, now: Timestamp, jitter: f64) {
+        self.state = DeliveryState::Pending(now + secret_backoff(self.deferrals, jitter));
+        self.waiting_for = Some(WaitReason::Secret);
+        self.deferrals = self.deferrals.saturating_add(1);
     }
 
     /// Cancels a requested attempt that was not made. Returns whether one was requested.
@@ -135,6 +155,8 @@ impl Delivery {
             return false;
         };
         self.state = previous;
+        self.waiting_for = None;
+        self.deferrals = 0;
         self.replay = None;
         true
     }
@@ -152,6 +174,8 @@ impl Delivery {
         jitter: impl FnOnce() -> f64,
     ) {
         self.attempt_count = attempt.number;
+        self.waiting_for = None;
+        self.deferrals = 0;
         self.replay = None;
         self.state = match self.state_before_retry.take() {
             _ if outcome.is_success() => DeliveryState::Delivered,
@@ -278,6 +302,28 @@ mod tests {
             let attempt = attempt(step, outcome);
             delivery.record_attempt(attempt, outcome, &schedule, NOW, || 0.5);
             assert_eq!(delivery.state, expected, "{step} {outcome:?}");
+        }
+    }
+
+    /// The waits for the secret grow. An attempt or a request for one starts them again.
+    #[test]
+    fn waits_for_secret_grow_until_attempt() {
+        let mut delivery = delivery(0);
+        for (minutes, deferrals) in [(1, 1), (2, 2), (4, 3), (8, 4), (10, 5), (10, 6)] {
+            delivery.wait_for_secret(NOW, 0.0);
+            assert_eq!(delivery.state, due_in(minutes * 60));
+            let waits = (delivery.waiting_for, delivery.deferrals);
+            assert_eq!(waits, (Some(WaitReason::Secret), deferrals));
+        }
+        assert_eq!(delivery.attempt_count, 0);
+        let schedule: RetrySchedule = "10s".parse().unwrap();
+        let failure = status(500, None);
+        let attempt = attempt(1, &failure);
+        let mut requested = delivery.clone();
+        requested.request_retry(NOW);
+        delivery.record_attempt(attempt, &failure, &schedule, NOW, || 0.5);
+        for delivery in [delivery, requested] {
+            assert_eq!((delivery.waiting_for, delivery.deferrals), (None, 0));
         }
     }
 

@@ -45,7 +45,7 @@ impl EndpointBatch<'_> {
 pub(super) enum SigningSecrets {
     /// Without secrets, requests are not signed.
     Available(Vec<Secret>),
-    /// The secrets cannot be decrypted now, so nothing is sent. The queue retries.
+    /// The secrets cannot be decrypted now, so nothing is sent. The deliveries wait.
     Unavailable,
 }
 
@@ -130,11 +130,6 @@ impl FanOut<'_> {
             }
             return plan;
         }
-        for endpoint in &mut plan.endpoints {
-            if !endpoint.events.is_empty() {
-                plan.poisoned.extend(self.decrypt_secrets(endpoint).await);
-            }
-        }
         plan
     }
 
@@ -165,9 +160,15 @@ impl FanOut<'_> {
         Ok(())
     }
 
-    /// Decrypts the secrets of an endpoint. If that is not possible now, the queue retries, so that
-    /// the other endpoints do not wait. If it never will be, the endpoint's events become poison.
-    async fn decrypt_secrets(self, endpoint: &mut EndpointBatch<'_>) -> Option<PoisonedRecords> {
+    /// Decrypts the secrets of an endpoint. If that is not possible now, its deliveries wait. If it
+    /// never will be, its events become poison.
+    pub(super) async fn decrypt_secrets(
+        self,
+        endpoint: &mut EndpointBatch<'_>,
+    ) -> Option<PoisonedRecords> {
+        if endpoint.events.is_empty() {
+            return None;
+        }
         let webhook = endpoint.record.webhook.id;
         let secrets = &endpoint.record.secrets;
         let decrypted = self
@@ -189,10 +190,15 @@ impl FanOut<'_> {
                     reason: PoisonReason::UnreadableSecret { webhook, source },
                 })
             }
-            Err(error) => {
+            // The store logs an unavailable key.
+            Err(Error::KeyUnavailable(_)) => {
+                endpoint.secrets = SigningSecrets::Unavailable;
+                None
+            }
+            Err(error @ Error::Unavailable(_)) => {
                 tracing::error!(
                     account = endpoint.account.as_str(), %webhook, error = error_chain(&error),
-                    "Could not decrypt secrets; the queue will send the deliveries"
+                    "Could not decrypt secrets; the deliveries wait"
                 );
                 endpoint.secrets = SigningSecrets::Unavailable;
                 None

@@ -11,13 +11,13 @@ use super::{
     attempt::Attempter,
     attempt_limiter::AttemptLimiter,
     endpoint_health::ObservedAttempts,
-    fan_out::{EndpointBatch, SigningSecrets},
+    fan_out::{EndpointBatch, FanOut, PoisonedRecords, SigningSecrets},
     hold_budget::HoldBudget,
     in_flight::EndpointKey,
     late_attempts::{LateAttempt, LateAttempts, LatePermit},
     stream_record::FanOutEvent,
 };
-use crate::{clock::Deadline, concurrency, store::webhooks::WebhookRecord};
+use crate::{clock::Deadline, concurrency, random, store::webhooks::WebhookRecord};
 use nano_webhooks_core::{
     account_id::AccountId,
     delivery::{
@@ -63,10 +63,13 @@ pub(super) struct EndpointResult<'a> {
     pub started: Vec<StartedDelivery>,
     pub observed: ObservedAttempts,
     pub late: Vec<LateDelivery>,
+    /// The endpoint's records, if its secrets can never be decrypted.
+    pub poisoned: Option<PoisonedRecords>,
 }
 
 /// Makes the first attempts of a batch.
 pub(super) struct FirstAttempts<'a> {
+    pub fan_out: FanOut<'a>,
     pub attempter: Attempter<'a>,
     /// How long the batch waits for one attempt.
     pub batch_wait: Duration,
@@ -83,9 +86,19 @@ impl FirstAttempts<'_> {
         endpoints: Vec<EndpointBatch<'b>>,
     ) -> Vec<EndpointResult<'b>> {
         concurrency::map_concurrent(endpoints, CONCURRENT_ENDPOINTS, |endpoint| {
-            self.deliver_to_endpoint(endpoint)
+            self.decrypt_and_deliver(endpoint)
         })
         .await
+    }
+
+    /// Decrypts the secrets of an endpoint, and makes its first attempts. Each endpoint waits for
+    /// its own data key only.
+    async fn decrypt_and_deliver<'b>(&self, mut endpoint: EndpointBatch<'b>) -> EndpointResult<'b> {
+        let poisoned = self.fan_out.decrypt_secrets(&mut endpoint).await;
+        EndpointResult {
+            poisoned,
+            ..self.deliver_to_endpoint(endpoint).await
+        }
     }
 
     /// Makes an endpoint's first attempts, as its health allows. After an attempt without a
@@ -103,6 +116,7 @@ impl FirstAttempts<'_> {
             started: Vec::with_capacity(endpoint.events.len()),
             observed: ObservedAttempts::default(),
             late: Vec::new(),
+            poisoned: None,
         };
         let mut events = endpoint.events.iter().copied();
         if mode == DispatchMode::Probe
@@ -133,7 +147,8 @@ impl FirstAttempts<'_> {
         result
     }
 
-    /// Makes the first attempt of a delivery, or leaves it to the queue: then it is due now.
+    /// Makes the first attempt of a delivery, or leaves it to the queue: then it is due now, or
+    /// later if the secrets cannot be decrypted.
     async fn attempt_or_defer(
         &self,
         endpoint: &EndpointBatch<'_>,
@@ -141,9 +156,10 @@ impl FirstAttempts<'_> {
         defer_rest: &AtomicBool,
     ) -> FirstAttempt {
         let webhook = &endpoint.record.webhook;
-        let started = StartedDelivery {
+        let now = self.attempter.clock.now();
+        let mut started = StartedDelivery {
             record: event.record,
-            delivery: event.new_delivery(webhook, self.attempter.clock.now()),
+            delivery: event.new_delivery(webhook, now),
         };
         // An attempt that the end of the invocation cuts short would make the endpoint look slow.
         let has_enough_time = self.deadline.remaining() >= self.attempter.client.timeouts().total;
@@ -153,7 +169,11 @@ impl FirstAttempts<'_> {
             {
                 self.attempt(endpoint, secrets, started, defer_rest).await
             }
-            _ => FirstAttempt::Deferred(started),
+            SigningSecrets::Available(_) => FirstAttempt::Deferred(started),
+            SigningSecrets::Unavailable => {
+                started.delivery.wait_for_secret(now, random::unit_f64());
+                FirstAttempt::Deferred(started)
+            }
         }
     }
 

@@ -21,14 +21,11 @@ use crate::{
 };
 use nano_webhooks_core::delivery::scheduled_retry::{RetryMessage, ScheduledRetry};
 use nano_webhooks_core::{
-    delivery::{Delivery, lease::fits_in_queue},
+    delivery::{Delivery, lease::fits_in_queue, secret_backoff::secret_backoff},
     secret::Secret,
     timestamp::Timestamp,
     webhook::WebhookStatus,
 };
-
-/// How long a delivery waits if its webhook's secrets cannot be decrypted.
-const KEY_UNAVAILABLE_DELAY: Duration = Duration::from_mins(1);
 
 /// Handles messages of the retry queue.
 #[derive(Clone, Copy)]
@@ -73,15 +70,16 @@ impl RetryWorker<'_> {
         match decrypted {
             Ok(secrets) => self.attempt(message, &record, &secrets, now).await,
             // Nothing is sent without its signature. The delivery waits, without using an attempt,
-            // until settings or permissions are corrected.
-            Err(error @ (Error::KeyUnavailable(_) | Error::Internal(_))) => {
+            // until settings or permissions are corrected. The store logs an unavailable key.
+            Err(Error::KeyUnavailable(_)) => self.wait_for_secret(message, now).await,
+            Err(error @ Error::Internal(_)) => {
                 tracing::error!(
                     account = key.account.as_str(),
                     webhook = %key.webhook,
                     error = error_chain(&error),
                     "Could not decrypt secrets; the delivery is rescheduled"
                 );
-                self.defer(message, KEY_UNAVAILABLE_DELAY, now).await
+                self.wait_for_secret(message, now).await
             }
             Err(error) => Err(error),
         }
@@ -156,6 +154,22 @@ impl RetryWorker<'_> {
         let leases = self.store.leases();
         let outcome = leases
             .defer(&message.key, message.attempt_count, due, now)
+            .await?;
+        if outcome.is_applied() {
+            self.schedule(message, due, now).await;
+        }
+        Ok(())
+    }
+
+    /// Makes the delivery due later, because its webhook's secrets cannot be decrypted. The waits
+    /// grow. A message covers each of them: leaving it to the sweep would cost a second update.
+    async fn wait_for_secret(self, message: &RetryMessage, now: Timestamp) -> Result<()> {
+        let leases = self.store.leases();
+        let deferrals = leases.count_deferrals(&message.key).await?;
+        let due = now + secret_backoff(deferrals, random::unit_f64());
+        let deferrals = deferrals.saturating_add(1);
+        let outcome = leases
+            .wait_for_secret(&message.key, message.attempt_count, deferrals, due, now)
             .await?;
         if outcome.is_applied() {
             self.schedule(message, due, now).await;

@@ -1,10 +1,16 @@
 //! Data keys: they encrypt the secrets of webhooks, and are stored wrapped by a key that is not in
 //! the tables.
 //!
-//! A process unwraps a data key once, and only when a secret needs it. A new data key can be
-//! created at any time: secrets that an older one encrypted stay readable.
+//! A process unwraps a data key once, and only when a secret needs it. While a key is unavailable,
+//! requests for it fail at once, and one of them asks the provider again now and then. A new data
+//! key can be created at any time: secrets that an older one encrypted stay readable.
 
-use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use aws_config::SdkConfig;
 use aws_sdk_kms::{
@@ -13,7 +19,7 @@ use aws_sdk_kms::{
 };
 use base64::{Engine, engine::general_purpose::STANDARD};
 use serde::{Deserialize, Serialize};
-use tokio::sync::{Mutex, MutexGuard};
+use tokio::time::timeout;
 
 use super::{
     error::{Error, Result},
@@ -21,7 +27,7 @@ use super::{
     key_schema::{self, PrimaryKey},
     table_client::TableClient,
 };
-use crate::{aws::error_cause, clock::Stopwatch, random};
+use crate::{aws::error_cause, clock::Stopwatch, error_chain::error_chain, random};
 use nano_webhooks_core::{
     data_key::{DataKey, KeyMaterial},
     timestamp::Timestamp,
@@ -32,9 +38,15 @@ use nano_webhooks_core::{
 pub const ENCRYPTION_CONTEXT_KEY: &str = "nano-webhooks-data-key";
 /// How often the newest data key is read again while other processes create one.
 const MAX_TRIES: usize = 5;
-/// How long a failed unwrapping is remembered, so that waiting requests do not repeat it one after
-/// the other.
-const UNAVAILABLE_TTL: Duration = Duration::from_secs(2);
+/// The timeout of a request that unwraps a data key. It bounds how long a stream batch waits.
+const UNWRAP_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long the first failed unwrapping is remembered: until then no other request is made. The time
+/// doubles with each further failure.
+const FIRST_RETRY_INTERVAL: Duration = Duration::from_secs(2);
+/// The longest time between two requests for an unavailable data key, in one process.
+const MAX_RETRY_INTERVAL: Duration = Duration::from_secs(10);
+/// The time between two log lines about an unavailable data key, in one process.
+const LOG_INTERVAL: Duration = Duration::from_mins(1);
 
 /// The key that wraps data keys.
 #[derive(Clone)]
@@ -56,17 +68,46 @@ pub enum KeyProvider {
 #[derive(Clone)]
 pub struct DataKeyCache {
     provider: KeyProvider,
-    /// Locked while a data key is unwrapped, so that concurrent requests unwrap it once.
-    state: Arc<Mutex<CacheState>>,
+    slots: Arc<Mutex<BTreeMap<u32, Arc<KeySlot>>>>,
+    /// The version that encrypts: the newest one when a key was first needed. Locked while it is
+    /// looked up or created.
+    active: Arc<tokio::sync::Mutex<Option<u32>>>,
 }
 
+/// A data key of this process. It is locked while the key is unwrapped, so that concurrent requests
+/// unwrap it once, and requests for other keys do not wait.
+type KeySlot = tokio::sync::Mutex<KeyState>;
+
 #[derive(Default)]
-struct CacheState {
-    keys: BTreeMap<u32, Arc<DataKey>>,
-    /// When unwrapping a data key failed, and why.
-    unavailable: BTreeMap<u32, (Stopwatch, Error)>,
-    /// The version that encrypts: the newest one when a key was first needed.
-    active: Option<u32>,
+enum KeyState {
+    #[default]
+    NotUnwrapped,
+    Unwrapped(Arc<DataKey>),
+    Unavailable(KeyFailure),
+}
+
+/// The latest failure to unwrap a data key.
+struct KeyFailure {
+    error: Error,
+    /// How many there were in a row.
+    count: u32,
+    failed_at: Stopwatch,
+    logged_at: Stopwatch,
+}
+
+impl KeyFailure {
+    /// Whether the error is returned without another request.
+    fn is_remembered(&self) -> bool {
+        self.failed_at.elapsed() < retry_interval(self.count)
+    }
+}
+
+/// The time from a failed unwrapping to the next request, after `failures` in a row.
+fn retry_interval(failures: u32) -> Duration {
+    let factor = 2_u32.saturating_pow(failures.saturating_sub(1));
+    FIRST_RETRY_INTERVAL
+        .saturating_mul(factor)
+        .min(MAX_RETRY_INTERVAL)
 }
 
 #[derive(Serialize, Deserialize)]
@@ -94,7 +135,8 @@ impl DataKeyCache {
     pub fn new(provider: KeyProvider) -> Self {
         Self {
             provider,
-            state: Arc::default(),
+            slots: Arc::default(),
+            active: Arc::default(),
         }
     }
 
@@ -109,18 +151,21 @@ impl DataKeyCache {
             },
         })
     }
+
+    fn slot(&self, version: u32) -> Arc<KeySlot> {
+        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        slots.entry(version).or_default().clone()
+    }
+
+    async fn insert(&self, key: Arc<DataKey>) {
+        let slot = self.slot(key.version());
+        *slot.lock().await = KeyState::Unwrapped(key);
+    }
 }
 
 impl fmt::Debug for DataKeyCache {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("DataKeyCache(…)")
-    }
-}
-
-impl CacheState {
-    fn activate(&mut self, key: Arc<DataKey>) {
-        self.active = Some(key.version());
-        self.keys.insert(key.version(), key);
     }
 }
 
@@ -142,16 +187,13 @@ impl<'a> DataKeys<'a> {
         if matches!(self.cache.provider, KeyProvider::None) {
             return Ok(None);
         }
-        let mut state = self.cache.state.lock().await;
-        if let Some(version) = state.active
-            && let Some(key) = state.keys.get(&version)
-        {
-            return Ok(Some(key.clone()));
+        let mut active = self.cache.active.lock().await;
+        if let Some(version) = *active {
+            return Ok(Some(self.get(version).await?));
         }
         for _ in 0..MAX_TRIES {
             if let Some(key) = self.load_or_create(now).await? {
-                let key = Arc::new(key);
-                state.activate(key.clone());
+                *active = Some(key.version());
                 return Ok(Some(key));
             }
         }
@@ -160,13 +202,12 @@ impl<'a> DataKeys<'a> {
 
     /// The newest data key if the configured key wrapped it, or a new one. `None` if another
     /// process created it first.
-    async fn load_or_create(self, now: Timestamp) -> Result<Option<DataKey>> {
+    async fn load_or_create(self, now: Timestamp) -> Result<Option<Arc<DataKey>>> {
         let Some((version, row)) = self.get_newest().await? else {
             return self.create(1, now).await;
         };
         if self.cache.provider.is_current_key(row.kms_key.as_deref()) {
-            let key = self.cache.provider.unwrap_data_key(version, &row).await?;
-            return Ok(Some(key));
+            return Ok(Some(self.get(version).await?));
         }
         self.create(version + 1, now).await
     }
@@ -174,57 +215,54 @@ impl<'a> DataKeys<'a> {
     /// Creates a data key. It encrypts from now on in this process, and in others after their next
     /// start.
     pub(super) async fn rotate(self, now: Timestamp) -> Result<u32> {
-        let mut state = self.cache.state.lock().await;
+        let mut active = self.cache.active.lock().await;
         for _ in 0..MAX_TRIES {
             let mut version = 1;
-            if let Some((newest, row)) = self.get_newest().await? {
+            if let Some((newest, _)) = self.get_newest().await? {
                 // Without this check the tables could end up with no key that decrypts everything.
-                self.cache.provider.unwrap_data_key(newest, &row).await?;
+                self.get(newest).await?;
                 version = newest + 1;
             }
-            if let Some(key) = self.create(version, now).await? {
-                state.activate(Arc::new(key));
+            if self.create(version, now).await?.is_some() {
+                *active = Some(version);
                 return Ok(version);
             }
         }
         Err(created_by_others())
     }
 
-    /// The data key of this version.
+    /// The data key of this version. Only the first caller asks the provider; the others wait for
+    /// its result. After a failure nobody asks for a while.
     pub(super) async fn get(self, version: u32) -> Result<Arc<DataKey>> {
-        let mut state = self.cache.state.lock().await;
-        if let Some(key) = state.keys.get(&version) {
-            return Ok(key.clone());
+        let slot = self.cache.slot(version);
+        let mut state = slot.lock().await;
+        match &*state {
+            KeyState::Unwrapped(key) => return Ok(key.clone()),
+            KeyState::Unavailable(failure) if failure.is_remembered() => {
+                return Err(failure.error.clone());
+            }
+            KeyState::NotUnwrapped | KeyState::Unavailable(_) => {}
         }
-        if let Some((failed_at, error)) = state.unavailable.get(&version)
-            && failed_at.elapsed() < UNAVAILABLE_TTL
-        {
-            return Err(error.clone());
+        let loaded = self.load(version).await;
+        match &loaded {
+            Ok(key) => {
+                if let KeyState::Unavailable(_) = *state {
+                    tracing::info!(data_key = version, "The data key is available again");
+                }
+                *state = KeyState::Unwrapped(key.clone());
+            }
+            Err(error @ Error::KeyUnavailable(_)) => state.record_failure(version, error),
+            // The table did not respond, or the item is invalid.
+            Err(_) => {}
         }
-        self.load(version, &mut state).await
+        loaded
     }
 
-    async fn load(
-        self,
-        version: u32,
-        state: &mut MutexGuard<'_, CacheState>,
-    ) -> Result<Arc<DataKey>> {
+    async fn load(self, version: u32) -> Result<Arc<DataKey>> {
         let row: Option<DataKeyRow> = self.table.get_row(key_schema::data_key(version)).await?;
         let row = row.ok_or_else(|| Error::corrupt_item("data key version: it does not exist"))?;
-        match self.cache.provider.unwrap_data_key(version, &row).await {
-            Ok(key) => {
-                let key = Arc::new(key);
-                state.keys.insert(version, key.clone());
-                Ok(key)
-            }
-            Err(error) => {
-                if matches!(error, Error::KeyUnavailable(_)) {
-                    let failure = (Stopwatch::start(), error.clone());
-                    state.unavailable.insert(version, failure);
-                }
-                Err(error)
-            }
-        }
+        let key = self.cache.provider.unwrap_data_key(version, &row).await?;
+        Ok(Arc::new(key))
     }
 
     async fn get_newest(self) -> Result<Option<(u32, DataKeyRow)>> {
@@ -248,7 +286,7 @@ impl<'a> DataKeys<'a> {
     }
 
     /// Creates the data key of this version. `None` if it exists.
-    async fn create(self, version: u32, now: Timestamp) -> Result<Option<DataKey>> {
+    async fn create(self, version: u32, now: Timestamp) -> Result<Option<Arc<DataKey>>> {
         let generated = self.cache.provider.generate_data_key(version).await?;
         let PrimaryKey { pk, sk } = key_schema::data_key(version);
         let row = DataKeyRow {
@@ -258,11 +296,39 @@ impl<'a> DataKeys<'a> {
             kms_key: generated.kms_key,
             created_at: now,
         };
-        if self.table.insert(to_item(&row)?).await?.is_applied() {
-            Ok(Some(DataKey::new(version, &generated.material)))
-        } else {
-            Ok(None)
+        if !self.table.insert(to_item(&row)?).await?.is_applied() {
+            return Ok(None);
         }
+        let key = Arc::new(DataKey::new(version, &generated.material));
+        self.cache.insert(key.clone()).await;
+        Ok(Some(key))
+    }
+}
+
+impl KeyState {
+    /// Remembers a failed unwrapping, and logs it unless that was done a short time ago.
+    fn record_failure(&mut self, version: u32, error: &Error) {
+        let mut failure = KeyFailure {
+            error: error.clone(),
+            count: 1,
+            failed_at: Stopwatch::start(),
+            logged_at: Stopwatch::start(),
+        };
+        if let Self::Unavailable(previous) = self {
+            failure.count = previous.count.saturating_add(1);
+            if previous.logged_at.elapsed() < LOG_INTERVAL {
+                failure.logged_at = previous.logged_at;
+                *self = Self::Unavailable(failure);
+                return;
+            }
+        }
+        tracing::error!(
+            data_key = version,
+            failures = failure.count,
+            error = error_chain(error),
+            "Could not unwrap a data key; deliveries that need it wait"
+        );
+        *self = Self::Unavailable(failure);
     }
 }
 
@@ -319,6 +385,8 @@ impl KeyProvider {
 /// Why a data key cannot be unwrapped.
 #[derive(Debug, thiserror::Error)]
 enum UnwrapFailure {
+    #[error("KMS did not respond within {} s", UNWRAP_TIMEOUT.as_secs())]
+    NoResponse,
     #[error("it is not valid base64")]
     InvalidBase64,
     #[error("it is not 32 bytes long")]
@@ -383,14 +451,15 @@ async fn unwrap_with_kms(
     let wrapped = STANDARD
         .decode(wrapped)
         .map_err(|_| cannot_unwrap(version, UnwrapFailure::InvalidBase64))?;
-    let response = client
+    let request = client
         .decrypt()
         .key_id(kms_key)
         .ciphertext_blob(Blob::new(wrapped))
-        .encryption_context(ENCRYPTION_CONTEXT_KEY, version.to_string())
-        .send()
-        .await
-        .map_err(kms_error)?;
+        .encryption_context(ENCRYPTION_CONTEXT_KEY, version.to_string());
+    let Ok(response) = timeout(UNWRAP_TIMEOUT, request.send()).await else {
+        return Err(cannot_unwrap(version, UnwrapFailure::NoResponse));
+    };
+    let response = response.map_err(kms_error)?;
     let plaintext = response.plaintext.map(Blob::into_inner).unwrap_or_default();
     let material = KeyMaterial::from_vec(plaintext)
         .ok_or_else(|| cannot_unwrap(version, UnwrapFailure::InvalidLength))?;
@@ -416,4 +485,17 @@ pub(super) fn no_provider() -> Error {
 
 fn created_by_others() -> Error {
     Error::unavailable("other processes are creating a data key")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn retry_interval_doubles_up_to_limit() {
+        for (failures, seconds) in [(1, 2), (2, 4), (3, 8), (4, 10), (u32::MAX, 10)] {
+            let expected = Duration::from_secs(seconds);
+            assert_eq!(retry_interval(failures), expected, "{failures}");
+        }
+    }
 }

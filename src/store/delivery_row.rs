@@ -14,6 +14,7 @@ use super::{
 use nano_webhooks_core::{
     delivery::{
         Delivery, DeliveryKey, DeliveryState, attempt::Attempt, lease, status::DeliveryStatus,
+        wait_reason::WaitReason,
     },
     event::traceparent::Traceparent,
     event_type::EventType,
@@ -22,7 +23,7 @@ use nano_webhooks_core::{
 };
 
 /// The most attributes that a delivery has.
-const MAX_ATTRIBUTES: usize = 20;
+const MAX_ATTRIBUTES: usize = 22;
 
 /// A delivery as it is read; [`write_delivery`] writes it.
 #[derive(Deserialize)]
@@ -44,6 +45,9 @@ pub(super) struct DeliveryRow {
     attempts: String,
     created_at: Timestamp,
     next_attempt_at: Option<Timestamp>,
+    waiting_for: Option<WaitReason>,
+    #[serde(default)]
+    deferrals: u32,
     /// The state before a manual retry was requested: a status, and for `pending` its time.
     resume_status: Option<String>,
     resume_at: Option<Timestamp>,
@@ -75,6 +79,8 @@ impl DeliveryRow {
             payload: self.payload.into(),
             traceparent: self.traceparent,
             state: parse_state(&self.status, self.next_attempt_at)?,
+            waiting_for: self.waiting_for,
+            deferrals: self.deferrals,
             state_before_retry,
             replay: self.replay,
             attempt_count: self.attempt_count,
@@ -125,6 +131,12 @@ pub(super) fn write_delivery(
     }
     if let Some(failure) = delivery.attempts.last().and_then(|last| last.failure) {
         item.text("last_failure", failure.as_str());
+    }
+    if let Some(reason) = delivery.waiting_for {
+        item.text("waiting_for", reason.as_str());
+    }
+    if delivery.deferrals > 0 {
+        item.number("deferrals", delivery.deferrals);
     }
     if let Some(replay) = &delivery.replay {
         item.text("replay", replay.as_str());
@@ -264,6 +276,8 @@ mod tests {
             task_id: Some("task".to_owned()),
             traceparent: Some(Traceparent::parse(traceparent).unwrap()),
             state,
+            waiting_for: Some(WaitReason::Secret),
+            deferrals: 3,
             state_before_retry,
             replay: Some(ReplayId::from_random([7; 8])),
             attempt_count: 22,

@@ -29,7 +29,10 @@ use super::{
 use crate::concurrency;
 use nano_webhooks_core::{
     account_id::AccountId,
-    delivery::{Delivery, DeliveryKey, DeliveryState, lease, status::DeliveryStatus},
+    delivery::{
+        Delivery, DeliveryKey, DeliveryState, lease, status::DeliveryStatus,
+        wait_reason::WaitReason,
+    },
     timestamp::Timestamp,
     webhook::WebhookId,
 };
@@ -94,6 +97,12 @@ impl CurrentState {
     }
 }
 
+#[derive(Debug, Default, Deserialize)]
+struct DeferralsRow {
+    #[serde(default)]
+    deferrals: u32,
+}
+
 /// See [`Store::leases`](super::Store::leases).
 #[derive(Clone, Copy, Debug)]
 pub struct Leases<'a> {
@@ -130,7 +139,9 @@ impl Leases<'_> {
         let until = now + lease::LEASE_DURATION;
         let response = self
             .update_pending(key, attempt_count, now)
-            .update_expression("SET leased_until = :until, sweep_at = :until")
+            .update_expression(
+                "SET leased_until = :until, sweep_at = :until REMOVE waiting_for, deferrals",
+            )
             .condition_expression(due_condition())
             .expression_attribute_values(":until", attr_n(until.as_unix_millis()))
             .return_values(ReturnValue::AllNew)
@@ -215,8 +226,8 @@ impl Leases<'_> {
         }
     }
 
-    /// Postpones a due delivery until `due_at`, without using an attempt. The condition fails if it
-    /// is not due.
+    /// Postpones a due delivery until `due_at`, without using an attempt, because its endpoint has
+    /// no free slot. The condition fails if it is not due.
     pub async fn defer(
         self,
         key: &DeliveryKey,
@@ -227,13 +238,59 @@ impl Leases<'_> {
         let sweep_at = lease::sweep_at(due_at, now);
         let response = self
             .update_pending(key, attempt_count, now)
-            .update_expression("SET next_attempt_at = :due, sweep_at = :sweep")
+            .update_expression(
+                "SET next_attempt_at = :due, sweep_at = :sweep REMOVE waiting_for, deferrals",
+            )
             .condition_expression(due_condition())
             .expression_attribute_values(":due", attr_n(due_at.as_unix_millis()))
             .expression_attribute_values(":sweep", attr_n(sweep_at.as_unix_millis()))
             .send()
             .await;
         WriteOutcome::from_response(response)
+    }
+
+    /// Postpones a due delivery until `due_at`, without using an attempt, because its webhook's
+    /// secrets cannot be decrypted. `deferrals` is how often in a row that was done, this time
+    /// included. The condition fails if the delivery is not due.
+    pub async fn wait_for_secret(
+        self,
+        key: &DeliveryKey,
+        attempt_count: u32,
+        deferrals: u32,
+        due_at: Timestamp,
+        now: Timestamp,
+    ) -> Result<WriteOutcome> {
+        let sweep_at = lease::sweep_at(due_at, now);
+        let response = self
+            .update_pending(key, attempt_count, now)
+            .update_expression(
+                "SET next_attempt_at = :due, sweep_at = :sweep, waiting_for = :secret, \
+                 deferrals = :deferrals",
+            )
+            .condition_expression(due_condition())
+            .expression_attribute_values(":due", attr_n(due_at.as_unix_millis()))
+            .expression_attribute_values(":sweep", attr_n(sweep_at.as_unix_millis()))
+            .expression_attribute_values(":secret", attr_s(WaitReason::Secret.as_str()))
+            .expression_attribute_values(":deferrals", attr_n(deferrals.into()))
+            .send()
+            .await;
+        WriteOutcome::from_response(response)
+    }
+
+    /// How often in a row the delivery was postponed because its webhook's secrets could not be
+    /// decrypted. Eventually consistent.
+    pub async fn count_deferrals(self, key: &DeliveryKey) -> Result<u32> {
+        let response = self
+            .table
+            .client()
+            .get_item()
+            .table_name(self.table.name())
+            .set_key(Some(key_schema::delivery(key).into_item()))
+            .projection_expression("deferrals")
+            .send()
+            .await?;
+        let row: Option<DeferralsRow> = from_optional_item(response.item)?;
+        Ok(row.unwrap_or_default().deferrals)
     }
 
     /// Pauses a pending delivery until its webhook is enabled again: it is no longer due and
@@ -250,7 +307,8 @@ impl Leases<'_> {
             .update_pending(key, attempt_count, now)
             .update_expression(
                 "SET expires_at = :expires \
-                 REMOVE next_attempt_at, sweep_at, due_shard, leased_until",
+                 REMOVE next_attempt_at, sweep_at, due_shard, leased_until, waiting_for, \
+                 deferrals",
             )
             .condition_expression(pending_condition())
             .expression_attribute_values(":expires", attr_n(expires_at))
@@ -274,7 +332,8 @@ impl Leases<'_> {
             .update(key_schema::delivery(key))
             .update_expression(
                 "SET #status = :cancelled, expires_at = :expires \
-                 REMOVE next_attempt_at, sweep_at, due_shard, state_key, leased_until",
+                 REMOVE next_attempt_at, sweep_at, due_shard, state_key, leased_until, \
+                 waiting_for, deferrals",
             )
             .condition_expression(format!(
                 "#status = :pending AND {NOT_IN_FLIGHT} AND {NO_MANUAL_RETRY}"

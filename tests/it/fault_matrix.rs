@@ -22,7 +22,10 @@ use nano_webhooks::{
     clock::{Clock, Deadline},
     dispatch::{Dispatcher, InFlightLimiter, lambda_event::Invocation, stream_record::Record},
     queue::RetryQueue,
-    store::Store,
+    store::{
+        Store,
+        data_keys::{DataKeyCache, KeyProvider},
+    },
 };
 use nano_webhooks_core::{
     delivery::{endpoint_health::EndpointHealth, scheduled_retry::ScheduledRetry},
@@ -162,6 +165,7 @@ enum Interference {
     QueueRejects,
     PartitionsThrottled,
     IndexLags,
+    KeyUnavailable,
 }
 
 impl Interference {
@@ -183,7 +187,7 @@ fn deadline() -> Deadline {
     Deadline::from_now(Duration::from_secs(10))
 }
 
-const DISTURBANCES: [(Interference, &str); 11] = [
+const DISTURBANCES: [(Interference, &str); 12] = [
     (Interference::None, "nothing"),
     (
         Interference::MessagesLost,
@@ -209,6 +213,10 @@ const DISTURBANCES: [(Interference, &str); 11] = [
     (
         Interference::TwoReaders,
         "two processes read the batch at the same time",
+    ),
+    (
+        Interference::KeyUnavailable,
+        "no data key can be unwrapped for an hour",
     ),
 ];
 
@@ -267,6 +275,8 @@ struct FaultCase {
     tables: TestTables,
     proxy: Proxy,
     store: Store,
+    /// The same tables in a process that can unwrap no data key.
+    store_without_keys: Store,
     endpoints: Endpoints,
     clock: Clock,
     limiter: InFlightLimiter,
@@ -323,12 +333,16 @@ impl FaultCase {
                     .operation_attempt_timeout(Duration::from_millis(400))
                     .build(),
             );
-        let store = tables.store_through(aws_sdk_dynamodb::Client::from_conf(impatient.build()));
+        let client = aws_sdk_dynamodb::Client::from_conf(impatient.build());
+        let store = tables.store_through(client.clone());
+        let no_keys = DataKeyCache::new(KeyProvider::None);
+        let store_without_keys = Store::new(client, tables.names.clone(), no_keys);
         let clock = Clock::manual(START);
         Self {
             tables,
             proxy,
             store,
+            store_without_keys,
             endpoints,
             clock,
             limiter: InFlightLimiter::default(),
@@ -364,6 +378,17 @@ impl FaultCase {
             .set_due_index_lags(self.disturbance == Interference::IndexLags);
     }
 
+    /// The store, which can unwrap no data key in the first hour of that interference.
+    fn present_store(&self) -> &Store {
+        let since_start = self.clock.now().saturating_duration_since(START);
+        let is_first_hour = since_start < Duration::from_hours(1);
+        if self.disturbance == Interference::KeyUnavailable && is_first_hour {
+            &self.store_without_keys
+        } else {
+            &self.store
+        }
+    }
+
     fn dispatcher(&self) -> Dispatcher {
         let client = || {
             let limits = Timeouts {
@@ -373,7 +398,7 @@ impl FaultCase {
             WebhookClient::new(TargetGuard::new(TargetPolicy::Any, vec![]), limits, None).unwrap()
         };
         Dispatcher {
-            store: self.store.clone(),
+            store: self.present_store().clone(),
             direct_client: client(),
             retry_client: client(),
             queue: self.queue(),
@@ -606,8 +631,8 @@ async fn faults_lose_nothing() {
     );
 }
 
-/// Early, late, repeated and lost messages and batches lose and repeat no delivery. Two readers of
-/// one batch lose none and send none more often than twice.
+/// Early, late, repeated and lost messages and batches, and unavailable keys, lose and repeat no
+/// delivery. Two readers of one batch lose none and send none more often than twice.
 #[tokio::test]
 async fn interference_loses_and_repeats_nothing() {
     let cells = stream::iter(DISTURBANCES).map(async |(disturbance, name)| {

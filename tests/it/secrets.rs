@@ -8,20 +8,28 @@ use nano_webhooks::{
     dispatch::Dispatcher,
     random,
     store::{
-        Store,
+        Error, Store,
         data_keys::{DataKeyCache, KeyProvider},
         key_schema,
+        update::WebhookUpdate,
         webhooks::WebhookRecord,
     },
 };
-use nano_webhooks_core::{data_key::KeyMaterial, secret::Secret, webhook::WebhookId};
+use nano_webhooks_cli::local_client;
+use nano_webhooks_core::{
+    data_key::KeyMaterial,
+    secret::Secret,
+    webhook::{WebhookId, WebhookStatus},
+};
 use sha2::{Digest, Sha256};
 
 use crate::support::{
     accounts::account,
+    kms::{FakeKms, KmsBehavior},
+    proxy::Proxy,
     receiver::Receiver,
     stream::{dispatch_batch, insert_record, job_image},
-    tables::TestTables,
+    tables::{TestTables, patient_timeouts},
     webhooks::subscribe,
 };
 
@@ -225,26 +233,14 @@ async fn unavailable_key_delays_no_other() {
         );
         assert_eq!(receiver.wait_for(1).await[0].path, "/unsigned");
         let timer = tables.timers().pop().unwrap();
-        assert_eq!(
-            (timer.message.key.webhook, timer.due),
-            (signed, clock.now())
-        );
-        locked.retry(&timer.message).await.unwrap();
-        let later = tables.timers().pop().unwrap();
-        assert_eq!(
-            (
-                later.due.saturating_duration_since(clock.now()),
-                later.message.attempt_count
-            ),
-            (Duration::from_mins(1), 0)
-        );
+        assert_eq!(timer.message.key.webhook, signed);
 
-        clock.advance(Duration::from_mins(1));
+        clock.advance(Duration::from_secs(90));
         let recovered = Dispatcher {
             clock: clock.clone(),
             ..tables.dispatcher()
         };
-        recovered.retry(&later.message).await.unwrap();
+        recovered.retry(&timer.message).await.unwrap();
         let received = receiver.wait_for(2).await.pop().unwrap();
         assert!(received.path == "/signed" && received.is_signed_by(SECRET));
         assert_eq!(
@@ -255,6 +251,168 @@ async fn unavailable_key_delays_no_other() {
         receiver.clear();
     }
     assert!(tables.items_under("POISON#").await.is_empty());
+}
+
+/// The stored number of put-offs makes the waits longer. One update and one message put a delivery
+/// off, and the attempt removes what was stored.
+#[tokio::test]
+async fn waits_for_unavailable_key_grow() {
+    let (tables, receiver) = (TestTables::new().await, Receiver::start().await);
+    subscribe(&tables, "acme", &receiver.url("/ok"), Some(SECRET)).await;
+    let proxy = Proxy::start(tables.endpoint.clone()).await;
+    let counted = local_client(&proxy.url, patient_timeouts());
+    let clock = Clock::manual(Clock::system().now());
+    let locked = Dispatcher {
+        store: Store::new(
+            counted,
+            tables.names.clone(),
+            DataKeyCache::new(KeyProvider::None),
+        ),
+        clock: clock.clone(),
+        ..tables.dispatcher()
+    };
+    let record = insert_record(1, job_image("t1", "completed"));
+    assert_eq!(dispatch_batch(&locked, &[record]).await, []);
+    for (deferrals, shortest, longest) in [
+        (1, 60, 90),
+        (2, 120, 180),
+        (3, 240, 360),
+        (4, 480, 720),
+        (5, 600, 900),
+        (6, 600, 900),
+    ] {
+        let timer = tables.timers().pop().unwrap();
+        let wait = timer.due.saturating_duration_since(clock.now()).as_secs();
+        assert!(
+            (shortest..=longest).contains(&wait),
+            "{deferrals}: {wait} s"
+        );
+        let item = tables.items(&tables.names.deliveries).await.pop().unwrap();
+        assert_eq!(item["waiting_for"].as_s().unwrap(), "secret");
+        assert_eq!(item["deferrals"].as_n().unwrap(), &deferrals.to_string());
+        clock.advance(Duration::from_secs(longest));
+        proxy.take_used();
+        locked.retry(&timer.message).await.unwrap();
+        let used = proxy.take_used();
+        assert!(used.write_units <= 4.0, "{} units", used.write_units);
+    }
+    let timer = tables.timers().pop().unwrap();
+    clock.advance(Duration::from_mins(15));
+    let recovered = Dispatcher {
+        clock: clock.clone(),
+        ..tables.dispatcher()
+    };
+    recovered.retry(&timer.message).await.unwrap();
+    let received = receiver.wait_for(1).await.pop().unwrap();
+    assert_eq!(received.header("x-nano-attempt"), "1");
+    let item = tables.items(&tables.names.deliveries).await.pop().unwrap();
+    assert!(!item.contains_key("waiting_for") && !item.contains_key("deferrals"));
+}
+
+/// A delivery that waits for the key while its webhook is disabled waits for the webhook.
+#[tokio::test]
+async fn disabled_webhook_ends_wait_for_secret() {
+    let (tables, receiver) = (TestTables::new().await, Receiver::start().await);
+    let webhook = subscribe(&tables, "acme", &receiver.url("/ok"), Some(SECRET)).await;
+    let clock = Clock::manual(Clock::system().now());
+    let locked = Dispatcher {
+        store: another(&tables, KeyProvider::None),
+        clock: clock.clone(),
+        ..tables.dispatcher()
+    };
+    let record = insert_record(1, job_image("t1", "completed"));
+    assert_eq!(dispatch_batch(&locked, &[record]).await, []);
+    let disable = WebhookUpdate {
+        status: Some(WebhookStatus::Disabled),
+        ..WebhookUpdate::default()
+    };
+    let webhooks = tables.store.webhooks();
+    webhooks
+        .update(&account("acme"), webhook, &disable, clock.now())
+        .await
+        .unwrap();
+    let timer = tables.timers().pop().unwrap();
+    locked.retry(&timer.message).await.unwrap();
+    let item = tables.items(&tables.names.deliveries).await.pop().unwrap();
+    for name in ["next_attempt_at", "waiting_for", "deferrals"] {
+        assert!(!item.contains_key(name), "{name}");
+    }
+}
+
+/// Concurrent requests unwrap a data key once, whether KMS answers or refuses. A failure is
+/// remembered for a while.
+#[tokio::test]
+async fn concurrent_requests_ask_kms_once() {
+    let (mut tables, kms) = (TestTables::new().await, FakeKms::start().await);
+    tables.store = another(&tables, kms.provider());
+    let webhook = subscribe(&tables, "acme", "https://example.com/", Some(SECRET)).await;
+    let acme = account("acme");
+    let webhooks = tables.store.webhooks();
+    let record = webhooks.get_record(&acme, webhook).await.unwrap().unwrap();
+    let decrypt_often = async |store: &Store| {
+        let now = Clock::system().now();
+        let secrets = store.secrets();
+        let decrypts =
+            (0..50).map(|_| secrets.decrypt_active(&acme, webhook, &record.secrets, now));
+        futures_util::future::join_all(decrypts).await
+    };
+    let refused = another(&tables, kms.provider());
+    kms.set(KmsBehavior::Refuses);
+    for _ in 0..2 {
+        for outcome in decrypt_often(&refused).await {
+            assert!(matches!(outcome, Err(Error::KeyUnavailable(_))));
+        }
+    }
+    assert_eq!(kms.decrypts(), 1);
+    kms.set(KmsBehavior::Answers);
+    let answered = another(&tables, kms.provider());
+    for _ in 0..2 {
+        for outcome in decrypt_often(&answered).await {
+            assert_eq!(outcome.unwrap(), secret());
+        }
+    }
+    assert_eq!(kms.decrypts(), 2);
+}
+
+/// While KMS hangs for one data key, a batch delivers what another data key signs, and what is not
+/// signed.
+#[tokio::test]
+async fn hanging_kms_delays_no_other_key() {
+    let (mut tables, kms) = (TestTables::new().await, FakeKms::start().await);
+    let receiver = Receiver::start().await;
+    tables.store = another(&tables, kms.provider());
+    subscribe(&tables, "acme", &receiver.url("/hanging"), Some(SECRET)).await;
+    let secrets = tables.store.secrets();
+    secrets
+        .rotate_data_key(Clock::system().now())
+        .await
+        .unwrap();
+    subscribe(&tables, "acme", &receiver.url("/other"), Some(SECRET)).await;
+    subscribe(&tables, "acme", &receiver.url("/unsigned"), None).await;
+    kms.set(KmsBehavior::HangsFor(1));
+    let dispatcher = Dispatcher {
+        store: another(&tables, kms.provider()),
+        ..tables.dispatcher()
+    };
+    let records = [insert_record(1, job_image("t1", "completed"))];
+    let batch = dispatch_batch(&dispatcher, &records);
+    tokio::pin!(batch);
+    let received = tokio::select! {
+        biased;
+        _ = &mut batch => panic!("the batch ended before the others were delivered"),
+        received = receiver.wait_for(2) => received,
+    };
+    kms.wait_for_decrypts(2).await;
+    let mut paths: Vec<_> = received
+        .iter()
+        .map(|request| request.path.as_str())
+        .collect();
+    paths.sort_unstable();
+    assert_eq!(paths, ["/other", "/unsigned"]);
+    // KMS has 2 s to respond.
+    assert_eq!(batch.await, []);
+    let timer = tables.timers().pop().unwrap();
+    assert_eq!(timer.message.key.webhook, WebhookId::new(1).unwrap());
 }
 
 /// A secret that was copied to another webhook signs nothing there.

@@ -5,6 +5,7 @@ pub mod app;
 pub mod client;
 pub mod cost_fixture;
 pub mod engine;
+pub mod kms;
 pub mod metrics;
 pub mod module_graph;
 pub mod permissions;
