@@ -1081,10 +1081,13 @@ class Template(unittest.TestCase):
         self.assertEqual(seen, {(table,) for table in TABLES} | indexes)
 
     def test_jobs_table_name_from_stream_arn(self):
-        """The alarm takes the name of an existing jobs table from its stream's ARN."""
+        """The alarm and the output take the name of an existing jobs table from its stream's ARN."""
         arn = PARAMETERS["JobsStreamArn"][1]
-        alarm = self.deployed(JobsStreamArn=arn).resources["TableThrottles"]["Properties"]
+        existing = self.deployed(JobsStreamArn=arn)
+        alarm = existing.resources["TableThrottles"]["Properties"]
         value = alarm["Metrics"][-1]["MetricStat"]["Metric"]["Dimensions"][0]["Value"]
+        self.assertEqual(existing.outputs["JobsTable"]["Value"], value)
+        self.assertEqual(self.deployed().outputs["JobsTable"]["Value"], {"Ref": "Jobs"})
         part, (separator, text) = value["Fn::Select"][0], value["Fn::Select"][1]["Fn::Split"]
         for given, expected in ((arn, "jobs"), ("", "none")):
             self.assertEqual(

@@ -160,7 +160,8 @@ pub struct TablesArgs {
         value_parser = parse_endpoint,
     )]
     pub dynamodb_endpoint: String,
-    /// Use the tables in AWS, with the standard AWS credentials and region
+    /// Use the tables in AWS that `WEBHOOKS_TABLE`, `DELIVERIES_TABLE` and `JOBS_TABLE` name, with
+    /// the standard AWS credentials and Region
     #[arg(long)]
     pub aws: bool,
 }

@@ -108,3 +108,30 @@ fn malformed_variable_is_named() {
         assert_rejected(command, 1, variable);
     }
 }
+
+/// With `--aws` a table that no setting names is an error, not the table of local mode.
+#[test]
+fn aws_option_requires_table_names() {
+    let tables = [("WEBHOOKS_TABLE", "w"), ("DELIVERIES_TABLE", "d")];
+    for (args, settings, missing) in [
+        (&["stats"][..], &tables[1..], "WEBHOOKS_TABLE"),
+        (
+            &["keys", "list", "--account", "a"],
+            &tables[..1],
+            "DELIVERIES_TABLE",
+        ),
+        (&["secrets", "re-encrypt"], &[], "WEBHOOKS_TABLE"),
+        (&["job", "complete"], &tables, "JOBS_TABLE"),
+    ] {
+        let mut command = binary();
+        for variable in ["WEBHOOKS_TABLE", "DELIVERIES_TABLE", "JOBS_TABLE"] {
+            command.env_remove(variable);
+        }
+        command
+            .args(args)
+            .arg("--aws")
+            .envs(settings.iter().copied());
+        let message = format!("{missing}: missing, expected the name of a table");
+        assert_rejected(command, 1, &message);
+    }
+}

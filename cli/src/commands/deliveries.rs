@@ -57,7 +57,7 @@ pub async fn retry(args: RetryDeliveryArgs) -> anyhow::Result<()> {
     if subscriber.webhook.status == WebhookStatus::Disabled {
         bail!("webhook {webhook} of account {account} is disabled; enable it first");
     }
-    let retention = load_config()?.retention;
+    let retention = load_config(&args.tables)?.retention;
     let scheduled = store
         .leases()
         .schedule_retry_for_sweep(&delivery, Clock::system().now(), retention)

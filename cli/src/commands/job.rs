@@ -3,21 +3,16 @@
 use std::io::Write;
 
 use aws_sdk_dynamodb::types::AttributeValue;
-use nano_webhooks::{
-    clock::Clock,
-    config::{ConfigDefaults, env_var},
-    random, store,
-};
+use nano_webhooks::{clock::Clock, random, store};
 use nano_webhooks_core::event::JobOutcome;
 
-use super::tables::dynamodb_client;
+use super::tables::{dynamodb_client, load_jobs_table};
 use crate::args::JobArgs;
 
 /// Writes a finished job with one PutItem.
 pub async fn put(args: JobArgs, outcome: JobOutcome) -> anyhow::Result<()> {
     let account = args.account;
-    let table =
-        env_var("JOBS_TABLE")?.unwrap_or_else(|| ConfigDefaults::LOCAL_JOBS_TABLE.to_owned());
+    let table = load_jobs_table(&args.tables)?;
     let task_id = match args.task_id {
         Some(task_id) => task_id,
         None => format!("task_{}", hex::encode(random::bytes::<8>())),

@@ -22,7 +22,7 @@ use crate::{args::ReEncryptArgs, dev_server::load_secrets_key, terminal::plurali
 
 /// Encrypts every stored secret with the newest data key.
 pub async fn re_encrypt(args: ReEncryptArgs) -> anyhow::Result<()> {
-    let config = load_config()?;
+    let config = load_config(&args.tables)?;
     let cache = open_data_key_cache(&args, &config).await?;
     let client = dynamodb_client(&args.tables).await;
     let store = Store::new(client, config.tables, cache);

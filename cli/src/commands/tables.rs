@@ -16,8 +16,14 @@ use crate::{
     store_error::{TablesLocation, explain_store_error},
 };
 
-pub fn load_config() -> Result<Config, ConfigError> {
-    Config::from_env(env_var, ConfigDefaults::LOCAL)
+/// Reads the settings. With `--aws` the names of the tables have no defaults.
+pub fn load_config(args: &TablesArgs) -> Result<Config, ConfigError> {
+    let defaults = if args.aws {
+        ConfigDefaults::DEPLOYED
+    } else {
+        ConfigDefaults::LOCAL
+    };
+    Config::from_env(env_var, defaults)
 }
 
 pub async fn dynamodb_client(args: &TablesArgs) -> Client {
@@ -30,13 +36,25 @@ pub async fn dynamodb_client(args: &TablesArgs) -> Client {
 
 /// Opens the tables for a command that does not use secrets.
 pub async fn open_store(args: &TablesArgs) -> anyhow::Result<Store> {
+    let tables = load_config(args)?.tables;
     let cache = DataKeyCache::new(KeyProvider::None);
     let client = dynamodb_client(args).await;
-    Ok(Store::new(client, load_config()?.tables, cache))
+    Ok(Store::new(client, tables, cache))
 }
 
-/// The name of the jobs table. With `--aws` there is no default, so it may be unknown.
-pub fn jobs_table(args: &TablesArgs) -> Result<Option<String>, ConfigError> {
+/// Reads the name of the jobs table. With `--aws` it has no default.
+pub fn load_jobs_table(args: &TablesArgs) -> Result<String, ConfigError> {
+    match find_jobs_table(args)? {
+        Some(name) => Ok(name),
+        None => Err(ConfigError::new(
+            "JOBS_TABLE",
+            "missing, expected the name of a table",
+        )),
+    }
+}
+
+/// Reads the name of the jobs table for a command that can work without it.
+pub fn find_jobs_table(args: &TablesArgs) -> Result<Option<String>, ConfigError> {
     match env_var("JOBS_TABLE")? {
         Some(name) => Ok(Some(name)),
         None if args.aws => Ok(None),
@@ -52,7 +70,7 @@ pub fn explain_error(error: anyhow::Error, args: &TablesArgs) -> anyhow::Error {
     } else {
         TablesLocation::Engine(args.dynamodb_endpoint.clone())
     };
-    match load_config() {
+    match load_config(args) {
         Ok(config) => explain_store_error(error, &location, &config.tables),
         Err(_) => error,
     }

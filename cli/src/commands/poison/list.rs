@@ -9,16 +9,17 @@ use serde_json::{Map, Value, json};
 use super::paging::{PAGE_SIZE, days_to_list};
 use crate::{
     args::ListPoisonArgs,
-    commands::tables::open_store,
+    commands::tables::{load_config, open_store},
     terminal::{escape_for_terminal, format_relative},
 };
 
 pub async fn list(args: ListPoisonArgs) -> anyhow::Result<()> {
     let store = open_store(&args.tables).await?;
+    let retention = load_config(&args.tables)?.retention;
     let now = Clock::system().now();
     let mut out = std::io::stdout();
     let mut is_empty = true;
-    for day in days_to_list(args.day, now)? {
+    for day in days_to_list(args.day, now, retention) {
         let mut cursor = None;
         loop {
             let page = store.poison().list_page(&day, cursor, PAGE_SIZE).await?;

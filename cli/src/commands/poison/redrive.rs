@@ -20,7 +20,7 @@ use crate::{
     args::RedrivePoisonArgs,
     commands::{
         progress::{start_progress, start_unbounded_progress},
-        tables::{jobs_table, load_config, open_store},
+        tables::{find_jobs_table, load_config, open_store},
     },
     terminal::{escape_for_terminal, pluralize},
 };
@@ -32,9 +32,9 @@ const PROGRESS_MESSAGE: &str = "Redriving poison records:";
 pub async fn redrive(args: RedrivePoisonArgs) -> anyhow::Result<()> {
     let mut run = RedriveRun {
         store: open_store(&args.tables).await?,
-        jobs_table: jobs_table(&args.tables)?,
+        jobs_table: find_jobs_table(&args.tables)?,
         clock: Clock::system(),
-        retention: load_config()?.retention,
+        retention: load_config(&args.tables)?.retention,
         counts: RedriveCounts::default(),
     };
     let missing = if args.ids.is_empty() {
@@ -74,7 +74,7 @@ impl RedriveRun {
     /// Redrives all records of a day, or of every day.
     async fn redrive_days(&mut self, day: Option<String>) -> anyhow::Result<()> {
         let progress = start_unbounded_progress(PROGRESS_MESSAGE);
-        for day in days_to_list(day, self.clock.now())? {
+        for day in days_to_list(day, self.clock.now(), self.retention) {
             let mut cursor = None;
             loop {
                 let page = self

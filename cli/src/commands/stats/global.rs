@@ -1,6 +1,6 @@
 //! `stats` over all accounts.
 
-use std::{cmp::Reverse, collections::BTreeMap, io::Write};
+use std::{cmp::Reverse, collections::BTreeMap, io::Write, time::Duration};
 
 use indicatif::ProgressBar;
 use nano_webhooks::{
@@ -21,7 +21,11 @@ use serde_json::{Value, json};
 use super::count::Count;
 use crate::{
     args::TablesArgs,
-    commands::{poison::days_to_list, progress::start_progress, tables::open_store},
+    commands::{
+        poison::days_to_list,
+        progress::start_progress,
+        tables::{load_config, open_store},
+    },
     terminal::{escape_for_terminal, format_relative},
 };
 
@@ -54,7 +58,8 @@ struct PoisonDay {
 pub async fn print(tables: &TablesArgs, as_json: bool) -> anyhow::Result<()> {
     let store = open_store(tables).await?;
     let now = Clock::system().now();
-    let stats = GlobalStats::load(&store, now).await?;
+    let retention = load_config(tables)?.retention;
+    let stats = GlobalStats::load(&store, now, retention).await?;
     let mut out = std::io::stdout();
     if as_json {
         writeln!(out, "{}", stats.to_json())?;
@@ -65,8 +70,8 @@ pub async fn print(tables: &TablesArgs, as_json: bool) -> anyhow::Result<()> {
 }
 
 impl GlobalStats {
-    async fn load(store: &Store, now: Timestamp) -> anyhow::Result<Self> {
-        let days = days_to_list(None, now)?;
+    async fn load(store: &Store, now: Timestamp, retention: Duration) -> anyhow::Result<Self> {
+        let days = days_to_list(None, now, retention);
         let progress = start_progress(
             "Counting pending deliveries, then poison records by day:",
             days.len(),
