@@ -1,15 +1,26 @@
 //! The command line: its commands, options and their value parsers.
 
-use std::{ffi::OsString, net::SocketAddr, path::PathBuf};
+use std::{
+    ffi::{OsStr, OsString},
+    fmt,
+    net::SocketAddr,
+    path::PathBuf,
+};
 
-use clap::{Args, Parser, Subcommand, builder::FalseyValueParser};
+use clap::{
+    Arg, Args, Parser, Subcommand,
+    builder::{FalseyValueParser, TypedValueParser},
+    error::ErrorKind,
+};
 use ipnet::IpNet;
 use nano_webhooks::store::{key_schema, poison::PoisonId};
 use nano_webhooks_core::{
     account_id::AccountId,
+    api_key::ApiKey,
     delivery::{schedule::RetrySchedule, status::DeliveryStatus},
     event::EventId,
     event_type::EventType,
+    secret::{Secret, SecretError},
     target_policy::TargetPolicy,
     webhook::WebhookId,
 };
@@ -119,8 +130,8 @@ pub struct ServeArgs {
     #[arg(long, env = "EXTRA_CA_FILE", value_name = "FILE")]
     pub ca_file: Option<PathBuf>,
     /// API key of the account `demo`; by default a key is created and stored in the data directory
-    #[arg(long, env = "API_KEY", hide_env_values = true)]
-    pub api_key: Option<String>,
+    #[arg(long, env = "API_KEY", hide_env_values = true, value_parser = HiddenValue(ApiKey::parse))]
+    pub api_key: Option<ApiKey>,
     /// Print one line of JSON on stdout when the service is ready
     #[arg(long, env = "JSON", value_parser = FalseyValueParser::new())]
     pub json: bool,
@@ -133,8 +144,8 @@ pub struct ListenArgs {
     #[arg(long, default_value_t = 9000)]
     pub port: u16,
     /// Secret of the webhook; without it signatures are not checked
-    #[arg(long)]
-    pub secret: Option<String>,
+    #[arg(long, value_parser = HiddenValue(parse_secret))]
+    pub secret: Option<Secret>,
     /// Status code of the responses
     #[arg(
         long,
@@ -434,6 +445,39 @@ pub struct StatsArgs {
     pub json: bool,
     #[command(flatten)]
     pub tables: TablesArgs,
+}
+
+/// Parses a value that must stay secret. clap's own parsers print a malformed value.
+#[derive(Clone)]
+struct HiddenValue<T, E>(fn(&str) -> Result<T, E>);
+
+impl<T, E> TypedValueParser for HiddenValue<T, E>
+where
+    T: Clone + Send + Sync + 'static,
+    E: fmt::Display + Clone + 'static,
+{
+    type Value = T;
+
+    fn parse_ref(
+        &self,
+        command: &clap::Command,
+        option: Option<&Arg>,
+        value: &OsStr,
+    ) -> Result<T, clap::Error> {
+        let Self(parse) = self;
+        let reason = match value.to_str().map(parse) {
+            Some(Ok(parsed)) => return Ok(parsed),
+            Some(Err(error)) => error.to_string(),
+            None => "expected UTF-8 text".to_owned(),
+        };
+        let option = option.map(Arg::to_string).unwrap_or_default();
+        let message = format!("invalid value for '{option}': {reason}\n");
+        Err(clap::Error::raw(ErrorKind::ValueValidation, message).with_cmd(command))
+    }
+}
+
+fn parse_secret(text: &str) -> Result<Secret, SecretError> {
+    Secret::parse(text.to_owned())
 }
 
 fn parse_limit(text: &str) -> Result<usize, &'static str> {

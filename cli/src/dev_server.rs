@@ -72,7 +72,7 @@ impl DevServer {
             now: clock.now(),
         };
         let PreparedTables { store, api_key } = preparation
-            .run(args.api_key.as_deref())
+            .run(args.api_key)
             .await
             .map_err(|error| engine.explain(error, &config.tables))?;
         let (services, scheduled_retries) = Services::new(store, &config, clock);

@@ -2,7 +2,6 @@
 
 use std::{io::Write, time::Duration};
 
-use anyhow::anyhow;
 use axum::{Router, extract::State, http::StatusCode};
 use nano_webhooks::clock::Clock;
 use nano_webhooks_core::secret::Secret;
@@ -24,7 +23,7 @@ struct ListenState {
 /// Prints requests until Ctrl-C or SIGTERM.
 pub async fn run(args: ListenArgs) -> anyhow::Result<()> {
     let state = ListenState {
-        secret: parse_secret(args.secret)?,
+        secret: args.secret,
         status: StatusCode::from_u16(args.respond)?,
         delay: Duration::from_secs_f64(args.delay),
         clock: Clock::system(),
@@ -45,14 +44,6 @@ pub async fn run(args: ListenArgs) -> anyhow::Result<()> {
         result = axum::serve(listener, router).into_future() => Ok(result?),
         signal = shutdown_signal() => Ok(signal?),
     }
-}
-
-fn parse_secret(secret: Option<String>) -> anyhow::Result<Option<Secret>> {
-    let Some(secret) = secret else {
-        return Ok(None);
-    };
-    let secret = Secret::parse(secret).map_err(|error| anyhow!("--secret: {error}"))?;
-    Ok(Some(secret))
 }
 
 async fn receive(State(state): State<ListenState>, request: ReceivedRequest) -> StatusCode {

@@ -40,7 +40,7 @@ pub struct PreparedTables {
 
 impl Preparation<'_> {
     /// Creates the tables and the keys that are missing. `api_key` is the key that the user gave.
-    pub async fn run(&self, api_key: Option<&str>) -> anyhow::Result<PreparedTables> {
+    pub async fn run(&self, api_key: Option<ApiKey>) -> anyhow::Result<PreparedTables> {
         let outcome = tables::create_if_missing(&self.client, self.tables, self.jobs_table).await?;
         let tables_are_new = outcome == TableOutcome::Created;
         let store = self.open_store().await?;
@@ -80,12 +80,12 @@ impl Preparation<'_> {
     async fn prepare_api_key(
         &self,
         store: &Store,
-        given: Option<&str>,
+        given: Option<ApiKey>,
         tables_are_new: bool,
     ) -> anyhow::Result<ApiKey> {
         let account = AccountId::parse(DEMO_ACCOUNT).map_err(anyhow::Error::msg)?;
         let stored_key = match (given, self.data_dir) {
-            (Some(text), _) => StoredKey::Created(ApiKey::parse(text).context("--api-key")?),
+            (Some(key), _) => StoredKey::Created(key),
             (None, Some(data_dir)) => data_dir.load_or_create_api_key()?,
             (None, None) => StoredKey::Created(ApiKey::from_random(&random::bytes())),
         };
