@@ -1,7 +1,12 @@
 """The start of `serve`. Time and memory are measured and printed, not asserted."""
 
+import contextlib
 import re
 from pathlib import Path
+
+import pytest
+
+from support import BINARY, Process
 
 
 def test_ready_line_names_addresses_and_key(start, capsys):
@@ -26,6 +31,20 @@ def test_ready_line_names_addresses_and_key(start, capsys):
             f"\nserve --in-memory: ready in {min(seconds):.3f} to {max(seconds):.3f} s, "
             f"idle memory {memory:.1f} MiB"
         )
+
+
+@pytest.mark.parametrize(
+    "env, prefix", [({}, BINARY), ({"CARGO": "cargo"}, "cargo run --quiet --")]
+)
+def test_welcome_prints_runnable_commands(tmp_path, env, prefix):
+    """The printed commands start as the user started the service: directly or with Cargo."""
+    ports = ["--listen", "127.0.0.1:0", "--dynamodb-listen", "127.0.0.1:0"]
+    welcome = Process(["serve", "--in-memory", *ports], tmp_path / "log", env)
+    with contextlib.ExitStack() as closing:
+        closing.callback(welcome.kill)
+        job = welcome.wait_for_line(" job complete ")
+        assert job.startswith(f"  {prefix} job complete --dynamodb-endpoint http://127.0.0.1:")
+        assert f"  {prefix} listen --secret my-secret-key\n" in welcome.read_output()
 
 
 def test_health_check_needs_no_key(service):

@@ -27,6 +27,8 @@ use nano_webhooks_core::{
 
 use crate::job_data::JobData;
 
+/// The embedded engine of a `serve` with default options.
+pub const DEFAULT_DYNAMODB_ENDPOINT: &str = "http://127.0.0.1:8000";
 /// The most deliveries that `deliveries list` prints.
 const MAX_LIMIT: usize = 1_000;
 /// The longest delay of `listen`, in seconds.
@@ -166,7 +168,7 @@ pub struct TablesArgs {
     #[arg(
         long,
         value_name = "URL",
-        default_value = "http://127.0.0.1:8000",
+        default_value = DEFAULT_DYNAMODB_ENDPOINT,
         conflicts_with = "aws",
         value_parser = parse_endpoint,
     )]

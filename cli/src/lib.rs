@@ -8,6 +8,7 @@ mod commands;
 mod dev_server;
 pub mod embedded_dynamodb;
 mod http_server;
+mod invocation;
 mod job_data;
 mod local_client;
 mod received_request;

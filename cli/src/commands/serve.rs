@@ -5,9 +5,10 @@ use std::{io::Write, path::Path};
 use serde_json::json;
 
 use crate::{
-    args::ServeArgs,
+    args::{DEFAULT_DYNAMODB_ENDPOINT, ServeArgs},
     dev_server::{DEMO_ACCOUNT, DevServer},
     http_server::shutdown_signal,
+    invocation::command_prefix,
 };
 
 /// Runs the service until Ctrl-C or SIGTERM.
@@ -48,6 +49,12 @@ fn print_welcome(server: &DevServer, data_dir: Option<&Path>) -> std::io::Result
     let dynamodb = &server.dynamodb_endpoint;
     let jobs_table = &server.jobs_table;
     let key = server.api_key.expose();
+    let command = command_prefix();
+    let engine_option = if dynamodb == DEFAULT_DYNAMODB_ENDPOINT {
+        String::new()
+    } else {
+        format!("--dynamodb-endpoint {dynamodb} ")
+    };
     let data = match data_dir {
         Some(data_dir) => data_dir.display().to_string(),
         None => "in memory; deleted when the service stops".to_owned(),
@@ -71,9 +78,9 @@ Register a webhook:
     -d '{{\"url\":\"http://127.0.0.1:9000/\",\"events\":[\"job.completed\",\"job.failed\"],\
 \"secret_key\":\"my-secret-key\"}}'
 Receive it in a second terminal:
-  nano-webhooks listen --port 9000 --secret my-secret-key
+  {command} listen --secret my-secret-key
 Complete a job in a third terminal:
-  nano-webhooks job complete --dynamodb-endpoint {dynamodb} \
+  {command} job complete {engine_option}\
 --data '{{\"url\":\"https://cdn.example.com/image.png\"}}'
 "
     )

@@ -17,6 +17,7 @@ use nano_webhooks_core::{
 };
 
 use super::data_dir::{DataDir, StoredKey};
+use crate::invocation::command_prefix;
 
 /// The account that exists from the start.
 pub const DEMO_ACCOUNT: &str = "demo";
@@ -99,7 +100,8 @@ impl Preparation<'_> {
                 {
                     tracing::warn!(
                         "The API key in the data directory is revoked; create a key with \
-                         `nano-webhooks keys create`"
+                         `{} keys create --account {DEMO_ACCOUNT}`",
+                        command_prefix()
                     );
                 }
                 Ok(key)
