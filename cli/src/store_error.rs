@@ -10,8 +10,8 @@ pub enum TablesLocation {
     Aws,
 }
 
-/// Adds to an error of the store where the tables are and what to check. Other errors stay as they
-/// are.
+/// Says where the tables are, what to check, and the last cause of an error of the store. Other
+/// errors stay as they are.
 pub fn explain_store_error(
     error: anyhow::Error,
     location: &TablesLocation,
@@ -22,7 +22,8 @@ pub fn explain_store_error(
         Some(store::Error::Internal(_)) => explain_internal(location, tables),
         Some(store::Error::KeyUnavailable(_)) | None => return error,
     };
-    error.context(explanation)
+    // The causes between the store and the last one name layers of the SDK.
+    anyhow::Error::msg(error.root_cause().to_string()).context(explanation)
 }
 
 fn explain_unavailable(location: &TablesLocation) -> String {

@@ -105,6 +105,20 @@ fn malformed_variable_is_named() {
     }
 }
 
+/// An unreachable engine is explained with the last cause only.
+#[test]
+fn unreachable_engine_is_explained() {
+    let output = binary()
+        .args(["stats", "--dynamodb-endpoint", "http://127.0.0.1:9"])
+        .output()
+        .unwrap();
+    let printed = stderr(&output);
+    let explanation = "nano-webhooks: cannot reach DynamoDB at http://127.0.0.1:9 \
+                       (is `nano-webhooks serve` running?): ";
+    let cause = printed.strip_prefix(explanation).expect(printed);
+    assert!(!cause.contains(": "), "{printed}");
+}
+
 /// With `--aws` a table that no setting names is an error, not the table of local mode.
 #[test]
 fn aws_option_requires_table_names() {
