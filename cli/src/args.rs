@@ -35,8 +35,14 @@ const MAX_LIMIT: usize = 1_000;
 const MAX_DELAY: f64 = 3_600.0;
 
 /// Webhooks for finished jobs: local service and operator commands
+///
+/// Without a command, `serve` runs. Its options may follow directly, as in
+/// `nano-webhooks --in-memory`.
 #[derive(Parser)]
-#[command(version)]
+#[command(
+    version,
+    override_usage = "nano-webhooks [COMMAND]\n       nano-webhooks [OPTIONS OF serve]"
+)]
 pub struct Cli {
     #[command(subcommand)]
     pub command: Command,
@@ -79,6 +85,10 @@ pub enum Command {
     /// most 100,000; larger counts are printed as "at least"), the poison records of each day (at
     /// most 10,000 per day), and the webhooks with an active replay or resume. Paused and failed
     /// deliveries and endpoint health are shown only with --account.
+    ///
+    /// Overdue: pending deliveries whose next attempt is due. Waiting: pending deliveries whose
+    /// next attempt is due later. Poison: stream records that could not be understood, by the day
+    /// on which they were stored. Top webhooks: those with the most pending deliveries.
     ///
     /// With --account: each webhook of the account, the health of its endpoint, and its pending,
     /// paused and failed deliveries, counted in the index `by_state` (at most 10,000 of each).
@@ -125,7 +135,7 @@ pub struct ServeArgs {
     /// Address range that may be called in addition to the public ones; may be repeated
     #[arg(long = "allow-cidr", env = "ALLOW_CIDRS", value_delimiter = ',')]
     pub allow_cidrs: Vec<IpNet>,
-    /// Waits between attempts, separated by commas
+    /// Delays between attempts, separated by commas
     #[arg(long, env = "RETRY_SCHEDULE", default_value_t = RetrySchedule::default())]
     pub retry_schedule: RetrySchedule,
     /// PEM file with certificates to trust in addition to the public ones
@@ -283,7 +293,7 @@ pub struct JobArgs {
     /// Type of the job: image, video, or any other
     #[arg(long = "type", default_value = "image")]
     pub task_type: String,
-    /// Result of the job, a JSON object
+    /// Data of the job, a JSON object: the result of a completed job, the error of a failed one
     #[arg(long, value_name = "JSON", default_value = "{}")]
     pub data: JobData,
     #[command(flatten)]

@@ -53,7 +53,7 @@ impl Default for RetrySchedule {
 /// The text is not a retry schedule.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "expected 1 to 19 waits of 1ms to 24h, separated by commas, such as `5s,5m,30m,2h`; \
+    "expected 1 to 19 delays of 1ms to 24h, separated by commas, such as `5s,5m,30m,2h`; \
      `{0}` is not valid"
 )]
 pub struct RetryScheduleError(String);
