@@ -12,7 +12,7 @@ mod error;
 mod fields;
 #[cfg(fuzzing)]
 pub mod fuzzing;
-mod health_check;
+mod healthz;
 mod openapi;
 mod path;
 mod portal;
@@ -70,7 +70,7 @@ fn routes() -> OpenApiRouter<Arc<AppState>> {
         .routes(routes!(deliveries::get))
         .routes(routes!(deliveries::retry))
         .routes(routes!(openapi_document))
-        .routes(routes!(health_check::healthz))
+        .routes(routes!(healthz::healthz))
         .routes(routes!(portal::serve_portal))
 }
 

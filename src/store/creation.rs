@@ -12,7 +12,7 @@ use super::{
     error::{Error, Result},
     item::{Item, attr_n, from_optional_item, to_item},
     key_schema::{self, PrimaryKey},
-    secrets::{Fingerprint, encrypt_secret},
+    secrets::{Fingerprint, to_stored_secret},
     table_client::{TableClient, insert_if_absent, is_conflict},
     webhook_row::{WebhookFields, WebhookMetadata, WebhookRow},
 };
@@ -158,7 +158,7 @@ impl CreateRequest<'_> {
         let mut secrets = Vec::new();
         if let Some(secret) = &self.new.secret {
             let data_key = self.data_key.as_deref();
-            secrets.push(encrypt_secret(data_key, self.account, webhook.id, secret));
+            secrets.push(to_stored_secret(data_key, self.account, webhook.id, secret));
         }
         let PrimaryKey { pk, sk } = key_schema::webhook(self.account, webhook.id);
         WebhookRow {

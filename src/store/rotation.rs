@@ -72,13 +72,13 @@ pub(super) fn apply_rotation(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::secrets::encrypt_secret;
+    use crate::store::secrets::to_stored_secret;
     use nano_webhooks_core::{account_id::AccountId, secret::Secret, webhook::WebhookId};
 
     fn secret(text: &str) -> StoredSecret {
         let account = AccountId::parse("acme").unwrap();
         let secret = Secret::parse(text.to_owned()).unwrap();
-        encrypt_secret(None, &account, WebhookId::new(1).unwrap(), &secret)
+        to_stored_secret(None, &account, WebhookId::new(1).unwrap(), &secret)
     }
 
     fn at(second: i64) -> Timestamp {

@@ -149,7 +149,7 @@ impl Secrets<'_> {
         now: Timestamp,
     ) -> Result<StoredSecret> {
         let data_key = self.data_keys.active(now).await?;
-        Ok(encrypt_secret(
+        Ok(to_stored_secret(
             data_key.as_deref(),
             account,
             webhook,
@@ -307,8 +307,8 @@ fn parse_webhook_key(item: &Item) -> Option<(AccountId, WebhookId)> {
     Some((account, webhook))
 }
 
-/// Encrypts the newest secret of a webhook. Without a data key it is stored unencrypted.
-pub(super) fn encrypt_secret(
+/// Makes the stored form of the newest secret of a webhook: encrypted, or plain without a data key.
+pub(super) fn to_stored_secret(
     data_key: Option<&DataKey>,
     account: &AccountId,
     webhook: WebhookId,

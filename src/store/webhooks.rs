@@ -141,7 +141,7 @@ impl Webhooks<'_> {
         Ok(counters.unwrap_or_default())
     }
 
-    /// Writes the health of a webhook's endpoint.
+    /// Writes the health of a webhook's endpoint. The write is unconditional: the last one wins.
     pub async fn put_health(
         self,
         account: &AccountId,
