@@ -14,11 +14,7 @@ use super::error::{ApiError, Responses, error_responses, truncate};
 const MAX_BODY: usize = 64 * 1024;
 
 /// A required JSON body.
-pub(super) struct JsonBody<T> {
-    pub value: T,
-    /// The bytes that `value` was parsed from.
-    pub bytes: Bytes,
-}
+pub(super) struct JsonBody<T>(pub T);
 
 impl<T: DeserializeOwned, S: Sync> FromRequest<S> for JsonBody<T> {
     type Rejection = ApiError;
@@ -30,8 +26,7 @@ impl<T: DeserializeOwned, S: Sync> FromRequest<S> for JsonBody<T> {
                 "The request body is empty; expected a JSON object".to_owned(),
             ));
         }
-        let value = parse_json(&headers, &bytes)?;
-        Ok(Self { value, bytes })
+        parse_json(&headers, &bytes).map(Self)
     }
 }
 

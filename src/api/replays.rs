@@ -162,7 +162,7 @@ pub(super) async fn create(
     State(state): State<Arc<AppState>>,
     AuthenticatedAccount(account): AuthenticatedAccount,
     ApiPath(path): ApiPath<WebhookPath>,
-    JsonBody { value: request, .. }: JsonBody<CreateReplayRequest>,
+    JsonBody(request): JsonBody<CreateReplayRequest>,
 ) -> Result<Response, ApiError> {
     let now = state.clock.now();
     let replay = new_replay(&request, now)?;

@@ -36,7 +36,7 @@ use nano_webhooks_core::{
     webhook::{WebhookId, WebhookStatus},
 };
 pub(super) use requests::{CreateWebhookRequest, UpdateWebhookRequest};
-use requests::{IdempotencyKeyHeader, parse_idempotency_key};
+use requests::{IdempotencyKeyHeader, bind_idempotency_key, parse_idempotency_key};
 use responses::{DeleteWebhookResponse, WebhookDetailResponse, WebhookResponse};
 
 /// List webhooks
@@ -127,12 +127,13 @@ pub(super) async fn create(
     State(state): State<Arc<AppState>>,
     AuthenticatedAccount(account): AuthenticatedAccount,
     headers: HeaderMap,
-    JsonBody { value, bytes }: JsonBody<CreateWebhookRequest>,
+    JsonBody(request): JsonBody<CreateWebhookRequest>,
 ) -> Result<Response, ApiError> {
     let now = state.clock.now();
-    let idempotency_key = parse_idempotency_key(&headers, &bytes, now)?;
-    let new = value.into_new_webhook()?;
+    let idempotency_key = parse_idempotency_key(&headers)?;
+    let new = request.into_new_webhook()?;
     check_target(&state, &new.url).await?;
+    let idempotency_key = idempotency_key.map(|key| bind_idempotency_key(key, &new, now));
     let limit = state.webhooks_per_account;
     let outcome = state
         .store
@@ -203,10 +204,10 @@ pub(super) async fn update(
     State(state): State<Arc<AppState>>,
     AuthenticatedAccount(account): AuthenticatedAccount,
     ApiPath(path): ApiPath<WebhookPath>,
-    JsonBody { value, .. }: JsonBody<UpdateWebhookRequest>,
+    JsonBody(request): JsonBody<UpdateWebhookRequest>,
 ) -> Result<Json<SuccessResponse<WebhookDetailResponse>>, ApiError> {
     let webhook = path.webhook;
-    let update = WebhookUpdate::from(value);
+    let update = WebhookUpdate::from(request);
     if let Some(url) = &update.url {
         check_target(&state, url).await?;
     }

@@ -39,14 +39,14 @@ pub struct NewWebhook {
     pub description: Option<String>,
 }
 
-/// A caller's `Idempotency-Key`: until it expires, the same key with the same body returns the same
-/// webhook.
+/// A caller's `Idempotency-Key`: until it expires, the same request with the same key returns the
+/// same webhook.
 #[derive(Clone, Debug)]
 pub struct IdempotencyKey {
     /// The caller's key.
     pub key: String,
-    /// The SHA-256 of the request's body.
-    pub sha256: [u8; 32],
+    /// The SHA-256 of what the request asks for. Requests with the same hash are the same.
+    pub request_hash: [u8; 32],
     /// When the key may be used for another request.
     pub expires_at: Timestamp,
 }
@@ -54,12 +54,12 @@ pub struct IdempotencyKey {
 /// The result of a request to create a webhook.
 #[derive(Clone, Debug)]
 pub enum CreateOutcome {
-    /// The new webhook, or the one that an earlier request with the same `Idempotency-Key` and body
-    /// created.
+    /// The new webhook, or the one that the same request with the same `Idempotency-Key` created
+    /// before.
     Webhook(Webhook),
     /// The account has the maximum number of webhooks.
     LimitReached,
-    /// The `Idempotency-Key` was used with another body.
+    /// The `Idempotency-Key` was used for another request.
     IdempotencyKeyReused,
 }
 

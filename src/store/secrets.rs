@@ -270,16 +270,16 @@ impl Secrets<'_> {
     /// The fingerprint of a request with this hash.
     pub(super) async fn fingerprint(
         self,
-        sha256: &[u8; 32],
+        request_hash: &[u8; 32],
         now: Timestamp,
     ) -> Result<Fingerprint> {
         match self.data_keys.active(now).await? {
             None => Ok(Fingerprint {
-                fingerprint: hex::encode(sha256),
+                fingerprint: hex::encode(request_hash),
                 data_key: None,
             }),
             Some(data_key) => Ok(Fingerprint {
-                fingerprint: data_key.fingerprint(sha256),
+                fingerprint: data_key.fingerprint(request_hash),
                 data_key: Some(data_key.version()),
             }),
         }
@@ -289,11 +289,11 @@ impl Secrets<'_> {
     pub(super) async fn fingerprint_matches(
         self,
         stored: &Fingerprint,
-        sha256: &[u8; 32],
+        request_hash: &[u8; 32],
     ) -> Result<bool> {
         let expected = match stored.data_key {
-            None => hex::encode(sha256),
-            Some(version) => self.data_keys.get(version).await?.fingerprint(sha256),
+            None => hex::encode(request_hash),
+            Some(version) => self.data_keys.get(version).await?.fingerprint(request_hash),
         };
         Ok(stored.fingerprint == expected)
     }

@@ -175,7 +175,7 @@ impl Webhooks<'_> {
             None => None,
         };
         let fingerprint = match idempotency {
-            Some(key) => Some((key, self.secrets.fingerprint(&key.sha256, now).await?)),
+            Some(key) => Some((key, self.secrets.fingerprint(&key.request_hash, now).await?)),
             None => None,
         };
         let request = CreateRequest {
@@ -237,11 +237,11 @@ impl Webhooks<'_> {
         if record.is_expired(now) {
             return Ok(None);
         }
-        let is_same_body = self
+        let is_same_request = self
             .secrets
-            .fingerprint_matches(&record.fingerprint, &key.sha256)
+            .fingerprint_matches(&record.fingerprint, &key.request_hash)
             .await?;
-        if is_same_body {
+        if is_same_request {
             Ok(Some(CreateOutcome::Webhook(record.into_webhook()?)))
         } else {
             Ok(Some(CreateOutcome::IdempotencyKeyReused))

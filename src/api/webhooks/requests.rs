@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use axum::http::HeaderMap;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 use utoipa::{
@@ -14,6 +14,7 @@ use utoipa::{
         schema::SchemaType,
     },
 };
+use zeroize::Zeroizing;
 
 use crate::{
     api::{
@@ -74,6 +75,44 @@ impl CreateWebhookRequest {
             description: self.description,
         })
     }
+}
+
+/// Binds an `Idempotency-Key` to the request for `new`.
+pub(crate) fn bind_idempotency_key(
+    key: String,
+    new: &NewWebhook,
+    now: Timestamp,
+) -> IdempotencyKey {
+    IdempotencyKey {
+        key,
+        request_hash: hash_fields(new),
+        expires_at: now + IDEMPOTENCY_TTL,
+    }
+}
+
+/// The parsed fields of a request in their canonical form. Hashes are stored, so the order and the
+/// names must not change, and a further field must be left out if the request does not have it.
+#[derive(Serialize)]
+struct CanonicalFields<'a> {
+    url: &'a str,
+    events: Vec<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    secret_key: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    description: Option<&'a str>,
+}
+
+/// The SHA-256 of the parsed fields. Requests with equal fields have the same hash, whatever their
+/// white space and key order.
+fn hash_fields(new: &NewWebhook) -> [u8; 32] {
+    let fields = CanonicalFields {
+        url: new.url.as_str(),
+        events: new.events.names().collect(),
+        secret_key: new.secret.as_ref().map(Secret::expose),
+        description: new.description.as_deref(),
+    };
+    let json = Zeroizing::new(serde_json::to_vec(&fields).expect("all keys are strings"));
+    Sha256::digest(json.as_slice()).into()
 }
 
 /// The fields to change. Fields that are absent keep their value.
@@ -151,8 +190,8 @@ impl IntoParams for IdempotencyKeyHeader {
             .required(Required::False)
             .description(Some(
                 "A unique value of 1 to 255 printable ASCII characters. A request that is sent \
-                 again with the same key and body within 24 hours returns the same response and \
-                 creates nothing.",
+                 again with the same key and equal fields within 24 hours returns the same \
+                 response and creates nothing. White space and the order of keys do not matter.",
             ))
             .schema(Some(schema.build()))
             .example(Some(json!("order-1234")));
@@ -160,12 +199,8 @@ impl IntoParams for IdempotencyKeyHeader {
     }
 }
 
-/// The request's `Idempotency-Key` with the hash of its body.
-pub(crate) fn parse_idempotency_key(
-    headers: &HeaderMap,
-    body: &[u8],
-    now: Timestamp,
-) -> Result<Option<IdempotencyKey>, ApiError> {
+/// The request's `Idempotency-Key`.
+pub(crate) fn parse_idempotency_key(headers: &HeaderMap) -> Result<Option<String>, ApiError> {
     let mut values = headers.get_all("idempotency-key").iter();
     let Some(value) = values.next() else {
         return Ok(None);
@@ -173,11 +208,7 @@ pub(crate) fn parse_idempotency_key(
     let is_repeated = values.next().is_some();
     match value.to_str() {
         Ok(key) if !is_repeated && (1..=MAX_IDEMPOTENCY_KEY).contains(&key.len()) => {
-            Ok(Some(IdempotencyKey {
-                key: key.to_owned(),
-                sha256: Sha256::digest(body).into(),
-                expires_at: now + IDEMPOTENCY_TTL,
-            }))
+            Ok(Some(key.to_owned()))
         }
         _ => Err(ApiError::field(
             "Idempotency-Key",

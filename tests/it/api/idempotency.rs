@@ -13,7 +13,7 @@ use crate::support::{
     proxy::{Fault, Proxy},
 };
 
-/// The same idempotency key returns the same webhook, and 409 for a different body.
+/// The same idempotency key returns the same webhook, and 409 for a different request.
 #[tokio::test]
 async fn idempotency_key_returns_same_webhook() {
     let app = TestApp::new().await;
@@ -72,6 +72,41 @@ async fn idempotency_key_returns_same_webhook() {
             post(wrong, valid()).await.error().2,
             "Idempotency-Key: expected one value of 1 to 255 printable ASCII characters"
         );
+    }
+}
+
+/// Requests are the same if their parsed fields are equal, whatever their white space and key
+/// order. An optional field that is `null` is equal to an absent one.
+#[tokio::test]
+async fn equal_fields_are_same_request() {
+    let app = TestApp::new().await;
+    let post = async |body: &str| {
+        let request = app
+            .request("POST", WEBHOOKS)
+            .header("content-type", "application/json")
+            .header("idempotency-key", "k");
+        app.send(request.body(Body::from(body.to_owned())).unwrap())
+            .await
+    };
+    let first =
+        post(r#"{"url":"https://example.com/a","events":["job.failed"],"secret_key":"12345678"}"#)
+            .await;
+    assert_eq!(first.json["data"]["id"], 1);
+    for same in [
+        r#"{"secret_key":"12345678","events":["job.failed"],"url":"https://example.com/a"}"#,
+        "{ \"url\": \"https://example.com\\/a\",\n \"events\": [\"job.failed\"],
+           \"description\": null, \"secret_key\": \"12345678\" }",
+    ] {
+        let again = post(same).await;
+        assert_eq!((again.status, &again.text), (first.status, &first.text));
+    }
+    for other in [
+        r#"{"url":"https://example.com/b","events":["job.failed"],"secret_key":"12345678"}"#,
+        r#"{"url":"https://example.com/a","events":["job.completed"],"secret_key":"12345678"}"#,
+        r#"{"url":"https://example.com/a","events":["job.failed"],"secret_key":"12345679"}"#,
+        r#"{"url":"https://example.com/a","events":["job.failed"]}"#,
+    ] {
+        assert_eq!(post(other).await.status, StatusCode::CONFLICT, "{other}");
     }
 }
 
