@@ -183,7 +183,7 @@ pub(super) struct ErrorResponse<'a> {
 struct ErrorBody<'a> {
     #[schema(schema_with = error_code)]
     code: &'static str,
-    /// A description for people. Programs should use `code`.
+    /// Human-readable description. Programs should use `code`.
     message: &'a str,
 }
 

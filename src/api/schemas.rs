@@ -171,17 +171,17 @@ string_enum_schema!(
 string_enum_schema!(
     FailureKindSchema,
     "FailureKind",
-    "Why an attempt failed. `dns`: the host name did not resolve. `connect`: no connection. \
-     `tls`: the TLS handshake failed. `timeout`: no complete response in time. `blocked`: the \
-     target policy does not allow the address. `redirect`: the endpoint responded with a 3xx \
-     status. `status`: the endpoint responded with a status other than 2xx and 3xx. \
-     `invalid_response`: the response was not valid HTTP or ended early.",
+    "Why an attempt failed. `dns`: the host name did not resolve. `connect`: no connection, \
+     or it was closed before a response. `tls`: the TLS handshake failed. `timeout`: no complete \
+     response in time. `blocked`: the target policy does not allow the address. `redirect`: the \
+     endpoint responded with a 3xx status. `status`: the endpoint responded with a status other \
+     than 2xx and 3xx. `invalid_response`: the response was not valid HTTP or ended early.",
     FailureKind::ALL.map(|kind| json!(kind))
 );
 string_enum_schema!(
     HealthStateSchema,
     "HealthState",
-    "`healthy`: attempts succeed, or none was made yet. `slow`: the endpoint responds, but not \
-     before the deadline of the first attempt. `failing`: attempts fail.",
+    "`healthy`: attempts succeed, or none was made yet. `slow`: responses take more than \
+     500 ms or miss the first attempt's deadline. `failing`: attempts fail.",
     ["healthy", "slow", "failing"]
 );
