@@ -367,7 +367,7 @@ class Journey:
         expect(self.tab.rows()).to_have_count(6)
 
     def leave(self):
-        self.tab.press("Remove key")
+        self.tab.press("Sign out")
         expect(self.page.get_by_label("API key")).to_be_focused()
         self.page.go_back()
         expect(self.page.get_by_label("API key")).to_be_visible()

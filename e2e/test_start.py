@@ -1,6 +1,7 @@
 """The start of `serve`. Time and memory are measured and printed, not asserted."""
 
 import contextlib
+import http.client
 import re
 from pathlib import Path
 
@@ -49,6 +50,14 @@ def test_welcome_prints_runnable_commands(tmp_path, env, prefix):
 
 def test_health_check_needs_no_key(service):
     assert service.api.call("GET", "/healthz", headers={"Authorization": None}).status == 200
+
+
+def test_root_redirects_to_portal(service):
+    connection = http.client.HTTPConnection(service.url.removeprefix("http://"), timeout=20)
+    with contextlib.closing(connection):
+        connection.request("GET", "/")
+        response = connection.getresponse()
+        assert (response.status, response.headers["Location"]) == (307, "/portal")
 
 
 def test_given_key_belongs_to_demo_account(service, start):

@@ -1,6 +1,11 @@
 //! The API and the dispatcher, built over the same tables and queue.
 
-use axum::{Router, extract::State, response::IntoResponse, routing::get};
+use axum::{
+    Router,
+    extract::State,
+    response::{IntoResponse, Redirect},
+    routing::get,
+};
 use http::header::CONTENT_TYPE;
 use nano_webhooks::{
     api::{self, AppState},
@@ -45,7 +50,7 @@ impl<'a> Services<'a> {
         (services, scheduled_retries)
     }
 
-    /// Builds the API with the additional route `/metrics`.
+    /// Builds the API with the additional routes `/metrics` and `/`, which redirects to the portal.
     pub fn build_router(&self) -> Result<Router, ConfigError> {
         let state = AppState {
             store: self.store.clone(),
@@ -59,10 +64,11 @@ impl<'a> Services<'a> {
             max_test_events: self.config.max_test_events(),
             rate_limits: self.config.rate_limits,
         };
-        let metrics_routes = Router::new()
+        let local_routes = Router::new()
+            .route("/", get(redirect_to_portal))
             .route("/metrics", get(metrics_handler))
             .with_state(self.metrics.clone());
-        Ok(api::router_with_extra_routes(state, metrics_routes))
+        Ok(api::router_with_extra_routes(state, local_routes))
     }
 
     pub fn build_dispatcher(&self) -> Result<Dispatcher, ConfigError> {
@@ -81,6 +87,10 @@ impl<'a> Services<'a> {
             metrics: self.metrics.clone(),
         })
     }
+}
+
+async fn redirect_to_portal() -> Redirect {
+    Redirect::temporary("/portal")
 }
 
 /// The metrics of this process for Prometheus.
