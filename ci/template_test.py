@@ -1081,7 +1081,7 @@ class Template(unittest.TestCase):
         self.assertEqual(seen, {(table,) for table in TABLES} | indexes)
 
     def test_jobs_table_name_from_stream_arn(self):
-        """The alarm and the output take the name of an existing jobs table from its stream's ARN."""
+        """Alarm and output take the name of an existing jobs table from its stream's ARN."""
         arn = PARAMETERS["JobsStreamArn"][1]
         existing = self.deployed(JobsStreamArn=arn)
         alarm = existing.resources["TableThrottles"]["Properties"]

@@ -32,7 +32,7 @@ fn explain_unavailable(location: &TablesLocation) -> String {
             format!("cannot reach DynamoDB at {endpoint} (is `nano-webhooks serve` running?)")
         }
         TablesLocation::Aws => "cannot reach DynamoDB, or requests are throttled \
-             (are AWS credentials and a region set?)"
+             (are AWS credentials and a Region set?)"
             .to_owned(),
     }
 }

@@ -62,7 +62,7 @@ fn requests_of_account() -> String {
     let limits = ConfigDefaults::DEPLOYED.rate_limits;
     let per_minute = limits.per_minute.unwrap();
     let per_day = grouped(usize::try_from(limits.per_day.unwrap()).unwrap());
-    format!("{per_minute} a minute and {per_day} a day")
+    format!("{per_minute} per minute and {per_day} per day")
 }
 
 /// Each limit whose constant is public has its value at the start of the second column.
@@ -84,7 +84,7 @@ fn page_has_values_of_code() {
         ),
         (
             "pace of a replay",
-            format!("{} a minute", replays::STEP_SIZE),
+            format!("{} per minute", replays::STEP_SIZE),
         ),
         ("payload", kibibytes(MAX_PAYLOAD_LEN)),
         (
