@@ -22,8 +22,8 @@ mod request_log;
 mod responses;
 mod rotate_secret;
 mod schemas;
+mod send_test_event;
 mod state;
-mod test_event;
 mod webhooks;
 
 use std::{
@@ -63,7 +63,7 @@ fn routes() -> OpenApiRouter<Arc<AppState>> {
         .routes(routes!(webhooks::list, webhooks::create))
         .routes(routes!(webhooks::get, webhooks::update, webhooks::delete))
         .routes(routes!(rotate_secret::rotate_secret))
-        .routes(routes!(test_event::send_test_event))
+        .routes(routes!(send_test_event::send_test_event))
         .routes(routes!(replays::create))
         .routes(routes!(replays::get, replays::cancel))
         .routes(routes!(deliveries::list))
