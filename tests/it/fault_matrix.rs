@@ -38,6 +38,7 @@ use tokio::net::TcpListener;
 use crate::support::{
     accounts::account,
     proxy::{Fault, PartitionFault, Proxy},
+    receiver::TEST_TIMEOUT,
     sqs::{Sqs, SqsMode},
     stream::{insert_record, job_image},
     tables::TestTables,
@@ -285,7 +286,7 @@ struct FaultCase {
 }
 
 impl FaultCase {
-    async fn new(disturbance: Interference) -> Self {
+    async fn new(disturbance: Interference, request_timeout: Duration) -> Self {
         let tables = TestTables::new().await;
         let endpoints = Endpoints::default();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -330,7 +331,7 @@ impl FaultCase {
             )
             .timeout_config(
                 aws_sdk_dynamodb::config::timeout::TimeoutConfig::builder()
-                    .operation_attempt_timeout(Duration::from_millis(400))
+                    .operation_attempt_timeout(request_timeout)
                     .build(),
             );
         let client = aws_sdk_dynamodb::Client::from_conf(impatient.build());
@@ -391,9 +392,10 @@ impl FaultCase {
 
     fn dispatcher(&self) -> Dispatcher {
         let client = || {
+            // Only `/once-hang` waits for it. The others respond in time on a busy machine too.
             let limits = Timeouts {
-                connect: Duration::from_millis(400),
-                total: Duration::from_millis(400),
+                connect: Duration::from_secs(3),
+                total: Duration::from_secs(3),
             };
             WebhookClient::new(TargetGuard::new(TargetPolicy::Any, vec![]), limits, None).unwrap()
         };
@@ -586,6 +588,15 @@ fn records(events: usize, reversed: bool) -> Vec<Record> {
     }
 }
 
+/// How long a request of the SDK may take. Only a request that never gets a response needs the end
+/// of this time.
+fn request_timeout(fault: Fault) -> Duration {
+    match fault {
+        Fault::Timeout => Duration::from_secs(1),
+        _ => TEST_TIMEOUT,
+    }
+}
+
 const EVENTS: usize = 2;
 /// The start time of each cell.
 const START: Timestamp = Timestamp::from_millis(1_734_948_000_000);
@@ -602,7 +613,7 @@ async fn faults_lose_nothing() {
     });
     let played: Vec<_> = stream::iter(cells.map(|(step, fault, column)| async move {
         let name = format!("{}, {column}", step.name);
-        let mut cell = FaultCase::new(Interference::None).await;
+        let mut cell = FaultCase::new(Interference::None, request_timeout(fault)).await;
         Box::pin(cell.play(records(EVENTS, false), Some((step, fault)))).await;
         cell.judge(EVENTS, 1, &name).await
     }))
@@ -636,7 +647,7 @@ async fn faults_lose_nothing() {
 #[tokio::test]
 async fn interference_loses_and_repeats_nothing() {
     let cells = stream::iter(DISTURBANCES).map(async |(disturbance, name)| {
-        let mut cell = FaultCase::new(disturbance).await;
+        let mut cell = FaultCase::new(disturbance, TEST_TIMEOUT).await;
         Box::pin(cell.play(
             records(EVENTS, disturbance == Interference::BatchReversed),
             None,
