@@ -20,6 +20,7 @@ pub mod concurrency;
 pub mod config;
 pub mod dispatch;
 pub mod error_chain;
+pub mod extension;
 pub mod lambda;
 pub mod metrics;
 pub mod queue;

@@ -10,7 +10,6 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use lambda_extension::Extension;
 use lambda_runtime::{Context, Error, LambdaEvent, service_fn};
 use mimalloc::MiMalloc;
 use nano_webhooks::{
@@ -23,6 +22,7 @@ use nano_webhooks::{
         lambda_event::Invocation, late_attempts::LateAttempts,
     },
     error_chain::error_chain,
+    extension::Extension,
     lambda::InvocationSignal,
     metrics::Metrics,
     queue::RetryQueue,
@@ -59,24 +59,26 @@ async fn run() -> Result<(), Error> {
     };
     // Registered before the function starts, because that ends the phase in which Lambda accepts
     // extensions.
-    let extension = Extension::new()
-        .with_events(&["INVOKE"])
-        .with_extension_name("late-attempts")
-        .with_events_processor(lambda_extension::service_fn(move |_| {
-            end_of_invocation.clone().run()
-        }))
-        .register()
-        .await;
-    match extension {
+    let api = env_var("AWS_LAMBDA_RUNTIME_API")?.unwrap_or_default();
+    match Extension::register(&api, "late-attempts").await {
         Ok(extension) => {
             let function = run_function(config, late_attempts, output, invocations);
-            tokio::try_join!(function, extension.run())?;
+            tokio::try_join!(function, run_extension(extension, end_of_invocation))?;
             Ok(())
         }
         Err(error) => {
-            tracing::warn!(%error, "Lambda refused the extension; late attempts are cut");
+            let error = error_chain(&error);
+            tracing::warn!(error, "Lambda refused the extension; late attempts are cut");
             run_function(config, LateAttempts::disabled(), output, invocations).await
         }
+    }
+}
+
+/// Runs the extension. An error ends the process.
+async fn run_extension(extension: Extension, after: AfterInvocation) -> Result<(), Error> {
+    loop {
+        extension.next_invocation().await?;
+        after.run().await?;
     }
 }
 
@@ -98,7 +100,6 @@ impl MetricsOutput {
 }
 
 /// What the extension does in each invocation.
-#[derive(Clone)]
 struct AfterInvocation {
     invocations: InvocationSignal,
     late_attempts: LateAttempts,
@@ -107,7 +108,7 @@ struct AfterInvocation {
 
 impl AfterInvocation {
     /// Waits until the function has responded and its late attempts have ended.
-    async fn run(self) -> Result<(), Error> {
+    async fn run(&self) -> Result<(), Error> {
         self.invocations.wait_for_end().await;
         self.late_attempts.drain().await;
         self.output.write()?;

@@ -12,7 +12,7 @@ const LAYERS: [&[&str]; 7] = [
     &["api", "config", "dispatch"],
     &["metrics", "queue", "telemetry"],
     &["client", "store"],
-    &["aws", "clock", "concurrency", "random"],
+    &["aws", "clock", "concurrency", "extension", "random"],
     &["error_chain", "lib"],
 ];
 

@@ -15,6 +15,7 @@ mod canonical_json;
 mod cost;
 mod dispatch;
 mod events;
+mod extension;
 mod fault_matrix;
 mod late_attempts;
 mod limits;
