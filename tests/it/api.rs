@@ -13,3 +13,10 @@ use serde_json::{Value, json};
 fn valid() -> Value {
     json!({ "url": "https://example.com/hooks", "events": ["job.completed", "job.failed"] })
 }
+
+/// A valid body with another value of one field.
+fn valid_with(field: &str, value: Value) -> Value {
+    let mut body = valid();
+    body[field] = value;
+    body
+}

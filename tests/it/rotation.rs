@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use axum::http::StatusCode;
-use nano_webhooks::{dispatch::Dispatcher, store::rotation::RotateOutcome};
+use nano_webhooks::store::rotation::RotateOutcome;
 use nano_webhooks_core::{secret::Secret, webhook::WebhookId};
 use serde_json::{Value, json};
 
@@ -12,7 +12,6 @@ use crate::support::{
     app::{TestApp, TestResponse},
     proxy::{Fault, Proxy},
     receiver::{Received, Receiver},
-    stream::{dispatch_batch, insert_record, job_image},
 };
 
 const OLD: &str = "the-old-secret";
@@ -25,21 +24,7 @@ async fn rotate(app: &TestApp, body: Value) -> TestResponse {
 
 /// Completes a job, and returns the request that the receiver got.
 async fn deliver(app: &TestApp, receiver: &Receiver, nth: usize) -> Received {
-    let dispatcher = Dispatcher {
-        clock: app.clock.clone(),
-        ..app.tables.dispatcher()
-    };
-    assert_eq!(
-        dispatch_batch(
-            &dispatcher,
-            &[insert_record(
-                nth,
-                job_image(&format!("t{nth}"), "completed")
-            )]
-        )
-        .await,
-        []
-    );
+    app.end_jobs(nth, 1).await;
     receiver.wait_for(nth).await.pop().unwrap()
 }
 

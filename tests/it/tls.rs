@@ -20,7 +20,7 @@ use tokio::{
 };
 use tokio_rustls::TlsAcceptor;
 
-use crate::support::client::post;
+use crate::support::client::{client, client_with_ca, post};
 
 /// Serves 200 over TLS with a self-signed certificate for `localhost`. Returns its port and the
 /// certificate as PEM.
@@ -70,16 +70,8 @@ async fn extra_ca_is_trusted() {
     let (port, pem) = serve().await;
     let mut file = tempfile::NamedTempFile::new().unwrap();
     file.write_all(pem.as_bytes()).unwrap();
-    let client = |ca| {
-        WebhookClient::new(
-            TargetGuard::new(TargetPolicy::Any, vec![]),
-            Timeouts::QUEUED,
-            ca,
-        )
-        .unwrap()
-    };
-    let trusting = client(Some(file.path()));
-    let other = client(None);
+    let trusting = client_with_ca(file.path());
+    let other = client();
     let named = format!("https://localhost:{port}/hook");
     let accepted = post(&trusting, &named).await;
     assert_eq!(
@@ -109,42 +101,41 @@ async fn reused_connection_has_no_connect_phase() {
     let (port, pem) = serve().await;
     let mut file = tempfile::NamedTempFile::new().unwrap();
     file.write_all(pem.as_bytes()).unwrap();
-    let client = WebhookClient::new(
-        TargetGuard::new(TargetPolicy::Any, vec![]),
-        Timeouts::QUEUED,
-        Some(file.path()),
-    )
-    .unwrap();
-    let happened = |outcome: &AttemptOutcome| {
-        let phases = outcome.timings;
-        let all = [
-            phases.dns,
-            phases.connect,
-            phases.tls,
-            phases.wait,
-            phases.receive,
-        ];
-        assert!(
-            all.iter().flatten().sum::<u64>()
-                <= u64::try_from(outcome.duration.as_micros()).unwrap(),
-            "{outcome:?}"
-        );
-        all.map(|phase| phase.is_some())
-    };
+    let client = client_with_ca(file.path());
     let named = format!("https://localhost:{port}/hook");
-    assert_eq!(happened(&post(&client, &named).await), [true; 5]);
+    assert_eq!(present_phases(&post(&client, &named).await), [true; 5]);
     assert_eq!(
-        happened(&post(&client, &named).await),
+        present_phases(&post(&client, &named).await),
         [true, false, false, true, true]
     );
     let by_address = post(&client, &format!("https://127.0.0.1:{port}/hook")).await;
     assert_eq!(
-        happened(&by_address),
+        present_phases(&by_address),
         [false, true, true, false, false],
         "the handshake failed"
     );
     let unresolved = post(&client, "https://no-such-host.invalid/").await;
-    assert_eq!(happened(&unresolved), [true, false, false, false, false]);
+    assert_eq!(
+        present_phases(&unresolved),
+        [true, false, false, false, false]
+    );
+}
+
+/// Whether the attempt has the timings of DNS, connect, TLS, wait and receive.
+fn present_phases(outcome: &AttemptOutcome) -> [bool; 5] {
+    let phases = outcome.timings;
+    let all = [
+        phases.dns,
+        phases.connect,
+        phases.tls,
+        phases.wait,
+        phases.receive,
+    ];
+    assert!(
+        all.iter().flatten().sum::<u64>() <= u64::try_from(outcome.duration.as_micros()).unwrap(),
+        "{outcome:?}"
+    );
+    all.map(|phase| phase.is_some())
 }
 
 /// A CA file without certificates is refused.

@@ -6,15 +6,14 @@ use axum::{
     body::Body,
     http::{Request, StatusCode},
 };
-use nano_webhooks::{dispatch::Dispatcher, random};
+use nano_webhooks::random;
 use nano_webhooks_core::api_key::ApiKey;
 use serde_json::json;
 
 use crate::support::{
-    accounts::account,
+    accounts::{account, create_key},
     app::{TestApp, WEBHOOKS},
     receiver::Receiver,
-    stream::{dispatch_batch, insert_record, job_image},
 };
 
 /// A missing or invalid key returns the documented message.
@@ -75,29 +74,8 @@ async fn lower_case_bearer_scheme_is_accepted() {
 #[tokio::test]
 async fn key_shows_prefix_and_last_use() {
     let app = TestApp::new().await;
-    let acme = account("acme");
-    let unused = ApiKey::from_random(&random::bytes());
-    app.tables
-        .store
-        .api_keys()
-        .insert(&acme, &unused, app.clock.now())
-        .await
-        .unwrap();
-    let used_on = async || {
-        let listed = app.tables.store.api_keys().list(&acme).await.unwrap();
-        assert_eq!(listed.len(), 2);
-        let of = |key: &ApiKey| {
-            listed
-                .iter()
-                .find(|listed| listed.prefix == key.display_prefix())
-                .unwrap()
-                .last_used_on
-                .clone()
-        };
-        assert_eq!(of(&unused), None);
-        of(&app.key)
-    };
-    assert_eq!(used_on().await, None);
+    let unused = create_key(&app.tables, "acme", app.clock.now()).await;
+    assert_eq!(last_used_on(&app, &app.key).await, None);
     for (wait, day) in [
         (0, "2024-12-23"),
         (60, "2024-12-23"),
@@ -105,7 +83,8 @@ async fn key_shows_prefix_and_last_use() {
     ] {
         app.clock.advance(Duration::from_secs(wait));
         assert_eq!(app.get(WEBHOOKS).await.status, StatusCode::OK);
-        assert_eq!(used_on().await.as_deref(), Some(day));
+        assert_eq!(last_used_on(&app, &app.key).await.as_deref(), Some(day));
+        assert_eq!(last_used_on(&app, &unused).await, None);
     }
     let everything = format!("{:?}", app.tables.items(&app.tables.names.webhooks).await);
     for key in [&unused, &app.key] {
@@ -113,50 +92,27 @@ async fn key_shows_prefix_and_last_use() {
     }
 }
 
+/// The day of the last use that the list of keys shows.
+async fn last_used_on(app: &TestApp, key: &ApiKey) -> Option<String> {
+    let keys = app.tables.store.api_keys();
+    let listed = keys.list(&account("acme")).await.unwrap();
+    assert_eq!(listed.len(), 2);
+    let shown = listed
+        .into_iter()
+        .find(|listed| listed.prefix == key.display_prefix());
+    shown.unwrap().last_used_on
+}
+
 /// Every route needs a key and shows nothing of another account.
 #[tokio::test]
 async fn every_route_needs_own_key() {
     let app = TestApp::new().await;
-    let receiver = Receiver::start().await;
-    app.create(json!({"url": receiver.url("/status/500"), "events": ["job.completed"]}))
-        .await;
-    let dispatcher = Dispatcher {
-        clock: app.clock.clone(),
-        ..app.tables.dispatcher()
-    };
-    assert_eq!(
-        dispatch_batch(
-            &dispatcher,
-            &[insert_record(1, job_image("t1", "completed"))]
-        )
-        .await,
-        []
-    );
-    let listed = app.get("/api/v1/webhooks/1/deliveries").await;
-    let event = listed.json["data"][0]["event_id"].as_str().unwrap();
-
-    app.clock.advance(Duration::from_secs(1));
-    let window = json!({"since": "2024-12-23T09:00:00Z"});
-    let replay = app
-        .send_json("POST", "/api/v1/webhooks/1/replay", &window)
-        .await;
-    let replay = replay.json["data"]["id"].as_str().unwrap();
-    let theirs = ApiKey::from_random(&random::bytes());
-    let other = account("other");
-    app.tables
-        .store
-        .api_keys()
-        .insert(&other, &theirs, app.clock.now())
-        .await
-        .unwrap();
-    let other = TestApp { key: theirs, ..app };
+    let resources = Resources::create(&app).await;
+    let other = app.with_other_account().await;
     let document = other.get("/api/v1/openapi.json").await.json;
     let mut count = 0;
     for (route, item) in document["paths"].as_object().unwrap() {
-        let path = route
-            .replace("{id}", "1")
-            .replace("{event_id}", event)
-            .replace("{replay}", replay);
+        let path = resources.path(route);
         for (method, operation) in item.as_object().unwrap() {
             if operation["security"] == json!([]) {
                 continue;
@@ -170,19 +126,58 @@ async fn every_route_needs_own_key() {
             let response = other.send(without_key).await;
             assert_eq!(response.error().0, 401, "{method} {route}");
             if route.contains("{id}") {
-                let body = match route.rsplit('/').next() {
-                    Some("replay") => r#"{"since":"2024-12-23T09:00:00Z"}"#,
-                    _ if method == "PATCH" => "{}",
-                    _ => "",
-                };
                 let request = other
                     .request(&method, &path)
                     .header("content-type", "application/json");
-                let response = other.send(request.body(Body::from(body)).unwrap()).await;
+                let body = Body::from(valid_body(&method, route));
+                let response = other.send(request.body(body).unwrap()).await;
                 assert_eq!(response.error().0, 404, "{method} {route}");
             }
             count += 1;
         }
     }
     assert_eq!(count, 13);
+}
+
+/// A delivery and a replay of webhook 1.
+struct Resources {
+    event: String,
+    replay: String,
+}
+
+impl Resources {
+    async fn create(app: &TestApp) -> Self {
+        let receiver = Receiver::start().await;
+        app.create(json!({"url": receiver.url("/status/500"), "events": ["job.completed"]}))
+            .await;
+        app.end_jobs(1, 1).await;
+        let listed = app.get("/api/v1/webhooks/1/deliveries").await;
+        let event = listed.json["data"][0]["event_id"].as_str().unwrap();
+        app.clock.advance(Duration::from_secs(1));
+        let window = json!({"since": "2024-12-23T09:00:00Z"});
+        let created = app
+            .send_json("POST", "/api/v1/webhooks/1/replay", &window)
+            .await;
+        let replay = created.json["data"]["id"].as_str().unwrap();
+        Self {
+            event: event.to_owned(),
+            replay: replay.to_owned(),
+        }
+    }
+
+    /// The path of a route, with the ids of these resources.
+    fn path(&self, route: &str) -> String {
+        route
+            .replace("{id}", "1")
+            .replace("{event_id}", &self.event)
+            .replace("{replay}", &self.replay)
+    }
+}
+
+/// A valid request body of the route.
+fn valid_body(method: &str, route: &str) -> &'static str {
+    if route.ends_with("/replay") {
+        return r#"{"since":"2024-12-23T09:00:00Z"}"#;
+    }
+    if method == "PATCH" { "{}" } else { "" }
 }

@@ -1,135 +1,139 @@
 //! Request bodies: their size, their type, and their fields.
 
 use axum::{body::Body, http::StatusCode};
-use serde_json::{Value, json};
+use serde_json::json;
 
-use super::valid;
+use super::{valid, valid_with};
 use crate::support::app::{TestApp, WEBHOOKS};
+
+const NO_OBJECT: &str = "The request body is not an object; expected a JSON object";
+
+/// A body that is no JSON object, or not a complete one, returns 400.
+#[tokio::test]
+async fn malformed_body_is_described() {
+    let app = TestApp::new().await;
+    let trailing = format!("{} x", valid());
+    for (body, message) in [
+        ("", "The request body is empty; expected a JSON object"),
+        (
+            "{",
+            "The request body is not valid JSON: EOF while parsing an object at line 1 column 1",
+        ),
+        ("[]", NO_OBJECT),
+        (r#"["https://example.com",["job.failed"],null]"#, NO_OBJECT),
+        ("\"x\"", NO_OBJECT),
+        (
+            &trailing,
+            "The request body is not valid JSON: trailing characters",
+        ),
+        (r#"{"events":["job.failed"]}"#, "url: required"),
+        (r#"{"url":"https://example.com"}"#, "events: required"),
+        (
+            r#"{"url":"https://example.com","url":"https://example.com","events":["job.failed"]}"#,
+            "duplicate field `url`",
+        ),
+    ] {
+        assert_refused(&app, body, message).await;
+    }
+    assert_eq!(app.count_webhooks().await, 0);
+}
 
 /// A body with an invalid field returns 400 and names the field.
 #[tokio::test]
 async fn invalid_field_is_named() {
     let app = TestApp::new().await;
-    let with = |field: &str, value: Value| {
-        let mut body = valid();
-        body[field] = value;
-        body.to_string()
-    };
-    for (body, message) in [
+    for (field, value, message) in [
         (
-            String::new(),
-            "The request body is empty; expected a JSON object",
-        ),
-        (
-            "{".to_owned(),
-            "The request body is not valid JSON: EOF while parsing an object at line 1 column 1",
-        ),
-        (
-            "[]".to_owned(),
-            "The request body is not an object; expected a JSON object",
-        ),
-        (
-            r#"["https://example.com",["job.failed"],null]"#.to_owned(),
-            "The request body is not an object; expected a JSON object",
-        ),
-        (
-            "\"x\"".to_owned(),
-            "The request body is not an object; expected a JSON object",
-        ),
-        (
-            format!("{} x", valid()),
-            "The request body is not valid JSON: trailing characters",
-        ),
-        (
-            json!({"events":["job.failed"]}).to_string(),
-            "url: required",
-        ),
-        (
-            json!({"url":"https://example.com"}).to_string(),
-            "events: required",
-        ),
-        (
-            with("secret", json!("12345678")),
+            "secret",
+            json!("12345678"),
             "secret: unknown field `secret`, expected one of \
              `url`, `events`, `secret_key`, `description`",
         ),
         (
-            r#"{"url":"https://example.com","url":"https://example.com","events":["job.failed"]}"#
-                .to_owned(),
-            "duplicate field `url`",
-        ),
-        (with("url", json!(5)), "url: expected a string"),
-        (
-            with("url", json!("example.com")),
-            "url: expected a URL that begins with `https://`",
-        ),
-        (
-            with("url", json!("https://example.com/#top")),
-            "url: expected a URL without a fragment (`#`)",
-        ),
-        (
-            with("url", json!("https://me@example.com/")),
-            "url: expected a URL without user name or password",
-        ),
-        (
-            with("events", json!("job.failed")),
-            "events: expected an array of strings",
-        ),
-        (
-            with("events", json!([1])),
-            "events: expected an array of strings",
-        ),
-        (
-            with("events", json!([])),
-            "events: expected at least one event",
-        ),
-        (
-            with("events", json!(["job.failed", "job.failed"])),
-            "events: `job.failed` is listed twice, expected each event once",
-        ),
-        (
-            with("events", json!(["job.done"])),
-            "events: unknown event `job.done`, expected one or more of \
-             `job.completed`, `job.failed`, `webhook.disabled`",
-        ),
-        (
-            with("secret_key", json!("short")),
+            "secret_key",
+            json!("short"),
             "secret_key: expected 8 to 256 characters",
         ),
         (
-            with("secret_key", json!("whsec_###")),
+            "secret_key",
+            json!("whsec_###"),
             "secret_key: expected base64 with padding after `whsec_`",
         ),
         (
-            with("secret_key", json!(87_654_321)),
+            "secret_key",
+            json!(87_654_321),
             "secret_key: expected a string",
         ),
     ] {
-        let response = app.post(body.clone()).await;
-        let (status, code, text) = response.error();
-        assert_eq!((status, code), (400, "invalid_request"), "{body}");
-        assert!(text.starts_with(message), "{body}: {text}");
-        assert!(!text.contains("87654321"), "{text}");
+        let body = valid_with(field, value).to_string();
+        assert_refused(&app, &body, message).await;
     }
-    assert_eq!(app.get(WEBHOOKS).await.json["data"], json!([]));
+    assert_eq!(app.count_webhooks().await, 0);
+}
+
+#[tokio::test]
+async fn invalid_url_is_described() {
+    let app = TestApp::new().await;
+    for (url, message) in [
+        (json!(5), "url: expected a string"),
+        (
+            json!("example.com"),
+            "url: expected a URL that begins with `https://`",
+        ),
+        (
+            json!("https://example.com/#top"),
+            "url: expected a URL without a fragment (`#`)",
+        ),
+        (
+            json!("https://me@example.com/"),
+            "url: expected a URL without user name or password",
+        ),
+    ] {
+        let body = valid_with("url", url).to_string();
+        assert_refused(&app, &body, message).await;
+    }
+    assert_eq!(app.count_webhooks().await, 0);
+}
+
+#[tokio::test]
+async fn invalid_events_are_described() {
+    let app = TestApp::new().await;
+    for (events, message) in [
+        (json!("job.failed"), "events: expected an array of strings"),
+        (json!([1]), "events: expected an array of strings"),
+        (json!([]), "events: expected at least one event"),
+        (
+            json!(["job.failed", "job.failed"]),
+            "events: `job.failed` is listed twice, expected each event once",
+        ),
+        (
+            json!(["job.done"]),
+            "events: unknown event `job.done`, expected one or more of \
+             `job.completed`, `job.failed`, `webhook.disabled`",
+        ),
+    ] {
+        let body = valid_with("events", events).to_string();
+        assert_refused(&app, &body, message).await;
+    }
+    assert_eq!(app.count_webhooks().await, 0);
+}
+
+async fn assert_refused(app: &TestApp, body: &str, message: &str) {
+    let response = app.post(body.to_owned()).await;
+    let (status, code, text) = response.error();
+    assert_eq!((status, code), (400, "invalid_request"), "{body}");
+    assert!(text.starts_with(message), "{body}: {text}");
+    assert!(!text.contains("87654321"), "{text}");
 }
 
 /// A body of 64 KiB is read, and a longer one returns 413.
 #[tokio::test]
 async fn body_is_limited_to_64_kib() {
     let app = TestApp::new().await;
-    let padded = |length: usize| {
-        format!(
-            "{}{}",
-            valid(),
-            " ".repeat(length - valid().to_string().len())
-        )
-    };
-    assert_eq!(
-        app.post(padded(64 * 1024)).await.status,
-        StatusCode::CREATED
-    );
-    let response = app.post(padded(64 * 1024 + 1)).await;
+    let mut body = valid().to_string();
+    body += &" ".repeat(64 * 1024 - body.len());
+    assert_eq!(app.post(body.clone()).await.status, StatusCode::CREATED);
+    let response = app.post(body + " ").await;
     assert_eq!(
         response.error(),
         (

@@ -3,72 +3,80 @@
 use std::time::Duration;
 
 use axum::{body::Body, http::StatusCode};
-use nano_webhooks::{dispatch::Dispatcher, random};
-use nano_webhooks_core::api_key::ApiKey;
 use serde_json::{Value, json};
 
 use super::valid;
 use crate::support::{
-    accounts::account,
-    app::TestApp,
+    app::{TestApp, TestResponse},
     receiver::Receiver,
-    stream::{dispatch_batch, insert_record, job_image},
 };
 
-/// Deliveries are listed, shown and retried.
-#[tokio::test]
-async fn deliveries_are_listed_and_retried() {
-    let app = TestApp::new().await;
-    let receiver = Receiver::start().await;
-    app.create(json!({
-        "url": receiver.url("/status/500"),
-        "events": ["job.completed"],
-        "secret_key": "open sesame",
-    }))
-    .await;
-    let dispatcher = Dispatcher {
-        clock: app.clock.clone(),
-        ..app.tables.dispatcher()
-    };
-    assert_eq!(
-        dispatch_batch(
-            &dispatcher,
-            &[
-                insert_record(1, job_image("t1", "completed")),
-                insert_record(2, job_image("t2", "completed"))
-            ]
-        )
-        .await,
-        []
-    );
-    app.tables.timers();
+const DELIVERIES: &str = "/api/v1/webhooks/1/deliveries";
 
-    let first = app.get("/api/v1/webhooks/1/deliveries?limit=1").await;
+/// An app whose webhook 1 fails with status 500. One of its jobs was attempted.
+struct FailingWebhook {
+    app: TestApp,
+    receiver: Receiver,
+}
+
+impl FailingWebhook {
+    async fn with_jobs(count: usize) -> Self {
+        let app = TestApp::new().await;
+        let receiver = Receiver::start().await;
+        app.create(json!({
+            "url": receiver.url("/status/500"),
+            "events": ["job.completed"],
+            "secret_key": "open sesame",
+        }))
+        .await;
+        app.end_jobs(1, count).await;
+        app.tables.timers();
+        Self { app, receiver }
+    }
+
+    /// The path of the delivery that was attempted.
+    async fn attempted_path(&self) -> String {
+        let listed = self.app.get(DELIVERIES).await;
+        let rows = listed.json["data"].as_array().unwrap();
+        let attempted = rows.iter().find(|row| row["attempt_count"] == 1).unwrap();
+        format!("{DELIVERIES}/{}", attempted["event_id"].as_str().unwrap())
+    }
+
+    async fn retry(&self, path: &str) -> TestResponse {
+        self.app.post_to(&format!("{path}/retry")).await
+    }
+
+    /// Claims the only retry that is scheduled, which is due now.
+    async fn claim_retry(&self) {
+        let now = self.app.clock.now();
+        let timer = self.app.tables.timers().pop().unwrap();
+        assert_eq!(timer.due, now);
+        let leases = self.app.tables.store.leases();
+        leases.claim(&timer.message.key, 1, now).await.unwrap();
+    }
+}
+
+/// Deliveries are listed by page, and a cursor is only valid for its own list.
+#[tokio::test]
+async fn deliveries_are_listed_by_page() {
+    let webhook = FailingWebhook::with_jobs(2).await;
+    let app = &webhook.app;
+    let first = app.get(&format!("{DELIVERIES}?limit=1")).await;
     assert_eq!(first.status, StatusCode::OK);
     let cursor = first.json["next_cursor"].as_str().unwrap();
     let second = app
         .get(&format!(
-            "/api/v1/webhooks/1/deliveries\
-             ?limit=5&cursor={cursor}&status=pending&event=job.completed"
+            "{DELIVERIES}?limit=5&cursor={cursor}&status=pending&event=job.completed"
         ))
         .await;
     assert_eq!(second.json["next_cursor"], Value::Null);
     app.create(valid()).await;
-    let of_another = app
+    let other_list = app
         .get(&format!("/api/v1/webhooks/2/deliveries?cursor={cursor}"))
         .await;
-    assert_eq!(
-        of_another.error().0,
-        400,
-        "a cursor is good for its own list alone"
-    );
+    assert_eq!(other_list.error().0, 400);
     let row = &first.json["data"][0];
-    let keys: Vec<_> = row
-        .as_object()
-        .unwrap()
-        .keys()
-        .map(String::as_str)
-        .collect();
+    let names: Vec<_> = row.as_object().unwrap().keys().collect();
     let listed = [
         "event_id",
         "event",
@@ -79,25 +87,18 @@ async fn deliveries_are_listed_and_retried() {
         "next_attempt_at",
         "last_failure",
     ];
-    assert_eq!(keys, listed);
+    assert_eq!(names, listed);
     assert_ne!(row["event_id"], second.json["data"][0]["event_id"]);
+}
 
-    let tried = first.json["data"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .chain(second.json["data"].as_array().unwrap());
-    let tried = tried
-        .into_iter()
-        .find(|row| row["attempt_count"] == 1)
-        .unwrap();
-    let path = format!(
-        "/api/v1/webhooks/1/deliveries/{}",
-        tried["event_id"].as_str().unwrap()
-    );
-    let shown = app.get(&path).await;
+/// A delivery shows its payload and attempts, and hides the secret.
+#[tokio::test]
+async fn delivery_shows_its_attempts() {
+    let webhook = FailingWebhook::with_jobs(2).await;
+    let shown = webhook.app.get(&webhook.attempted_path().await).await;
+    let received = webhook.receiver.received().remove(0);
     let data = &shown.json["data"];
-    assert_eq!(data["payload"], receiver.received()[0].body);
+    assert_eq!(data["payload"], received.body);
     assert_eq!(
         (&data["status"], &data["last_failure"]),
         (&json!("pending"), &json!("status"))
@@ -112,56 +113,59 @@ async fn deliveries_are_listed_and_retried() {
         (&json!(500), &json!("as you asked"))
     );
     for (name, value) in attempt["request_headers"].as_object().unwrap() {
-        assert_eq!(receiver.received()[0].header(name), value.as_str().unwrap());
+        assert_eq!(received.header(name), value.as_str().unwrap());
     }
     assert!(!shown.text.contains("sesame"));
+}
 
-    let post = |path: String| app.send(app.request("POST", &path).body(Body::empty()).unwrap());
+/// A manual retry has no parameters, so a body with one is refused.
+#[tokio::test]
+async fn retry_with_body_is_refused() {
+    let webhook = FailingWebhook::with_jobs(1).await;
+    let app = &webhook.app;
+    let retry = format!("{}/retry", webhook.attempted_path().await);
     for (declared, body, status) in [
         ("application/json", "{".to_owned(), 400),
         ("application/json", r#"{"now":true}"#.to_owned(), 400),
         ("text/plain", "now".to_owned(), 415),
         ("application/json", " ".repeat(64 * 1024 + 1), 413),
     ] {
-        let request = app
-            .request("POST", &format!("{path}/retry"))
-            .header("content-type", declared);
-        assert_eq!(
-            app.send(request.body(Body::from(body)).unwrap())
-                .await
-                .error()
-                .0,
-            status
-        );
+        let request = app.request("POST", &retry).header("content-type", declared);
+        let response = app.send(request.body(Body::from(body)).unwrap()).await;
+        assert_eq!(response.error().0, status);
     }
-    let retried = post(format!("{path}/retry")).await;
+}
+
+/// A manual retry is due now. While its attempt is in progress, a second one returns 409.
+#[tokio::test]
+async fn retry_in_progress_returns_409() {
+    let webhook = FailingWebhook::with_jobs(2).await;
+    let path = webhook.attempted_path().await;
+    let retried = webhook.retry(&path).await;
     assert_eq!(
         (retried.status, &retried.json["data"]["status"]),
         (StatusCode::ACCEPTED, &json!("pending"))
     );
-    let timer = app.tables.timers().pop().unwrap();
-    assert_eq!(timer.due, app.clock.now());
-    app.tables
-        .store
-        .leases()
-        .claim(&timer.message.key, 1, app.clock.now())
-        .await
-        .unwrap();
-    assert_eq!(post(format!("{path}/retry")).await.error().1, "conflict");
+    webhook.claim_retry().await;
+    assert_eq!(webhook.retry(&path).await.error().1, "conflict");
+}
 
+/// Deliveries of a deleted webhook can be read and cannot be retried.
+#[tokio::test]
+async fn deleted_webhook_keeps_deliveries() {
+    let webhook = FailingWebhook::with_jobs(2).await;
+    let app = &webhook.app;
+    let path = webhook.attempted_path().await;
+    webhook.retry(&path).await;
+    webhook.claim_retry().await;
     // The lease has expired, as after a crash of its worker.
     app.clock.advance(Duration::from_mins(1));
     app.delete("/api/v1/webhooks/1").await;
     assert_eq!(app.get(&path).await.json["data"]["status"], "cancelled");
+    let listed = app.get(DELIVERIES).await;
+    assert_eq!(listed.json["data"].as_array().unwrap().len(), 2);
     assert_eq!(
-        app.get("/api/v1/webhooks/1/deliveries").await.json["data"]
-            .as_array()
-            .unwrap()
-            .len(),
-        2
-    );
-    assert_eq!(
-        post(format!("{path}/retry")).await.error(),
+        webhook.retry(&path).await.error(),
         (404, "not_found", "No such webhook: 1")
     );
 }
@@ -192,11 +196,16 @@ async fn invalid_query_parameter_is_named() {
         ),
         ("limit=1&limit=2", "limit: expected at most once"),
     ] {
-        let response = app
-            .get(&format!("/api/v1/webhooks/1/deliveries?{query}"))
-            .await;
+        let response = app.get(&format!("{DELIVERIES}?{query}")).await;
         assert_eq!(response.error(), (400, "invalid_request", message));
     }
+}
+
+/// Unknown webhooks and deliveries, and those of another account, return 404.
+#[tokio::test]
+async fn unknown_delivery_returns_404() {
+    let app = TestApp::new().await;
+    app.create(valid()).await;
     for path in [
         "/api/v1/webhooks/2/deliveries",
         "/api/v1/webhooks/x/deliveries",
@@ -204,9 +213,7 @@ async fn invalid_query_parameter_is_named() {
         assert_eq!(app.get(path).await.error().0, 404);
     }
     let event = "evt_01JFS8TX800000000000000000";
-    let response = app
-        .get(&format!("/api/v1/webhooks/1/deliveries/{event}"))
-        .await;
+    let response = app.get(&format!("{DELIVERIES}/{event}")).await;
     assert_eq!(
         response.error(),
         (
@@ -215,26 +222,12 @@ async fn invalid_query_parameter_is_named() {
             format!("Webhook 1 has no delivery {event}").as_str()
         )
     );
-    assert_eq!(
-        app.get("/api/v1/webhooks/1/deliveries/nonsense")
-            .await
-            .error()
-            .0,
-        404
-    );
+    let malformed = app.get(&format!("{DELIVERIES}/nonsense")).await;
+    assert_eq!(malformed.error().0, 404);
 
-    let theirs = ApiKey::from_random(&random::bytes());
-
-    let other = account("other");
-    app.tables
-        .store
-        .api_keys()
-        .insert(&other, &theirs, app.clock.now())
-        .await
-        .unwrap();
-    let app = TestApp { key: theirs, ..app };
+    let other = app.with_other_account().await;
     assert_eq!(
-        app.get("/api/v1/webhooks/1/deliveries").await.error(),
+        other.get(DELIVERIES).await.error(),
         (404, "not_found", "No such webhook: 1")
     );
 }

@@ -2,14 +2,14 @@
 
 use std::time::Duration;
 
-use axum::{body::Body, http::StatusCode};
+use axum::http::StatusCode;
 use nano_webhooks_cli::local_client;
 use nano_webhooks_core::target_policy::TargetPolicy;
-use serde_json::{Value, json};
+use serde_json::json;
 
-use super::valid;
+use super::{valid, valid_with};
 use crate::support::{
-    app::{NO_LIMITS, TestApp, WEBHOOKS},
+    app::{NO_LIMITS, TestApp, TestResponse},
     proxy::{Fault, Proxy},
 };
 
@@ -17,32 +17,17 @@ use crate::support::{
 #[tokio::test]
 async fn idempotency_key_returns_same_webhook() {
     let app = TestApp::new().await;
-    let post = async |key: &str, body: Value| {
-        let request = app
-            .request("POST", WEBHOOKS)
-            .header("content-type", "application/json")
-            .header("idempotency-key", key);
-        app.send(request.body(Body::from(body.to_string())).unwrap())
-            .await
-    };
-    let first = post("order-1", valid()).await;
-    let again = post("order-1", valid()).await;
+    let first = app.post_idempotent("order-1", &valid()).await;
+    let again = app.post_idempotent("order-1", &valid()).await;
     assert_eq!(
         (again.status, &again.text),
         (StatusCode::CREATED, &first.text)
     );
     assert_eq!(again.header("location"), "/api/v1/webhooks/1");
-    assert_eq!(
-        app.get(WEBHOOKS).await.json["data"]
-            .as_array()
-            .unwrap()
-            .len(),
-        1
-    );
+    assert_eq!(app.count_webhooks().await, 1);
 
-    let mut other = valid();
-    other["events"] = json!(["job.failed"]);
-    let refused = post("order-1", other.clone()).await;
+    let other = valid_with("events", json!(["job.failed"]));
+    let refused = app.post_idempotent("order-1", &other).await;
     assert_eq!(
         refused.error(),
         (
@@ -51,25 +36,26 @@ async fn idempotency_key_returns_same_webhook() {
             "Idempotency-Key: already used for a different request; use a new key"
         )
     );
-    assert_eq!(post("order-2", other.clone()).await.json["data"]["id"], 2);
+    let second = app.post_idempotent("order-2", &other).await;
+    assert_eq!(second.json["data"]["id"], 2);
 
     app.delete("/api/v1/webhooks/1").await;
     assert_eq!(
-        post("order-1", valid()).await.text,
+        app.post_idempotent("order-1", &valid()).await.text,
         first.text,
         "the response is repeated unchanged"
     );
 
     app.clock.advance(Duration::from_hours(24));
     assert_eq!(
-        post("order-1", other).await.json["data"]["id"],
+        app.post_idempotent("order-1", &other).await.json["data"]["id"],
         3,
         "after 24 hours a key is new"
     );
 
     for wrong in ["", &"k".repeat(256)] {
         assert_eq!(
-            post(wrong, valid()).await.error().2,
+            app.post_idempotent(wrong, &valid()).await.error().2,
             "Idempotency-Key: expected one value of 1 to 255 printable ASCII characters"
         );
     }
@@ -80,24 +66,15 @@ async fn idempotency_key_returns_same_webhook() {
 #[tokio::test]
 async fn equal_fields_are_same_request() {
     let app = TestApp::new().await;
-    let post = async |body: &str| {
-        let request = app
-            .request("POST", WEBHOOKS)
-            .header("content-type", "application/json")
-            .header("idempotency-key", "k");
-        app.send(request.body(Body::from(body.to_owned())).unwrap())
-            .await
-    };
-    let first =
-        post(r#"{"url":"https://example.com/a","events":["job.failed"],"secret_key":"12345678"}"#)
-            .await;
+    let body = r#"{"url":"https://example.com/a","events":["job.failed"],"secret_key":"12345678"}"#;
+    let first = app.post_idempotent("k", body).await;
     assert_eq!(first.json["data"]["id"], 1);
     for same in [
         r#"{"secret_key":"12345678","events":["job.failed"],"url":"https://example.com/a"}"#,
         "{ \"url\": \"https://example.com\\/a\",\n \"events\": [\"job.failed\"],
            \"description\": null, \"secret_key\": \"12345678\" }",
     ] {
-        let again = post(same).await;
+        let again = app.post_idempotent("k", same).await;
         assert_eq!((again.status, &again.text), (first.status, &first.text));
     }
     for other in [
@@ -106,7 +83,8 @@ async fn equal_fields_are_same_request() {
         r#"{"url":"https://example.com/a","events":["job.failed"],"secret_key":"12345679"}"#,
         r#"{"url":"https://example.com/a","events":["job.failed"]}"#,
     ] {
-        assert_eq!(post(other).await.status, StatusCode::CONFLICT, "{other}");
+        let refused = app.post_idempotent("k", other).await;
+        assert_eq!(refused.status, StatusCode::CONFLICT, "{other}");
     }
 }
 
@@ -114,47 +92,22 @@ async fn equal_fields_are_same_request() {
 #[tokio::test]
 async fn concurrent_idempotent_requests_create_one() {
     let app = TestApp::new().await;
-    let request = || {
-        let request = app
-            .request("POST", WEBHOOKS)
-            .header("content-type", "application/json")
-            .header("idempotency-key", "k");
-        app.send(request.body(Body::from(valid().to_string())).unwrap())
-    };
-    let responses = futures_util::future::join_all((0..8).map(|_| request())).await;
-    for response in responses {
-        assert_eq!(
-            (response.status, &response.json["data"]["id"]),
-            (StatusCode::CREATED, &json!(1))
-        );
+    let body = valid();
+    let requests = (0..8).map(|_| app.post_idempotent("k", &body));
+    for response in futures_util::future::join_all(requests).await {
+        assert_created_first(&response);
     }
-    assert_eq!(
-        app.get(WEBHOOKS).await.json["data"]
-            .as_array()
-            .unwrap()
-            .len(),
-        1
-    );
+    assert_eq!(app.count_webhooks().await, 1);
 }
 
 /// A request that created the last allowed webhook returns it again when it is repeated.
 #[tokio::test]
 async fn idempotent_retry_works_at_limit() {
     let app = TestApp::with(TargetPolicy::Any, NO_LIMITS, 1).await;
-    let request = || {
-        let request = app
-            .request("POST", WEBHOOKS)
-            .header("content-type", "application/json")
-            .header("idempotency-key", "k");
-        app.send(request.body(Body::from(valid().to_string())).unwrap())
-    };
-    for response in futures_util::future::join_all((0..16).map(|_| request())).await {
-        assert_eq!(
-            (response.status, &response.json["data"]["id"]),
-            (StatusCode::CREATED, &json!(1)),
-            "{}",
-            response.text
-        );
+    let body = valid();
+    let requests = (0..16).map(|_| app.post_idempotent("k", &body));
+    for response in futures_util::future::join_all(requests).await {
+        assert_created_first(&response);
     }
 }
 
@@ -169,44 +122,29 @@ async fn idempotent_retry_waits_for_first() {
     ));
     let app = app.over(store, NO_LIMITS);
     proxy.arm("TransactWriteItems", 0, Fault::ConcurrentCreate);
-    let request = app
-        .request("POST", WEBHOOKS)
-        .header("content-type", "application/json")
-        .header("idempotency-key", "k");
-    let response = app
-        .send(request.body(Body::from(valid().to_string())).unwrap())
-        .await;
+    let response = app.post_idempotent("k", &valid()).await;
     assert!(!proxy.disarm());
-    assert_eq!(
-        (response.status, &response.json["data"]["id"]),
-        (StatusCode::CREATED, &json!(1)),
-        "{}",
-        response.text
-    );
-    assert_eq!(
-        app.get(WEBHOOKS).await.json["data"]
-            .as_array()
-            .unwrap()
-            .len(),
-        1
-    );
+    assert_created_first(&response);
+    assert_eq!(app.count_webhooks().await, 1);
 }
 
 /// A request that is rejected can be corrected and sent again with the same key.
 #[tokio::test]
 async fn rejected_request_uses_no_idempotency_key() {
     let app = TestApp::new().await;
-    let mut body = valid();
-    body["events"] = json!([]);
-    for (body, status) in [
-        (body, StatusCode::BAD_REQUEST),
-        (valid(), StatusCode::CREATED),
-    ] {
-        let request = app
-            .request("POST", WEBHOOKS)
-            .header("content-type", "application/json")
-            .header("idempotency-key", "order-1");
-        let request = request.body(Body::from(body.to_string())).unwrap();
-        assert_eq!(app.send(request).await.status, status);
-    }
+    let rejected = app
+        .post_idempotent("order-1", &valid_with("events", json!([])))
+        .await;
+    assert_eq!(rejected.status, StatusCode::BAD_REQUEST);
+    let corrected = app.post_idempotent("order-1", &valid()).await;
+    assert_eq!(corrected.status, StatusCode::CREATED);
+}
+
+fn assert_created_first(response: &TestResponse) {
+    assert_eq!(
+        (response.status, &response.json["data"]["id"]),
+        (StatusCode::CREATED, &json!(1)),
+        "{}",
+        response.text
+    );
 }

@@ -21,27 +21,30 @@ async fn rate_limit_is_exact() {
     )
     .await;
     app.clock.advance(Duration::from_secs(20));
-    let statuses = async || {
-        let responses = futures_util::future::join_all((0..10).map(|_| app.get(WEBHOOKS))).await;
-        let refused: Vec<_> = responses
-            .into_iter()
-            .filter(|response| response.status != StatusCode::OK)
-            .collect();
-        for response in &refused {
-            assert_eq!(
-                response.error(),
-                (429, "rate_limited", "Too many requests; try again later")
-            );
-        }
-        (
-            10 - refused.len(),
-            refused[0].header("retry-after").to_owned(),
-        )
-    };
-    assert_eq!(statuses().await, (5, "40".to_owned()));
+    assert_eq!(send_burst(&app).await, (5, "40".to_owned()));
     app.clock.advance(Duration::from_secs(40));
     // 2024-12-23T10:01:00Z: the day has three requests left and ends in 13 h 59 min.
-    assert_eq!(statuses().await, (3, (13 * 3600 + 59 * 60).to_string()));
+    assert_eq!(
+        send_burst(&app).await,
+        (3, (13 * 3600 + 59 * 60).to_string())
+    );
     app.clock.advance(Duration::from_hours(14));
-    assert_eq!(statuses().await.0, 5);
+    assert_eq!(send_burst(&app).await.0, 5);
+}
+
+/// Sends ten concurrent requests. Returns the number of successes, and `Retry-After` of a refusal.
+async fn send_burst(app: &TestApp) -> (usize, String) {
+    let responses = futures_util::future::join_all((0..10).map(|_| app.get(WEBHOOKS))).await;
+    let refused: Vec<_> = responses
+        .into_iter()
+        .filter(|response| response.status != StatusCode::OK)
+        .collect();
+    for response in &refused {
+        assert_eq!(
+            response.error(),
+            (429, "rate_limited", "Too many requests; try again later")
+        );
+    }
+    let retry_after = refused[0].header("retry-after").to_owned();
+    (10 - refused.len(), retry_after)
 }

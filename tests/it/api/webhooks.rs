@@ -2,16 +2,15 @@
 
 use std::time::Duration;
 
-use axum::{body::Body, http::StatusCode};
-use nano_webhooks::random;
-use nano_webhooks_core::{api_key::ApiKey, target_policy::TargetPolicy};
+use axum::http::StatusCode;
+use nano_webhooks_core::target_policy::TargetPolicy;
 use serde_json::{Value, json};
 
-use super::valid;
-use crate::support::{
-    accounts::account,
-    app::{NO_LIMITS, TestApp, WEBHOOKS},
-};
+use super::{valid, valid_with};
+use crate::support::app::{NO_LIMITS, TestApp, TestResponse, WEBHOOKS};
+
+/// The path of an account's first webhook.
+const FIRST: &str = "/api/v1/webhooks/1";
 
 /// A webhook is created, listed and deleted as documented.
 #[tokio::test]
@@ -83,45 +82,19 @@ async fn ids_are_never_reused() {
 #[tokio::test]
 async fn patch_changes_named_fields() {
     let app = TestApp::new().await;
-    let mut body = valid();
-    body["description"] = json!("Production");
-    app.create(body).await;
-    let path = "/api/v1/webhooks/1";
-    let shown = app.get(path).await;
-    let as_created = json!({
-        "id": 1,
-        "url": "https://example.com/hooks",
-        "events": ["job.completed", "job.failed"],
-        "status": "active",
-        "created_at": "2024-12-23T10:00:00Z",
-        "updated_at": "2024-12-23T10:00:00Z",
-        "description": "Production",
-        "signed": false,
-        "disabled_reason": null,
-        "health": {
-            "state": "healthy",
-            "failing_since": null,
-            "last_failure": null,
-            "first_success_after_failure_at": null,
-        },
-    });
+    app.create(valid_with("description", json!("Production")))
+        .await;
+    let mut expected = created_webhook();
+    let shown = app.get(FIRST).await;
     assert_eq!(
         (shown.status, &shown.json["data"]),
-        (StatusCode::OK, &as_created)
+        (StatusCode::OK, &expected)
     );
 
     app.clock.advance(Duration::from_secs(1));
-    let patch = async |body: Value| {
-        let request = app
-            .request("PATCH", path)
-            .header("content-type", "application/json");
-        app.send(request.body(Body::from(body.to_string())).unwrap())
-            .await
-    };
-    let changed =
-        patch(json!({"events": ["job.failed"], "secret_key": "open sesame", "description": null}))
-            .await;
-    let mut expected = as_created.clone();
+    let change =
+        json!({"events": ["job.failed"], "secret_key": "open sesame", "description": null});
+    let changed = patch(&app, change).await;
     expected["events"] = json!(["job.failed"]);
     expected["signed"] = json!(true);
     expected["description"] = Value::Null;
@@ -132,20 +105,27 @@ async fn patch_changes_named_fields() {
     );
     assert!(!changed.text.contains("sesame"));
 
-    let disabled = patch(
-        json!({"status": "disabled", "url": "https://example.com/other", "secret_key": null}),
-    )
-    .await;
+    let change =
+        json!({"status": "disabled", "url": "https://example.com/other", "secret_key": null});
+    let disabled = patch(&app, change).await;
     expected["url"] = json!("https://example.com/other");
     expected["status"] = json!("disabled");
     expected["signed"] = json!(false);
     expected["disabled_reason"] = json!("Disabled through the API.");
     assert_eq!(disabled.json["data"], expected);
-    let enabled = patch(json!({"status": "active"})).await;
+    let enabled = patch(&app, json!({"status": "active"})).await;
     expected["status"] = json!("active");
     expected["disabled_reason"] = Value::Null;
     assert_eq!(enabled.json["data"], expected);
+}
 
+/// A PATCH with an invalid field returns 400, names the field and changes nothing.
+#[tokio::test]
+async fn invalid_patch_changes_nothing() {
+    let app = TestApp::new().await;
+    app.create(valid_with("description", json!("Production")))
+        .await;
+    app.clock.advance(Duration::from_secs(1));
     for (body, message) in [
         (
             json!({"status": "paused"}),
@@ -168,25 +148,29 @@ async fn patch_changes_named_fields() {
         ),
         (json!({"id": 2}), "id: unknown field `id`, expected one of"),
     ] {
-        let response = patch(body).await;
+        let response = patch(&app, body).await;
         let (status, code, text) = response.error();
         assert_eq!((status, code), (400, "invalid_request"));
         assert!(text.starts_with(message), "{text}");
     }
-    assert_eq!(
-        app.get(path).await.json["data"],
-        expected,
-        "what is refused changes nothing"
-    );
-    app.delete(path).await;
-    assert_eq!(
-        patch(json!({"status": "active"})).await.error(),
-        (404, "not_found", "No such webhook: 1")
-    );
-    assert_eq!(
-        app.get(path).await.error(),
-        (404, "not_found", "No such webhook: 1")
-    );
+    assert_eq!(app.get(FIRST).await.json["data"], created_webhook());
+}
+
+/// A deleted webhook cannot be read or changed.
+#[tokio::test]
+async fn deleted_webhook_returns_404() {
+    let app = TestApp::new().await;
+    app.create(valid()).await;
+    for status in ["disabled", "active"] {
+        patch(&app, json!({"status": status})).await;
+    }
+    app.delete(FIRST).await;
+    for response in [
+        patch(&app, json!({"status": "active"})).await,
+        app.get(FIRST).await,
+    ] {
+        assert_eq!(response.error(), (404, "not_found", "No such webhook: 1"));
+    }
     assert_eq!(
         app.tables.items_under("RESUME").await.len(),
         1,
@@ -194,21 +178,38 @@ async fn patch_changes_named_fields() {
     );
 }
 
+async fn patch(app: &TestApp, body: Value) -> TestResponse {
+    app.send_json("PATCH", FIRST, &body).await
+}
+
+/// The details of a new webhook with the description `Production`.
+fn created_webhook() -> Value {
+    json!({
+        "id": 1,
+        "url": "https://example.com/hooks",
+        "events": ["job.completed", "job.failed"],
+        "status": "active",
+        "created_at": "2024-12-23T10:00:00Z",
+        "updated_at": "2024-12-23T10:00:00Z",
+        "description": "Production",
+        "signed": false,
+        "disabled_reason": null,
+        "health": {
+            "state": "healthy",
+            "failing_since": null,
+            "last_failure": null,
+            "first_success_after_failure_at": null,
+        },
+    })
+}
+
 /// A webhook of another account returns 404.
 #[tokio::test]
 async fn foreign_webhook_returns_404() {
     let app = TestApp::new().await;
-    let theirs = ApiKey::from_random(&random::bytes());
-    let other = account("other");
-    app.tables
-        .store
-        .api_keys()
-        .insert(&other, &theirs, app.clock.now())
-        .await
-        .unwrap();
     app.create(valid()).await;
     app.create(valid()).await;
-    let app = TestApp { key: theirs, ..app };
+    let app = app.with_other_account().await;
     for id in [
         "1",
         "2",

@@ -15,14 +15,19 @@ use nano_webhooks::{
         webhook_client::{self, WebhookClient},
     },
     clock::Clock,
-    random,
+    dispatch::Dispatcher,
     store::{Store, rate_limits::RateLimits},
 };
 use nano_webhooks_core::{api_key::ApiKey, target_policy::TargetPolicy, timestamp::Timestamp};
 use serde_json::Value;
 use tower::ServiceExt;
 
-use crate::support::{accounts::account, permissions, tables::TestTables};
+use crate::support::{
+    accounts::create_key,
+    permissions,
+    stream::{completed_jobs, dispatch_batch},
+    tables::TestTables,
+};
 
 pub const NO_LIMITS: RateLimits = RateLimits {
     per_minute: None,
@@ -70,13 +75,7 @@ impl TestApp {
     ) -> Self {
         let tables = TestTables::new().await;
         let clock = Clock::manual(Timestamp::from_millis(1_734_948_000_000));
-        let key = ApiKey::from_random(&random::bytes());
-        tables
-            .store
-            .api_keys()
-            .insert(&account("acme"), &key, clock.now())
-            .await
-            .unwrap();
+        let key = create_key(&tables, "acme", clock.now()).await;
         let router = routed(
             &tables,
             tables.store_as(permissions::API),
@@ -104,6 +103,28 @@ impl TestApp {
             50,
         );
         Self { router, ..self }
+    }
+
+    /// The same app as account `other`.
+    pub async fn with_other_account(self) -> Self {
+        let key = create_key(&self.tables, "other", self.clock.now()).await;
+        Self { key, ..self }
+    }
+
+    /// Dispatches `count` completed jobs of account `acme`.
+    pub async fn end_jobs(&self, first: usize, count: usize) {
+        let dispatcher = Dispatcher {
+            clock: self.clock.clone(),
+            ..self.tables.dispatcher()
+        };
+        let records = completed_jobs(first, count);
+        assert_eq!(dispatch_batch(&dispatcher, &records).await, []);
+    }
+
+    /// The number of webhooks that the list has.
+    pub async fn count_webhooks(&self) -> usize {
+        let listed = self.get(WEBHOOKS).await;
+        listed.json["data"].as_array().unwrap().len()
     }
 
     pub async fn send(&self, request: Request<Body>) -> TestResponse {
@@ -162,6 +183,20 @@ impl TestApp {
 
     pub async fn create(&self, body: Value) -> TestResponse {
         self.post(body.to_string()).await
+    }
+
+    /// Creates a webhook with an idempotency key.
+    pub async fn post_idempotent(
+        &self,
+        key: &str,
+        body: &(impl ToString + ?Sized),
+    ) -> TestResponse {
+        let request = self
+            .request("POST", WEBHOOKS)
+            .header("content-type", "application/json")
+            .header("idempotency-key", key);
+        self.send(request.body(body.to_string().into()).unwrap())
+            .await
     }
 
     pub async fn send_json(&self, method: &str, path: &str, body: &Value) -> TestResponse {

@@ -1,5 +1,7 @@
 //! A client that calls any target, and one attempt with it.
 
+use std::{path::Path, time::Duration};
+
 use nano_webhooks::{
     client::{
         target_guard::TargetGuard,
@@ -17,12 +19,25 @@ use nano_webhooks_core::{
 
 /// A client with the target policy that allows every target.
 pub fn client() -> WebhookClient {
-    WebhookClient::new(
-        TargetGuard::new(TargetPolicy::Any, vec![]),
-        Timeouts::QUEUED,
-        None,
-    )
-    .unwrap()
+    WebhookClient::new(any_target(), Timeouts::QUEUED, None).unwrap()
+}
+
+/// A client that waits this long for a connection and for an attempt.
+pub fn client_with_timeout(timeout: Duration) -> WebhookClient {
+    let timeouts = Timeouts {
+        connect: timeout,
+        total: timeout,
+    };
+    WebhookClient::new(any_target(), timeouts, None).unwrap()
+}
+
+/// A client that trusts the certificates of this PEM file.
+pub fn client_with_ca(file: &Path) -> WebhookClient {
+    WebhookClient::new(any_target(), Timeouts::QUEUED, Some(file)).unwrap()
+}
+
+fn any_target() -> TargetGuard {
+    TargetGuard::new(TargetPolicy::Any, vec![])
 }
 
 /// Makes one attempt of an unsigned event.

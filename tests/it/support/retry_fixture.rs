@@ -3,10 +3,6 @@
 use std::time::Duration;
 
 use nano_webhooks::{
-    client::{
-        target_guard::TargetGuard,
-        webhook_client::{Timeouts, WebhookClient},
-    },
     clock::{Clock, Deadline},
     dispatch::Dispatcher,
     store::delivery_log::DeliveryFilter,
@@ -17,21 +13,23 @@ use nano_webhooks_core::{
         endpoint_health::EndpointHealth,
         scheduled_retry::{RetryMessage, ScheduledRetry},
     },
-    target_policy::TargetPolicy,
     timestamp::Timestamp,
     webhook::WebhookId,
 };
 
 use crate::support::{
     accounts::account,
+    client::client_with_timeout,
     permissions::{RETRY, run_as},
     receiver::Receiver,
-    stream::{dispatch_batch, insert_record, job_image},
+    stream::{completed_jobs, dispatch_batch},
     tables::TestTables,
     webhooks::subscribe,
 };
 
 pub const START: Timestamp = Timestamp::from_millis(1_734_948_000_000);
+
+const CLIENT_TIMEOUT: Duration = Duration::from_millis(300);
 
 pub struct RetryFixture {
     pub tables: TestTables,
@@ -45,18 +43,11 @@ impl RetryFixture {
         let tables = TestTables::new().await;
         let receiver = Receiver::start().await;
         let clock = Clock::manual(START);
-        let impatient = || {
-            let limits = Timeouts {
-                connect: Duration::from_millis(300),
-                total: Duration::from_millis(300),
-            };
-            WebhookClient::new(TargetGuard::new(TargetPolicy::Any, vec![]), limits, None).unwrap()
-        };
         let dispatcher = Dispatcher {
             clock: clock.clone(),
             schedule: schedule.parse().unwrap(),
-            direct_client: impatient(),
-            retry_client: impatient(),
+            direct_client: client_with_timeout(CLIENT_TIMEOUT),
+            retry_client: client_with_timeout(CLIENT_TIMEOUT),
             ..tables.dispatcher()
         };
         Self {
@@ -89,9 +80,7 @@ impl RetryFixture {
     }
 
     pub async fn end_jobs(&self, sequence: usize, n: usize) {
-        let records: Vec<_> = (sequence..sequence + n)
-            .map(|n| insert_record(n, job_image(&format!("t{n}"), "completed")))
-            .collect();
+        let records = completed_jobs(sequence, n);
         assert_eq!(dispatch_batch(&self.dispatcher, &records).await, []);
     }
 

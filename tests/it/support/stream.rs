@@ -50,7 +50,7 @@ pub fn stream_record(sequence: usize, name: &str, new: Option<Value>, old: Optio
     })
 }
 
-/// Dispatches the records as JSON text, in the form of a Lambda event.
+/// Parses the records from JSON text, in the form of a Lambda event.
 pub fn batch(records: &[Value]) -> Vec<Record> {
     match Invocation::from_json(&json!({ "Records": records }).to_string()).unwrap() {
         Invocation::Stream(records) => records,
@@ -60,6 +60,18 @@ pub fn batch(records: &[Value]) -> Vec<Record> {
 
 pub fn insert_record(sequence: usize, job: Value) -> Value {
     stream_record(sequence, "INSERT", Some(job), None)
+}
+
+/// The records of `count` completed jobs. Job `t1` has sequence number 1.
+pub fn completed_jobs(first: usize, count: usize) -> Vec<Value> {
+    let mut records = Vec::with_capacity(count);
+    for number in first..first + count {
+        records.push(insert_record(
+            number,
+            job_image(&format!("t{number}"), "completed"),
+        ));
+    }
+    records
 }
 
 pub async fn dispatch_batch(dispatcher: &Dispatcher, records: &[Value]) -> Vec<Option<String>> {
