@@ -2,6 +2,7 @@
 
 use std::{fs, path::Path, time::Duration};
 
+use axum::Router;
 use lambda_http::{Adapter, LambdaEvent, request::LambdaRequest};
 use lambda_runtime::Context;
 use nano_webhooks::{
@@ -9,7 +10,6 @@ use nano_webhooks::{
     client::target_guard::TargetGuard,
     clock::{Clock, Deadline},
     dispatch::lambda_event::Invocation,
-    random,
     store::rate_limits::RateLimits,
 };
 use nano_webhooks_core::{api_key::ApiKey, target_policy::TargetPolicy};
@@ -17,8 +17,12 @@ use serde_json::{Value, json};
 use tower::Service;
 
 use crate::support::{
-    accounts::account, receiver::Receiver, tables::TestTables, webhooks::subscribe,
+    accounts::create_key, app::NO_LIMITS, receiver::Receiver, tables::TestTables,
+    webhooks::subscribe,
 };
+
+/// The key of the sample events.
+const UNKNOWN_KEY: &str = "sk-REPLACE";
 
 fn event(name: &str) -> String {
     fs::read_to_string(
@@ -29,7 +33,7 @@ fn event(name: &str) -> String {
     .unwrap()
 }
 
-fn api(tables: &TestTables, claim: Option<&str>, rate_limits: RateLimits) -> axum::Router {
+fn api(tables: &TestTables, claim: Option<&str>, rate_limits: RateLimits) -> Router {
     router(AppState {
         store: tables.store.clone(),
         account_claim: claim.map(str::to_owned),
@@ -44,164 +48,145 @@ fn api(tables: &TestTables, claim: Option<&str>, rate_limits: RateLimits) -> axu
     })
 }
 
+/// Calls the API function with an event of API Gateway.
+async fn invoke(api: &Router, event: Value) -> Value {
+    let request: LambdaRequest = serde_json::from_value(event).unwrap();
+    let response = Adapter::from(api.clone())
+        .call(LambdaEvent::new(request, Context::default()))
+        .await
+        .unwrap();
+    serde_json::to_value(response).unwrap()
+}
+
+fn api_event(name: &str, key: &str) -> Value {
+    serde_json::from_str(&event(name).replace(UNKNOWN_KEY, key)).unwrap()
+}
+
 /// The API function handles each sample event of API Gateway.
 #[tokio::test]
 async fn api_handles_sample_events() {
     let tables = TestTables::new().await;
-    let key = ApiKey::from_random(&random::bytes());
-    tables
-        .store
-        .api_keys()
-        .insert(&account("acme"), &key, Clock::system().now())
-        .await
-        .unwrap();
+    let key = create_key(&tables, "acme", Clock::system().now()).await;
     let limits = RateLimits {
         per_minute: Some(60),
         per_day: Some(10_000),
     };
-    let mut function = Adapter::from(api(&tables, None, limits));
-    let mut invoke = async |name: &str, key: &str| -> Value {
-        let request: LambdaRequest =
-            serde_json::from_str(&event(name).replace("sk-REPLACE", key)).unwrap();
-        let response = function
-            .call(LambdaEvent::new(request, Context::default()))
-            .await
-            .unwrap();
-        serde_json::to_value(response).unwrap()
-    };
+    let api = api(&tables, None, limits);
     for (name, status) in [
         ("api-create.json", 201),
         ("api-list.json", 200),
         ("api-delete.json", 200),
         ("api-unknown-route.json", 404),
     ] {
-        let response = invoke(name, key.expose()).await;
+        let event = api_event(name, key.expose());
+        let response = invoke(&api, event.clone()).await;
         assert_eq!(response["statusCode"], status, "{name}: {response}");
         let body: Value = serde_json::from_str(response["body"].as_str().unwrap()).unwrap();
         assert_eq!(body["success"], status < 300);
-        let sent: Value = serde_json::from_str(&event(name)).unwrap();
         assert_eq!(
-            response["headers"]["x-request-id"], sent["requestContext"]["requestId"],
+            response["headers"]["x-request-id"], event["requestContext"]["requestId"],
             "{name}: {response}"
         );
     }
     for name in ["api-create.json", "api-list.json", "api-delete.json"] {
+        let response = invoke(&api, api_event(name, UNKNOWN_KEY)).await;
+        assert_eq!(response["statusCode"], 401, "{name}");
+    }
+}
+
+/// The accounts `acme`, which has a key, and `globex`. Each has one webhook.
+struct ClaimFixture {
+    tables: TestTables,
+    key: ApiKey,
+}
+
+impl ClaimFixture {
+    async fn new() -> Self {
+        let tables = TestTables::new().await;
+        let key = create_key(&tables, "acme", Clock::system().now()).await;
+        for name in ["acme", "globex"] {
+            subscribe(&tables, name, &format!("https://example.com/{name}"), None).await;
+        }
+        Self { tables, key }
+    }
+
+    /// The URLs of the webhooks that a list request returns. `None` if the response is 401.
+    async fn list(&self, claim: Option<&str>, authorizer: Value, key: &str) -> Option<Value> {
+        let mut event = api_event("api-list.json", key);
+        if !authorizer.is_null() {
+            event["requestContext"]["authorizer"] = authorizer;
+        }
+        let response = invoke(&api(&self.tables, claim, NO_LIMITS), event).await;
+        if response["statusCode"] == 401 {
+            return None;
+        }
+        assert_eq!(response["statusCode"], 200, "{response}");
+        let body: Value = serde_json::from_str(response["body"].as_str().unwrap()).unwrap();
+        let webhooks = body["data"].as_array().unwrap().iter();
+        Some(webhooks.map(|webhook| webhook["url"].clone()).collect())
+    }
+}
+
+/// The context of a JWT authorizer.
+fn jwt_context(claims: &Value) -> Value {
+    json!({"jwt": {"claims": claims, "scopes": null}})
+}
+
+/// The context of a Lambda authorizer.
+fn lambda_context(context: &Value) -> Value {
+    json!({"lambda": context})
+}
+
+/// With `ACCOUNT_CLAIM` the authorizer names the account, whatever the key.
+#[tokio::test]
+async fn authorizer_claim_names_account() {
+    let fixture = ClaimFixture::new().await;
+    for (authorizer, key) in [
+        (jwt_context(&json!({"tenant": "globex"})), UNKNOWN_KEY),
+        (
+            jwt_context(&json!({"tenant": "globex"})),
+            fixture.key.expose(),
+        ),
+        (lambda_context(&json!({"tenant": "globex"})), UNKNOWN_KEY),
+    ] {
+        let shown = authorizer.to_string();
         assert_eq!(
-            invoke(name, "sk-REPLACE").await["statusCode"],
-            401,
-            "{name}"
+            fixture.list(Some("tenant"), authorizer, key).await,
+            Some(json!(["https://example.com/globex"])),
+            "{shown}"
         );
     }
 }
 
-/// With `ACCOUNT_CLAIM` the authorizer names the account; without it the claim is ignored.
+/// With `ACCOUNT_CLAIM` a request without a usable claim returns 401, even with a valid key.
 #[tokio::test]
-async fn authorizer_claim_names_account() {
-    let tables = TestTables::new().await;
-    let key = ApiKey::from_random(&random::bytes());
-    tables
-        .store
-        .api_keys()
-        .insert(&account("acme"), &key, Clock::system().now())
-        .await
-        .unwrap();
-    subscribe(&tables, "acme", "https://example.com/acme", None).await;
-    subscribe(&tables, "globex", "https://example.com/globex", None).await;
-    let of = |webhook: &str| json!([format!("https://example.com/{webhook}")]);
-    let token = |claims: Value| json!({"jwt": {"claims": claims, "scopes": null}});
-    let of_lambda = |context: Value| json!({"lambda": context});
-    for (claim, authorizer, key, seen) in [
-        (
-            None,
-            Some(token(json!({"tenant": "globex"}))),
-            key.expose(),
-            Some(of("acme")),
-        ),
-        (
-            None,
-            Some(token(json!({"tenant": "globex"}))),
-            "sk-REPLACE",
-            None,
-        ),
-        (
-            None,
-            Some(of_lambda(json!({"tenant": "globex"}))),
-            "sk-REPLACE",
-            None,
-        ),
-        (
-            Some("tenant"),
-            Some(token(json!({"tenant": "globex"}))),
-            "sk-REPLACE",
-            Some(of("globex")),
-        ),
-        (
-            Some("tenant"),
-            Some(token(json!({"tenant": "globex"}))),
-            key.expose(),
-            Some(of("globex")),
-        ),
-        (
-            Some("tenant"),
-            Some(of_lambda(json!({"tenant": "globex"}))),
-            "sk-REPLACE",
-            Some(of("globex")),
-        ),
-        (
-            Some("tenant"),
-            Some(of_lambda(json!({"tenant": 7}))),
-            key.expose(),
-            None,
-        ),
-        (
-            Some("tenant"),
-            Some(token(json!({"sub": "globex"}))),
-            key.expose(),
-            None,
-        ),
-        (
-            Some("tenant"),
-            Some(token(json!({"tenant": ""}))),
-            key.expose(),
-            None,
-        ),
-        (Some("tenant"), None, key.expose(), None),
+async fn unusable_claim_returns_401() {
+    let fixture = ClaimFixture::new().await;
+    for authorizer in [
+        lambda_context(&json!({"tenant": 7})),
+        jwt_context(&json!({"sub": "globex"})),
+        jwt_context(&json!({"tenant": ""})),
+        Value::Null,
     ] {
-        let mut function = Adapter::from(api(
-            &tables,
-            claim,
-            RateLimits {
-                per_minute: None,
-                per_day: None,
-            },
-        ));
-        let mut sent: Value =
-            serde_json::from_str(&event("api-list.json").replace("sk-REPLACE", key)).unwrap();
-        let shown = format!("{claim:?} {authorizer:?}");
-        if let Some(authorizer) = authorizer {
-            sent["requestContext"]["authorizer"] = authorizer;
-        }
-        let request: LambdaRequest = serde_json::from_value(sent).unwrap();
-        let response = function
-            .call(LambdaEvent::new(request, Context::default()))
-            .await
-            .unwrap();
-        let response = serde_json::to_value(response).unwrap();
-        let body: Value = serde_json::from_str(response["body"].as_str().unwrap()).unwrap();
-        let urls = body["data"].as_array().map(|all| {
-            all.iter()
-                .map(|webhook| webhook["url"].clone())
-                .collect::<Value>()
-        });
+        let shown = authorizer.to_string();
+        let key = fixture.key.expose();
         assert_eq!(
-            (response["statusCode"] == 200, urls),
-            (seen.is_some(), seen),
-            "{shown}: {response}"
+            fixture.list(Some("tenant"), authorizer, key).await,
+            None,
+            "{shown}"
         );
-        assert!(
-            response["statusCode"] == 200 || response["statusCode"] == 401,
-            "{shown}: {response}"
-        );
+    }
+}
+
+/// Without `ACCOUNT_CLAIM` the key names the account, and the claim is ignored.
+#[tokio::test]
+async fn claim_is_ignored_by_default() {
+    let fixture = ClaimFixture::new().await;
+    let claims = jwt_context(&json!({"tenant": "globex"}));
+    let with_key = fixture.list(None, claims.clone(), fixture.key.expose());
+    assert_eq!(with_key.await, Some(json!(["https://example.com/acme"])));
+    for authorizer in [claims, lambda_context(&json!({"tenant": "globex"}))] {
+        assert_eq!(fixture.list(None, authorizer, UNKNOWN_KEY).await, None);
     }
 }
 
