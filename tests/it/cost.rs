@@ -3,38 +3,40 @@
 
 use std::{fs, path::Path, time::Duration};
 
+use axum::http::StatusCode;
 use nano_webhooks::clock::Deadline;
 use serde_json::{Value, json};
 
-use crate::support::{cost_fixture::CostFixture, engine::other_engine, proxy::ConsumedCapacity};
+use crate::support::{
+    app::WEBHOOKS, cost_fixture::CostFixture, engine::other_engine, proxy::ConsumedCapacity,
+};
 
 const PAGE: &str = "docs/COST.md";
 const BEGIN: &str = "<!-- counted -->\n";
 const END: &str = "<!-- /counted -->\n";
 
 fn row(what: &str, per: f64, used: ConsumedCapacity) -> String {
-    let number = |n: f64| {
-        let n = (n * 10.0).round() / 10.0;
-        if n.fract() == 0.0 {
-            format!("{n:.0}")
-        } else {
-            format!("{n:.1}")
-        }
-    };
     let requests = f64::from(u32::try_from(used.requests).unwrap());
     format!(
         "| {what} | {} | {} | {} |\n",
-        number(requests * per),
-        number(used.read_units * per),
-        number(used.write_units * per)
+        round_to_tenth(requests * per),
+        round_to_tenth(used.read_units * per),
+        round_to_tenth(used.write_units * per)
     )
 }
 
-async fn deliveries() -> String {
-    let mut table =
-        "| 1,000 deliveries | requests | read units | write units |\n|---|---|---|---|\n"
-            .to_owned();
+/// The number with one decimal, which is left out if it is 0.
+fn round_to_tenth(number: f64) -> f64 {
+    (number * 10.0).round() / 10.0
+}
+
+fn table_head(what: &str) -> String {
+    format!("| {what} | requests | read units | write units |\n|---|---|---|---|\n")
+}
+
+async fn single_subscriber_rows() -> String {
     let fixture = CostFixture::new(&["/ok"]).await;
+    let mut rows = String::new();
     for (what, padding) in [
         ("one subscriber, a body of 250 bytes", 0),
         ("one subscriber, a body of 4 KB", 3_850),
@@ -42,40 +44,35 @@ async fn deliveries() -> String {
         ("one subscriber, a body of 64 KB", 65_280),
     ] {
         fixture.end_jobs(padding, 100, padding).await;
-        table += &row(what, 10.0, fixture.proxy.take_used());
+        rows += &row(what, 10.0, fixture.proxy.take_used());
     }
     fixture.end_jobs(500, 10, 0).await;
-    table += &row(
+    rows += &row(
         "one subscriber, batches of 10 instead of 100",
         100.0,
         fixture.proxy.take_used(),
     );
+    rows
+}
 
+async fn ten_subscribers_row() -> String {
     let fixture = CostFixture::new(&["/ok"; 10]).await;
     fixture.end_jobs(0, 100, 0).await;
-    table += &row("ten subscribers", 1.0, fixture.proxy.take_used());
+    row("ten subscribers", 1.0, fixture.proxy.take_used())
+}
 
-    // One of ten endpoints returns 500 to the first attempt.
-    let fixture = CostFixture::new(&[
-        "/status/500",
-        "/ok",
-        "/ok",
-        "/ok",
-        "/ok",
-        "/ok",
-        "/ok",
-        "/ok",
-        "/ok",
-        "/ok",
-    ])
-    .await;
+/// One of ten endpoints returns 500 to the first attempt.
+async fn failing_subscriber_row() -> String {
+    let mut paths = ["/ok"; 10];
+    paths[0] = "/status/500";
+    let fixture = CostFixture::new(&paths).await;
     // The first failure also writes the endpoint's health.
     fixture.end_jobs(500, 1, 0).await;
     fixture.app.tables.timers();
     fixture.proxy.take_used();
     fixture.end_jobs(0, 100, 0).await;
-    let fixed = json!({"url": fixture.receiver.url("/ok")});
     let first = fixture.proxy.take_used();
+    let fixed = json!({"url": fixture.receiver.url("/ok")});
     fixture
         .app
         .send_json("PATCH", "/api/v1/webhooks/1", &fixed)
@@ -88,148 +85,129 @@ async fn deliveries() -> String {
         read_units: first.read_units + second.read_units,
         write_units: first.write_units + second.write_units,
     };
-    table += &row("ten subscribers, one of which fails once", 1.0, both);
-
-    fixture
-        .dispatcher
-        .sweep(Deadline::from_now(Duration::from_mins(1)))
-        .await
-        .unwrap();
-    table += "\n| one scheduled job | requests | read units | write units |\n|---|---|---|---|\n";
-    table += &row("sweep, nothing due", 1.0, fixture.proxy.take_used());
-    fixture
-        .dispatcher
-        .advance(Deadline::from_now(Duration::from_mins(1)))
-        .await
-        .unwrap();
-    table += &row("advance, no job", 1.0, fixture.proxy.take_used());
-    table
+    row("ten subscribers, one of which fails once", 1.0, both)
 }
 
-async fn routes() -> String {
-    let mut table =
-        "| one API request | requests | read units | write units |\n|---|---|---|---|\n".to_owned();
-    let fixture = CostFixture::new(&["/ok"; 10]).await;
-    fixture.end_jobs(0, 100, 0).await;
-    let app = &fixture.app;
-    let list = app.get("/api/v1/webhooks/1/deliveries?limit=50").await;
-    let delivery = list.json["data"][0]["event_id"]
-        .as_str()
-        .unwrap()
-        .to_owned();
-    let delivery = format!("/api/v1/webhooks/1/deliveries/{delivery}");
-    let create = fixture.webhook_body();
-    let since = json!({"since": "2024-12-23T00:00:00Z"});
-    let replay = app
-        .send_json("POST", "/api/v1/webhooks/3/replay", &since)
-        .await
-        .header("location")
-        .to_owned();
-    fixture.proxy.take_used();
-    let routes: [(&str, &str, &str, Value); 15] = [
-        (
-            "GET /webhooks, with ten",
-            "GET",
-            "/api/v1/webhooks",
-            Value::Null,
-        ),
-        ("POST /webhooks", "POST", "/api/v1/webhooks", create),
-        (
-            "GET /webhooks/{id}",
-            "GET",
-            "/api/v1/webhooks/1",
-            Value::Null,
-        ),
-        (
-            "PATCH /webhooks/{id}",
-            "PATCH",
-            "/api/v1/webhooks/1",
-            json!({"description": "changed"}),
-        ),
-        (
-            "POST /webhooks/{id}/rotate-secret",
-            "POST",
-            "/api/v1/webhooks/1/rotate-secret",
-            json!({}),
-        ),
-        (
-            "POST /webhooks/{id}/test",
-            "POST",
-            "/api/v1/webhooks/1/test",
-            json!({}),
-        ),
-        (
-            "GET /webhooks/{id}/deliveries, 50 of 101",
-            "GET",
-            "/api/v1/webhooks/1/deliveries?limit=50",
-            Value::Null,
-        ),
-        (
-            "GET /webhooks/{id}/deliveries/{event_id}",
-            "GET",
-            &delivery,
-            Value::Null,
-        ),
-        (
-            "POST /webhooks/{id}/deliveries/{event_id}/retry",
-            "POST",
-            &format!("{delivery}/retry"),
-            json!({}),
-        ),
-        (
-            "POST /webhooks/{id}/replay, nothing failed",
-            "POST",
-            "/api/v1/webhooks/2/replay",
-            since,
-        ),
-        (
-            "GET /webhooks/{id}/replays/{replay}",
-            "GET",
-            &replay,
-            Value::Null,
-        ),
-        (
-            "DELETE /webhooks/{id}/replays/{replay}",
-            "DELETE",
-            &replay,
-            Value::Null,
-        ),
-        (
-            "DELETE /webhooks/{id}, nothing pending",
-            "DELETE",
-            "/api/v1/webhooks/11",
-            Value::Null,
-        ),
-        (
-            "a request with a wrong key",
-            "GET",
-            "/api/v1/webhooks",
-            json!("wrong"),
-        ),
-        (
-            "a request for another's webhook: 404",
-            "GET",
-            "/api/v1/webhooks/99",
-            Value::Null,
-        ),
-    ];
-    for (what, method, path, body) in routes {
-        let response = match &body {
-            Value::Null if method == "GET" => app.get(path).await,
-            Value::Null => app.delete(path).await,
-            Value::String(_) => app.get_with("sk-wrong", path).await,
-            body => app.send_json(method, path, body).await,
-        };
-        let refused = what.contains("wrong key") || what.contains("404");
-        assert_eq!(
-            response.status.is_success(),
-            !refused,
-            "{what}: {}",
-            response.text
-        );
-        table += &row(&format!("`{what}`"), 1.0, fixture.proxy.take_used());
+async fn scheduled_job_rows() -> String {
+    let fixture = CostFixture::new(&["/ok"]).await;
+    let minute = Deadline::from_now(Duration::from_mins(1));
+    fixture.dispatcher.sweep(minute).await.unwrap();
+    let sweep = row("sweep, nothing due", 1.0, fixture.proxy.take_used());
+    fixture.dispatcher.advance(minute).await.unwrap();
+    sweep + &row("advance, no job", 1.0, fixture.proxy.take_used())
+}
+
+/// An account with ten webhooks and 101 deliveries of each, whose requests become rows.
+struct RouteTable {
+    fixture: CostFixture,
+    rows: String,
+}
+
+impl RouteTable {
+    async fn new() -> Self {
+        let fixture = CostFixture::new(&["/ok"; 10]).await;
+        fixture.end_jobs(0, 100, 0).await;
+        fixture.proxy.take_used();
+        Self {
+            fixture,
+            rows: String::new(),
+        }
     }
-    table
+
+    fn add_row(&mut self, what: &str) {
+        let used = self.fixture.proxy.take_used();
+        self.rows += &row(&format!("`{what}`"), 1.0, used);
+    }
+
+    async fn get(&mut self, what: &str, path: &str) {
+        let response = self.fixture.app.get(path).await;
+        assert_eq!(response.status, StatusCode::OK, "{what}: {}", response.text);
+        self.add_row(what);
+    }
+
+    async fn delete(&mut self, what: &str, path: &str) {
+        let response = self.fixture.app.delete(path).await;
+        assert_eq!(response.status, StatusCode::OK, "{what}: {}", response.text);
+        self.add_row(what);
+    }
+
+    async fn send(&mut self, what: &str, method: &str, path: &str, body: Value) {
+        let response = self.fixture.app.send_json(method, path, &body).await;
+        let is_success = response.status.is_success();
+        assert!(is_success, "{what}: {}", response.text);
+        self.add_row(what);
+    }
+
+    async fn add_webhook_rows(&mut self) {
+        let webhook = "/api/v1/webhooks/1";
+        let rotate = format!("{webhook}/rotate-secret");
+        let test = format!("{webhook}/test");
+        let create = self.fixture.webhook_body();
+        let change = json!({"description": "changed"});
+        self.get("GET /webhooks, with ten", WEBHOOKS).await;
+        self.send("POST /webhooks", "POST", WEBHOOKS, create).await;
+        self.get("GET /webhooks/{id}", webhook).await;
+        self.send("PATCH /webhooks/{id}", "PATCH", webhook, change)
+            .await;
+        let what = "POST /webhooks/{id}/rotate-secret";
+        self.send(what, "POST", &rotate, json!({})).await;
+        let what = "POST /webhooks/{id}/test";
+        self.send(what, "POST", &test, json!({})).await;
+    }
+
+    async fn add_delivery_rows(&mut self) {
+        let list = "/api/v1/webhooks/1/deliveries?limit=50";
+        let listed = self.fixture.app.get(list).await;
+        self.fixture.proxy.take_used();
+        let event = listed.json["data"][0]["event_id"].as_str().unwrap();
+        let delivery = format!("/api/v1/webhooks/1/deliveries/{event}");
+        self.get("GET /webhooks/{id}/deliveries, 50 of 101", list)
+            .await;
+        self.get("GET /webhooks/{id}/deliveries/{event_id}", &delivery)
+            .await;
+        let what = "POST /webhooks/{id}/deliveries/{event_id}/retry";
+        self.send(what, "POST", &format!("{delivery}/retry"), json!({}))
+            .await;
+    }
+
+    async fn add_replay_rows(&mut self) {
+        let since = json!({"since": "2024-12-23T00:00:00Z"});
+        let created = self
+            .fixture
+            .app
+            .send_json("POST", "/api/v1/webhooks/3/replay", &since)
+            .await;
+        self.fixture.proxy.take_used();
+        let what = "POST /webhooks/{id}/replay, nothing failed";
+        self.send(what, "POST", "/api/v1/webhooks/2/replay", since)
+            .await;
+        let replay = created.header("location");
+        self.get("GET /webhooks/{id}/replays/{replay}", replay)
+            .await;
+        self.delete("DELETE /webhooks/{id}/replays/{replay}", replay)
+            .await;
+    }
+
+    async fn add_refusal_rows(&mut self) {
+        let app = &self.fixture.app;
+        let refused = app.get_with("sk-wrong", WEBHOOKS).await;
+        assert_eq!(refused.status, StatusCode::UNAUTHORIZED);
+        self.add_row("a request with a wrong key");
+        let refused = self.fixture.app.get("/api/v1/webhooks/99").await;
+        assert_eq!(refused.status, StatusCode::NOT_FOUND);
+        self.add_row("a request for another's webhook: 404");
+    }
+}
+
+async fn route_rows() -> String {
+    let mut table = RouteTable::new().await;
+    table.add_webhook_rows().await;
+    table.add_delivery_rows().await;
+    table.add_replay_rows().await;
+    let what = "DELETE /webhooks/{id}, nothing pending";
+    table.delete(what, "/api/v1/webhooks/11").await;
+    table.add_refusal_rows().await;
+    table.rows
 }
 
 /// A table without its units.
@@ -243,11 +221,19 @@ fn requests(table: &str) -> Vec<String> {
 /// docs/COST.md has the units that the engine consumes.
 #[tokio::test]
 async fn cost_page_matches_consumed_units() {
-    let counted = format!(
-        "{}\n{}",
-        Box::pin(deliveries()).await,
-        Box::pin(routes()).await
-    );
+    let counted = [
+        table_head("1,000 deliveries"),
+        single_subscriber_rows().await,
+        ten_subscribers_row().await,
+        failing_subscriber_row().await,
+        "\n".to_owned(),
+        table_head("one scheduled job"),
+        scheduled_job_rows().await,
+        "\n".to_owned(),
+        table_head("one API request"),
+        route_rows().await,
+    ]
+    .concat();
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(PAGE);
     let page = fs::read_to_string(&path).unwrap();
     let (before, rest) = page.split_once(BEGIN).unwrap();
