@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use nano_webhooks_core::delivery::{DeliveryState, scheduled_retry::RetryMessage};
+use nano_webhooks_core::{
+    delivery::{Delivery, DeliveryState, scheduled_retry::RetryMessage},
+    webhook::WebhookId,
+};
 
 use crate::support::{
     accounts::account,
@@ -15,60 +18,59 @@ async fn manual_retry_keeps_schedule() {
     let fixture = RetryFixture::new("1h,1h").await;
     let webhook = fixture.subscribe("/status/500").await;
     fixture.end_jobs(1, 1).await;
-    let by_hand = async || {
-        let before = fixture.only(webhook).await;
-        let hastened = fixture
-            .tables
-            .store
-            .leases()
-            .schedule_retry(&before, fixture.clock.now(), Duration::from_hours(1))
-            .await
-            .unwrap();
-        assert!(hastened.is_some());
-        let again = fixture
-            .tables
-            .store
-            .leases()
-            .schedule_retry(&before, fixture.clock.now(), Duration::from_hours(1))
-            .await
-            .unwrap();
-        assert!(
-            again.is_none(),
-            "the delivery has changed since it was read"
-        );
-        fixture
-            .retry(&RetryMessage {
-                key: before.key.clone(),
-                attempt_count: before.attempt_count,
-            })
-            .await;
-        let after = fixture.only(webhook).await;
-        assert_eq!(
-            (after.state, after.attempt_count, after.state_before_retry),
-            (before.state, before.attempt_count + 1, None)
-        );
-    };
-    let by_schedule = async || {
-        fixture.clock.advance(Duration::from_hours(2));
-        let before = fixture.only(webhook).await;
-        fixture
-            .retry(&RetryMessage {
-                key: before.key.clone(),
-                attempt_count: before.attempt_count,
-            })
-            .await;
-        fixture.only(webhook).await.state
-    };
-    by_hand().await;
-    by_hand().await;
-    assert!(matches!(by_schedule().await, DeliveryState::Pending(_)));
-    by_hand().await;
-    assert_eq!(by_schedule().await, DeliveryState::Failed);
-    by_hand().await;
+    retry_manually(&fixture, webhook).await;
+    retry_manually(&fixture, webhook).await;
+    assert!(matches!(
+        retry_on_schedule(&fixture, webhook).await,
+        DeliveryState::Pending(_)
+    ));
+    retry_manually(&fixture, webhook).await;
+    assert_eq!(
+        retry_on_schedule(&fixture, webhook).await,
+        DeliveryState::Failed
+    );
+    retry_manually(&fixture, webhook).await;
     assert_eq!(
         (fixture.only(webhook).await.state, fixture.requests()),
         (DeliveryState::Failed, 7)
     );
+}
+
+/// Requests a retry twice, which makes one attempt, and checks that the schedule stays.
+async fn retry_manually(fixture: &RetryFixture, webhook: WebhookId) {
+    let before = fixture.only(webhook).await;
+    let leases = fixture.tables.store.leases();
+    let now = fixture.clock.now();
+    let hour = Duration::from_hours(1);
+    let scheduled = leases.schedule_retry(&before, now, hour).await.unwrap();
+    assert!(scheduled.is_some());
+    let again = leases.schedule_retry(&before, now, hour).await.unwrap();
+    assert!(
+        again.is_none(),
+        "the delivery has changed since it was read"
+    );
+    fixture.retry(&next_message(&before)).await;
+    let after = fixture.only(webhook).await;
+    assert_eq!(
+        (after.state, after.attempt_count, after.state_before_retry),
+        (before.state, before.attempt_count + 1, None)
+    );
+}
+
+/// Makes the attempt that is due by the schedule. Returns the delivery's state after it.
+async fn retry_on_schedule(fixture: &RetryFixture, webhook: WebhookId) -> DeliveryState {
+    fixture.clock.advance(Duration::from_hours(2));
+    let before = fixture.only(webhook).await;
+    fixture.retry(&next_message(&before)).await;
+    fixture.only(webhook).await.state
+}
+
+/// The message of a delivery's next attempt.
+fn next_message(delivery: &Delivery) -> RetryMessage {
+    RetryMessage {
+        key: delivery.key.clone(),
+        attempt_count: delivery.attempt_count,
+    }
 }
 
 /// A manual retry that was not made restores the state when the webhook is deleted or disabled.
