@@ -65,6 +65,12 @@ fn requests_of_account() -> String {
     format!("{per_minute} per minute and {per_day} per day")
 }
 
+fn late_attempts() -> String {
+    format!(
+        "{MAX_LATE}, of an account {MAX_LATE_PER_ACCOUNT}, to an endpoint {MAX_LATE_PER_ENDPOINT}"
+    )
+}
+
 /// Each limit whose constant is public has its value at the start of the second column.
 #[test]
 fn page_has_values_of_code() {
@@ -99,12 +105,7 @@ fn page_has_values_of_code() {
         ("lease", seconds(LEASE_DURATION)),
         ("direct attempt", timeouts(Timeouts::DIRECT)),
         ("wait of a batch for a direct attempt", seconds(BATCH_WAIT)),
-        (
-            "late attempts of a process",
-            format!(
-                "{MAX_LATE}, of an account {MAX_LATE_PER_ACCOUNT}, to an endpoint {MAX_LATE_PER_ENDPOINT}"
-            ),
-        ),
+        ("late attempts of a process", late_attempts()),
         (
             "environments of the deployment that begin to be held by late attempts",
             format!(
