@@ -11,17 +11,18 @@ use nano_webhooks::{
         redrive::{RedriveOutcome, redrive},
     },
     store::{
-        poison::{MAX_IMAGE, NewPoisonRecord, PoisonCount, PoisonId},
+        leases::ClaimOutcome,
+        poison::{MAX_IMAGE, NewPoisonRecord, PoisonCount, PoisonId, PoisonRecord},
         update::WebhookUpdate,
     },
 };
 use nano_webhooks_cli::local_client;
 use nano_webhooks_core::{
-    delivery::{DeliveryKey, DeliveryState},
+    delivery::{Delivery, DeliveryKey, DeliveryState},
     endpoint_url::EndpointUrl,
     event::{EventId, MAX_PAYLOAD_LEN},
     timestamp::Timestamp,
-    webhook::WebhookStatus,
+    webhook::{WebhookId, WebhookStatus},
 };
 use serde_json::{Value, json};
 
@@ -335,52 +336,24 @@ async fn large_payload_stays_poison() {
 async fn unparsable_text_stays_poison() {
     let fixture = PoisonFixture::new().await;
     fixture.subscribe("/hook").await;
-    let keep = async |number: &str, image: Option<String>| {
-        let poison = NewPoisonRecord {
-            reason: "not a stream record".to_owned(),
-            reason_code: None,
-            stream: String::new(),
-            sequence_number: number.to_owned(),
-            created_at: None,
-            keys: String::new(),
-            image,
-        };
-        fixture
-            .tables
-            .store
-            .poison()
-            .put_once(&poison, START, START + RETENTION)
-            .await
-            .unwrap();
-        let mut named = fixture
-            .tables
-            .store
-            .poison()
-            .find(&format!("{DAY}/{number}").parse().unwrap())
-            .await;
-        let named = named.as_mut().unwrap();
-        assert_eq!(named.len(), 1);
-        named.pop().unwrap()
-    };
-    let garbage = keep("unknown-1", Some("{}".to_owned())).await;
+    let garbage = put_text(&fixture, "unknown-1", "{}").await;
     let reason = fixture.stays(&garbage).await;
     assert!(
         reason.starts_with("not a stream record: missing field"),
         "the reason is updated: {reason}"
     );
-    let lost = keep("unknown-2", Some("x".repeat(MAX_IMAGE + 1))).await;
+    let lost = put_text(&fixture, "unknown-2", &"x".repeat(MAX_IMAGE + 1)).await;
     assert_eq!(
         fixture.stays(&lost).await,
         "not a stream record, and too large to be stored"
     );
 
     let ended = inserted(9, &job_image("t9", "completed"));
-    let (event, recorded, _) = fixture
-        .event(&keep("unknown-3", Some(ended.to_string())).await)
-        .await;
+    let record = put_text(&fixture, "unknown-3", &ended.to_string()).await;
+    let (event, recorded, _) = fixture.event(&record).await;
     assert_eq!((event.id, recorded), (event_id(&ended), 1));
     let going_on = inserted(10, &job_image("t10", "processing"));
-    let record = keep("unknown-4", Some(going_on.to_string())).await;
+    let record = put_text(&fixture, "unknown-4", &going_on.to_string()).await;
     assert!(matches!(
         fixture.redrive(&record).await,
         RedriveOutcome::NotAnEvent
@@ -392,6 +365,28 @@ async fn unparsable_text_stays_poison() {
         .map(|record| record.poison.sequence_number.clone())
         .collect();
     assert_eq!(left, ["unknown-2", "unknown-1"]);
+}
+
+/// Stores text that is not a record as poison.
+async fn put_text(fixture: &PoisonFixture, number: &str, text: &str) -> PoisonRecord {
+    let poison = NewPoisonRecord {
+        reason: "not a stream record".to_owned(),
+        reason_code: None,
+        stream: String::new(),
+        sequence_number: number.to_owned(),
+        created_at: None,
+        keys: String::new(),
+        image: Some(text.to_owned()),
+    };
+    let store = fixture.tables.store.poison();
+    store
+        .put_once(&poison, START, START + RETENTION)
+        .await
+        .unwrap();
+    let id = format!("{DAY}/{number}").parse().unwrap();
+    let mut named = store.find(&id).await.unwrap();
+    assert_eq!(named.len(), 1);
+    named.pop().unwrap()
 }
 
 /// A change without an old image raises an event when an operator redrives it.
@@ -433,10 +428,8 @@ async fn record_without_time_uses_stored_at() {
     assert_eq!(event.timestamp, START.to_rfc3339());
 }
 
-/// Poison records are listed by page, found by their number, and counted.
-#[tokio::test]
-async fn records_are_listed_and_counted() {
-    let fixture = PoisonFixture::new().await;
+/// Five records, of which two have the same number.
+async fn put_five_records(fixture: &PoisonFixture) {
     let store = &fixture.tables.store;
     for (stream, number) in [
         ("arn:a", "1"),
@@ -460,6 +453,14 @@ async fn records_are_listed_and_counted() {
             .await
             .unwrap();
     }
+}
+
+/// Poison records are listed by page.
+#[tokio::test]
+async fn records_are_listed_by_page() {
+    let fixture = PoisonFixture::new().await;
+    put_five_records(&fixture).await;
+    let store = &fixture.tables.store;
     let mut listed = Vec::new();
     let mut from = None;
     loop {
@@ -483,13 +484,14 @@ async fn records_are_listed_and_counted() {
         ids,
         ["unknown-1", "11", "10", "1", "1"].map(|number| format!("{DAY}/{number}"))
     );
-    for record in &listed {
-        store
-            .poison()
-            .put_once(&record.poison, START, START + RETENTION)
-            .await
-            .unwrap();
-    }
+}
+
+/// Poison records are found by their number, and counted by day.
+#[tokio::test]
+async fn records_are_found_and_counted() {
+    let fixture = PoisonFixture::new().await;
+    put_five_records(&fixture).await;
+    let store = &fixture.tables.store;
     for (number, streams) in [
         ("1", &["arn:a", "arn:b"][..]),
         ("10", &["arn:a"]),
@@ -655,41 +657,20 @@ async fn unreadable_record_hides_no_other() {
 async fn sweep_finds_retry_without_queue() {
     let fixture = PoisonFixture::new().await;
     let webhook = fixture.subscribe("/status/500").await;
-    assert_eq!(
-        dispatch_batch(
-            &fixture.dispatcher,
-            &[inserted(1, &job_image("t1", "completed"))]
-        )
-        .await,
-        []
-    );
-    fixture.tables.timers();
-    let key = DeliveryKey {
-        account: account("acme"),
-        webhook,
-        event: fixture.deliveries(webhook).await.pop().unwrap().event_id,
-    };
+    let found = attempt_job(&fixture, webhook).await;
     let store = &fixture.tables.store;
-    let found = store.deliveries().get(&key).await.unwrap().unwrap();
-    let hastened = store
+    let scheduled = store
         .leases()
         .schedule_retry_for_sweep(&found, START, RETENTION)
         .await
         .unwrap()
         .unwrap();
     assert_eq!(
-        (hastened.state, hastened.state_before_retry),
+        (scheduled.state, scheduled.state_before_retry),
         (DeliveryState::Pending(START), Some(found.state))
     );
     // The delivery has changed since `found` was read.
-    assert_eq!(
-        store
-            .leases()
-            .schedule_retry_for_sweep(&found, START, RETENTION)
-            .await
-            .unwrap(),
-        None
-    );
+    assert!(!schedule_for_sweep(&fixture, &found).await);
     let url = EndpointUrl::parse(&fixture.receiver.url("/ok")).unwrap();
     let change = WebhookUpdate {
         url: Some(url),
@@ -709,29 +690,44 @@ async fn sweep_finds_retry_without_queue() {
         (received.path.as_str(), received.header("x-nano-attempt")),
         ("/ok", "2")
     );
-    assert_eq!(
-        store.deliveries().get(&key).await.unwrap().unwrap().state,
-        DeliveryState::Delivered
-    );
+    let delivered = store.deliveries().get(&found.key).await.unwrap().unwrap();
+    assert_eq!(delivered.state, DeliveryState::Delivered);
+}
 
-    let found = store.deliveries().get(&key).await.unwrap().unwrap();
-    store
-        .leases()
-        .schedule_retry_for_sweep(&found, START, RETENTION)
-        .await
-        .unwrap()
-        .unwrap();
-    store.leases().claim(&key, 2, START).await.unwrap();
-    let in_flight = store.deliveries().get(&key).await.unwrap().unwrap();
-    assert_eq!(
-        store
-            .leases()
-            .schedule_retry_for_sweep(&in_flight, START, RETENTION)
-            .await
-            .unwrap(),
-        None,
-        "the delivery is in flight"
-    );
+/// A delivery in flight cannot be scheduled for the sweep.
+#[tokio::test]
+async fn delivery_in_flight_is_not_rescheduled() {
+    let fixture = PoisonFixture::new().await;
+    let webhook = fixture.subscribe("/ok").await;
+    let delivered = attempt_job(&fixture, webhook).await;
+    assert!(schedule_for_sweep(&fixture, &delivered).await);
+    let store = &fixture.tables.store;
+    let claimed = store.leases().claim(&delivered.key, 1, START);
+    assert!(matches!(claimed.await.unwrap(), ClaimOutcome::Acquired(_)));
+    let deliveries = store.deliveries();
+    let in_flight = deliveries.get(&delivered.key).await.unwrap().unwrap();
+    assert!(!schedule_for_sweep(&fixture, &in_flight).await);
+}
+
+/// Makes the first attempt of a job's delivery.
+async fn attempt_job(fixture: &PoisonFixture, webhook: WebhookId) -> Delivery {
+    let record = inserted(1, &job_image("t1", "completed"));
+    assert_eq!(dispatch_batch(&fixture.dispatcher, &[record]).await, []);
+    fixture.tables.timers();
+    let key = DeliveryKey {
+        account: account("acme"),
+        webhook,
+        event: fixture.deliveries(webhook).await.pop().unwrap().event_id,
+    };
+    let deliveries = fixture.tables.store.deliveries();
+    deliveries.get(&key).await.unwrap().unwrap()
+}
+
+/// Schedules a retry for the sweep. Returns whether the delivery was free and unchanged.
+async fn schedule_for_sweep(fixture: &PoisonFixture, delivery: &Delivery) -> bool {
+    let leases = fixture.tables.store.leases();
+    let scheduled = leases.schedule_retry_for_sweep(delivery, START, RETENTION);
+    scheduled.await.unwrap().is_some()
 }
 
 /// A count that reached the last record.
