@@ -297,6 +297,33 @@ impl Proxy {
     }
 }
 
+impl Proxy {
+    /// Forwards the request, and drops the response when it has ended.
+    async fn execute(&self, headers: &HeaderMap, body: Bytes) {
+        let response = self.forward(headers, body).await;
+        response.into_body().collect().await.unwrap();
+    }
+
+    /// Forwards the writes of a batch that are not to the hot partition.
+    async fn write_partially(&self, headers: &HeaderMap, body: &Bytes) -> Response<Body> {
+        let mut request: Value = serde_json::from_slice(body).unwrap();
+        let mut unprocessed = json!({});
+        let tables = request["RequestItems"].as_object_mut().unwrap();
+        for (table, writes) in &mut *tables {
+            let (hot, others): (Vec<_>, Vec<_>) =
+                writes.as_array().unwrap().iter().cloned().partition(is_hot);
+            unprocessed[table] = json!(hot);
+            *writes = json!(others);
+        }
+        tables.retain(|_, writes| !writes.as_array().unwrap().is_empty());
+        if !tables.is_empty() {
+            self.execute(headers, request.to_string().into()).await;
+        }
+        let body = json!({ "UnprocessedItems": unprocessed }).to_string();
+        Response::new(Body::from(body))
+    }
+}
+
 fn contains(body: &Bytes, text: &str) -> bool {
     std::str::from_utf8(body).unwrap().contains(text)
 }
@@ -306,16 +333,6 @@ async fn pass(State(proxy): State<Proxy>, headers: HeaderMap, body: Bytes) -> Re
         .get("x-amz-target")
         .map_or("", |target| target.to_str().unwrap());
     let operation = target.rsplit('.').next().unwrap();
-    let refusal = |status, kind: &str| {
-        let body = format!(
-            r#"{{"__type":"com.amazonaws.dynamodb.v20120810#{kind}","message":"injected fault"}}"#
-        );
-        Response::builder()
-            .status(status)
-            .header("content-type", "application/x-amz-json-1.0")
-            .body(Body::from(body))
-            .unwrap()
-    };
     *proxy
         .counts
         .lock()
@@ -345,14 +362,7 @@ async fn pass(State(proxy): State<Proxy>, headers: HeaderMap, body: Bytes) -> Re
             pending().await
         }
         Some(Fault::CrashAfter) => {
-            // Read to the end, so that the engine has executed the request.
-            proxy
-                .forward(&headers, body)
-                .await
-                .into_body()
-                .collect()
-                .await
-                .unwrap();
+            proxy.execute(&headers, body).await;
             proxy.crashes.send_modify(|crashes| *crashes += 1);
             pending().await
         }
@@ -363,68 +373,49 @@ async fn pass(State(proxy): State<Proxy>, headers: HeaderMap, body: Bytes) -> Re
             refusal(StatusCode::BAD_REQUEST, "ThrottlingException")
         }
         Some(Fault::ResponseLost) => {
-            proxy
-                .forward(&headers, body)
-                .await
-                .into_body()
-                .collect()
-                .await
-                .unwrap();
+            proxy.execute(&headers, body).await;
             refusal(StatusCode::INTERNAL_SERVER_ERROR, "InternalServerError")
         }
         Some(Fault::Timeout) => pending().await,
         Some(Fault::ConcurrentCreate) => {
-            proxy
-                .forward(&headers, body)
-                .await
-                .into_body()
-                .collect()
-                .await
-                .unwrap();
-            let counter = json!({"last_id": {"N": "1"}, "webhooks": {"N": "50"}});
-            let cancelled = json!({
-                "__type": "com.amazonaws.dynamodb.v20120810#TransactionCanceledException",
-                "message": "injected fault",
-                "CancellationReasons": [
-                    {"Code": "ConditionalCheckFailed", "Item": counter},
-                    {"Code": "None"},
-                    {"Code": "TransactionConflict"},
-                ],
-            });
-            Response::builder()
-                .status(StatusCode::BAD_REQUEST)
-                .body(Body::from(cancelled.to_string()))
-                .unwrap()
+            proxy.execute(&headers, body).await;
+            account_at_limit()
         }
-        Some(Fault::PartialBatch(_)) => {
-            let mut request: Value = serde_json::from_slice(&body).unwrap();
-            let mut left = json!({});
-            for (table, writes) in request["RequestItems"].as_object_mut().unwrap() {
-                let is_hot = |write: &Value| {
-                    write["PutRequest"]["Item"]["PK"]["S"]
-                        .as_str()
-                        .unwrap()
-                        .ends_with("#2")
-                };
-                let (hot, others): (Vec<_>, Vec<_>) =
-                    writes.as_array().unwrap().iter().cloned().partition(is_hot);
-                left[table] = json!(hot);
-                *writes = json!(others);
-            }
-            request["RequestItems"]
-                .as_object_mut()
-                .unwrap()
-                .retain(|_, writes| !writes.as_array().unwrap().is_empty());
-            if !request["RequestItems"].as_object().unwrap().is_empty() {
-                proxy
-                    .forward(&headers, request.to_string().into())
-                    .await
-                    .into_body()
-                    .collect()
-                    .await
-                    .unwrap();
-            }
-            Response::new(Body::from(json!({ "UnprocessedItems": left }).to_string()))
-        }
+        Some(Fault::PartialBatch(_)) => proxy.write_partially(&headers, &body).await,
     }
+}
+
+fn refusal(status: StatusCode, kind: &str) -> Response<Body> {
+    let body = format!(
+        r#"{{"__type":"com.amazonaws.dynamodb.v20120810#{kind}","message":"injected fault"}}"#
+    );
+    Response::builder()
+        .status(status)
+        .header("content-type", "application/x-amz-json-1.0")
+        .body(Body::from(body))
+        .unwrap()
+}
+
+/// Cancels the transaction that creates a webhook, because the account has 50 webhooks.
+fn account_at_limit() -> Response<Body> {
+    let counter = json!({"last_id": {"N": "1"}, "webhooks": {"N": "50"}});
+    let cancelled = json!({
+        "__type": "com.amazonaws.dynamodb.v20120810#TransactionCanceledException",
+        "message": "injected fault",
+        "CancellationReasons": [
+            {"Code": "ConditionalCheckFailed", "Item": counter},
+            {"Code": "None"},
+            {"Code": "TransactionConflict"},
+        ],
+    });
+    Response::builder()
+        .status(StatusCode::BAD_REQUEST)
+        .body(Body::from(cancelled.to_string()))
+        .unwrap()
+}
+
+/// Whether the write is to the partition of webhook 2.
+fn is_hot(write: &Value) -> bool {
+    let partition = write["PutRequest"]["Item"]["PK"]["S"].as_str();
+    partition.unwrap().ends_with("#2")
 }
