@@ -14,21 +14,8 @@ async fn log_is_filtered_and_paged() {
     for second in 0..30 {
         fixture.end_jobs(second, 1).await;
     }
-    let list = async |webhook, status, after, limit| {
-        let filter = DeliveryFilter {
-            status,
-            event: None,
-            after,
-            limit,
-        };
-        fixture
-            .tables
-            .store
-            .delivery_log()
-            .list(&account("acme"), webhook, &filter)
-            .await
-            .unwrap()
-    };
+    let log = fixture.tables.store.delivery_log();
+    let acme = account("acme");
     for (webhook, status, found) in [
         (webhook, None, 30),
         (webhook, Some(DeliveryStatus::Pending), 30),
@@ -38,13 +25,18 @@ async fn log_is_filtered_and_paged() {
         (healthy, Some(DeliveryStatus::Pending), 0),
     ] {
         let mut ids = Vec::new();
-        let mut after = None;
+        let mut filter = DeliveryFilter {
+            status,
+            event: None,
+            after: None,
+            limit: 7,
+        };
         loop {
-            let page = list(webhook, status, after.take(), 7).await;
+            let page = log.list(&acme, webhook, &filter).await.unwrap();
             assert!(page.deliveries.len() <= 7);
             ids.extend(page.deliveries.into_iter().map(|listed| listed.event_id));
-            after = page.next;
-            if after.is_none() {
+            filter.after = page.next;
+            if filter.after.is_none() {
                 break;
             }
         }

@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use nano_webhooks::store::update::WebhookUpdate;
 use nano_webhooks_core::{
     delivery::{DeliveryState, endpoint_health::EndpointHealth},
     webhook::WebhookStatus,
@@ -20,37 +19,16 @@ async fn paused_delivery_continues_on_schedule() {
     let webhook = fixture.subscribe("/status/500").await;
     fixture.end_jobs(1, 1).await;
     let timer = fixture.timer();
-    let store = &fixture.tables.store;
-    let status = |status| WebhookUpdate {
-        status: Some(status),
-        ..WebhookUpdate::default()
-    };
-    store
-        .webhooks()
-        .update(
-            &account("acme"),
-            webhook,
-            &status(WebhookStatus::Disabled),
-            START,
-        )
-        .await
-        .unwrap();
+    fixture.set_status(webhook, WebhookStatus::Disabled).await;
     fixture.clock.advance(Duration::from_secs(15));
     fixture.retry(&timer.message).await;
     let paused = fixture.only(webhook).await;
     assert_eq!(paused.state, DeliveryState::Paused);
-    store
-        .webhooks()
-        .update(
-            &account("acme"),
-            webhook,
-            &status(WebhookStatus::Active),
-            START,
-        )
-        .await
-        .unwrap();
+    fixture.set_status(webhook, WebhookStatus::Active).await;
     let now = fixture.clock.now();
-    store
+    fixture
+        .tables
+        .store
         .leases()
         .schedule_retry(&paused, now, Duration::from_hours(1))
         .await
@@ -82,41 +60,13 @@ async fn enabling_resumes_paused_deliveries() {
         .await
         .unwrap();
     fixture.end_jobs(1, 3).await;
-    let disable = WebhookUpdate {
-        status: Some(WebhookStatus::Disabled),
-        ..WebhookUpdate::default()
-    };
-    assert!(
-        store
-            .webhooks()
-            .update(&account("acme"), webhook, &disable, START)
-            .await
-            .unwrap()
-            .is_applied()
-    );
+    fixture.set_status(webhook, WebhookStatus::Disabled).await;
     for timer in fixture.tables.timers() {
         fixture.retry(&timer.message).await;
     }
-    assert!(
-        fixture
-            .deliveries(webhook)
-            .await
-            .iter()
-            .all(|delivery| delivery.state == DeliveryState::Paused)
-    );
+    assert_eq!(fixture.states(webhook).await, [DeliveryState::Paused; 3]);
 
-    let enable = WebhookUpdate {
-        status: Some(WebhookStatus::Active),
-        ..WebhookUpdate::default()
-    };
-    assert!(
-        store
-            .webhooks()
-            .update(&account("acme"), webhook, &enable, START)
-            .await
-            .unwrap()
-            .is_applied()
-    );
+    fixture.set_status(webhook, WebhookStatus::Active).await;
     assert_eq!(fixture.health(webhook).await, EndpointHealth::default());
     assert_eq!(fixture.advance().await, 3);
     let mut timers = fixture.tables.timers();
@@ -130,13 +80,7 @@ async fn enabling_resumes_paused_deliveries() {
     for timer in timers {
         fixture.retry(&timer.message).await;
     }
-    assert!(
-        fixture
-            .deliveries(webhook)
-            .await
-            .iter()
-            .all(|delivery| delivery.state == DeliveryState::Delivered)
-    );
+    assert_eq!(fixture.states(webhook).await, [DeliveryState::Delivered; 3]);
     assert_eq!(
         fixture.tables.items_under("RESUME").await.len(),
         1,

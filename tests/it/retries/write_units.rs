@@ -5,7 +5,7 @@ use nano_webhooks::dispatch::Dispatcher;
 use crate::support::{
     proxy::Proxy,
     retry_fixture::RetryFixture,
-    stream::{dispatch_batch, insert_record, job_image},
+    stream::{completed_jobs, dispatch_batch},
 };
 
 /// A successful delivery costs one write unit, and reads are shared by the batch.
@@ -26,10 +26,10 @@ async fn success_costs_one_write_unit() {
         store: counted,
         ..fixture.dispatcher.clone()
     };
-    let records: Vec<_> = (0..100)
-        .map(|n| insert_record(n, job_image(&format!("t{n}"), "completed")))
-        .collect();
-    assert_eq!(dispatch_batch(&dispatcher, &records).await, []);
+    assert_eq!(
+        dispatch_batch(&dispatcher, &completed_jobs(0, 100)).await,
+        []
+    );
     let expected = [("BatchGetItem", 1), ("BatchWriteItem", 4), ("Query", 1)]
         .map(|(name, n)| (name.to_owned(), n));
     assert_eq!(proxy.counts(), expected);

@@ -5,16 +5,16 @@ use std::time::Duration;
 use nano_webhooks::{
     clock::{Clock, Deadline},
     dispatch::Dispatcher,
-    store::delivery_log::DeliveryFilter,
+    store::{delivery_log::DeliveryFilter, update::WebhookUpdate},
 };
 use nano_webhooks_core::{
     delivery::{
-        Delivery,
+        Delivery, DeliveryState,
         endpoint_health::EndpointHealth,
         scheduled_retry::{RetryMessage, ScheduledRetry},
     },
     timestamp::Timestamp,
-    webhook::WebhookId,
+    webhook::{WebhookId, WebhookStatus},
 };
 
 use crate::support::{
@@ -122,6 +122,26 @@ impl RetryFixture {
         let mut deliveries = self.deliveries(webhook).await;
         assert_eq!(deliveries.len(), 1);
         deliveries.pop().unwrap()
+    }
+
+    pub async fn states(&self, webhook: WebhookId) -> Vec<DeliveryState> {
+        let deliveries = self.deliveries(webhook).await;
+        deliveries.iter().map(|delivery| delivery.state).collect()
+    }
+
+    pub async fn set_status(&self, webhook: WebhookId, status: WebhookStatus) {
+        let change = WebhookUpdate {
+            status: Some(status),
+            ..WebhookUpdate::default()
+        };
+        let updated = self
+            .tables
+            .store
+            .webhooks()
+            .update(&account("acme"), webhook, &change, START)
+            .await
+            .unwrap();
+        assert!(updated.is_applied());
     }
 
     /// The only scheduled retry.
