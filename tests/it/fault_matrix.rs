@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use aws_sdk_dynamodb::config::{retry::RetryConfig, timeout::TimeoutConfig};
 use axum::{
     Router,
     extract::State,
@@ -15,10 +16,6 @@ use axum::{
 };
 use futures_util::{StreamExt, stream};
 use nano_webhooks::{
-    client::{
-        target_guard::TargetGuard,
-        webhook_client::{Timeouts, WebhookClient},
-    },
     clock::{Clock, Deadline},
     dispatch::{Dispatcher, InFlightLimiter, lambda_event::Invocation, stream_record::Record},
     queue::RetryQueue,
@@ -29,7 +26,6 @@ use nano_webhooks::{
 };
 use nano_webhooks_core::{
     delivery::{endpoint_health::EndpointHealth, scheduled_retry::ScheduledRetry},
-    target_policy::TargetPolicy,
     timestamp::Timestamp,
 };
 use serde_json::json;
@@ -37,6 +33,7 @@ use tokio::net::TcpListener;
 
 use crate::support::{
     accounts::account,
+    client::client_with_timeout,
     proxy::{Fault, PartitionFault, Proxy},
     receiver::TEST_TIMEOUT,
     sqs::{Sqs, SqsMode},
@@ -172,17 +169,43 @@ enum Interference {
 impl Interference {
     /// Dispatches the batch. Returns the number of records that must be read again.
     async fn read_batch(self, dispatcher: &Dispatcher, records: &[Record]) -> usize {
-        let read = async || {
-            let response = dispatcher.handle_stream_batch(records, deadline()).await;
-            response.batch_item_failures.len()
-        };
         if self != Self::TwoReaders {
-            return read().await;
+            return read_once(dispatcher, records).await;
         }
-        let (one, other) = tokio::join!(read(), read());
+        let (one, other) = tokio::join!(
+            read_once(dispatcher, records),
+            read_once(dispatcher, records)
+        );
         one + other
     }
 }
+
+async fn read_once(dispatcher: &Dispatcher, records: &[Record]) -> usize {
+    let response = dispatcher.handle_stream_batch(records, deadline()).await;
+    response.batch_item_failures.len()
+}
+
+/// A client of the proxy whose tries end at this time-out and follow each other at once.
+fn impatient_client(
+    client: &aws_sdk_dynamodb::Client,
+    proxy: &Proxy,
+    request_timeout: Duration,
+) -> aws_sdk_dynamodb::Client {
+    let retries = RetryConfig::standard().with_initial_backoff(Duration::from_millis(2));
+    let timeouts = TimeoutConfig::builder()
+        .operation_attempt_timeout(request_timeout)
+        .build();
+    let config = client
+        .config()
+        .to_builder()
+        .endpoint_url(&proxy.url)
+        .retry_config(retries)
+        .timeout_config(timeouts);
+    aws_sdk_dynamodb::Client::from_conf(config.build())
+}
+
+/// Only `/once-hang` waits for it. The other endpoints respond in time on a busy machine too.
+const ENDPOINT_TIMEOUT: Duration = Duration::from_secs(3);
 
 fn deadline() -> Deadline {
     Deadline::from_now(Duration::from_secs(10))
@@ -323,18 +346,7 @@ impl FaultCase {
             }
         }
         let proxy = Proxy::start(tables.endpoint.clone()).await;
-        let impatient = tables.client.config().to_builder().endpoint_url(&proxy.url);
-        let impatient = impatient
-            .retry_config(
-                aws_sdk_dynamodb::config::retry::RetryConfig::standard()
-                    .with_initial_backoff(Duration::from_millis(2)),
-            )
-            .timeout_config(
-                aws_sdk_dynamodb::config::timeout::TimeoutConfig::builder()
-                    .operation_attempt_timeout(request_timeout)
-                    .build(),
-            );
-        let client = aws_sdk_dynamodb::Client::from_conf(impatient.build());
+        let client = impatient_client(&tables.client, &proxy, request_timeout);
         let store = tables.store_through(client.clone());
         let no_keys = DataKeyCache::new(KeyProvider::None);
         let store_without_keys = Store::new(client, tables.names.clone(), no_keys);
@@ -391,18 +403,10 @@ impl FaultCase {
     }
 
     fn dispatcher(&self) -> Dispatcher {
-        let client = || {
-            // Only `/once-hang` waits for it. The others respond in time on a busy machine too.
-            let limits = Timeouts {
-                connect: Duration::from_secs(3),
-                total: Duration::from_secs(3),
-            };
-            WebhookClient::new(TargetGuard::new(TargetPolicy::Any, vec![]), limits, None).unwrap()
-        };
         Dispatcher {
             store: self.present_store().clone(),
-            direct_client: client(),
-            retry_client: client(),
+            direct_client: client_with_timeout(ENDPOINT_TIMEOUT),
+            retry_client: client_with_timeout(ENDPOINT_TIMEOUT),
             queue: self.queue(),
             limiter: self.limiter.clone(),
             clock: self.clock.clone(),

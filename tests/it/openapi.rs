@@ -113,32 +113,28 @@ const COMPLETED: &str = concat!(
 async fn responses_equal_documented_examples() {
     let app = TestApp::new().await;
     let document = get_document(&app).await;
-    let operation = |method: &str, path: &str| document["paths"][path][method].clone();
-    let example = |operation: &Value, status: &str| {
-        let response = resolve(&document, &operation["responses"][status]);
-        response["content"]["application/json"]["example"].to_string()
-    };
-    let list = operation("get", "/api/v1/webhooks");
-    let create = operation("post", "/api/v1/webhooks");
-    let delete = operation("delete", "/api/v1/webhooks/{id}");
+    let list = &document["paths"]["/api/v1/webhooks"]["get"];
+    let create = &document["paths"]["/api/v1/webhooks"]["post"];
+    let delete = &document["paths"]["/api/v1/webhooks/{id}"]["delete"];
+    let health = &document["paths"]["/healthz"]["get"];
 
     let created = app
         .post(create["requestBody"]["content"]["application/json"]["example"].to_string())
         .await;
-    assert_eq!(created.text, example(&create, "201"));
+    assert_eq!(created.text, response_example(&document, create, "201"));
     assert_eq!(
         created.text,
         format!(r#"{{"success":true,"data":{WEBHOOK}}}"#)
     );
     let listed = app.get("/api/v1/webhooks").await.text;
-    assert_eq!(listed, example(&list, "200"));
+    assert_eq!(listed, response_example(&document, list, "200"));
     assert_eq!(listed, format!(r#"{{"success":true,"data":[{WEBHOOK}]}}"#));
     let deleted = app.delete("/api/v1/webhooks/1").await.text;
-    assert_eq!(deleted, example(&delete, "200"));
+    assert_eq!(deleted, response_example(&document, delete, "200"));
     assert_eq!(deleted, r#"{"success":true,"data":{"id":1}}"#);
     assert_eq!(
         app.delete("/api/v1/webhooks/1").await.text,
-        example(&delete, "404")
+        response_example(&document, delete, "404")
     );
 
     let without_key = Request::get("/api/v1/webhooks")
@@ -146,18 +142,18 @@ async fn responses_equal_documented_examples() {
         .unwrap();
     let unauthorized = app.send(without_key).await;
     assert_eq!(unauthorized.status, StatusCode::UNAUTHORIZED);
-    assert_eq!(unauthorized.text, example(&list, "401"));
+    assert_eq!(unauthorized.text, response_example(&document, list, "401"));
     let not_json = Request::post("/api/v1/webhooks")
         .header("authorization", format!("Bearer {}", app.key.expose()));
     let unsupported = app.send(not_json.body("url=x".into()).unwrap()).await;
-    assert_eq!(unsupported.text, example(&create, "415"));
+    assert_eq!(unsupported.text, response_example(&document, create, "415"));
     assert_eq!(
         app.create(json!({"url": "x"})).await.text,
-        example(&create, "400")
+        response_example(&document, create, "400")
     );
     assert_eq!(
         app.get("/healthz").await.text,
-        example(&operation("get", "/healthz"), "200")
+        response_example(&document, health, "200")
     );
 
     let callback = &document["webhooks"]["job.completed"]["post"];
@@ -165,6 +161,12 @@ async fn responses_equal_documented_examples() {
         callback["requestBody"]["content"]["application/json"]["example"].to_string(),
         COMPLETED
     );
+}
+
+/// The example of an operation's response with this status.
+fn response_example(document: &Value, operation: &Value, status: &str) -> String {
+    let response = resolve(document, &operation["responses"][status]);
+    response["content"]["application/json"]["example"].to_string()
 }
 
 #[tokio::test]

@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use aws_sdk_dynamodb::types::AttributeValue;
 use nano_webhooks::{
     clock::Clock,
     dispatch::Dispatcher,
@@ -128,19 +127,7 @@ async fn new_data_key_keeps_old_secrets() {
     for webhook in [old, new] {
         assert_eq!(secrets(&tables, &tables.store, webhook).await, secret());
     }
-    let sealed_by = async || {
-        let mut items = tables.items_under("ACCOUNT#acme").await;
-        items.retain(|item| item["SK"].as_s().unwrap().starts_with("WEBHOOK#"));
-        items.sort_by_key(|item| item["SK"].as_s().unwrap().clone());
-        let version = |item: &std::collections::HashMap<String, AttributeValue>| {
-            item["secrets"].as_l().unwrap()[0].as_m().unwrap()["data_key"]
-                .as_n()
-                .unwrap()
-                .clone()
-        };
-        items.iter().map(version).collect::<Vec<_>>()
-    };
-    assert_eq!(sealed_by().await, ["1", "2"]);
+    assert_eq!(sealing_versions(&tables).await, ["1", "2"]);
 
     let (resealed, next) = tables
         .store
@@ -157,10 +144,23 @@ async fn new_data_key_keeps_old_secrets() {
         ),
         (1, 1, 0, true)
     );
-    assert_eq!(sealed_by().await, ["2", "2"]);
+    assert_eq!(sealing_versions(&tables).await, ["2", "2"]);
     for webhook in [old, new] {
         assert_eq!(secrets(&tables, &tables.store, webhook).await, secret());
     }
+}
+
+/// The version of the data key that encrypted the secret of each webhook.
+async fn sealing_versions(tables: &TestTables) -> Vec<String> {
+    let mut items = tables.items_under("ACCOUNT#acme").await;
+    items.retain(|item| item["SK"].as_s().unwrap().starts_with("WEBHOOK#"));
+    items.sort_by_key(|item| item["SK"].as_s().unwrap().clone());
+    let mut versions = Vec::new();
+    for item in items {
+        let secret = item["secrets"].as_l().unwrap()[0].as_m().unwrap();
+        versions.push(secret["data_key"].as_n().unwrap().clone());
+    }
+    versions
 }
 
 /// A process that cannot unwrap the current data key starts no new one.

@@ -54,18 +54,30 @@ async fn template_values_are_current() {
     );
 }
 
+/// The names of the environment variables that were read.
+#[derive(Default)]
+struct VariableNames(RefCell<BTreeSet<String>>);
+
+impl VariableNames {
+    #[expect(
+        clippy::unnecessary_wraps,
+        reason = "the configuration expects a result"
+    )]
+    fn read(&self, name: &str) -> Result<Option<String>, ConfigError> {
+        self.0.borrow_mut().insert(name.to_owned());
+        Ok(REQUIRED.contains(&name).then(|| "value".to_owned()))
+    }
+}
+
 /// The environment variables that each function reads.
 fn environment() -> Value {
-    let names = RefCell::new(BTreeSet::new());
-    let read = |name: &str| -> Result<Option<String>, ConfigError> {
-        names.borrow_mut().insert(name.to_owned());
-        Ok(REQUIRED.contains(&name).then(|| "value".to_owned()))
-    };
+    let names = VariableNames::default();
+    let read = |name: &str| names.read(name);
     Config::from_env(read, ConfigDefaults::DEPLOYED).unwrap();
     retry_queue_url(read).unwrap();
     stack_name(read).unwrap();
     late_attempts_enabled(read).unwrap();
-    json!(names.into_inner())
+    json!(names.0.into_inner())
 }
 
 /// The sets of dimensions of each metric.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use axum::{body::Body, http::StatusCode};
 use nano_webhooks::store::{
     rate_limits::RateLimits,
-    test_event_slots::{AcquireOutcome, SLOT_LEASE},
+    test_event_slots::{AcquireOutcome, HeldSlots, SLOT_LEASE, TestEventSlots},
 };
 use nano_webhooks_core::{
     delivery::endpoint_health::EndpointHealth, target_policy::TargetPolicy, timestamp::Timestamp,
@@ -198,21 +198,25 @@ async fn deployment_limits_test_events() {
     let slots = tables.store.test_event_slots();
     let now = Timestamp::from_millis(1_734_948_000_000);
     let later = now + SLOT_LEASE;
-    let acquire = async |name: &str, at| match slots.acquire(&account(name), 1, at).await.unwrap() {
-        AcquireOutcome::Acquired(held) => Some(held),
-        AcquireOutcome::Refused { .. } => None,
-    };
-    let first = acquire("acme", now).await.unwrap();
-    assert!(acquire("other", now).await.is_none());
+    let first = acquire(&slots, "acme", now).await.unwrap();
+    assert!(acquire(&slots, "other", now).await.is_none());
     assert!(tables.items_under("ACCOUNT#other").await.is_empty());
     slots.release(&first).await.unwrap();
-    let second = acquire("other", now).await.unwrap();
-    let third = acquire("acme", later).await.unwrap();
+    let second = acquire(&slots, "other", now).await.unwrap();
+    let third = acquire(&slots, "acme", later).await.unwrap();
     // The lease of the second has ended, so its holder frees nothing of the third.
     slots.release(&second).await.unwrap();
-    assert!(acquire("other", later).await.is_none());
+    assert!(acquire(&slots, "other", later).await.is_none());
     slots.release(&third).await.unwrap();
-    assert!(acquire("other", later).await.is_some());
+    assert!(acquire(&slots, "other", later).await.is_some());
+}
+
+/// Acquires one of the account's slots, if the deployment's single slot is free.
+async fn acquire(slots: &TestEventSlots<'_>, name: &str, at: Timestamp) -> Option<HeldSlots> {
+    match slots.acquire(&account(name), 1, at).await.unwrap() {
+        AcquireOutcome::Acquired(held) => Some(held),
+        AcquireOutcome::Refused { .. } => None,
+    }
 }
 
 /// An unreachable endpoint is described as in the log, and a blocked target is not called.

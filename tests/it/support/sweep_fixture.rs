@@ -126,11 +126,12 @@ impl SweepFixture {
     /// How many deliveries of an account are pending.
     pub async fn pending(&self, account: &str) -> usize {
         let items = self.tables().items(&self.tables().names.deliveries).await;
-        let is_pending = |item: &&HashMap<String, AttributeValue>| {
-            item["PK"].as_s().unwrap() == &format!("{account}#1")
-                && item["status"].as_s().unwrap() == "pending"
-        };
-        items.iter().filter(is_pending).count()
+        let partition = AttributeValue::S(format!("{account}#1"));
+        let pending = AttributeValue::S("pending".to_owned());
+        items
+            .iter()
+            .filter(|item| item["PK"] == partition && item["status"] == pending)
+            .count()
     }
 }
 
