@@ -8,15 +8,10 @@ use nano_webhooks::{
     store::replays::{INITIAL_STEP_SIZE, STEP_SIZE},
 };
 use nano_webhooks_cli::local_client;
-use nano_webhooks_core::{
-    delivery::{DeliveryKey, DeliveryState},
-    event::EventId,
-    webhook::WebhookId,
-};
+use nano_webhooks_core::delivery::DeliveryState;
 use serde_json::json;
 
 use crate::support::{
-    accounts::account,
     app::NO_LIMITS,
     proxy::{Fault, Proxy},
     replay_fixture::{ReplayFixture, SINCE, WEBHOOK},
@@ -74,7 +69,10 @@ async fn failed_deliveries_are_replayed() {
             && before.len() == 3
     );
     for event in before {
-        assert_eq!(fixture.state(&event).await, DeliveryState::Delivered);
+        assert_eq!(
+            fixture.delivery(&event).await.state,
+            DeliveryState::Delivered
+        );
     }
     let again = fixture.start_replay(json!({"since": SINCE})).await;
     assert_eq!(
@@ -99,7 +97,7 @@ async fn failed_replay_restores_state() {
     );
     for received in fixture.receiver.received() {
         assert_eq!(
-            fixture.state(received.header("webhook-id")).await,
+            fixture.delivery(received.header("webhook-id")).await.state,
             DeliveryState::Failed
         );
     }
@@ -216,7 +214,10 @@ async fn cancelled_replay_sends_nothing() {
     for timer in timers {
         fixture.dispatcher.retry(&timer.message).await.unwrap();
         assert_eq!(
-            fixture.state(timer.message.key.event.as_str()).await,
+            fixture
+                .delivery(timer.message.key.event.as_str())
+                .await
+                .state,
             DeliveryState::Failed
         );
     }
@@ -283,7 +284,7 @@ async fn manual_retry_leaves_replay() {
         fixture.dispatcher.retry(&timer.message).await.unwrap();
     }
     assert_eq!(
-        fixture.state(by_hand.as_str()).await,
+        fixture.delivery(by_hand.as_str()).await.state,
         DeliveryState::Delivered,
         "the manual retry is made"
     );
@@ -300,21 +301,8 @@ async fn concurrent_retry_keeps_replay() {
     let fixture = ReplayFixture::new(1).await;
     fixture.fix_endpoint().await;
     let listed = fixture.app.get(&format!("{WEBHOOK}/deliveries")).await;
-    let event = EventId::parse(listed.json["data"][0]["event_id"].as_str().unwrap()).unwrap();
-    let key = DeliveryKey {
-        account: account("acme"),
-        webhook: WebhookId::new(1).unwrap(),
-        event,
-    };
-    let read = fixture
-        .app
-        .tables
-        .store
-        .deliveries()
-        .get(&key)
-        .await
-        .unwrap()
-        .unwrap();
+    let event = listed.json["data"][0]["event_id"].as_str().unwrap();
+    let read = fixture.delivery(event).await;
     let replay = fixture.start_replay(json!({"since": SINCE})).await;
     let crossed = fixture
         .app
@@ -339,14 +327,7 @@ async fn replay_waits_for_disabled_webhook() {
     let fixture = ReplayFixture::new(all).await;
     fixture.fix_endpoint().await;
     let replay = fixture.start_replay(json!({"since": SINCE})).await;
-    let counts = |delivered: usize| {
-        [
-            INITIAL_STEP_SIZE as u64,
-            INITIAL_STEP_SIZE as u64,
-            delivered as u64,
-            0,
-        ]
-    };
+    let first_step = INITIAL_STEP_SIZE as u64;
     fixture
         .app
         .send_json("PATCH", WEBHOOK, &json!({"status": "disabled"}))
@@ -359,7 +340,7 @@ async fn replay_waits_for_disabled_webhook() {
     );
     assert_eq!(
         fixture.progress(&replay).await,
-        ("running".to_owned(), counts(0))
+        ("running".to_owned(), [first_step, first_step, 0, 0])
     );
     assert_eq!(fixture.replay(json!({"since": SINCE})).await.error().0, 409);
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use axum::http::StatusCode;
 use nano_webhooks::{clock::Deadline, dispatch::Dispatcher};
 use nano_webhooks_core::{
-    delivery::{DeliveryKey, DeliveryState, scheduled_retry::ScheduledRetry},
+    delivery::{Delivery, DeliveryKey, scheduled_retry::ScheduledRetry},
     event::EventId,
     webhook::WebhookId,
 };
@@ -118,21 +118,14 @@ impl ReplayFixture {
             .unwrap()
     }
 
-    pub async fn state(&self, event: &str) -> DeliveryState {
+    pub async fn delivery(&self, event: &str) -> Delivery {
         let key = DeliveryKey {
             account: account("acme"),
             webhook: WebhookId::new(1).unwrap(),
             event: EventId::parse(event).unwrap(),
         };
-        self.app
-            .tables
-            .store
-            .deliveries()
-            .get(&key)
-            .await
-            .unwrap()
-            .unwrap()
-            .state
+        let deliveries = self.app.tables.store.deliveries();
+        deliveries.get(&key).await.unwrap().unwrap()
     }
 
     pub fn received_at(&self, path: &str) -> Vec<Received> {
