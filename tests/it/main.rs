@@ -1,10 +1,6 @@
 //! Integration tests: the parts of the service over a real DynamoDB engine and real sockets.
 
 #![allow(
-    clippy::too_many_lines,
-    reason = "a test shows one sequence of steps from its start to its end"
-)]
-#![allow(
     clippy::large_futures,
     reason = "tests run few futures, and their size does not matter"
 )]
