@@ -633,9 +633,14 @@ class Template(unittest.TestCase):
             self.assertEqual(variables, set(VALUES["environment"]) - UNUSED_SETTINGS[name], name)
 
     def test_dispatch_and_retry_share_settings(self):
-        """The dispatch and retry functions have the same environment."""
+        """The dispatch and retry functions have the same environment, except that only the
+        dispatch function has late attempts.
+        """
         settings = {name: self.properties(name)["Environment"]["Variables"] for name in BINARIES}
-        self.assertEqual(settings["DispatchFunction"], settings["RetryFunction"])
+        retry = settings["RetryFunction"]
+        self.assertEqual(retry["LATE_ATTEMPTS"], "off")
+        late_attempts = {"LATE_ATTEMPTS": {"Ref": "LateAttempts"}}
+        self.assertEqual(settings["DispatchFunction"], retry | late_attempts)
         for variables in settings.values():
             self.assertEqual(variables["RETRY_QUEUE_URL"], {"Ref": "RetryQueue"})
 
@@ -1244,6 +1249,7 @@ class Template(unittest.TestCase):
                 "Webhooks",
                 "DataKeysAndReplays",
                 "Health",
+                "Holds",
                 "Poison",
                 "ResumeMarkers",
                 "ReplayMarkers",

@@ -151,6 +151,8 @@ pub fn parse_data_key(sk: &str) -> Option<u32> {
 
 /// How many partitions the poison records of a day have, so that a burst is spread over them.
 pub const POISON_SHARDS: u8 = 16;
+/// The prefix of the partitions of poison records.
+pub const POISON: &str = "POISON#";
 
 /// A poison record, in a partition of the day on which it was stored. `stream` and
 /// `sequence_number` identify it. Names that exceed the 1,024 bytes of a sort key, which no stream
@@ -189,11 +191,11 @@ pub fn parse_poison(primary: &PrimaryKey) -> (&str, &str) {
 }
 
 fn poison_partition(day: &str, shard: u8) -> String {
-    format!("POISON#{day}#{}", shard_name(shard))
+    format!("{POISON}{day}#{}", shard_name(shard))
 }
 
 fn unsharded_poison_partition(day: &str) -> String {
-    format!("POISON#{day}")
+    format!("{POISON}{day}")
 }
 
 fn poison_shard(number: &str) -> u8 {

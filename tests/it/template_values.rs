@@ -141,7 +141,7 @@ fn partitions() -> Value {
         "account": key_schema::account_partition(&account("*")),
         "data_keys": key_schema::DATA_KEYS,
         "holds": format!("{}*", key_schema::HOLDS),
-        "poison": key_schema::poison("*", "stream", "1").pk,
+        "poison": format!("{}*", key_schema::POISON),
         "replays": key_schema::ACTIVE_REPLAYS,
         "resumes": key_schema::PENDING_RESUMES,
     })
