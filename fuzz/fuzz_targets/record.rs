@@ -32,7 +32,7 @@ fuzz_target!(|text: &str| {
                 );
             }
         }
-        Ok(Invocation::Sweep) => {}
+        Ok(Invocation::Sweep | Invocation::Advance) => {}
         Err(error) => assert!(error.to_string().len() <= text.len() + 1024),
     }
     let record = Record::from_json(text);
