@@ -318,6 +318,10 @@ def find_violations(method, path, raw, secrets, response):
         return
     if not response.headers.get("x-request-id"):
         yield "it has no X-Request-Id"
+    if response.status == 307:
+        if (path.split("?")[0], response.headers.get("location")) != ("/", "/portal"):
+            yield f"a redirect to {response.headers.get('location')}"
+        return
     if response.status not in CODES and response.status not in (200, 201, 202):
         yield f"status {response.status}"
         return
