@@ -1,7 +1,8 @@
 //! An internal extension of a Lambda function (Lambda developer guide, "Extensions API").
 //!
-//! Lambda freezes the environment when the function and the extension have asked for the next event.
-//! What an event says is not read, so nothing in it can stop the function.
+//! Lambda freezes the environment when the function and the extension have asked for the next
+//! event.
+//! The content of an event is not parsed, so an unexpected event cannot end the function.
 
 use http::{HeaderValue, Method, Request, Response, StatusCode, header::InvalidHeaderValue};
 use http_body_util::{BodyExt, Full};
@@ -74,8 +75,8 @@ impl Extension {
     /// Waits for the next invocation.
     ///
     /// # Errors
-    /// If the API rejects the request or does not respond. The process must end then, because Lambda
-    /// waits for the extension in every later invocation.
+    /// If the API rejects the request or does not respond. The process must end then, because
+    /// Lambda waits for the extension in every later invocation.
     pub async fn next_invocation(&self) -> Result<(), ExtensionError> {
         let identifier = (IDENTIFIER, self.identifier.clone());
         let response = self.send(Method::GET, "event/next", identifier, "").await?;

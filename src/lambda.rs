@@ -35,7 +35,7 @@ pub async fn run_lambda<E: fmt::Display>(run: impl AsyncFnOnce() -> Result<(), E
     }
 }
 
-/// Tells an extension when the function has handled an invocation. Clones share the signal.
+/// Signals to an extension that the function has handled an invocation. Clones share the signal.
 #[derive(Clone)]
 pub struct InvocationSignal(Arc<Semaphore>);
 
@@ -54,7 +54,7 @@ impl InvocationSignal {
         RunningInvocation(self.0.clone())
     }
 
-    /// Waits for the end of an invocation. Each end is seen once.
+    /// Waits for the end of an invocation. Each end is returned once.
     pub async fn wait_for_end(&self) {
         let permit = self.0.acquire().await;
         permit.expect("the semaphore is never closed").forget();

@@ -26,7 +26,7 @@ use nano_webhooks_core::{
 const MAX_BATCH_ENTRIES: usize = 10;
 /// How many SendMessageBatch requests run at the same time.
 const CONCURRENT_BATCHES: usize = 8;
-/// How long a call sends messages. What is not sent by then is left to the sweep.
+/// The time limit of a call. Messages that are not sent by then are left to the sweep.
 pub const SEND_TIME_LIMIT: Duration = Duration::from_secs(3);
 
 /// Where retries are scheduled.

@@ -1,5 +1,5 @@
-//! Lambda's Runtime API (2018-06-01) and Extensions API (2020-01-01), which pass one event after the
-//! other to a function and its extension.
+//! Lambda's Runtime API (2018-06-01) and Extensions API (2020-01-01), which pass one event after
+//! the other to a function and its extension.
 
 use std::{
     future,
@@ -36,7 +36,7 @@ pub struct Function {
 struct RuntimeApi {
     events: Mutex<mpsc::Receiver<Bytes>>,
     responses: mpsc::Sender<Bytes>,
-    /// Counts the invocations that the extension has not heard of. An API function has no extension.
+    /// Counts the invocations whose event the extension has not received. The API has no extension.
     invocations: Semaphore,
 }
 
@@ -101,7 +101,7 @@ fn register_extension() -> Response<Full<Bytes>> {
         .expect("the header is valid")
 }
 
-/// Waits for an invocation and tells the extension about it.
+/// Waits for an invocation and returns its event to the extension.
 async fn next_extension_event(runtime_api: &RuntimeApi) -> Response<Full<Bytes>> {
     let invocation = runtime_api.invocations.acquire().await;
     invocation.expect("the semaphore is never closed").forget();

@@ -85,7 +85,7 @@ pub struct Delivery {
     pub state: DeliveryState,
     /// Why the delivery waits, if its state does not say so; `None` unless it is pending.
     pub waiting_for: Option<WaitReason>,
-    /// How often in a row the next attempt was put off because the secrets could not be decrypted.
+    /// The number of consecutive deferrals because the secrets could not be decrypted.
     pub deferrals: u32,
     /// The state to restore if a manual retry or a replay fails; `None` if neither is pending.
     pub state_before_retry: Option<DeliveryState>,

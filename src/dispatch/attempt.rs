@@ -37,7 +37,7 @@ enum AttemptOrigin {
     Request,
 }
 
-/// What was sent, for the record of the attempt.
+/// The sent request, for the record of the attempt.
 pub(super) struct SentRequest {
     started_at: Timestamp,
     signatures: Option<Signatures>,

@@ -28,7 +28,8 @@ use nano_webhooks_core::{
     secret::Secret,
 };
 
-/// How long a deployed batch waits for one attempt. What is still open then ends late, or is cut.
+/// How long a deployed batch waits for one attempt. An attempt that is still open ends late, or is
+/// cut.
 pub const BATCH_WAIT: Duration = Duration::from_secs(1);
 /// How many endpoints receive events at the same time.
 const CONCURRENT_ENDPOINTS: usize = 1024;

@@ -41,7 +41,7 @@ pub(super) struct Recorder<'a> {
     pub retention: Duration,
 }
 
-/// What was not recorded.
+/// Deliveries that were not recorded.
 #[derive(Default)]
 struct Unrecorded {
     /// Indexes of the stream records.

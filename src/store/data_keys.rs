@@ -232,7 +232,8 @@ impl<'a> DataKeys<'a> {
     }
 
     /// The data key of this version. Only the first caller asks the provider; the others wait for
-    /// its result. After a failure nobody asks for a while.
+    /// its result. After a failure, the provider is not asked again before the retry interval has
+    /// passed.
     pub(super) async fn get(self, version: u32) -> Result<Arc<DataKey>> {
         let slot = self.cache.slot(version);
         let mut state = slot.lock().await;

@@ -236,8 +236,8 @@ impl Poison<'_> {
         })
     }
 
-    /// Reads on in each partition of which no item is left. So the next item of each partition is
-    /// known, unless the partition has ended.
+    /// Reads the next page of each partition without unread items. Afterward the next item of each
+    /// partition is known, unless the partition has ended.
     async fn fill(
         self,
         readers: Vec<PartitionReader>,

@@ -94,7 +94,7 @@ async fn late_failure_schedules_next_attempt() {
 }
 
 /// If the process ends before the response, the sweep repeats the attempt when the lease ends. A
-/// response that comes after all changes nothing.
+/// response that arrives afterward changes nothing.
 #[tokio::test]
 async fn late_response_after_lease_changes_nothing() {
     let fixture = fixture().await;
@@ -120,8 +120,8 @@ async fn full_hold_budget_cuts_attempts() {
     let fixture = fixture().await;
     let now = fixture.clock.now();
     for _ in 0..MAX_HOLDS_PER_WINDOW {
-        let begun = fixture.tables.store.holds().try_begin(now).await.unwrap();
-        assert!(begun.is_applied());
+        let outcome = fixture.tables.store.holds().try_begin(now).await.unwrap();
+        assert!(outcome.is_applied());
     }
     let held = fixture.subscribe("/held").await;
     fixture.end_jobs(1, 1).await;
@@ -131,6 +131,6 @@ async fn full_hold_budget_cuts_attempts() {
 
     fixture.clock.advance(Duration::from_secs(10));
     let next = fixture.clock.now();
-    let begun = fixture.tables.store.holds().try_begin(next).await.unwrap();
-    assert!(begun.is_applied(), "the next window has its own limit");
+    let outcome = fixture.tables.store.holds().try_begin(next).await.unwrap();
+    assert!(outcome.is_applied(), "the next window has its own limit");
 }

@@ -428,7 +428,7 @@ async fn record_without_time_uses_stored_at() {
     assert_eq!(event.timestamp, START.to_rfc3339());
 }
 
-/// Five records, of which two have the same number.
+/// Five records. Two of them have the same number.
 async fn put_five_records(fixture: &PoisonFixture) {
     let store = &fixture.tables.store;
     for (stream, number) in [

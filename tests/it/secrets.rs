@@ -374,8 +374,8 @@ async fn concurrent_requests_ask_kms_once() {
     assert_eq!(kms.decrypts(), 2);
 }
 
-/// While KMS hangs for one data key, a batch delivers what another data key signs, and what is not
-/// signed.
+/// While KMS hangs for one data key, a batch makes the deliveries of other data keys and the
+/// unsigned ones.
 #[tokio::test]
 async fn hanging_kms_delays_no_other_key() {
     let (mut tables, kms) = (TestTables::new().await, FakeKms::start().await);
