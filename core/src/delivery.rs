@@ -141,7 +141,7 @@ impl Delivery {
         self.deferrals = 0;
     }
 
-    /// Puts off the next attempt, because the webhook's secrets cannot be decrypted now. Uses no
+    /// Defers the next attempt, because the webhook's secrets cannot be decrypted now. Uses no
     /// attempt. `jitter` is a number from 0 to 1.
     pub fn wait_for_secret(&mut self, now: Timestamp, jitter: f64) {
         self.state = DeliveryState::Pending(now + secret_backoff(self.deferrals, jitter));

@@ -235,23 +235,19 @@ impl Leases<'_> {
         due_at: Timestamp,
         now: Timestamp,
     ) -> Result<WriteOutcome> {
-        let sweep_at = lease::sweep_at(due_at, now);
         let response = self
-            .update_pending(key, attempt_count, now)
+            .postpone(key, attempt_count, due_at, now)
             .update_expression(
                 "SET next_attempt_at = :due, sweep_at = :sweep REMOVE waiting_for, deferrals",
             )
-            .condition_expression(due_condition())
-            .expression_attribute_values(":due", attr_n(due_at.as_unix_millis()))
-            .expression_attribute_values(":sweep", attr_n(sweep_at.as_unix_millis()))
             .send()
             .await;
         WriteOutcome::from_response(response)
     }
 
     /// Postpones a due delivery until `due_at`, without using an attempt, because its webhook's
-    /// secrets cannot be decrypted. `deferrals` is how often in a row that was done, this time
-    /// included. The condition fails if the delivery is not due.
+    /// secrets cannot be decrypted. `deferrals` is the number of consecutive deferrals for this
+    /// reason, this one included. The condition fails if the delivery is not due.
     pub async fn wait_for_secret(
         self,
         key: &DeliveryKey,
@@ -260,16 +256,12 @@ impl Leases<'_> {
         due_at: Timestamp,
         now: Timestamp,
     ) -> Result<WriteOutcome> {
-        let sweep_at = lease::sweep_at(due_at, now);
         let response = self
-            .update_pending(key, attempt_count, now)
+            .postpone(key, attempt_count, due_at, now)
             .update_expression(
                 "SET next_attempt_at = :due, sweep_at = :sweep, waiting_for = :secret, \
                  deferrals = :deferrals",
             )
-            .condition_expression(due_condition())
-            .expression_attribute_values(":due", attr_n(due_at.as_unix_millis()))
-            .expression_attribute_values(":sweep", attr_n(sweep_at.as_unix_millis()))
             .expression_attribute_values(":secret", attr_s(WaitReason::Secret.as_str()))
             .expression_attribute_values(":deferrals", attr_n(deferrals.into()))
             .send()
@@ -277,8 +269,23 @@ impl Leases<'_> {
         WriteOutcome::from_response(response)
     }
 
-    /// How often in a row the delivery was postponed because its webhook's secrets could not be
-    /// decrypted. Eventually consistent.
+    /// An update of a due delivery whose expression sets the times `:due` and `:sweep`.
+    fn postpone(
+        self,
+        key: &DeliveryKey,
+        attempt_count: u32,
+        due_at: Timestamp,
+        now: Timestamp,
+    ) -> UpdateItemFluentBuilder {
+        let sweep_at = lease::sweep_at(due_at, now);
+        self.update_pending(key, attempt_count, now)
+            .condition_expression(due_condition())
+            .expression_attribute_values(":due", attr_n(due_at.as_unix_millis()))
+            .expression_attribute_values(":sweep", attr_n(sweep_at.as_unix_millis()))
+    }
+
+    /// The number of consecutive deferrals because the webhook's secrets could not be decrypted.
+    /// Eventually consistent.
     pub async fn count_deferrals(self, key: &DeliveryKey) -> Result<u32> {
         let response = self
             .table

@@ -7,6 +7,7 @@ use aws_sdk_dynamodb::{
     config::{self, retry::RetryConfig},
     error::{ProvideErrorMetadata, SdkError},
     operation::{
+        put_item::builders::PutItemFluentBuilder,
         query::builders::QueryFluentBuilder,
         scan::builders::ScanFluentBuilder,
         transact_write_items::{TransactWriteItemsError, TransactWriteItemsOutput},
@@ -164,17 +165,7 @@ impl TableClient {
 
     /// Writes an item if its condition holds.
     pub(super) async fn put_if(&self, put: PutBuilder) -> Result<WriteOutcome> {
-        let put = self.build_put(put);
-        let response = self
-            .client
-            .put_item()
-            .table_name(put.table_name)
-            .set_item(Some(put.item))
-            .set_condition_expression(put.condition_expression)
-            .set_expression_attribute_names(put.expression_attribute_names)
-            .set_expression_attribute_values(put.expression_attribute_values)
-            .send()
-            .await;
+        let response = self.conditional_put(put).send().await;
         WriteOutcome::from_response(response)
     }
 
@@ -182,18 +173,20 @@ impl TableClient {
     /// once and takes no retries from the budget that all requests of the client share. The caller
     /// writes the item again later.
     pub(super) async fn put_if_once(&self, put: PutBuilder) -> Result<WriteOutcome> {
+        let request = self.conditional_put(put).customize();
+        let response = request.config_override(without_retries()).send().await;
+        WriteOutcome::from_response(response)
+    }
+
+    fn conditional_put(&self, put: PutBuilder) -> PutItemFluentBuilder {
         let put = self.build_put(put);
-        let response = self
-            .client
+        self.client
             .put_item()
             .table_name(put.table_name)
             .set_item(Some(put.item))
             .set_condition_expression(put.condition_expression)
-            .customize()
-            .config_override(without_retries())
-            .send()
-            .await;
-        WriteOutcome::from_response(response)
+            .set_expression_attribute_names(put.expression_attribute_names)
+            .set_expression_attribute_values(put.expression_attribute_values)
     }
 
     /// Writes an item unless there is one with its key.
