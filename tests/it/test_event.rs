@@ -187,7 +187,8 @@ async fn third_test_event_is_refused() {
         let response = send(&app, json!({})).await;
         assert_eq!(response.status, StatusCode::OK, "{}", response.text);
     }
-    assert_eq!(app.tables.items_under("TEST#").await.len(), 2);
+    // The later test events freed their slots. They may have taken over those whose lease has ended.
+    assert!(app.tables.items_under("TEST#").await.len() <= 2);
 }
 
 /// The deployment's limit holds for all accounts together, and a refused test event holds no slot
