@@ -2,8 +2,9 @@
 //!
 //! A stream record takes one path: [`lambda_event`] recognizes what invoked the function,
 //! [`stream_record`] what a record means, `fan_out` who subscribes, `first_attempt` and `attempt`
-//! send, `record` writes, `endpoint_health` updates the health, and `poison` stores what could not be
-//! understood. Each step returns its output to [`Dispatcher`], which passes it to the next.
+//! send, `record` writes, `endpoint_health` updates the health, and `poison` stores records that
+//! cannot be understood. Each step returns its output to [`Dispatcher`], which passes it to the
+//! next.
 
 mod advance;
 mod attempt;

@@ -357,8 +357,13 @@ impl<'a> SweepRun<'a> {
         let (named, others) = refused.split_at(refused.len().min(MAX_REFUSAL_LINES));
         for (key, count) in named {
             tracing::warn!(
-                account = key.account.as_str(), webhook = %key.webhook, table, refused = count, error,
-                "The table refused writes for due deliveries of a webhook; the next sweep repeats them"
+                account = key.account.as_str(),
+                webhook = %key.webhook,
+                table,
+                refused = count,
+                error,
+                "The table refused writes for due deliveries of a webhook; \
+                 the next sweep repeats them"
             );
         }
         if !others.is_empty() {

@@ -40,8 +40,8 @@ pub const ENCRYPTION_CONTEXT_KEY: &str = "nano-webhooks-data-key";
 const MAX_TRIES: usize = 5;
 /// The timeout of a request that unwraps a data key. It bounds how long a stream batch waits.
 const UNWRAP_TIMEOUT: Duration = Duration::from_secs(2);
-/// How long the first failed unwrapping is remembered: until then no other request is made. The time
-/// doubles with each further failure.
+/// How long the first failed unwrapping is remembered: until then no other request is made. The
+/// time doubles with each further failure.
 const FIRST_RETRY_INTERVAL: Duration = Duration::from_secs(2);
 /// The longest time between two requests for an unavailable data key, in one process.
 const MAX_RETRY_INTERVAL: Duration = Duration::from_secs(10);

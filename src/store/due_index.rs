@@ -225,7 +225,8 @@ impl<'a> DueIndex<'a> {
     }
 
     /// Makes the next sweep look at a delivery whose message was not sent. The condition fails if
-    /// the delivery has changed or the sweep looks at it already. A refused request is not repeated.
+    /// the delivery has changed or the sweep looks at it already. A refused request is not
+    /// repeated.
     pub async fn request_sweep(
         self,
         retry: &ScheduledRetry,

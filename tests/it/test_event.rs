@@ -187,7 +187,8 @@ async fn third_test_event_is_refused() {
         let response = send(&app, json!({})).await;
         assert_eq!(response.status, StatusCode::OK, "{}", response.text);
     }
-    // The later test events freed their slots. They may have taken over those whose lease has ended.
+    // The later test events freed their slots. They may have taken over slots whose lease has
+    // ended.
     assert!(app.tables.items_under("TEST#").await.len() <= 2);
 }
 

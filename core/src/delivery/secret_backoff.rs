@@ -1,7 +1,7 @@
 //! How long a delivery waits while its webhook's secrets cannot be decrypted.
 //!
-//! A person has to fix a disabled key or a missing permission, which can take hours. The waits grow,
-//! so that waiting deliveries cost little meanwhile.
+//! A person has to fix a disabled key or a missing permission, which can take hours. The waits
+//! grow, so that waiting deliveries cost little.
 
 use std::time::Duration;
 
