@@ -326,7 +326,8 @@ impl Dispatcher {
         self.sweeper().sweep(deadline).await
     }
 
-    /// Runs one step of each resume and replay. Returns the number of deliveries that became due.
+    /// Advances each resume and replay by a minute's deliveries. Returns the number of deliveries
+    /// that became due.
     ///
     /// # Errors
     /// If DynamoDB does not respond; the next call repeats what is left.
@@ -412,7 +413,6 @@ impl Dispatcher {
             store: &self.store,
             queue: &self.queue,
             clock: &self.clock,
-            retention: self.retention,
         }
     }
 }

@@ -34,6 +34,7 @@ mod markers;
 pub mod poison;
 pub mod rate_limits;
 mod replay_record;
+mod replay_step;
 pub mod replays;
 pub mod resumes;
 pub mod rotation;
@@ -144,7 +145,6 @@ impl Store {
             &self.webhooks_table,
             &self.deliveries_table,
             self.webhooks(),
-            self.deliveries(),
         )
     }
 

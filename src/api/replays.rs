@@ -285,31 +285,26 @@ async fn replay_conflict(state: &AppState, active: &ReplayKey) -> Result<ApiErro
     Ok(ApiError::Conflict(message))
 }
 
-/// Runs the first step of a replay. The sweep runs the other steps, and this one too if it fails.
+/// Runs the first step of a replay. The scheduled job runs the other steps, and what is left of this
+/// one if it fails.
 async fn run_first_step(state: &AppState, key: &ReplayKey, now: Timestamp) {
+    let deadline = Deadline::from_now(FIRST_STEP_TIMEOUT);
+    let mut due = Vec::new();
     let step = state
         .store
         .replays()
-        .run_step(
-            key,
-            INITIAL_STEP_SIZE,
-            now,
-            state.retention,
-            Deadline::from_now(FIRST_STEP_TIMEOUT),
-        )
+        .run_step(key, INITIAL_STEP_SIZE, now, deadline, &mut due)
         .await;
-    match step {
-        Ok(due) => {
-            let retries = due.into_iter().map(ScheduledRetry::from).collect();
-            state.queue.schedule(retries, now).await;
-        }
-        Err(error) => tracing::warn!(
+    let retries = due.into_iter().map(ScheduledRetry::from).collect();
+    state.queue.schedule(retries, now).await;
+    if let Err(error) = step {
+        tracing::warn!(
             account = key.account.as_str(),
             webhook = %key.webhook,
             replay = %key.id,
             error = error_chain(&error),
-            "Could not run the first step of a replay; the sweep will repeat it"
-        ),
+            "Could not run the first step of a replay; it continues within a minute"
+        );
     }
 }
 

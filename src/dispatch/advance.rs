@@ -1,26 +1,41 @@
 //! Advances the jobs that markers name: resumes of paused deliveries, and replays.
 //!
 //! Runs every minute in an invocation of its own, so that a backlog of due deliveries does not take
-//! its time. Each job makes one step, which paces the endpoint.
+//! its time. The jobs take turns, so that each advances every minute, and each schedules a minute's
+//! deliveries, which paces the endpoint.
 
-use std::time::Duration;
+use std::{collections::VecDeque, time::Duration};
+
+use futures_util::{StreamExt, stream::FuturesUnordered};
 
 use crate::{
     clock::{Clock, Deadline},
+    concurrency,
     error_chain::error_chain,
     queue::RetryQueue,
     random,
     store::{
         Result, Store,
         due_index::DueDelivery,
-        replays::{ReplayKey, STEP_SIZE},
+        replays::{READS_PER_MINUTE, ReplayKey, ReplayProgress},
         resumes::ResumeJob,
     },
 };
-use nano_webhooks_core::{account_id::AccountId, delivery::scheduled_retry::ScheduledRetry};
+use nano_webhooks_core::{
+    account_id::AccountId, delivery::scheduled_retry::ScheduledRetry, webhook::WebhookId,
+};
 
 /// The most jobs of a kind that an invocation lists.
-const MAX_JOBS: usize = 2_000;
+const MAX_JOBS: usize = 10_000;
+/// How many deliveries of a replay a step reads, before it is the turn of the other jobs.
+const READS_PER_STEP: usize = 48;
+/// How many jobs run their step at the same time.
+const CONCURRENT_JOBS: usize = 32;
+/// How long before the deadline no step goes on: the time of a request to a table and of sending
+/// messages, less the reserve of an invocation.
+const FINISH_TIME: Duration = Duration::from_secs(4);
+/// How many deliveries of a step without a message are written at the same time.
+const CONCURRENT_WRITES: usize = 8;
 
 /// Advances resumes and replays.
 #[derive(Clone, Copy)]
@@ -28,88 +43,169 @@ pub(super) struct Advancer<'a> {
     pub store: &'a Store,
     pub queue: &'a RetryQueue,
     pub clock: &'a Clock,
-    pub retention: Duration,
 }
 
 /// A job that a marker names.
 enum Job {
     Resume(ResumeJob),
-    Replay(ReplayKey),
+    Replay {
+        key: ReplayKey,
+        /// How many more deliveries are read in this run.
+        reads_left: usize,
+    },
+}
+
+/// The result of a step.
+struct StepResult {
+    /// How many deliveries became due.
+    scheduled: usize,
+    /// What is left of the job for this run.
+    next: Option<Job>,
+}
+
+/// Whether all messages of a step were sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum SendOutcome {
+    AllSent,
+    SomeUnsent,
 }
 
 impl Job {
+    const fn webhook(&self) -> WebhookId {
+        match self {
+            Self::Resume(job) => job.webhook,
+            Self::Replay { key, .. } => key.webhook,
+        }
+    }
+
     const fn account(&self) -> &AccountId {
         match self {
             Self::Resume(job) => &job.account,
-            Self::Replay(replay) => &replay.account,
+            Self::Replay { key, .. } => &key.account,
         }
     }
 }
 
 impl Advancer<'_> {
-    /// Runs one step of each job until the deadline. Returns the number of deliveries that became
-    /// due.
+    /// Advances each job by a minute's deliveries, until the deadline is near. Returns the number of
+    /// deliveries that became due.
     ///
     /// # Errors
     /// If a list of jobs cannot be read.
     pub(super) async fn advance(self, deadline: Deadline) -> Result<usize> {
+        let deadline = Deadline::from_now(deadline.remaining().saturating_sub(FINISH_TIME));
         let mut jobs = self.list_jobs().await?;
         // In random order, so that an account with many jobs cannot starve the others.
         jobs.sort_by_cached_key(|_| random::bytes::<8>());
-        let mut sent = 0;
-        for job in jobs {
-            if deadline.remaining().is_zero() {
-                break;
+        let mut waiting = VecDeque::from(jobs);
+        let mut running = FuturesUnordered::new();
+        let mut scheduled = 0;
+        loop {
+            while running.len() < CONCURRENT_JOBS
+                && !deadline.remaining().is_zero()
+                && let Some(job) = waiting.pop_front()
+            {
+                running.push(self.run_step(job, deadline));
             }
-            sent += self.run_step(&job, deadline).await;
+            let Some(step) = running.next().await else {
+                break;
+            };
+            scheduled += step.scheduled;
+            waiting.extend(step.next);
         }
-        if sent > 0 {
-            tracing::info!(deliveries = sent, "Resumes and replays advanced");
+        if scheduled > 0 {
+            tracing::info!(deliveries = scheduled, "Resumes and replays advanced");
         }
-        Ok(sent)
+        Ok(scheduled)
     }
 
     async fn list_jobs(self) -> Result<Vec<Job>> {
         let mut jobs = Vec::new();
         let resumes = self.store.resumes().list(MAX_JOBS).await?;
         jobs.extend(resumes.into_iter().map(Job::Resume));
-        let replays = self.store.replays().list_active(MAX_JOBS).await?;
-        jobs.extend(replays.into_iter().map(Job::Replay));
+        for key in self.store.replays().list_active(MAX_JOBS).await? {
+            let reads_left = READS_PER_MINUTE;
+            jobs.push(Job::Replay { key, reads_left });
+        }
         Ok(jobs)
     }
 
     /// Runs a step and sends messages for what it made due. A failed step is logged, so that the
-    /// other jobs continue; the next invocation repeats it.
-    async fn run_step(self, job: &Job, deadline: Deadline) -> usize {
-        let now = self.clock.now();
-        let step = match job {
-            Job::Resume(resume) => self.store.resumes().run_step(resume, now).await,
-            Job::Replay(replay) => {
-                self.store
-                    .replays()
-                    .run_step(replay, STEP_SIZE, now, self.retention, deadline)
-                    .await
-            }
-        };
-        match step {
-            Ok(due) => {
-                let sent = due.len();
-                self.schedule(due).await;
-                sent
-            }
+    /// other jobs continue; the next run repeats it.
+    async fn run_step(self, job: Job, deadline: Deadline) -> StepResult {
+        let mut due = Vec::new();
+        let next = match self.schedule(&job, deadline, &mut due).await {
+            Ok(next) => next,
             Err(error) => {
                 tracing::error!(
                     account = job.account().as_str(),
+                    webhook = %job.webhook(),
                     error = error_chain(&error),
                     "Could not advance a resume or a replay; the step is repeated in a minute"
                 );
-                0
+                None
+            }
+        };
+        let scheduled = due.len();
+        match self.send(due).await {
+            SendOutcome::AllSent => StepResult { scheduled, next },
+            // Each further step would only leave more messages to the next sweep.
+            SendOutcome::SomeUnsent => StepResult {
+                scheduled,
+                next: None,
+            },
+        }
+    }
+
+    /// Makes deliveries due and adds them to `due`. Returns what is left of the job for this run.
+    async fn schedule(
+        self,
+        job: &Job,
+        deadline: Deadline,
+        due: &mut Vec<DueDelivery>,
+    ) -> Result<Option<Job>> {
+        let now = self.clock.now();
+        match job {
+            Job::Resume(resume) => {
+                due.extend(self.store.resumes().run_step(resume, now).await?);
+                Ok(None)
+            }
+            Job::Replay { key, reads_left } => {
+                let limit = READS_PER_STEP.min(*reads_left);
+                let replays = self.store.replays();
+                let progress = replays.run_step(key, limit, now, deadline, due).await?;
+                let reads_left = reads_left - limit;
+                if progress == ReplayProgress::Settled || reads_left == 0 {
+                    return Ok(None);
+                }
+                let key = key.clone();
+                Ok(Some(Job::Replay { key, reads_left }))
             }
         }
     }
 
-    async fn schedule(self, due: Vec<DueDelivery>) {
+    /// Sends messages. The next sweep takes the deliveries whose message was not sent.
+    async fn send(self, due: Vec<DueDelivery>) -> SendOutcome {
+        let now = self.clock.now();
         let retries = due.into_iter().map(ScheduledRetry::from).collect();
-        self.queue.schedule(retries, self.clock.now()).await;
+        let unsent = self.queue.schedule(retries, now).await;
+        if unsent.is_empty() {
+            return SendOutcome::AllSent;
+        }
+        let index = self.store.due_index();
+        let requests = unsent
+            .iter()
+            .map(|retry| index.request_sweep(retry, now))
+            .collect();
+        for outcome in concurrency::join_bounded(requests, CONCURRENT_WRITES).await {
+            if let Err(error) = outcome {
+                tracing::warn!(
+                    error = error_chain(&error),
+                    "Could not leave a delivery without a message to the next sweep; \
+                     a sweep finds it five minutes after it is due"
+                );
+            }
+        }
+        SendOutcome::SomeUnsent
     }
 }

@@ -529,7 +529,7 @@ fn completion_put(
 }
 
 /// Writes `delivery` if `current` is still stored and not in flight.
-pub(super) fn replacement_put(
+fn replacement_put(
     current: &Delivery,
     delivery: &Delivery,
     now: Timestamp,

@@ -73,6 +73,9 @@ pub struct Replay {
     /// The event id of the last delivery that was read.
     #[serde(default, rename = "after", skip_serializing_if = "Option::is_none")]
     pub(super) cursor: Option<String>,
+    /// When the delivery is due that was scheduled last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) scheduled_until: Option<Timestamp>,
     /// Whether all deliveries of the time window were read.
     #[serde(default)]
     pub(super) scanned: bool,
@@ -92,6 +95,7 @@ impl Replay {
             delivered: 0,
             failed: 0,
             cursor: None,
+            scheduled_until: None,
             scanned: false,
             cancelled: false,
         }

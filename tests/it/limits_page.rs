@@ -90,7 +90,7 @@ fn page_has_values_of_code() {
         ),
         (
             "pace of a replay",
-            format!("{} per minute", replays::STEP_SIZE),
+            format!("{} per minute", replays::READS_PER_MINUTE),
         ),
         ("payload", kibibytes(MAX_PAYLOAD_LEN)),
         (

@@ -5,6 +5,7 @@
     reason = "tests run few futures, and their size does not matter"
 )]
 
+mod advance;
 mod api;
 mod architecture;
 mod canonical_json;

@@ -5,7 +5,7 @@ use std::{collections::HashSet, time::Duration};
 use axum::http::StatusCode;
 use nano_webhooks::{
     aws,
-    store::replays::{INITIAL_STEP_SIZE, STEP_SIZE},
+    store::replays::{INITIAL_STEP_SIZE, READS_PER_MINUTE},
 };
 use nano_webhooks_cli::local_client;
 use nano_webhooks_core::delivery::DeliveryState;
@@ -145,7 +145,7 @@ async fn filter_and_window_are_respected() {
 /// A long replay advances every minute; crashes and concurrent runs repeat and lose nothing.
 #[tokio::test]
 async fn long_replay_survives_crashes() {
-    let all = INITIAL_STEP_SIZE + STEP_SIZE + 40;
+    let all = INITIAL_STEP_SIZE + READS_PER_MINUTE + 40;
     let fixture = ReplayFixture::new(all).await;
     fixture.fix_endpoint().await;
     let replay = fixture.start_replay(json!({"since": SINCE})).await;
@@ -168,7 +168,7 @@ async fn long_replay_survives_crashes() {
     // The run that started later can find more deliveries.
     let sent = fixture.progress(&replay).await.1[1];
     assert!(
-        ((INITIAL_STEP_SIZE + STEP_SIZE) as u64..=all as u64).contains(&sent),
+        ((INITIAL_STEP_SIZE + READS_PER_MINUTE) as u64..=all as u64).contains(&sent),
         "{sent}"
     );
     fixture.advance().await;

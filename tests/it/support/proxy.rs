@@ -169,7 +169,7 @@ impl Proxy {
         });
     }
 
-    /// Injects a fault into all updates of items in these partitions, until the next call.
+    /// Injects a fault into all updates and transactions of items in these partitions, until the next call.
     pub fn set_partition_fault(&self, partitions: &[&str], fault: PartitionFault) {
         let partitions = partitions.iter();
         *self.partitions.lock().unwrap() = partitions
@@ -186,7 +186,7 @@ impl Proxy {
     }
 
     fn partition_fault(&self, operation: &str, body: &Bytes) -> Option<PartitionFault> {
-        if operation != "UpdateItem" {
+        if !matches!(operation, "UpdateItem" | "TransactWriteItems") {
             return None;
         }
         let partitions = self.partitions.lock().unwrap();

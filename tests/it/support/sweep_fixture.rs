@@ -1,4 +1,5 @@
-//! Due deliveries of many accounts, and a dispatcher that reaches the tables through a proxy.
+//! Due and failed deliveries of many accounts, and a dispatcher that reaches the tables through a
+//! proxy.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -6,15 +7,25 @@ use std::{
 };
 
 use aws_sdk_dynamodb::types::{AttributeValue, PutRequest, WriteRequest};
-use nano_webhooks::{clock::Deadline, dispatch::Dispatcher, store};
-use nano_webhooks_core::timestamp::Timestamp;
+use nano_webhooks::{
+    clock::Deadline,
+    dispatch::Dispatcher,
+    random,
+    store::{
+        self, Item,
+        replays::{CreateReplayOutcome, Replay, ReplayFilter, ReplayKey},
+    },
+};
+use nano_webhooks_core::{replay::ReplayId, timestamp::Timestamp, webhook::WebhookId};
 
 use crate::support::{
+    accounts,
     metrics::collect_metrics,
     permissions::DISPATCH,
     proxy::Proxy,
     retry_fixture::RetryFixture,
     tables::{TestTables, patient_timeouts},
+    webhooks::subscribe,
 };
 
 /// The most writes in one BatchWriteItem request.
@@ -25,7 +36,7 @@ pub struct SweepFixture {
     pub dispatcher: Dispatcher,
     fixture: RetryFixture,
     /// A pending delivery as the service wrote it.
-    sample: HashMap<String, AttributeValue>,
+    sample: Item,
 }
 
 /// How deliveries are spread over the shards of the due index.
@@ -69,26 +80,50 @@ impl SweepFixture {
     /// `overdue` ago.
     pub async fn add_due(&self, account: &str, count: usize, shards: Shards, overdue: Duration) {
         let sweep_at = self.now().as_unix_millis() - i64::try_from(overdue.as_millis()).unwrap();
-        let mut writes = Vec::with_capacity(count);
+        let mut items = Vec::with_capacity(count);
         for number in 0..count {
             let shard = match shards {
                 Shards::All => number % 16,
                 Shards::First => 0,
             };
-            let mut item = self.sample.clone();
+            let mut item = self.delivery(account, number, "pending");
             let mut set = |name: &str, value| item.insert(name.to_owned(), value);
-            set("PK", AttributeValue::S(format!("{account}#1")));
-            set(
-                "SK",
-                AttributeValue::S(format!("evt_01JFS8TX80{number:016}")),
-            );
-            set(
-                "state_key",
-                AttributeValue::S(format!("{account}#1#pending")),
-            );
             set("due_shard", AttributeValue::S(format!("{shard:02}")));
             set("sweep_at", AttributeValue::N(sweep_at.to_string()));
             set("next_attempt_at", AttributeValue::N(sweep_at.to_string()));
+            items.push(item);
+        }
+        self.write(items).await;
+    }
+
+    /// Subscribes webhook 1 of an account and writes failed deliveries of it.
+    pub async fn add_failed(&self, account: &str, count: usize) {
+        subscribe(self.tables(), account, "https://example.com/", None).await;
+        let mut items = Vec::with_capacity(count);
+        for number in 0..count {
+            let mut item = self.delivery(account, number, "failed");
+            for name in ["next_attempt_at", "sweep_at", "due_shard"] {
+                item.remove(name);
+            }
+            items.push(item);
+        }
+        self.write(items).await;
+    }
+
+    /// A copy of the sample as a delivery of webhook 1 of an account.
+    fn delivery(&self, account: &str, number: usize, status: &str) -> Item {
+        let mut item = self.sample.clone();
+        let mut set = |name: &str, value| item.insert(name.to_owned(), AttributeValue::S(value));
+        set("PK", format!("{account}#1"));
+        set("SK", format!("evt_01JFS8TX80{number:016}"));
+        set("status", status.to_owned());
+        set("state_key", format!("{account}#1#{status}"));
+        item
+    }
+
+    async fn write(&self, items: Vec<Item>) {
+        let mut writes = Vec::with_capacity(items.len());
+        for item in items {
             let put = PutRequest::builder().set_item(Some(item)).build().unwrap();
             writes.push(WriteRequest::builder().put_request(put).build());
         }
@@ -100,6 +135,32 @@ impl SweepFixture {
                 .await
                 .unwrap();
         }
+    }
+
+    /// Starts a replay of the failed deliveries of webhook 1 of an account.
+    pub async fn start_replay(&self, account: &str) -> ReplayKey {
+        let key = ReplayKey {
+            account: accounts::account(account),
+            webhook: WebhookId::new(1).unwrap(),
+            id: ReplayId::from_random(random::bytes()),
+        };
+        let replay = Replay::new(Timestamp::from_millis(0), self.now(), ReplayFilter::Failed);
+        let expires_at = self.now() + Duration::from_hours(24);
+        let replays = self.tables().store.replays();
+        let outcome = replays.create(&key, &replay, expires_at).await.unwrap();
+        assert_eq!(outcome, CreateReplayOutcome::Created);
+        key
+    }
+
+    pub async fn replay(&self, key: &ReplayKey) -> Replay {
+        let replay = self.tables().store.replays().get(key).await;
+        replay.unwrap().unwrap()
+    }
+
+    /// Advances resumes and replays once. Returns the number of deliveries that became due.
+    pub async fn advance(&self) -> usize {
+        let deadline = Deadline::from_now(Duration::from_mins(1));
+        self.dispatcher.advance(deadline).await.unwrap()
     }
 
     pub async fn sweep(&self) -> store::Result<usize> {
@@ -125,18 +186,21 @@ impl SweepFixture {
 
     /// How many deliveries of an account are pending.
     pub async fn pending(&self, account: &str) -> usize {
-        let items = self.tables().items(&self.tables().names.deliveries).await;
+        self.pending_items(account).await.len()
+    }
+
+    /// The pending deliveries of an account.
+    pub async fn pending_items(&self, account: &str) -> Vec<Item> {
+        let mut items = self.tables().items(&self.tables().names.deliveries).await;
         let partition = AttributeValue::S(format!("{account}#1"));
         let pending = AttributeValue::S("pending".to_owned());
+        items.retain(|item| item["PK"] == partition && item["status"] == pending);
         items
-            .iter()
-            .filter(|item| item["PK"] == partition && item["status"] == pending)
-            .count()
     }
 }
 
 /// Removes the only delivery from the table.
-async fn take_sample(tables: &TestTables) -> HashMap<String, AttributeValue> {
+async fn take_sample(tables: &TestTables) -> Item {
     let sample = tables.items(&tables.names.deliveries).await.remove(0);
     let delete = tables.client.delete_item();
     delete
