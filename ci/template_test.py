@@ -1268,6 +1268,7 @@ class Template(unittest.TestCase):
                 "Webhooks",
                 "DataKeysAndReplays",
                 "Health",
+                "Poison",
                 "Deliveries",
                 "Retry",
                 "Logs",

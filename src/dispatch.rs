@@ -33,7 +33,7 @@ use aws_lambda_events::event::{
     sqs::{BatchItemFailure, SqsBatchResponse, SqsMessage},
     streams::{DynamoDbBatchItemFailure, DynamoDbEventResponse},
 };
-use nano_webhooks_core::delivery::schedule::RetrySchedule;
+use nano_webhooks_core::{delivery::schedule::RetrySchedule, timestamp::Timestamp};
 use serde_json::Value;
 
 use crate::{
@@ -43,21 +43,21 @@ use crate::{
     error_chain::error_chain,
     metrics::{Counter, Metrics},
     queue::RetryQueue,
-    store::{Result, Store, leases::Lease, webhooks::WebhookRecord},
+    store::{Result, Store, leases::Lease, poison::PoisonWebhook, webhooks::WebhookRecord},
 };
 use advance::Advancer;
 use attempt::Attempter;
 use attempt_limiter::AttemptLimiter;
 use completion::Completer;
 use endpoint_health::EndpointHealthUpdater;
-use fan_out::FanOut;
-use first_attempt::{FirstAttempts, LateDelivery};
+use fan_out::{FanOut, UnreadableBatch};
+use first_attempt::{FirstAttempts, LateDelivery, StartedDelivery};
 use hold_budget::HoldBudget;
 pub use in_flight::InFlightLimiter;
 use lambda_event::Invocation;
 use late_attempts::{LateAttempt, LateAttempts, MAX_LATE};
 use nano_webhooks_core::delivery::scheduled_retry::RetryMessage;
-use poison::{NewPoison, PoisonRecorder};
+use poison::{NewPoison, PoisonRecorder, PoisonSubject};
 use record::Recorder;
 use recovery::Recovery;
 use retry::RetryWorker;
@@ -130,21 +130,16 @@ impl Dispatcher {
     ) -> DynamoDbEventResponse {
         let (events, mut poison) = parse_records(records);
         self.metrics.increment_by(Counter::Events, events.len());
-        let mut outcome = self.deliver(records, &events, deadline).await;
-        poison.append(&mut outcome.poison);
+        let outcome = self.deliver(&events, deadline).await;
+        poison.extend(outcome.poison);
         // Stored last, so that poison does not delay the events of the batch.
-        let unfinished = self.poison_recorder().store(poison, deadline).await;
-        outcome.unfinished.extend(unfinished);
-        stream_response(records, &outcome.unfinished)
+        let mut unfinished = outcome.unfinished;
+        unfinished.extend(self.poison_recorder().store(poison, deadline).await);
+        stream_response(records, &unfinished)
     }
 
     /// Delivers the events of a batch: first attempts, then records, then the endpoints' health.
-    async fn deliver<'a>(
-        &self,
-        records: &'a [Record],
-        events: &[FanOutEvent],
-        deadline: Deadline,
-    ) -> DeliverOutcome<'a> {
+    async fn deliver(&self, events: &[FanOutEvent], deadline: Deadline) -> DeliverOutcome {
         let mut outcome = DeliverOutcome::default();
         let fan_out = FanOut {
             store: &self.store,
@@ -167,13 +162,16 @@ impl Dispatcher {
         // endpoints look slow.
         let mut started = Vec::new();
         let mut late = Vec::new();
-        let mut poisoned = plan.poisoned;
+        let mut unreadable = plan.unreadable;
         for result in &mut results {
             started.append(&mut result.started);
-            poisoned.extend(result.poisoned.take());
+            unreadable.extend(result.unreadable.take());
             for delivery in result.late.drain(..) {
                 late.push((result.record, delivery));
             }
+        }
+        for batch in &unreadable {
+            started.extend(pause_deliveries(batch, self.clock.now()));
         }
         let (unrecorded, unrecorded_late) = tokio::join!(
             self.recorder().write_deliveries(started, deadline),
@@ -187,15 +185,9 @@ impl Dispatcher {
             .map(|result| health_updater.update(result.account, result.record, &result.observed))
             .collect();
         concurrency::join_bounded(updates, CONCURRENT_HEALTH_UPDATES).await;
-        for poisoned in poisoned {
-            for index in poisoned.records {
-                outcome.poison.push(NewPoison {
-                    index,
-                    record: &records[index],
-                    reason: poisoned.reason.clone(),
-                });
-            }
-        }
+        outcome
+            .poison
+            .extend(unreadable.into_iter().map(report_unreadable));
         outcome
     }
 
@@ -313,6 +305,7 @@ impl Dispatcher {
             clock: &self.clock,
             retention: self.retention,
             attempter: self.attempter(&self.retry_client),
+            poison_recorder: self.poison_recorder(),
             completer: self.completer(),
         };
         worker.retry(message).await
@@ -419,10 +412,35 @@ impl Dispatcher {
 
 /// What became of the events of a batch.
 #[derive(Default)]
-struct DeliverOutcome<'a> {
+struct DeliverOutcome {
     /// Indexes of the records whose deliveries are not all recorded.
     unfinished: HashSet<usize>,
-    poison: Vec<NewPoison<'a>>,
+    /// The webhooks that cannot be read.
+    poison: Vec<NewPoison<'static>>,
+}
+
+/// The deliveries of events that wait until their webhook is repaired.
+fn pause_deliveries(batch: &UnreadableBatch<'_>, now: Timestamp) -> Vec<StartedDelivery> {
+    let mut paused = Vec::with_capacity(batch.events.len());
+    for event in &batch.events {
+        paused.push(StartedDelivery {
+            record: event.record,
+            delivery: event.paused_delivery(batch.webhook, batch.url, now),
+        });
+    }
+    paused
+}
+
+fn report_unreadable(batch: UnreadableBatch<'_>) -> NewPoison<'static> {
+    let webhook = PoisonWebhook {
+        account: batch.account.clone(),
+        id: batch.webhook,
+    };
+    NewPoison {
+        subject: PoisonSubject::Webhook(webhook),
+        reason: batch.reason,
+        records: batch.events.iter().map(|event| event.record).collect(),
+    }
 }
 
 /// The events of a batch, and the records that cannot be understood.
@@ -433,9 +451,9 @@ fn parse_records(records: &[Record]) -> (Vec<FanOutEvent>, Vec<NewPoison<'_>>) {
         match parse_record(index, record) {
             Ok(event) => events.extend(event),
             Err(reason) => poison.push(NewPoison {
-                index,
-                record,
+                subject: PoisonSubject::Record(record),
                 reason,
+                records: vec![index],
             }),
         }
     }

@@ -20,7 +20,7 @@ pub fn explain_store_error(
     let explanation = match error.downcast_ref() {
         Some(store::Error::Unavailable(_)) => explain_unavailable(location),
         Some(store::Error::Internal(_)) => explain_internal(location, tables),
-        Some(store::Error::KeyUnavailable(_)) | None => return error,
+        Some(store::Error::KeyUnavailable(_) | store::Error::Unreadable(_)) | None => return error,
     };
     // The causes between the store and the last one name layers of the SDK.
     anyhow::Error::msg(error.root_cause().to_string()).context(explanation)

@@ -33,13 +33,14 @@ use wait_reason::WaitReason;
 pub enum DeliveryState {
     /// The next attempt is due at this time.
     Pending(Timestamp),
-    /// Waits until the webhook is enabled again. Users see it as `pending`.
+    /// Waits until the webhook is enabled or can be read again. Users see it as `pending`.
     Paused,
     /// The endpoint returned a 2xx status.
     Delivered,
     /// The retry schedule is exhausted.
     Failed,
-    /// The webhook was deleted before the delivery succeeded.
+    /// The webhook was deleted before the delivery succeeded, or it could not be read when the
+    /// event occurred and does not subscribe to it.
     Cancelled,
 }
 
@@ -75,7 +76,8 @@ pub struct Delivery {
     pub event_type: EventType,
     /// The job's id; `None` for an operational event.
     pub task_id: Option<String>,
-    /// The endpoint's URL at the latest attempt.
+    /// The endpoint's URL at the latest attempt; empty before it if the webhook could not be read
+    /// when the event occurred.
     pub url: String,
     /// The exact bytes that every attempt signs and sends.
     pub payload: Arc<str>,
@@ -128,6 +130,12 @@ impl Delivery {
             attempts: Vec::new(),
             created_at: now,
         }
+    }
+
+    /// Whether nothing is known of the webhook but its id, because it could not be read when the
+    /// event occurred. Then it may not subscribe to the event.
+    pub const fn is_subscription_unknown(&self) -> bool {
+        self.url.is_empty()
     }
 
     /// Schedules an attempt outside the retry schedule, for a manual retry or a replay.

@@ -126,7 +126,7 @@ impl From<store::Error> for ApiError {
             store::Error::Unavailable(_) | store::Error::KeyUnavailable(_) => {
                 Self::Unavailable(InternalCause(Arc::new(error)))
             }
-            store::Error::Internal(_) => Self::internal(error),
+            store::Error::Internal(_) | store::Error::Unreadable(_) => Self::internal(error),
         }
     }
 }

@@ -165,7 +165,7 @@ string_enum_schema!(
     "DeliveryStatus",
     "`pending`: another attempt follows; if the webhook is disabled, after it is enabled again. \
      `delivered`: the endpoint responded with a 2xx status. `failed`: all attempts failed. \
-     `cancelled`: the webhook was deleted.",
+     `cancelled`: the webhook was deleted, or does not subscribe to the event.",
     DeliveryStatus::ALL.map(DeliveryStatus::as_str)
 );
 string_enum_schema!(

@@ -3,6 +3,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
+    mem,
     sync::Arc,
 };
 
@@ -11,7 +12,10 @@ use crate::{
     clock::{Clock, Deadline},
     concurrency,
     error_chain::error_chain,
-    store::{Error, Result, Store, webhooks::WebhookRecord},
+    store::{
+        Error, Result, Store,
+        webhooks::{UnreadableWebhook, WebhookRecord},
+    },
 };
 use nano_webhooks_core::{
     account_id::AccountId, delivery::DeliveryKey, secret::Secret, webhook::WebhookId,
@@ -33,7 +37,7 @@ impl EndpointBatch<'_> {
         let webhook = &self.record.webhook;
         self.events
             .iter()
-            .map(move |event| event.delivery_key(webhook))
+            .map(move |event| event.delivery_key(webhook.id))
     }
 
     fn records(&self) -> impl Iterator<Item = usize> {
@@ -52,15 +56,17 @@ pub(super) enum SigningSecrets {
 /// The webhooks of an account.
 pub(super) struct AccountWebhooks {
     records: Vec<WebhookRecord>,
-    /// Why one of the webhooks cannot be read. The events that it may have missed become poison.
-    unreadable: Option<PoisonReason>,
+    unreadable: Vec<UnreadableWebhook>,
 }
 
-/// Records that a webhook missed.
-pub(super) struct PoisonedRecords {
-    /// Indexes in the batch.
-    pub records: Vec<usize>,
+/// The events of a batch that wait for a webhook, because its item or its secret is invalid.
+pub(super) struct UnreadableBatch<'a> {
+    pub account: &'a AccountId,
+    pub webhook: WebhookId,
+    /// Empty if the item is invalid.
+    pub url: &'a str,
     pub reason: PoisonReason,
+    pub events: Vec<&'a FanOutEvent>,
 }
 
 /// What has to be sent.
@@ -69,7 +75,7 @@ pub(super) struct FanOutPlan<'a> {
     pub endpoints: Vec<EndpointBatch<'a>>,
     /// Indexes of records that must be read again.
     pub unfinished: Vec<usize>,
-    pub poisoned: Vec<PoisonedRecords>,
+    pub unreadable: Vec<UnreadableBatch<'a>>,
 }
 
 /// Plans the deliveries of a batch.
@@ -155,17 +161,17 @@ impl FanOut<'_> {
             let webhook = &endpoint.record.webhook;
             endpoint
                 .events
-                .retain(|event| !existing.contains(&event.delivery_key(webhook)));
+                .retain(|event| !existing.contains(&event.delivery_key(webhook.id)));
         }
         Ok(())
     }
 
-    /// Decrypts the secrets of an endpoint. If that is not possible now, its deliveries wait. If it
-    /// never will be, its events become poison.
-    pub(super) async fn decrypt_secrets(
+    /// Decrypts the secrets of an endpoint. If that is not possible now, its deliveries wait. If a
+    /// secret is invalid, its events wait until the secret is repaired.
+    pub(super) async fn decrypt_secrets<'a>(
         self,
-        endpoint: &mut EndpointBatch<'_>,
-    ) -> Option<PoisonedRecords> {
+        endpoint: &mut EndpointBatch<'a>,
+    ) -> Option<UnreadableBatch<'a>> {
         if endpoint.events.is_empty() {
             return None;
         }
@@ -181,13 +187,14 @@ impl FanOut<'_> {
                 endpoint.secrets = SigningSecrets::Available(secrets);
                 None
             }
-            Err(error @ Error::Internal(_)) => {
-                let records = endpoint.records().collect();
-                endpoint.events.clear();
+            Err(error @ Error::Unreadable(_)) => {
                 let source = Arc::new(error);
-                Some(PoisonedRecords {
-                    records,
+                Some(UnreadableBatch {
+                    account: endpoint.account,
+                    webhook,
+                    url: endpoint.record.webhook.url.as_str(),
                     reason: PoisonReason::UnreadableSecret { webhook, source },
+                    events: mem::take(&mut endpoint.events),
                 })
             }
             // The store logs an unavailable key.
@@ -195,7 +202,7 @@ impl FanOut<'_> {
                 endpoint.secrets = SigningSecrets::Unavailable;
                 None
             }
-            Err(error @ Error::Unavailable(_)) => {
+            Err(error @ (Error::Unavailable(_) | Error::Internal(_))) => {
                 tracing::error!(
                     account = endpoint.account.as_str(), %webhook, error = error_chain(&error),
                     "Could not decrypt secrets; the deliveries wait"
@@ -208,13 +215,13 @@ impl FanOut<'_> {
 }
 
 impl AccountWebhooks {
-    fn new(listed: Vec<Result<WebhookRecord>>) -> Self {
+    fn new(listed: Vec<std::result::Result<WebhookRecord, UnreadableWebhook>>) -> Self {
         let mut records = Vec::with_capacity(listed.len());
-        let mut unreadable = None;
+        let mut unreadable = Vec::new();
         for record in listed {
             match record {
                 Ok(record) => records.push(record),
-                Err(error) => unreadable = Some(PoisonReason::UnreadableWebhook(Arc::new(error))),
+                Err(webhook) => unreadable.push(webhook),
             }
         }
         Self {
@@ -224,13 +231,15 @@ impl AccountWebhooks {
     }
 }
 
-/// Assigns each event to the endpoints that subscribe to it.
+/// Assigns each event to the endpoints that subscribe to it, and to the webhooks that cannot be read
+/// and may subscribe to it.
 fn group_by_endpoint<'a>(
     events: &'a [FanOutEvent],
     webhooks: &'a HashMap<AccountId, AccountWebhooks>,
 ) -> FanOutPlan<'a> {
     let mut plan = FanOutPlan::default();
     let mut endpoints: HashMap<(&AccountId, WebhookId), EndpointBatch<'_>> = HashMap::new();
+    let mut unreadable: HashMap<(&AccountId, WebhookId), UnreadableBatch<'_>> = HashMap::new();
     let mut seen = HashSet::new();
     for event in events {
         // A batch can have the same record twice.
@@ -241,11 +250,18 @@ fn group_by_endpoint<'a>(
             plan.unfinished.push(event.record);
             continue;
         };
-        if let Some(reason) = &loaded.unreadable {
-            plan.poisoned.push(PoisonedRecords {
-                records: vec![event.record],
-                reason: reason.clone(),
-            });
+        for webhook in &loaded.unreadable {
+            let batch =
+                unreadable
+                    .entry((account, webhook.id))
+                    .or_insert_with(|| UnreadableBatch {
+                        account,
+                        webhook: webhook.id,
+                        url: "",
+                        reason: PoisonReason::unreadable_webhook(webhook.clone()),
+                        events: Vec::new(),
+                    });
+            batch.events.push(event);
         }
         for record in &loaded.records {
             if record.webhook.accepts(event.event_type()) {
@@ -262,5 +278,6 @@ fn group_by_endpoint<'a>(
         }
     }
     plan.endpoints = endpoints.into_values().collect();
+    plan.unreadable = unreadable.into_values().collect();
     plan
 }

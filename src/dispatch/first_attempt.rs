@@ -11,7 +11,7 @@ use super::{
     attempt::Attempter,
     attempt_limiter::AttemptLimiter,
     endpoint_health::ObservedAttempts,
-    fan_out::{EndpointBatch, FanOut, PoisonedRecords, SigningSecrets},
+    fan_out::{EndpointBatch, FanOut, SigningSecrets, UnreadableBatch},
     hold_budget::HoldBudget,
     in_flight::EndpointKey,
     late_attempts::{LateAttempt, LateAttempts, LatePermit},
@@ -64,8 +64,8 @@ pub(super) struct EndpointResult<'a> {
     pub started: Vec<StartedDelivery>,
     pub observed: ObservedAttempts,
     pub late: Vec<LateDelivery>,
-    /// The endpoint's records, if its secrets can never be decrypted.
-    pub poisoned: Option<PoisonedRecords>,
+    /// The endpoint's events, if its secret is invalid.
+    pub unreadable: Option<UnreadableBatch<'a>>,
 }
 
 /// Makes the first attempts of a batch.
@@ -95,9 +95,9 @@ impl FirstAttempts<'_> {
     /// Decrypts the secrets of an endpoint, and makes its first attempts. Each endpoint waits for
     /// its own data key only.
     async fn decrypt_and_deliver<'b>(&self, mut endpoint: EndpointBatch<'b>) -> EndpointResult<'b> {
-        let poisoned = self.fan_out.decrypt_secrets(&mut endpoint).await;
+        let unreadable = self.fan_out.decrypt_secrets(&mut endpoint).await;
         EndpointResult {
-            poisoned,
+            unreadable,
             ..self.deliver_to_endpoint(endpoint).await
         }
     }
@@ -117,7 +117,7 @@ impl FirstAttempts<'_> {
             started: Vec::with_capacity(endpoint.events.len()),
             observed: ObservedAttempts::default(),
             late: Vec::new(),
-            poisoned: None,
+            unreadable: None,
         };
         let mut events = endpoint.events.iter().copied();
         if mode == DispatchMode::Probe

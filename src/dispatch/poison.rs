@@ -1,4 +1,6 @@
 //! Stores poison records, after the deliveries of their batch.
+//!
+//! A webhook that cannot be read is stored once in an interval, however many events wait for it.
 
 use std::time::Duration;
 
@@ -11,6 +13,7 @@ use crate::{
     store::{
         Error, Result, Store,
         deliveries::{backoff_until, check_deadline},
+        poison::{NewPoisonRecord, PoisonWebhook},
     },
 };
 
@@ -19,10 +22,16 @@ const CONCURRENT_POISON_WRITES: usize = 16;
 
 /// A poison record to store.
 pub(super) struct NewPoison<'a> {
-    /// The index of the stream record in its batch.
-    pub index: usize,
-    pub record: &'a Record,
+    pub subject: PoisonSubject<'a>,
     pub reason: PoisonReason,
+    /// The indexes of the stream records that must be read again if it cannot be stored.
+    pub records: Vec<usize>,
+}
+
+/// What cannot be read.
+pub(super) enum PoisonSubject<'a> {
+    Record(&'a Record),
+    Webhook(PoisonWebhook),
 }
 
 /// Stores poison records.
@@ -54,7 +63,7 @@ impl PoisonRecorder<'_> {
                 match stored {
                     Ok(()) => continue,
                     Err(Error::Unavailable(_)) => poison.push(new),
-                    Err(_) => unfinished.push(new.index),
+                    Err(_) => unfinished.extend(new.records),
                 }
                 last_error = stored.err();
             }
@@ -62,7 +71,9 @@ impl PoisonRecorder<'_> {
                 break;
             }
         }
-        unfinished.extend(poison.iter().map(|poison| poison.index));
+        for new in poison {
+            unfinished.extend(new.records);
+        }
         if let Some(error) = last_error
             && !unfinished.is_empty()
         {
@@ -81,26 +92,54 @@ impl PoisonRecorder<'_> {
         deadline: Deadline,
     ) -> (NewPoison<'_>, Result<()>) {
         let stored = match check_deadline(deadline) {
-            Ok(()) => self.put(&new).await,
+            Ok(()) => match &new.subject {
+                PoisonSubject::Record(record) => self.store_record(record, &new.reason).await,
+                PoisonSubject::Webhook(webhook) => self.store_webhook(webhook, &new.reason).await,
+            },
             Err(error) => Err(error),
         };
         (new, stored)
     }
 
-    async fn put(self, new: &NewPoison<'_>) -> Result<()> {
+    async fn store_record(self, record: &Record, reason: &PoisonReason) -> Result<()> {
         let now = self.clock.now();
-        let poison = new.record.to_poison(&new.reason);
+        let poison = record.to_poison(reason);
         let expires_at = now + self.retention;
         let poison_records = self.store.poison();
         poison_records.put_once(&poison, now, expires_at).await?;
         tracing::error!(
             stream = poison.stream,
             sequence_number = poison.sequence_number,
-            code = new.reason.code(),
+            code = reason.code(),
             reason = poison.reason,
             "Found a poison record"
         );
         self.metrics.increment(Counter::Poison);
+        Ok(())
+    }
+
+    /// Stores a webhook that cannot be read, unless that was done in this interval.
+    pub(super) async fn store_webhook(
+        self,
+        webhook: &PoisonWebhook,
+        reason: &PoisonReason,
+    ) -> Result<()> {
+        let now = self.clock.now();
+        let text = reason.to_string();
+        let poison = NewPoisonRecord::for_webhook(webhook.clone(), reason.code(), text, now);
+        let expires_at = now + self.retention;
+        let poison_records = self.store.poison();
+        let outcome = poison_records.insert_once(&poison, now, expires_at).await?;
+        if outcome.is_applied() {
+            tracing::error!(
+                account = webhook.account.as_str(),
+                webhook = %webhook.id,
+                code = reason.code(),
+                reason = poison.reason,
+                "Found a poison record"
+            );
+            self.metrics.increment(Counter::Poison);
+        }
         Ok(())
     }
 }

@@ -1,11 +1,11 @@
-//! Why a stream record is poison.
+//! Why a stream record, or a webhook, is poison.
 
 use std::sync::Arc;
 
 use nano_webhooks_core::{account_id::AccountIdError, event::MAX_PAYLOAD_LEN, webhook::WebhookId};
 
 use crate::error_chain::error_chain;
-use crate::store;
+use crate::store::{self, webhooks::UnreadableWebhook};
 
 /// Why no event, or not all deliveries, can be made from a stream record. The text and the code
 /// are stored with the record.
@@ -47,10 +47,15 @@ pub enum PoisonReason {
     /// Parsing the record panicked.
     #[error("the record could not be parsed because of an internal error")]
     ParserPanicked,
-    /// A webhook of the account could not be parsed, and may have missed the event.
-    #[error("a webhook of the account cannot be read: {}", error_chain(.0))]
-    UnreadableWebhook(#[source] Arc<store::Error>),
-    /// A webhook's secret could not be decrypted, and the webhook missed the event.
+    /// A webhook's item is invalid. Its deliveries wait until it is repaired.
+    #[error("webhook {webhook} cannot be read: {}", error_chain(.source))]
+    UnreadableWebhook {
+        /// The webhook.
+        webhook: WebhookId,
+        /// The cause.
+        source: Arc<store::Error>,
+    },
+    /// A webhook's secret is invalid. Its deliveries wait until it is repaired.
     #[error("the secret of webhook {webhook} cannot be read: {}", error_chain(.source))]
     UnreadableSecret {
         /// The webhook.
@@ -73,6 +78,14 @@ pub enum PoisonReason {
 }
 
 impl PoisonReason {
+    /// The reason that a webhook's item is invalid.
+    pub(super) fn unreadable_webhook(unreadable: UnreadableWebhook) -> Self {
+        Self::UnreadableWebhook {
+            webhook: unreadable.id,
+            source: Arc::new(unreadable.error),
+        }
+    }
+
     /// The stable name of the reason, for searching the log and the stored records.
     pub const fn code(&self) -> &'static str {
         match self {
@@ -88,7 +101,7 @@ impl PoisonReason {
             Self::InvalidAccountId(_) => "invalid_account_id",
             Self::PayloadTooLarge(_) => "payload_too_large",
             Self::ParserPanicked => "parser_panicked",
-            Self::UnreadableWebhook(_) => "unreadable_webhook",
+            Self::UnreadableWebhook { .. } => "unreadable_webhook",
             Self::UnreadableSecret { .. } => "unreadable_secret",
             Self::TextNotStored => "text_not_stored",
             Self::JobInProgress => "job_in_progress",

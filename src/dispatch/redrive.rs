@@ -14,7 +14,11 @@ use super::{
 };
 use crate::{
     concurrency,
-    store::{Result, Store, WriteOutcome, poison::PoisonRecord},
+    store::{
+        Error, Result, Store, WriteOutcome,
+        poison::{PoisonRecord, PoisonWebhook},
+        resumes::ResumeJob,
+    },
 };
 use nano_webhooks_core::{
     delivery::{Delivery, DeliveryState},
@@ -39,6 +43,9 @@ pub enum RedriveOutcome {
     },
     /// It is no event, and is no longer stored as poison.
     NotAnEvent,
+    /// It is a webhook that can be read again, or was deleted, and is no longer stored as poison.
+    /// The deliveries that waited for it are resumed.
+    WebhookResumed(PoisonWebhook),
     /// It is still poison.
     StillPoison {
         /// Why.
@@ -48,17 +55,76 @@ pub enum RedriveOutcome {
     },
 }
 
-/// Redrives a poison record: parses the job as it is now in the table `jobs`, or the image that was
-/// stored with the record.
+/// Redrives a poison record.
 ///
-/// The event has the id that the record would have given, so redriving twice records nothing twice.
-/// Its deliveries are due at `due`; a caller that redrives many records spaces them, so that no
-/// endpoint is flooded. The poison record is deleted after all deliveries are recorded, so nothing
-/// is lost if DynamoDB fails.
+/// For a stream record, parses the job as it is now in the table `jobs`, or the image that was
+/// stored with the record. The event has the id that the record would have given, so redriving
+/// twice records nothing twice. Its deliveries are due at `due`; a caller that redrives many records
+/// spaces them, so that no endpoint is flooded.
+///
+/// For a webhook whose item is valid now, resumes the deliveries that wait for it. If its secret is
+/// still invalid, the first attempt finds that, pauses the delivery and stores the poison record
+/// again.
+///
+/// The poison record is deleted last, so nothing is lost if DynamoDB fails.
 ///
 /// # Errors
 /// If DynamoDB does not respond.
 pub async fn redrive(
+    store: &Store,
+    jobs: Option<&str>,
+    poison: &PoisonRecord,
+    due: Timestamp,
+    now: Timestamp,
+    retention: Duration,
+) -> Result<RedriveOutcome> {
+    let outcome = match &poison.poison.webhook {
+        Some(webhook) => redrive_webhook(store, webhook, now).await?,
+        None => redrive_record(store, jobs, poison, due, now, retention).await?,
+    };
+    match &outcome {
+        RedriveOutcome::StillPoison { reason, .. } => {
+            let text = reason.to_string();
+            store
+                .poison()
+                .update_reason(poison, reason.code(), &text)
+                .await?;
+        }
+        RedriveOutcome::Redriven { .. }
+        | RedriveOutcome::NotAnEvent
+        | RedriveOutcome::WebhookResumed(_) => store.poison().delete(poison).await?,
+    }
+    Ok(outcome)
+}
+
+async fn redrive_webhook(
+    store: &Store,
+    webhook: &PoisonWebhook,
+    now: Timestamp,
+) -> Result<RedriveOutcome> {
+    let webhooks = store.webhooks();
+    match webhooks.get_record(&webhook.account, webhook.id).await {
+        // The deliveries of a deleted webhook are cancelled when they are due.
+        Ok(_) => {
+            let job = ResumeJob::new(webhook.account.clone(), webhook.id, now);
+            store.resumes().start(&job).await?;
+            Ok(RedriveOutcome::WebhookResumed(webhook.clone()))
+        }
+        Err(error @ Error::Unreadable(_)) => {
+            let reason = PoisonReason::UnreadableWebhook {
+                webhook: webhook.id,
+                source: Arc::new(error),
+            };
+            Ok(RedriveOutcome::StillPoison {
+                reason,
+                recorded: 0,
+            })
+        }
+        Err(error) => Err(error),
+    }
+}
+
+async fn redrive_record(
     store: &Store,
     jobs: Option<&str>,
     poison: &PoisonRecord,
@@ -73,27 +139,14 @@ pub async fn redrive(
         },
         None => CurrentJob::NoTable,
     };
-    let outcome = match parse_current(poison, job) {
-        Ok(Some(event)) => record_deliveries(store, event, due, now, retention).await?,
-        Ok(None) => RedriveOutcome::NotAnEvent,
-        Err(reason) => RedriveOutcome::StillPoison {
+    match parse_current(poison, job) {
+        Ok(Some(event)) => record_deliveries(store, event, due, now, retention).await,
+        Ok(None) => Ok(RedriveOutcome::NotAnEvent),
+        Err(reason) => Ok(RedriveOutcome::StillPoison {
             reason,
             recorded: 0,
-        },
-    };
-    match &outcome {
-        RedriveOutcome::StillPoison { reason, .. } => {
-            let text = reason.to_string();
-            store
-                .poison()
-                .update_reason(poison, reason.code(), &text)
-                .await?;
-        }
-        RedriveOutcome::Redriven { .. } | RedriveOutcome::NotAnEvent => {
-            store.poison().delete(poison).await?;
-        }
+        }),
     }
-    Ok(outcome)
 }
 
 /// The job of a poison record now.
@@ -132,7 +185,7 @@ async fn record_deliveries(
                 writes.push(record_delivery(store, delivery, now, retention));
             }
             Ok(_) => {}
-            Err(error) => unreadable = Some(PoisonReason::UnreadableWebhook(Arc::new(error))),
+            Err(webhook) => unreadable = Some(PoisonReason::unreadable_webhook(webhook)),
         }
     }
     let mut recorded = 0;

@@ -1,11 +1,13 @@
 //! A message from the retry queue: the next attempt of a delivery.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use super::{
     attempt::Attempter,
     completion::Completer,
     in_flight::{EndpointKey, InFlightLimiter, NoFreeSlot},
+    poison::PoisonRecorder,
+    poison_reason::PoisonReason,
 };
 use crate::{
     clock::Clock,
@@ -15,13 +17,14 @@ use crate::{
     store::{
         Error, Result, Store,
         leases::{ClaimOutcome, Lease},
+        poison::PoisonWebhook,
         replays::{ReplayKey, ReplayState},
         webhooks::WebhookRecord,
     },
 };
 use nano_webhooks_core::delivery::scheduled_retry::{RetryMessage, ScheduledRetry};
 use nano_webhooks_core::{
-    delivery::{Delivery, lease::fits_in_queue, secret_backoff::secret_backoff},
+    delivery::{Delivery, DeliveryState, lease::fits_in_queue, secret_backoff::secret_backoff},
     secret::Secret,
     timestamp::Timestamp,
     webhook::WebhookStatus,
@@ -36,6 +39,7 @@ pub(super) struct RetryWorker<'a> {
     pub clock: &'a Clock,
     pub retention: Duration,
     pub attempter: Attempter<'a>,
+    pub poison_recorder: PoisonRecorder<'a>,
     pub completer: Completer<'a>,
 }
 
@@ -51,9 +55,20 @@ impl RetryWorker<'_> {
         let now = self.clock.now();
         // Loaded for each attempt, because the webhook may have been changed, disabled or deleted.
         let webhooks = self.store.webhooks();
-        let Some(record) = webhooks.get_record(&key.account, key.webhook).await? else {
-            self.store.leases().cancel(key, now, self.retention).await?;
-            return Ok(());
+        let record = match webhooks.get_record(&key.account, key.webhook).await {
+            Ok(Some(record)) => record,
+            Ok(None) => {
+                self.store.leases().cancel(key, now, self.retention).await?;
+                return Ok(());
+            }
+            Err(error @ Error::Unreadable(_)) => {
+                let reason = PoisonReason::UnreadableWebhook {
+                    webhook: key.webhook,
+                    source: Arc::new(error),
+                };
+                return self.pause_until_repaired(message, &reason, now).await;
+            }
+            Err(error) => return Err(error),
         };
         if record.webhook.status == WebhookStatus::Disabled {
             let leases = self.store.leases();
@@ -81,8 +96,36 @@ impl RetryWorker<'_> {
                 );
                 self.wait_for_secret(message, now).await
             }
+            Err(error @ Error::Unreadable(_)) => {
+                let reason = PoisonReason::UnreadableSecret {
+                    webhook: key.webhook,
+                    source: Arc::new(error),
+                };
+                self.pause_until_repaired(message, &reason, now).await
+            }
             Err(error) => Err(error),
         }
+    }
+
+    /// Pauses a delivery whose webhook cannot be read, until an operator has repaired the webhook
+    /// and redrives its poison record.
+    async fn pause_until_repaired(
+        self,
+        message: &RetryMessage,
+        reason: &PoisonReason,
+        now: Timestamp,
+    ) -> Result<()> {
+        let key = &message.key;
+        let webhook = PoisonWebhook {
+            account: key.account.clone(),
+            id: key.webhook,
+        };
+        self.poison_recorder.store_webhook(&webhook, reason).await?;
+        let leases = self.store.leases();
+        leases
+            .pause(key, message.attempt_count, now, self.retention)
+            .await?;
+        Ok(())
     }
 
     /// Leases the delivery if its endpoint has a free slot, attempts it, and records the outcome.
@@ -109,15 +152,14 @@ impl RetryWorker<'_> {
         let Some(lease) = self.claim(message, now).await? else {
             return Ok(());
         };
-        let mut delivery = lease.delivery.clone();
-        if self.is_replay_cancelled(&delivery).await? {
-            delivery.cancel_requested_retry();
+        if let Some(settled) = self.settle_unattempted(record, &lease.delivery).await? {
             let leases = self.store.leases();
             leases
-                .complete(&lease, &delivery, now, self.retention)
+                .complete(&lease, &settled, now, self.retention)
                 .await?;
             return Ok(());
         }
+        let mut delivery = lease.delivery.clone();
         let outcome = self
             .attempter
             .attempt(&record.webhook, secrets, &mut delivery)
@@ -181,6 +223,26 @@ impl RetryWorker<'_> {
         let message = message.clone();
         let retry = ScheduledRetry { message, due };
         self.queue.schedule(vec![retry], now).await;
+    }
+
+    /// The delivery without an attempt, if its replay was cancelled, or if the webhook can be read
+    /// only now and does not subscribe to the event.
+    async fn settle_unattempted(
+        self,
+        record: &WebhookRecord,
+        delivery: &Delivery,
+    ) -> Result<Option<Delivery>> {
+        let mut settled = delivery.clone();
+        if self.is_replay_cancelled(delivery).await? {
+            settled.cancel_requested_retry();
+            return Ok(Some(settled));
+        }
+        if delivery.is_subscription_unknown() && !record.webhook.accepts(delivery.event_type) {
+            settled.state = DeliveryState::Cancelled;
+            settled.state_before_retry = None;
+            return Ok(Some(settled));
+        }
+        Ok(None)
     }
 
     /// Whether a replay requested the attempt and was cancelled since.

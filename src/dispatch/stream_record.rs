@@ -13,14 +13,14 @@ use super::poison_reason::PoisonReason;
 use crate::store::poison::NewPoisonRecord;
 use nano_webhooks_core::{
     account_id::AccountId,
-    delivery::{Delivery, DeliveryKey},
+    delivery::{Delivery, DeliveryKey, DeliveryState},
     event::{
         EventId, EventOrigin, JobEvent, JobOutcome, MAX_PAYLOAD_LEN, attribute_data::AttributeData,
         decimal::Decimal, traceparent::Traceparent,
     },
     event_type::EventType,
     timestamp::{Timestamp, normalize_rfc3339},
-    webhook::Webhook,
+    webhook::{Webhook, WebhookId},
 };
 
 /// A record of the jobs stream.
@@ -52,21 +52,39 @@ impl FanOutEvent {
         self.event.outcome.event_type()
     }
 
-    pub(super) fn delivery_key(&self, webhook: &Webhook) -> DeliveryKey {
+    pub(super) fn delivery_key(&self, webhook: WebhookId) -> DeliveryKey {
         DeliveryKey {
             account: self.event.account.clone(),
-            webhook: webhook.id,
+            webhook,
             event: self.event.id.clone(),
         }
     }
 
     /// The delivery of the event to a webhook, due now.
     pub(super) fn new_delivery(&self, webhook: &Webhook, now: Timestamp) -> Delivery {
+        self.build_delivery(webhook.id, webhook.url.as_str(), now)
+    }
+
+    /// The delivery of the event to a webhook that cannot be read. It waits until the webhook is
+    /// repaired. `url` is empty if it is not known.
+    pub(super) fn paused_delivery(
+        &self,
+        webhook: WebhookId,
+        url: &str,
+        now: Timestamp,
+    ) -> Delivery {
+        Delivery {
+            state: DeliveryState::Paused,
+            ..self.build_delivery(webhook, url, now)
+        }
+    }
+
+    fn build_delivery(&self, webhook: WebhookId, url: &str, now: Timestamp) -> Delivery {
         let mut delivery = Delivery::new(
             self.delivery_key(webhook),
             self.event_type(),
             Some(self.event.task_id.clone()),
-            webhook.url.as_str().to_owned(),
+            url.to_owned(),
             self.payload.clone(),
             now,
         );
@@ -117,6 +135,7 @@ impl Record {
                 created_at: Some(created_at(record)),
                 keys: item_json(&record.change.keys),
                 image: Some(item_json(&record.change.new_image)),
+                webhook: None,
             },
             Self::Malformed { text, .. } => NewPoisonRecord {
                 reason: reason.to_string(),
@@ -126,6 +145,7 @@ impl Record {
                 created_at: None,
                 keys: String::new(),
                 image: Some(text.clone()),
+                webhook: None,
             },
         }
     }

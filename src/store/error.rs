@@ -13,9 +13,12 @@ pub enum Error {
     /// later.
     #[error("DynamoDB is throttled or unavailable")]
     Unavailable(#[source] Cause),
-    /// DynamoDB rejected the request, or an item is invalid. The same request would fail again.
+    /// DynamoDB rejected the request. The same request would fail again.
     #[error("internal store error")]
     Internal(#[source] Cause),
+    /// An item is invalid. The same request fails until the item is repaired.
+    #[error("a stored item is invalid")]
+    Unreadable(#[source] Cause),
     /// A data key cannot be unwrapped: KMS refused or did not respond, or another key wrapped it.
     /// The same request may succeed once that is fixed.
     #[error("the data key is unavailable")]
@@ -66,9 +69,13 @@ impl Error {
         Self::KeyUnavailable(Cause::new(cause))
     }
 
-    /// A response or an item breaks a rule that every writer keeps.
+    pub(super) fn unreadable(cause: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
+        Self::Unreadable(Cause::new(cause))
+    }
+
+    /// An item breaks a rule that every writer keeps.
     pub(super) fn corrupt_item(field: &'static str) -> Self {
-        Self::internal(CorruptItem { field })
+        Self::unreadable(CorruptItem { field })
     }
 }
 

@@ -25,7 +25,7 @@ pub(super) fn to_attribute(value: &impl Serialize) -> Result<AttributeValue> {
 
 /// Deserializes a row.
 pub(super) fn from_item<'a, T: Deserialize<'a>>(item: Item) -> Result<T> {
-    serde_dynamo::from_item(item).map_err(Error::internal)
+    serde_dynamo::from_item(item).map_err(Error::unreadable)
 }
 
 /// Deserializes a row that may not exist.

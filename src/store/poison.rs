@@ -1,20 +1,21 @@
-//! Poison records: stream records that cannot be understood, with their reason, for an operator to
-//! read and redrive.
+//! Poison records: stream records that cannot be understood, and webhooks that cannot be read, with
+//! their reason, for an operator to read and redrive.
 
-use std::{collections::VecDeque, fmt, str::FromStr};
+use std::{collections::VecDeque, fmt, str::FromStr, time::Duration};
 
 use aws_sdk_dynamodb::types::{Put, Select};
 use serde::Deserialize;
+use sha2::{Digest, Sha256};
 
 use super::{
     error::Result,
     item::{Item, attr_n, attr_s, from_item, text},
     key_schema::{self, PrimaryKey},
-    table_client::{TableClient, WriteOutcome},
+    table_client::{TableClient, WriteOutcome, insert_if_absent},
     tables::EXPIRES_AT,
 };
 use crate::{concurrency, error_chain::error_chain};
-use nano_webhooks_core::timestamp::Timestamp;
+use nano_webhooks_core::{account_id::AccountId, timestamp::Timestamp, webhook::WebhookId};
 
 /// The longest image that is stored, in bytes. An item may have 400 KB.
 pub const MAX_IMAGE: usize = 256 * 1024;
@@ -25,7 +26,11 @@ const MAX_REASON: usize = 1024;
 /// How many partitions of a day are read at the same time.
 const CONCURRENT_PARTITIONS: usize = 17;
 
-/// A stream record that cannot be understood.
+/// How often a webhook that cannot be read is stored again. So the number of poison records does
+/// not grow with the number of its events.
+pub const UNREADABLE_WEBHOOK_INTERVAL: Duration = Duration::from_hours(1);
+
+/// A stream record that cannot be understood, or a webhook that cannot be read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NewPoisonRecord {
     /// Why it cannot be understood.
@@ -44,6 +49,42 @@ pub struct NewPoisonRecord {
     /// The record's new image as JSON. An image longer than [`MAX_IMAGE`] is not stored: the job
     /// itself still has it.
     pub image: Option<String>,
+    /// The webhook that cannot be read. Then everything about a stream record is empty.
+    pub webhook: Option<PoisonWebhook>,
+}
+
+/// A webhook that cannot be read: its item or its secret is invalid. Its deliveries are paused.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PoisonWebhook {
+    /// The account.
+    pub account: AccountId,
+    /// The webhook.
+    pub id: WebhookId,
+}
+
+impl NewPoisonRecord {
+    /// The record of a webhook that cannot be read at `now`. It is the same one for all of an
+    /// interval of [`UNREADABLE_WEBHOOK_INTERVAL`].
+    pub fn for_webhook(
+        webhook: PoisonWebhook,
+        reason_code: &str,
+        reason: String,
+        now: Timestamp,
+    ) -> Self {
+        let name = key_schema::deliveries(&webhook.account, webhook.id);
+        let fingerprint = hex::encode(&Sha256::digest(name)[..8]);
+        let interval = now.as_unix_seconds() / UNREADABLE_WEBHOOK_INTERVAL.as_secs().cast_signed();
+        Self {
+            reason,
+            reason_code: Some(reason_code.to_owned()),
+            stream: String::new(),
+            sequence_number: format!("webhook-{fingerprint}-{interval}"),
+            created_at: None,
+            keys: String::new(),
+            image: None,
+            webhook: Some(webhook),
+        }
+    }
 }
 
 /// A stored poison record.
@@ -74,6 +115,11 @@ struct PoisonRow {
     record_created_at: Option<Timestamp>,
     #[serde(default)]
     image: Option<String>,
+    /// Both or neither.
+    #[serde(default)]
+    account: Option<String>,
+    #[serde(default)]
+    webhook_id: Option<u64>,
 }
 
 /// A page of the records that were stored on a day.
@@ -204,6 +250,17 @@ impl Poison<'_> {
         let put = Put::builder().set_item(Some(item));
         self.table.put_if_once(put).await?;
         Ok(())
+    }
+
+    /// Does the same unless the record is stored already.
+    pub async fn insert_once(
+        self,
+        poison: &NewPoisonRecord,
+        now: Timestamp,
+        expires_at: Timestamp,
+    ) -> Result<WriteOutcome> {
+        let item = to_poison_item(poison, now, expires_at);
+        self.table.put_if_once(insert_if_absent(item)).await
     }
 
     /// A page of the records that were stored on a day. Invalid items are skipped.
@@ -412,6 +469,10 @@ fn to_poison_item(poison: &NewPoisonRecord, now: Timestamp, expires_at: Timestam
     if let Some(created_at) = poison.created_at {
         set("record_created_at", attr_n(created_at.as_unix_millis()));
     }
+    if let Some(webhook) = &poison.webhook {
+        set("account", attr_s(webhook.account.as_str()));
+        set("webhook_id", attr_n(webhook.id.get().cast_signed()));
+    }
     match &poison.image {
         Some(image) if image.len() <= MAX_IMAGE => {
             set("image", attr_s(image));
@@ -438,6 +499,13 @@ fn parse_item(item: Item) -> Option<PoisonRecord> {
     }
 }
 
+fn parse_webhook(account: Option<&str>, id: Option<u64>) -> Option<PoisonWebhook> {
+    Some(PoisonWebhook {
+        account: AccountId::parse(account?).ok()?,
+        id: WebhookId::new(id?)?,
+    })
+}
+
 impl From<PoisonRow> for PoisonRecord {
     fn from(row: PoisonRow) -> Self {
         Self {
@@ -453,6 +521,7 @@ impl From<PoisonRow> for PoisonRecord {
                 created_at: row.record_created_at,
                 keys: row.keys,
                 image: row.image,
+                webhook: parse_webhook(row.account.as_deref(), row.webhook_id),
             },
             stored_at: row.stored_at,
         }

@@ -31,7 +31,7 @@ const SCHEDULE_CONCURRENCY: usize = 16;
 /// webhook earlier may pause another delivery, and the state index shows it a moment later.
 const RESCAN_WINDOW: Duration = Duration::from_mins(2);
 
-/// A webhook that was enabled again and may have paused deliveries.
+/// A webhook that was enabled again, or can be read again, and may have paused deliveries.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ResumeJob {
     /// The account.
@@ -43,7 +43,7 @@ pub struct ResumeJob {
 }
 
 impl ResumeJob {
-    /// The job of a webhook that was enabled at `now`.
+    /// The job of a webhook that was enabled or repaired at `now`.
     pub const fn new(account: AccountId, webhook: WebhookId, now: Timestamp) -> Self {
         Self {
             account,
@@ -107,6 +107,11 @@ impl Resumes<'_> {
         Ok(jobs)
     }
 
+    /// Starts the resume job of a webhook, or restarts it.
+    pub async fn start(self, job: &ResumeJob) -> Result<()> {
+        self.put_marker(job, None).await
+    }
+
     /// Schedules the next paused deliveries of a webhook and returns them.
     pub async fn run_step(self, job: &ResumeJob, now: Timestamp) -> Result<Vec<DueDelivery>> {
         let filter = DeliveryFilter {
@@ -152,11 +157,15 @@ impl Resumes<'_> {
         next: Option<EventId>,
         now: Timestamp,
     ) -> Result<()> {
-        let key = key_schema::pending_resume(&job.account, job.webhook);
         if next.is_none() && job.enabled_at + RESCAN_WINDOW <= now {
+            let key = key_schema::pending_resume(&job.account, job.webhook);
             return self.webhooks_table.delete(key).await;
         }
-        let mut marker = key.into_item();
+        self.put_marker(job, next).await
+    }
+
+    async fn put_marker(self, job: &ResumeJob, next: Option<EventId>) -> Result<()> {
+        let mut marker = key_schema::pending_resume(&job.account, job.webhook).into_item();
         let enabled_at = attr_n(job.enabled_at.as_unix_millis());
         marker.insert("created_at".to_owned(), enabled_at);
         if let Some(cursor) = next {

@@ -157,7 +157,7 @@ impl Secrets<'_> {
         ))
     }
 
-    /// Decrypts those of a webhook's secrets that sign at `now`. The error is [`Error::Internal`]
+    /// Decrypts those of a webhook's secrets that sign at `now`. The error is [`Error::Unreadable`]
     /// if a secret was encrypted for another webhook, which never changes.
     pub async fn decrypt_active(
         self,

@@ -49,6 +49,23 @@ pub struct WebhookRecord {
     pub metadata: WebhookMetadata,
 }
 
+/// A webhook whose item is invalid.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("webhook {id} cannot be read")]
+pub struct UnreadableWebhook {
+    /// The webhook's id, from the item's key.
+    pub id: WebhookId,
+    /// Why it is invalid.
+    #[source]
+    pub error: Error,
+}
+
+impl From<UnreadableWebhook> for Error {
+    fn from(unreadable: UnreadableWebhook) -> Self {
+        unreadable.error
+    }
+}
+
 /// See [`Store::webhooks`](super::Store::webhooks).
 #[derive(Clone, Copy, Debug)]
 pub struct Webhooks<'a> {
@@ -84,12 +101,16 @@ impl Webhooks<'_> {
 
     /// The account's webhooks in id order with their health, strongly consistent. An invalid item
     /// is an error in its place.
-    pub async fn list_records(self, account: &AccountId) -> Result<Vec<Result<WebhookRecord>>> {
+    pub async fn list_records(
+        self,
+        account: &AccountId,
+    ) -> Result<Vec<std::result::Result<WebhookRecord, UnreadableWebhook>>> {
         self.query_records(account, key_schema::WEBHOOK_PREFIX)
             .await
     }
 
-    /// A webhook with its health, strongly consistent.
+    /// A webhook with its health, strongly consistent. The error is [`Error::Unreadable`] if its
+    /// item is invalid.
     pub async fn get_record(
         self,
         account: &AccountId,
@@ -106,7 +127,7 @@ impl Webhooks<'_> {
         self,
         account: &AccountId,
         prefix: &str,
-    ) -> Result<Vec<Result<WebhookRecord>>> {
+    ) -> Result<Vec<std::result::Result<WebhookRecord, UnreadableWebhook>>> {
         let mut items = self
             .table
             .query()
@@ -380,12 +401,16 @@ impl Webhooks<'_> {
 
 /// Adds the next item under an account's webhook prefix: a webhook, or the health of the webhook
 /// before it.
-fn add_item(records: &mut Vec<Result<WebhookRecord>>, account: &AccountId, item: Item) {
+fn add_item(
+    records: &mut Vec<std::result::Result<WebhookRecord, UnreadableWebhook>>,
+    account: &AccountId,
+    item: Item,
+) {
     let Some(sort_key) = text(&item, key_schema::SK) else {
         return;
     };
     if let Some(id) = key_schema::parse_webhook(sort_key) {
-        records.push(parse_record(id, item));
+        records.push(parse_record(id, item).map_err(|error| UnreadableWebhook { id, error }));
     } else if let Some(Ok(last)) = records.last_mut()
         // The health of a deleted webhook is ignored.
         && sort_key == key_schema::health(account, last.webhook.id).sk

@@ -368,8 +368,8 @@ async fn unreadable_webhook_delays_no_other() {
         poison[0]["reason"]
             .as_s()
             .unwrap()
-            .starts_with("a webhook of the account cannot be read"),
-        "the event is stored as poison"
+            .starts_with("webhook 1 cannot be read: "),
+        "the webhook is stored as poison"
     );
 }
 

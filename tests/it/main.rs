@@ -31,3 +31,4 @@ mod targets;
 mod template_values;
 mod test_event;
 mod tls;
+mod unreadable_webhooks;

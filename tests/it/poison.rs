@@ -182,53 +182,36 @@ async fn redrive_reaches_subscribed_webhooks() {
     assert_eq!(paths, ["/one", "/two"]);
 }
 
-/// A redrive creates the missing deliveries and repeats none.
+/// Version 0.2.0 stored each event that an unreadable webhook missed. A redrive creates the missing
+/// deliveries and repeats none.
 #[tokio::test]
 async fn redrive_sends_missing_deliveries() {
     let fixture = PoisonFixture::new().await;
     let healthy = fixture.subscribe("/healthy").await;
     let broken = fixture.subscribe("/broken").await;
-    let mut items = fixture.tables.items_under("ACCOUNT#acme").await;
-    items.retain(|item| item["SK"].as_s().unwrap() == &format!("WEBHOOK#{:010}", broken.get()));
-    let whole = items.pop().unwrap();
-    let put = |item| {
-        fixture
-            .tables
-            .client
-            .put_item()
-            .table_name(&fixture.tables.names.webhooks)
-            .set_item(Some(item))
-            .send()
-    };
-    let mut unreadable = whole.clone();
-    unreadable.insert("url".to_owned(), AttributeValue::S("nonsense".to_owned()));
-    put(unreadable).await.unwrap();
+    let record = inserted(1, &job_image("t1", "failed"));
+    let poison = batch(std::slice::from_ref(&record))[0].to_poison(&PoisonReason::JobGone);
+    let poison_records = fixture.tables.store.poison();
+    poison_records
+        .put_once(&poison, START, START + RETENTION)
+        .await
+        .unwrap();
+    let stored = fixture.stored().await.pop().unwrap();
 
-    // The job no longer exists, but the stored image is complete.
-    let record = fixture.poison(1, &job_image("t1", "failed")).await;
+    let whole = fixture.break_webhook(broken).await;
+    let reason = fixture.stays(&stored).await;
+    assert!(reason.starts_with("webhook 2 cannot be read: "), "{reason}");
+    fixture.sweep().await;
     assert_eq!(fixture.receiver.wait_for(1).await[0].path, "/healthy");
-    let reason = fixture.stays(&record).await;
-    assert!(
-        reason.starts_with("a webhook of the account cannot be read: "),
-        "{reason}"
-    );
-    assert_eq!(fixture.stored().await.len(), 1);
 
-    put(whole).await.unwrap();
-    let (event, recorded, existing) = fixture.event(&record).await;
-    assert_eq!(
-        (event.id, recorded, existing),
-        (event_id(&inserted(1, &job_image("t1", "failed"))), 1, 1)
-    );
+    fixture.put_item(whole).await;
+    let (event, recorded, existing) = fixture.event(&stored).await;
+    assert_eq!((event.id, recorded, existing), (event_id(&record), 1, 1));
     assert_eq!(fixture.sweep().await, 1);
     assert_eq!(fixture.receiver.wait_for(2).await[1].path, "/broken");
-    assert_eq!(
-        (
-            fixture.deliveries(healthy).await.len(),
-            fixture.deliveries(broken).await.len()
-        ),
-        (1, 1)
-    );
+    assert_eq!(fixture.deliveries(healthy).await.len(), 1);
+    assert_eq!(fixture.deliveries(broken).await.len(), 1);
+    assert_eq!(fixture.stored().await, []);
 }
 
 /// A job with another status today is not used for the event of the record; its stored image is.
@@ -377,6 +360,7 @@ async fn put_text(fixture: &PoisonFixture, number: &str, text: &str) -> PoisonRe
         created_at: None,
         keys: String::new(),
         image: Some(text.to_owned()),
+        webhook: None,
     };
     let store = fixture.tables.store.poison();
     store
@@ -446,6 +430,7 @@ async fn put_five_records(fixture: &PoisonFixture) {
             created_at: None,
             keys: String::new(),
             image: None,
+            webhook: None,
         };
         store
             .poison()

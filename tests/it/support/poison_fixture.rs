@@ -14,7 +14,10 @@ use nano_webhooks::{
         poison::PoisonRecord,
     },
 };
-use nano_webhooks_core::{event::JobEvent, timestamp::Timestamp, webhook::WebhookId};
+use nano_webhooks_core::{
+    delivery::scheduled_retry::ScheduledRetry, event::JobEvent, timestamp::Timestamp,
+    webhook::WebhookId,
+};
 use serde_json::{Value, json};
 
 use crate::support::{
@@ -79,6 +82,24 @@ impl PoisonFixture {
         let table = &self.tables.names.webhooks;
         let put = self.tables.client.put_item().table_name(table);
         put.set_item(Some(item)).send().await.unwrap();
+    }
+
+    /// The stored item of a webhook.
+    pub async fn webhook_item(&self, webhook: WebhookId) -> HashMap<String, AttributeValue> {
+        let sort_key = format!("WEBHOOK#{:010}", webhook.get());
+        let mut items = self.tables.items_under("ACCOUNT#acme").await;
+        items.retain(|item| item["SK"].as_s().unwrap() == &sort_key);
+        items.pop().unwrap()
+    }
+
+    /// Makes a webhook's item invalid. Returns the valid one.
+    pub async fn break_webhook(&self, webhook: WebhookId) -> HashMap<String, AttributeValue> {
+        let whole = self.webhook_item(webhook).await;
+        let mut broken = whole.clone();
+        let url = AttributeValue::S("nonsense".to_owned());
+        broken.insert("url".to_owned(), url);
+        self.put_item(broken).await;
+        whole
     }
 
     /// Stores a record as version 0.2.0 did: all records of a day are in one partition.
@@ -191,12 +212,28 @@ impl PoisonFixture {
             .sweep(Deadline::from_now(Duration::from_secs(20)))
             .await
             .unwrap();
-        for timer in self.tables.timers() {
-            run_as(RETRY, self.dispatcher.retry(&timer.message))
-                .await
-                .unwrap();
-        }
+        self.retry_all().await;
         swept
+    }
+
+    /// Advances resumes, and makes the attempts that became due.
+    pub async fn resume(&self) {
+        let deadline = Deadline::from_now(Duration::from_secs(20));
+        self.dispatcher.advance(deadline).await.unwrap();
+        self.clock.advance(Duration::from_mins(1));
+        self.retry_all().await;
+    }
+
+    async fn retry_all(&self) {
+        for timer in self.tables.timers() {
+            self.retry(&timer).await;
+        }
+    }
+
+    pub async fn retry(&self, retry: &ScheduledRetry) {
+        run_as(RETRY, self.dispatcher.retry(&retry.message))
+            .await
+            .unwrap();
     }
 }
 

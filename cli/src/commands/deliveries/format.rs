@@ -105,12 +105,14 @@ fn describe_next_step(delivery: &Delivery, is_webhook_deleted: bool, now: Timest
     let next_step = match delivery.state {
         DeliveryState::Delivered => return "none: the endpoint accepted the event".to_owned(),
         DeliveryState::Failed => "none, unless it is retried or replayed".to_owned(),
-        DeliveryState::Cancelled => "none: the webhook is deleted".to_owned(),
-        DeliveryState::Pending(_) | DeliveryState::Paused if is_webhook_deleted => {
+        DeliveryState::Cancelled | DeliveryState::Pending(_) | DeliveryState::Paused
+            if is_webhook_deleted =>
+        {
             return "none: the webhook is deleted".to_owned();
         }
+        DeliveryState::Cancelled => "none: the webhook does not subscribe to the event".to_owned(),
         DeliveryState::Paused => format!(
-            "an attempt when webhook {} is enabled again",
+            "an attempt when webhook {} is enabled or can be read again",
             delivery.key.webhook
         ),
         DeliveryState::Pending(due_at) if due_at <= now => format!(
@@ -240,7 +242,11 @@ mod tests {
             ),
             (
                 DeliveryState::Paused,
-                "an attempt when webhook 3 is enabled again",
+                "an attempt when webhook 3 is enabled or can be read again",
+            ),
+            (
+                DeliveryState::Cancelled,
+                "none: the webhook does not subscribe to the event",
             ),
             (
                 DeliveryState::Failed,

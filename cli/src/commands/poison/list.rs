@@ -2,7 +2,10 @@
 
 use std::io::Write;
 
-use nano_webhooks::{clock::Clock, store::poison::PoisonRecord};
+use nano_webhooks::{
+    clock::Clock,
+    store::poison::{PoisonRecord, PoisonWebhook},
+};
 use nano_webhooks_core::timestamp::Timestamp;
 use serde_json::{Map, Value, json};
 
@@ -57,6 +60,8 @@ fn to_json(record: &PoisonRecord) -> Value {
         "reason": poison.reason,
         "reason_code": poison.reason_code,
         "keys": keys,
+        "account": poison.webhook.as_ref().map(|webhook| webhook.account.as_str()),
+        "webhook_id": poison.webhook.as_ref().map(|webhook| webhook.id.get()),
         "stream": poison.stream,
         "sequence_number": poison.sequence_number,
         "image": poison.image.as_deref().map(parse_or_quote),
@@ -69,6 +74,24 @@ fn parse_or_quote(text: &str) -> Value {
 }
 
 fn format_record(record: &PoisonRecord, now: Timestamp) -> String {
+    match &record.poison.webhook {
+        Some(webhook) => format_webhook_record(record, webhook, now),
+        None => format_stream_record(record, now),
+    }
+}
+
+fn format_webhook_record(record: &PoisonRecord, webhook: &PoisonWebhook, now: Timestamp) -> String {
+    format!(
+        "{}\n  stored  {}\n  reason  {}\n  webhook {}, account {}\n",
+        escape_for_terminal(&record.id().to_string()),
+        format_relative(record.stored_at, now),
+        escape_for_terminal(&record.poison.reason),
+        webhook.id,
+        escape_for_terminal(webhook.account.as_str()),
+    )
+}
+
+fn format_stream_record(record: &PoisonRecord, now: Timestamp) -> String {
     let poison = &record.poison;
     let image = if poison.image.is_some() {
         ""

@@ -172,6 +172,7 @@ struct RedriveCounts {
     records: usize,
     events: usize,
     due_deliveries: usize,
+    resumed_webhooks: usize,
     still_poison: usize,
 }
 
@@ -184,6 +185,7 @@ impl RedriveCounts {
                 self.due_deliveries += recorded;
             }
             RedriveOutcome::NotAnEvent => {}
+            RedriveOutcome::WebhookResumed(_) => self.resumed_webhooks += 1,
             RedriveOutcome::StillPoison { recorded, .. } => {
                 self.still_poison += 1;
                 self.due_deliveries += recorded;
@@ -206,7 +208,16 @@ impl RedriveCounts {
             pluralize_records(self.records),
             pluralize(self.events, "event", "events"),
             pluralize_deliveries(self.due_deliveries),
-        )
+        )?;
+        if self.resumed_webhooks > 0 {
+            let webhooks = pluralize(self.resumed_webhooks, "webhook", "webhooks");
+            writeln!(
+                std::io::stdout(),
+                "Resumed {webhooks}. Their paused deliveries are sent from the next minute on, \
+                 300 per minute."
+            )?;
+        }
+        Ok(())
     }
 }
 
@@ -232,6 +243,10 @@ fn describe_outcome(outcome: &RedriveOutcome) -> String {
             )
         }
         RedriveOutcome::NotAnEvent => "no event: the job was not finished".to_owned(),
+        RedriveOutcome::WebhookResumed(webhook) => format!(
+            "webhook {} of account {}: paused deliveries resumed",
+            webhook.id, webhook.account
+        ),
         RedriveOutcome::StillPoison { reason, .. } => format!("still poison: {reason}"),
     }
 }
