@@ -159,13 +159,13 @@ impl SweepFixture {
 
     /// Advances resumes and replays once. Returns the number of deliveries that became due.
     pub async fn advance(&self) -> usize {
-        let deadline = Deadline::from_now(Duration::from_mins(1));
+        let deadline = Deadline::from_now(Duration::from_mins(10));
         self.dispatcher.advance(deadline).await.unwrap()
     }
 
     pub async fn sweep(&self) -> store::Result<usize> {
         self.dispatcher
-            .sweep(Deadline::from_now(Duration::from_mins(1)))
+            .sweep(Deadline::from_now(Duration::from_mins(10)))
             .await
     }
 
