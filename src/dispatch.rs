@@ -20,6 +20,7 @@ pub mod lambda_event;
 pub mod late_attempts;
 mod poison;
 pub mod poison_reason;
+mod probe;
 mod record;
 mod recovery;
 pub mod redrive;
@@ -58,6 +59,7 @@ use lambda_event::Invocation;
 use late_attempts::{LateAttempt, LateAttempts, MAX_LATE};
 use nano_webhooks_core::delivery::scheduled_retry::RetryMessage;
 use poison::{NewPoison, PoisonRecorder, PoisonSubject};
+use probe::Prober;
 use record::Recorder;
 use recovery::Recovery;
 use retry::RetryWorker;
@@ -153,6 +155,7 @@ impl Dispatcher {
             attempter: self.attempter(&self.direct_client),
             batch_wait: self.batch_wait,
             late_attempts: &self.late_attempts,
+            prober: self.prober(),
             holds: HoldBudget::new(&self.store, &self.clock),
             limiter: AttemptLimiter::new(),
             deadline,
@@ -230,12 +233,8 @@ impl Dispatcher {
             return;
         };
         let mut delivery = lease.delivery.clone();
-        self.attempter(&self.direct_client).finish(
-            &record.webhook,
-            &attempt.sent,
-            &mut delivery,
-            &outcome,
-        );
+        self.attempter(&self.direct_client)
+            .finish(record, &attempt.sent, &mut delivery, &outcome);
         let completer = self.completer();
         if let Err(error) = completer.write(lease, &delivery).await {
             let key = &delivery.key;
@@ -307,6 +306,7 @@ impl Dispatcher {
             attempter: self.attempter(&self.retry_client),
             poison_recorder: self.poison_recorder(),
             completer: self.completer(),
+            prober: self.prober(),
         };
         worker.retry(message).await
     }
@@ -347,6 +347,14 @@ impl Dispatcher {
             client,
             clock: &self.clock,
             schedule: &self.schedule,
+            metrics: &self.metrics,
+        }
+    }
+
+    const fn prober(&self) -> Prober<'_> {
+        Prober {
+            store: &self.store,
+            clock: &self.clock,
             metrics: &self.metrics,
         }
     }

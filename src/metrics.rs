@@ -36,6 +36,8 @@ pub enum Counter {
     BreakersOpened,
     /// Circuit breakers that closed.
     BreakersClosed,
+    /// Attempts to endpoints whose circuit breaker is open, at most one a minute for each.
+    Probes,
     /// Webhooks that were disabled because of their endpoint's responses or failures.
     WebhooksDisabled,
 }

@@ -4,8 +4,8 @@
 //! `table_client`, and a file uses only files below it:
 //!
 //! ```text
-//! replays, resumes
-//! leases
+//! replays, resumes, probes
+//! leases, health                  paused
 //! webhooks                        due_index, delivery_log
 //! creation, rotation, update      deliveries       replay_record
 //! webhook_row                     delivery_row     poison, api_keys, rate_limits, checkpoints,
@@ -25,13 +25,16 @@ pub mod delivery_log;
 mod delivery_row;
 pub mod due_index;
 mod error;
+pub mod health;
 pub mod holds;
 mod item;
 mod item_writer;
 pub mod key_schema;
 pub mod leases;
 mod markers;
+mod paused;
 pub mod poison;
+pub mod probes;
 pub mod rate_limits;
 mod replay_record;
 mod replay_step;
@@ -54,9 +57,11 @@ use data_keys::{DataKeyCache, DataKeys};
 use deliveries::Deliveries;
 use delivery_log::DeliveryLog;
 use due_index::DueIndex;
+use health::HealthItems;
 use holds::Holds;
 use leases::Leases;
 use poison::Poison;
+use probes::Probes;
 use rate_limits::RateLimiter;
 use replays::Replays;
 use resumes::Resumes;
@@ -114,6 +119,11 @@ impl Store {
         Webhooks::new(&self.webhooks_table, self.deliveries(), self.secrets())
     }
 
+    /// Writes of endpoint health. It is read with its webhook.
+    pub const fn health(&self) -> HealthItems<'_> {
+        HealthItems::new(&self.webhooks_table)
+    }
+
     /// Deliveries by key.
     pub const fn deliveries(&self) -> Deliveries<'_> {
         Deliveries::new(&self.deliveries_table)
@@ -148,11 +158,22 @@ impl Store {
         )
     }
 
-    /// Webhooks that were enabled again and may have paused deliveries.
+    /// Webhooks whose paused deliveries are resumed.
     pub const fn resumes(&self) -> Resumes<'_> {
         Resumes::new(
             &self.webhooks_table,
             &self.deliveries_table,
+            self.webhooks(),
+            self.delivery_log(),
+        )
+    }
+
+    /// Probes of endpoints whose circuit breaker is open.
+    pub const fn probes(&self) -> Probes<'_> {
+        Probes::new(
+            &self.webhooks_table,
+            &self.deliveries_table,
+            self.webhooks(),
             self.delivery_log(),
         )
     }

@@ -8,6 +8,7 @@ use nano_webhooks_core::{
     delivery::{
         Delivery, DeliveryKey,
         attempt::{Attempt, AttemptOutcome, WebhookRequest},
+        breaker::AfterFailure,
         endpoint_health::{EndpointHealth, Observation},
         failure::Failure,
         schedule::RetrySchedule,
@@ -121,7 +122,15 @@ fn decide(delivery: &Delivery, outcome: &AttemptOutcome, schedule: &RetrySchedul
         version: "0",
     };
     let attempt = Attempt::new(&request, outcome);
-    delivery.record_attempt(attempt, outcome, schedule, NOW, black_box(|| 0.5));
+    let after_failure = AfterFailure::Retry;
+    delivery.record_attempt(
+        attempt,
+        outcome,
+        after_failure,
+        schedule,
+        NOW,
+        black_box(|| 0.5),
+    );
     black_box(delivery.state);
 }
 

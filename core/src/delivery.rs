@@ -1,6 +1,7 @@
 //! A delivery: one event for one webhook, and the decisions about it.
 
 pub mod attempt;
+pub mod breaker;
 pub mod endpoint_health;
 pub mod failure;
 pub mod lease;
@@ -23,6 +24,7 @@ use crate::{
     webhook::WebhookId,
 };
 use attempt::{Attempt, AttemptOutcome};
+use breaker::AfterFailure;
 use schedule::RetrySchedule;
 use secret_backoff::secret_backoff;
 use status::DeliveryStatus;
@@ -33,7 +35,8 @@ use wait_reason::WaitReason;
 pub enum DeliveryState {
     /// The next attempt is due at this time.
     Pending(Timestamp),
-    /// Waits until the webhook is enabled or can be read again. Users see it as `pending`.
+    /// Waits until the webhook is enabled or can be read again, or its endpoint responds again.
+    /// Users see it as `pending`.
     Paused,
     /// The endpoint returned a 2xx status.
     Delivered,
@@ -53,6 +56,11 @@ impl DeliveryState {
             Self::Failed => DeliveryStatus::Failed,
             Self::Cancelled => DeliveryStatus::Cancelled,
         }
+    }
+
+    /// Whether no further attempt follows by itself.
+    pub const fn is_settled(&self) -> bool {
+        matches!(self, Self::Delivered | Self::Failed | Self::Cancelled)
     }
 }
 
@@ -157,6 +165,18 @@ impl Delivery {
         self.deferrals = self.deferrals.saturating_add(1);
     }
 
+    /// Pauses the delivery until its endpoint responds again. A requested retry stays requested.
+    pub const fn wait_for_endpoint(&mut self) {
+        self.state = DeliveryState::Paused;
+        self.waiting_for = Some(WaitReason::Endpoint);
+        self.deferrals = 0;
+    }
+
+    /// Whether a user requested the next attempt. It is made even if the endpoint is unreachable.
+    pub const fn is_manual_retry(&self) -> bool {
+        self.state_before_retry.is_some() && self.replay.is_none()
+    }
+
     /// Cancels a requested attempt that was not made. Returns whether one was requested.
     pub fn cancel_requested_retry(&mut self) -> bool {
         let Some(previous) = self.state_before_retry.take() else {
@@ -177,6 +197,7 @@ impl Delivery {
         &mut self,
         attempt: Attempt,
         outcome: &AttemptOutcome,
+        after_failure: AfterFailure,
         schedule: &RetrySchedule,
         now: Timestamp,
         jitter: impl FnOnce() -> f64,
@@ -185,17 +206,23 @@ impl Delivery {
         self.waiting_for = None;
         self.deferrals = 0;
         self.replay = None;
-        self.state = match self.state_before_retry.take() {
-            _ if outcome.is_success() => DeliveryState::Delivered,
-            // A requested attempt neither restarts nor uses the schedule.
-            Some(previous) if previous != DeliveryState::Paused => previous,
-            // A paused delivery continues on the schedule: its webhook is enabled again, and no
-            // resume job will look at it a second time.
-            _ => {
-                self.schedule_step += 1;
-                state_after_failure(schedule, self.schedule_step, outcome, now, jitter())
-            }
-        };
+        let previous = self.state_before_retry.take();
+        if outcome.is_success() {
+            self.state = DeliveryState::Delivered;
+        } else if let Some(settled) = previous.filter(DeliveryState::is_settled) {
+            // A requested attempt does not restart the schedule.
+            self.state = settled;
+        } else if after_failure == AfterFailure::WaitForEndpoint {
+            self.wait_for_endpoint();
+        } else if let Some(due @ DeliveryState::Pending(_)) = previous {
+            // A requested attempt does not use the schedule either.
+            self.state = due;
+        } else {
+            // A paused delivery continues on the schedule: its webhook is enabled again, or its
+            // endpoint responds, and no resume job will look at it a second time.
+            self.schedule_step += 1;
+            self.state = state_after_failure(schedule, self.schedule_step, outcome, now, jitter());
+        }
         self.attempts.push(attempt);
         if self.attempts.len() > RetrySchedule::MAX_ATTEMPTS {
             self.attempts.remove(0);
@@ -308,7 +335,13 @@ mod tests {
         ] {
             let mut delivery = delivery(step - 1);
             let attempt = attempt(step, outcome);
-            delivery.record_attempt(attempt, outcome, &schedule, NOW, || 0.5);
+            record(
+                &mut delivery,
+                attempt,
+                outcome,
+                AfterFailure::Retry,
+                &schedule,
+            );
             assert_eq!(delivery.state, expected, "{step} {outcome:?}");
         }
     }
@@ -329,10 +362,83 @@ mod tests {
         let attempt = attempt(1, &failure);
         let mut requested = delivery.clone();
         requested.request_retry(NOW);
-        delivery.record_attempt(attempt, &failure, &schedule, NOW, || 0.5);
+        record(
+            &mut delivery,
+            attempt,
+            &failure,
+            AfterFailure::Retry,
+            &schedule,
+        );
         for delivery in [delivery, requested] {
             assert_eq!((delivery.waiting_for, delivery.deferrals), (None, 0));
         }
+    }
+
+    fn record(
+        delivery: &mut Delivery,
+        attempt: Attempt,
+        outcome: &AttemptOutcome,
+        after_failure: AfterFailure,
+        schedule: &RetrySchedule,
+    ) {
+        delivery.record_attempt(attempt, outcome, after_failure, schedule, NOW, || 0.5);
+    }
+
+    /// While the breaker is open, a failed attempt uses no step of the schedule. Only a requested
+    /// attempt of a settled delivery restores its state.
+    #[test]
+    fn failed_probe_waits_for_endpoint() {
+        let schedule: RetrySchedule = "10s".parse().unwrap();
+        let failure = outcome(
+            None,
+            Some(Failure::Timeout(TimeoutStage::AwaitingResponse)),
+            None,
+        );
+        let waits = (DeliveryState::Paused, Some(WaitReason::Endpoint));
+        for (before, expected) in [
+            (None, waits),
+            (Some(DeliveryState::Paused), waits),
+            (Some(due_in(77)), waits),
+            (Some(DeliveryState::Failed), (DeliveryState::Failed, None)),
+            (
+                Some(DeliveryState::Delivered),
+                (DeliveryState::Delivered, None),
+            ),
+        ] {
+            let mut delivery = delivery(1);
+            delivery.state_before_retry = before;
+            let attempt = attempt(1, &failure);
+            let after_failure = AfterFailure::WaitForEndpoint;
+            record(&mut delivery, attempt, &failure, after_failure, &schedule);
+            assert_eq!(
+                (delivery.state, delivery.waiting_for),
+                expected,
+                "{before:?}"
+            );
+            assert_eq!((delivery.attempt_count, delivery.schedule_step), (1, 1));
+        }
+        let mut delivery = delivery(1);
+        let success = outcome(Some(204), None, None);
+        let attempt = attempt(1, &success);
+        let after_failure = AfterFailure::WaitForEndpoint;
+        record(&mut delivery, attempt, &success, after_failure, &schedule);
+        assert_eq!(delivery.state, DeliveryState::Delivered);
+    }
+
+    /// A manual retry of a waiting delivery is attempted at once. A replay of it is not.
+    #[test]
+    fn only_manual_retry_ignores_unreachable_endpoint() {
+        let mut delivery = delivery(0);
+        assert!(!delivery.is_manual_retry());
+        delivery.wait_for_endpoint();
+        delivery.request_retry(NOW);
+        assert_eq!(
+            (delivery.state, delivery.waiting_for),
+            (DeliveryState::Pending(NOW), None)
+        );
+        assert!(delivery.is_manual_retry());
+        delivery.replay = Some(ReplayId::from_random([7; 8]));
+        assert!(!delivery.is_manual_retry());
     }
 
     /// A requested attempt that fails restores the state from before the first request, except
@@ -352,7 +458,13 @@ mod tests {
             delivery.request_retry(NOW);
             delivery.request_retry(NOW);
             let attempt = attempt(1, &failure);
-            delivery.record_attempt(attempt, &failure, &schedule, NOW, || 0.5);
+            record(
+                &mut delivery,
+                attempt,
+                &failure,
+                AfterFailure::Retry,
+                &schedule,
+            );
             assert_eq!(delivery.state, expected, "{before:?}");
             assert!(!delivery.cancel_requested_retry());
         }
@@ -366,7 +478,13 @@ mod tests {
         let limit = u32::try_from(RetrySchedule::MAX_ATTEMPTS).unwrap();
         for number in 1..=limit + 1 {
             let attempt = attempt(number, &failure);
-            delivery.record_attempt(attempt, &failure, &schedule, NOW, || 0.5);
+            record(
+                &mut delivery,
+                attempt,
+                &failure,
+                AfterFailure::Retry,
+                &schedule,
+            );
         }
         assert_eq!(delivery.attempts.len(), RetrySchedule::MAX_ATTEMPTS);
         assert_eq!(delivery.attempts[0].number, 2);

@@ -285,8 +285,8 @@ async fn replay_conflict(state: &AppState, active: &ReplayKey) -> Result<ApiErro
     Ok(ApiError::Conflict(message))
 }
 
-/// Runs the first step of a replay. The scheduled job runs the other steps, and what is left of this
-/// one if it fails.
+/// Runs the first step of a replay. The scheduled job runs the other steps, and what is left of
+/// this one if it fails.
 async fn run_first_step(state: &AppState, key: &ReplayKey, now: Timestamp) {
     let deadline = Deadline::from_now(FIRST_STEP_TIMEOUT);
     let mut due = Vec::new();

@@ -12,7 +12,7 @@ use utoipa::{
 };
 
 use nano_webhooks_core::{
-    delivery::{failure::FailureKind, status::DeliveryStatus},
+    delivery::{endpoint_health::HealthState, failure::FailureKind, status::DeliveryStatus},
     endpoint_url::EndpointUrl,
     event_type::EventType,
     webhook::{WebhookId, WebhookStatus},
@@ -181,7 +181,9 @@ string_enum_schema!(
 string_enum_schema!(
     HealthStateSchema,
     "HealthState",
-    "`healthy`: attempts succeed, or none was made yet. `slow`: responses take more than \
-     500 ms or miss the first attempt's deadline. `failing`: attempts fail.",
-    ["healthy", "slow", "failing"]
+    "`unknown`: no attempt was made yet. `healthy`: attempts succeed. `slow`: responses \
+     take more than 500 ms or miss the first attempt's deadline. `failing`: every attempt since \
+     `failing_since` failed. `unreachable`: the endpoint did not respond to five attempts in a \
+     row. Its deliveries wait, and one attempt at a time finds out whether it responds again.",
+    HealthState::ALL.map(HealthState::as_str)
 );

@@ -38,6 +38,8 @@ use nano_webhooks_core::{
 
 /// The task id in sample events.
 const SAMPLE_TASK_ID: &str = "task_test";
+/// How often the health update is repeated because another process wrote the health.
+const MAX_HEALTH_CONFLICTS: u32 = 4;
 
 /// The test event to send.
 #[derive(Default, Deserialize, ToSchema)]
@@ -200,6 +202,7 @@ async fn record_success(
 }
 
 /// Applies the success to the stored health, which may have changed while the endpoint responded.
+/// If other processes write the health at the same time, the next attempt observes the same.
 async fn write_success(
     state: &AppState,
     account: &AccountId,
@@ -207,19 +210,27 @@ async fn write_success(
     observation: Observation,
     now: Timestamp,
 ) -> Result<(), store::Error> {
-    let webhooks = state.store.webhooks();
-    let Some(current) = webhooks.get_record(account, tested.id).await? else {
+    for _ in 0..MAX_HEALTH_CONFLICTS {
+        let webhooks = state.store.webhooks();
+        let Some(current) = webhooks.get_record(account, tested.id).await? else {
+            return Ok(());
+        };
+        let health = current.health.observe(observation, now);
+        if current.webhook.url != tested.url || !health.needs_write(&current.health) {
+            return Ok(());
+        }
+        let items = state.store.health();
+        let written = items.write(account, &current, &health, now).await?;
+        if !written.is_applied() {
+            continue;
+        }
+        if current.health.is_open() {
+            tracing::info!(
+                account = account.as_str(), webhook = %tested.id,
+                "Circuit breaker closed; deliveries that waited are resumed"
+            );
+        }
         return Ok(());
-    };
-    if current.webhook.url != tested.url {
-        return Ok(());
-    }
-    let health = current.health.observe(observation, now);
-    if health.needs_write(&current.health) {
-        webhooks.put_health(account, tested.id, &health).await?;
-    }
-    if current.health.is_open() {
-        tracing::info!(account = account.as_str(), webhook = %tested.id, "Circuit breaker closed");
     }
     Ok(())
 }

@@ -1,4 +1,5 @@
-//! Advances the jobs that markers name: resumes of paused deliveries, and replays.
+//! Advances the jobs that markers name: resumes of paused deliveries, replays, and probes of
+//! unreachable endpoints.
 //!
 //! Runs every minute in an invocation of its own, so that a backlog of due deliveries does not take
 //! its time. The jobs take turns, so that each advances every minute, and each schedules a minute's
@@ -17,6 +18,7 @@ use crate::{
     store::{
         Result, Store,
         due_index::DueDelivery,
+        probes::DueProbe,
         replays::{READS_PER_MINUTE, ReplayKey, ReplayProgress},
         resumes::ResumeJob,
     },
@@ -37,7 +39,7 @@ const FINISH_TIME: Duration = Duration::from_secs(4);
 /// How many deliveries of a step without a message are written at the same time.
 const CONCURRENT_WRITES: usize = 8;
 
-/// Advances resumes and replays.
+/// Advances resumes, replays and probes.
 #[derive(Clone, Copy)]
 pub(super) struct Advancer<'a> {
     pub store: &'a Store,
@@ -53,6 +55,7 @@ enum Job {
         /// How many more deliveries are read in this run.
         reads_left: usize,
     },
+    Probe(DueProbe),
 }
 
 /// The result of a step.
@@ -75,6 +78,7 @@ impl Job {
         match self {
             Self::Resume(job) => job.webhook,
             Self::Replay { key, .. } => key.webhook,
+            Self::Probe(probe) => probe.webhook,
         }
     }
 
@@ -82,13 +86,14 @@ impl Job {
         match self {
             Self::Resume(job) => &job.account,
             Self::Replay { key, .. } => &key.account,
+            Self::Probe(probe) => &probe.account,
         }
     }
 }
 
 impl Advancer<'_> {
-    /// Advances each job by a minute's deliveries, until the deadline is near. Returns the number of
-    /// deliveries that became due.
+    /// Advances each job by a minute's deliveries, until the deadline is near. Returns the number
+    /// of deliveries that became due.
     ///
     /// # Errors
     /// If a list of jobs cannot be read.
@@ -114,7 +119,10 @@ impl Advancer<'_> {
             waiting.extend(step.next);
         }
         if scheduled > 0 {
-            tracing::info!(deliveries = scheduled, "Resumes and replays advanced");
+            tracing::info!(
+                deliveries = scheduled,
+                "Resumes, replays and probes advanced"
+            );
         }
         Ok(scheduled)
     }
@@ -127,6 +135,8 @@ impl Advancer<'_> {
             let reads_left = READS_PER_MINUTE;
             jobs.push(Job::Replay { key, reads_left });
         }
+        let probes = self.store.probes().list_due(self.clock.now(), MAX_JOBS);
+        jobs.extend(probes.await?.into_iter().map(Job::Probe));
         Ok(jobs)
     }
 
@@ -141,7 +151,8 @@ impl Advancer<'_> {
                     account = job.account().as_str(),
                     webhook = %job.webhook(),
                     error = error_chain(&error),
-                    "Could not advance a resume or a replay; the step is repeated in a minute"
+                    "Could not advance a resume, a replay or a probe; \
+                     the step is repeated in a minute"
                 );
                 None
             }
@@ -180,6 +191,10 @@ impl Advancer<'_> {
                 }
                 let key = key.clone();
                 Ok(Some(Job::Replay { key, reads_left }))
+            }
+            Job::Probe(probe) => {
+                due.extend(self.store.probes().run_step(probe, now).await?);
+                Ok(None)
             }
         }
     }

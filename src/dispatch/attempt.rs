@@ -4,6 +4,7 @@ use nano_webhooks_core::{
     delivery::{
         Delivery, DeliveryState,
         attempt::{Attempt, AttemptOutcome, WebhookRequest},
+        breaker::AfterFailure,
         failure::FailureKind,
         schedule::RetrySchedule,
     },
@@ -18,6 +19,7 @@ use crate::{
     clock::Clock,
     metrics::{Counter, Histogram, Metrics},
     random,
+    store::webhooks::WebhookRecord,
 };
 
 /// Makes attempts.
@@ -61,13 +63,13 @@ impl Attempter<'_> {
     /// Makes the next attempt of a delivery and updates the delivery.
     pub(super) async fn attempt(
         &self,
-        webhook: &Webhook,
+        record: &WebhookRecord,
         secrets: &[Secret],
         delivery: &mut Delivery,
     ) -> AttemptOutcome {
-        let (sent, exchange) = self.start(webhook, secrets, delivery);
+        let (sent, exchange) = self.start(&record.webhook, secrets, delivery);
         let outcome = exchange.await;
-        self.finish(webhook, &sent, delivery, &outcome);
+        self.finish(record, &sent, delivery, &outcome);
         outcome
     }
 
@@ -93,7 +95,7 @@ impl Attempter<'_> {
     /// Adds an attempt to its delivery and decides what is next.
     pub(super) fn finish(
         &self,
-        webhook: &Webhook,
+        record: &WebhookRecord,
         sent: &SentRequest,
         delivery: &mut Delivery,
         outcome: &AttemptOutcome,
@@ -106,8 +108,16 @@ impl Attempter<'_> {
             Some(_) => AttemptOrigin::Request,
         };
         let now = self.clock.now();
-        webhook.url.as_str().clone_into(&mut delivery.url);
-        delivery.record_attempt(attempt, outcome, self.schedule, now, random::unit_f64);
+        record.webhook.url.as_str().clone_into(&mut delivery.url);
+        let after_failure = AfterFailure::new(&record.health);
+        delivery.record_attempt(
+            attempt,
+            outcome,
+            after_failure,
+            self.schedule,
+            now,
+            random::unit_f64,
+        );
         self.count_ended_delivery(delivery, origin, now);
     }
 

@@ -10,13 +10,14 @@ use crate::{
     error_chain::error_chain,
     metrics::{Counter, Metrics},
     queue::RetryQueue,
-    store::{Result, Store, webhooks::WebhookRecord},
+    store::{Result, Store, WriteOutcome, webhooks::WebhookRecord},
 };
 use nano_webhooks_core::{
     account_id::AccountId,
     delivery::{
         Delivery, DeliveryKey,
         attempt::AttemptOutcome,
+        breaker::BreakerChange,
         endpoint_health::{EndpointHealth, FailureCounts, is_unresponsive},
     },
     event::{EventId, webhook_disabled_payload},
@@ -29,6 +30,9 @@ use nano_webhooks_core::{
 /// How long an update waits for other updates of the same endpoint. A skipped update is made up for
 /// by the next attempts, which observe the same.
 const HEALTH_LOCK_TIMEOUT: Duration = Duration::from_secs(4);
+/// How often an update is repeated because another process wrote the health at the same time. A
+/// lost update is made up for by the next attempts.
+const MAX_HEALTH_CONFLICTS: u32 = 4;
 /// The most webhooks that are notified when one is disabled: a transaction has 100 items, and one
 /// of them disables the webhook.
 const MAX_DISABLED_NOTIFICATIONS: usize = 99;
@@ -93,12 +97,6 @@ enum HealthWrite {
     RateLimited,
     /// In any case.
     Now,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum BreakerChange {
-    Opened,
-    Closed,
 }
 
 /// Why a webhook is disabled. The text is shown to the customer.
@@ -170,7 +168,6 @@ impl EndpointHealthUpdater<'_> {
         observed_attempts: &ObservedAttempts,
         now: Timestamp,
     ) -> Result<()> {
-        let outcomes = &observed_attempts.outcomes;
         let EndpointKey {
             account,
             webhook: id,
@@ -183,61 +180,116 @@ impl EndpointHealthUpdater<'_> {
             );
             return Ok(());
         };
-        let Some(current) = self.store.webhooks().get_record(account, *id).await? else {
-            return Ok(());
+        for conflicts in 0..MAX_HEALTH_CONFLICTS {
+            let applied = self
+                .apply_once(endpoint, webhook, observed_attempts, conflicts, now)
+                .await?;
+            if applied.is_applied() {
+                return Ok(());
+            }
+        }
+        tracing::warn!(
+            account = account.as_str(), webhook = %id,
+            "Skipped the endpoint health update: other processes wrote the health at the same time"
+        );
+        Ok(())
+    }
+
+    /// Does the same once. The condition fails if another process wrote the health since it was
+    /// read.
+    async fn apply_once(
+        self,
+        endpoint: &EndpointKey,
+        webhook: &Webhook,
+        observed_attempts: &ObservedAttempts,
+        conflicts: u32,
+        now: Timestamp,
+    ) -> Result<WriteOutcome> {
+        let outcomes = &observed_attempts.outcomes;
+        let webhooks = self.store.webhooks();
+        let record = webhooks.get_record(&endpoint.account, webhook.id).await?;
+        let Some(current) = record else {
+            return Ok(WriteOutcome::Applied);
         };
         let is_disabled = current.webhook.status == WebhookStatus::Disabled;
         if is_disabled || current.webhook.url != webhook.url {
-            return Ok(());
+            return Ok(WriteOutcome::Applied);
         }
-        let failures = self.limiter.count_failures(
-            endpoint,
-            current.health.failure_counts(),
-            outcomes.iter().map(AttemptOutcome::observation),
-        );
+        let stored = current.health.failure_counts();
+        let observations = outcomes.iter().map(AttemptOutcome::observation);
+        let failures = self.limiter.count_failures(endpoint, stored, observations);
         let observed = observed_attempts
             .apply_to(current.health, now)
             .with_failure_counts(failures);
         let is_gone = summarize(outcomes).is_gone;
         let evaluation = evaluate(&current.health, observed, is_gone, self.disable_after, now);
         if let Some(reason) = evaluation.disable {
-            self.disable(account, webhook, &reason.to_string(), now)
+            self.disable(&endpoint.account, webhook, &reason.to_string(), now)
                 .await?;
         }
-        self.write_health(endpoint, &evaluation, now).await
+        if self.is_write_due(endpoint, evaluation.write, conflicts, now) {
+            self.write_health(endpoint, &current, &evaluation, now)
+                .await
+        } else {
+            self.limiter.set_failures(endpoint, stored, failures);
+            Ok(WriteOutcome::Applied)
+        }
+    }
+
+    /// Whether the health is written now. A repeated write was due before the conflict.
+    fn is_write_due(
+        self,
+        endpoint: &EndpointKey,
+        write: HealthWrite,
+        conflicts: u32,
+        now: Timestamp,
+    ) -> bool {
+        match write {
+            HealthWrite::Never => false,
+            HealthWrite::RateLimited => {
+                conflicts > 0 || self.limiter.try_claim_health_write(endpoint, now)
+            }
+            HealthWrite::Now => {
+                self.limiter.try_claim_health_write(endpoint, now);
+                true
+            }
+        }
     }
 
     async fn write_health(
         self,
         endpoint: &EndpointKey,
+        current: &WebhookRecord,
         evaluation: &HealthEvaluation,
         now: Timestamp,
-    ) -> Result<()> {
-        if evaluation.write == HealthWrite::Never {
-            return Ok(());
-        }
-        let is_claimed = self.limiter.try_claim_health_write(endpoint, now);
-        if evaluation.write == HealthWrite::RateLimited && !is_claimed {
-            return Ok(());
-        }
+    ) -> Result<WriteOutcome> {
         let EndpointKey { account, webhook } = endpoint;
         let health = &evaluation.health;
-        let webhooks = self.store.webhooks();
-        webhooks.put_health(account, *webhook, health).await?;
-        self.limiter
-            .set_stored_failures(endpoint, health.failure_counts());
+        let items = self.store.health();
+        let outcome = items.write(account, current, health, now).await?;
+        if !outcome.is_applied() {
+            return Ok(outcome);
+        }
+        let failures = health.failure_counts();
+        self.limiter.set_failures(endpoint, failures, failures);
         match evaluation.breaker {
             Some(BreakerChange::Opened) => {
-                tracing::warn!(account = account.as_str(), %webhook, "Circuit breaker opened");
+                tracing::warn!(
+                    account = account.as_str(), %webhook,
+                    "Circuit breaker opened; deliveries wait until the endpoint responds"
+                );
                 self.metrics.increment(Counter::BreakersOpened);
             }
             Some(BreakerChange::Closed) => {
-                tracing::info!(account = account.as_str(), %webhook, "Circuit breaker closed");
+                tracing::info!(
+                    account = account.as_str(), %webhook,
+                    "Circuit breaker closed; deliveries that waited are resumed"
+                );
                 self.metrics.increment(Counter::BreakersClosed);
             }
             None => {}
         }
-        Ok(())
+        Ok(outcome)
     }
 
     /// Disables a webhook and notifies the account's other webhooks that subscribe to
@@ -325,11 +377,7 @@ fn evaluate(
     } else {
         None
     };
-    let breaker = match (stored.is_open(), observed.is_open()) {
-        (false, true) => Some(BreakerChange::Opened),
-        (true, false) => Some(BreakerChange::Closed),
-        (false, false) | (true, true) => None,
-    };
+    let breaker = BreakerChange::between(stored, &observed);
     let write = if !observed.needs_write(stored) {
         HealthWrite::Never
     } else if breaker.is_some() {

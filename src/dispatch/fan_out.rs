@@ -231,8 +231,8 @@ impl AccountWebhooks {
     }
 }
 
-/// Assigns each event to the endpoints that subscribe to it, and to the webhooks that cannot be read
-/// and may subscribe to it.
+/// Assigns each event to the endpoints that subscribe to it, and to the webhooks that cannot be
+/// read and may subscribe to it.
 fn group_by_endpoint<'a>(
     events: &'a [FanOutEvent],
     webhooks: &'a HashMap<AccountId, AccountWebhooks>,

@@ -15,14 +15,18 @@ use super::{
     hold_budget::HoldBudget,
     in_flight::EndpointKey,
     late_attempts::{LateAttempt, LateAttempts, LatePermit},
+    probe::{ProbeRight, Prober},
     stream_record::FanOutEvent,
 };
-use crate::{clock::Deadline, concurrency, random, store::webhooks::WebhookRecord};
+use crate::{
+    clock::Deadline, concurrency, error_chain::error_chain, random, store::webhooks::WebhookRecord,
+};
 use nano_webhooks_core::{
     account_id::AccountId,
     delivery::{
         Delivery,
         attempt::AttemptOutcome,
+        breaker::BreakerDecision,
         endpoint_health::{DispatchMode, is_unresponsive},
     },
     secret::Secret,
@@ -53,8 +57,8 @@ enum FirstAttempt {
     Ended(StartedDelivery, AttemptOutcome),
     /// The attempt is still open.
     Late(LateDelivery),
-    /// The attempt is left to the queue.
-    Deferred(StartedDelivery),
+    /// No attempt was started.
+    Unattempted(StartedDelivery),
 }
 
 /// The first attempts of an endpoint's deliveries.
@@ -68,10 +72,27 @@ pub(super) struct EndpointResult<'a> {
     pub unreadable: Option<UnreadableBatch<'a>>,
 }
 
+/// How an endpoint's first attempts are made.
+#[derive(Clone, Copy)]
+struct AttemptPlan {
+    mode: DispatchMode,
+    unattempted: Unattempted,
+}
+
+/// What becomes of a delivery without a first attempt.
+#[derive(Clone, Copy)]
+enum Unattempted {
+    /// It is due now, and the queue makes the attempt.
+    Queue,
+    /// It waits until the endpoint responds again.
+    WaitForEndpoint,
+}
+
 /// Makes the first attempts of a batch.
 pub(super) struct FirstAttempts<'a> {
     pub fan_out: FanOut<'a>,
     pub attempter: Attempter<'a>,
+    pub prober: Prober<'a>,
     /// How long the batch waits for one attempt.
     pub batch_wait: Duration,
     pub late_attempts: &'a LateAttempts,
@@ -103,14 +124,11 @@ impl FirstAttempts<'_> {
     }
 
     /// Makes an endpoint's first attempts, as its health allows. After an attempt without a
-    /// response, the attempts that did not start are left to the queue, so that an endpoint that
-    /// hangs holds the batch up for one timeout only.
+    /// response, no further one is started, so that an endpoint that hangs holds the batch up for
+    /// one timeout only.
     async fn deliver_to_endpoint<'b>(&self, endpoint: EndpointBatch<'b>) -> EndpointResult<'b> {
-        let mode = endpoint
-            .record
-            .health
-            .dispatch_mode(self.attempter.clock.now());
-        let defer_rest = AtomicBool::new(mode == DispatchMode::Queued);
+        let plan = self.plan(&endpoint).await;
+        let defer_rest = AtomicBool::new(plan.mode == DispatchMode::Queued);
         let mut result = EndpointResult {
             account: endpoint.account,
             record: endpoint.record,
@@ -120,14 +138,15 @@ impl FirstAttempts<'_> {
             unreadable: None,
         };
         let mut events = endpoint.events.iter().copied();
-        if mode == DispatchMode::Probe
+        if plan.mode == DispatchMode::Probe
             && let Some(event) = events.next()
         {
             let probe = self
                 .limiter
-                .run(self.attempt_or_defer(&endpoint, event, &defer_rest))
+                .run(self.attempt_or_defer(&endpoint, plan, event, &defer_rest))
                 .await;
-            // Until its first success, an endpoint receives one direct attempt per batch.
+            // Until its first success, an endpoint receives one direct attempt per batch. Until its
+            // breaker is closed, it receives no other than the probe.
             let is_success =
                 matches!(&probe, FirstAttempt::Ended(_, outcome) if outcome.is_success());
             defer_rest.store(!is_success, Ordering::Relaxed);
@@ -138,7 +157,7 @@ impl FirstAttempts<'_> {
             CONCURRENT_ATTEMPTS_PER_ENDPOINT,
             |event| {
                 self.limiter
-                    .run(self.attempt_or_defer(&endpoint, event, &defer_rest))
+                    .run(self.attempt_or_defer(&endpoint, plan, event, &defer_rest))
             },
         )
         .await;
@@ -148,11 +167,64 @@ impl FirstAttempts<'_> {
         result
     }
 
-    /// Makes the first attempt of a delivery, or leaves it to the queue: then it is due now, or
-    /// later if the secrets cannot be decrypted.
+    /// Decides how an endpoint's first attempts are made. If its breaker is open, one event may be
+    /// the probe.
+    async fn plan(&self, endpoint: &EndpointBatch<'_>) -> AttemptPlan {
+        let wait = AttemptPlan {
+            mode: DispatchMode::Queued,
+            unattempted: Unattempted::WaitForEndpoint,
+        };
+        let leave_to_queue = AttemptPlan {
+            mode: DispatchMode::Queued,
+            unattempted: Unattempted::Queue,
+        };
+        let EndpointBatch {
+            account, record, ..
+        } = endpoint;
+        let now = self.attempter.clock.now();
+        match BreakerDecision::new(&record.health, now) {
+            BreakerDecision::Attempt => AttemptPlan {
+                mode: record.health.dispatch_mode(now),
+                unattempted: Unattempted::Queue,
+            },
+            BreakerDecision::Wait => wait,
+            BreakerDecision::Probe if !self.can_attempt(endpoint) => leave_to_queue,
+            BreakerDecision::Probe => match self.prober.acquire(account, record).await {
+                Ok(ProbeRight::Granted) => AttemptPlan {
+                    mode: DispatchMode::Probe,
+                    unattempted: Unattempted::WaitForEndpoint,
+                },
+                Ok(ProbeRight::Refused) => wait,
+                Err(error) => {
+                    tracing::warn!(
+                        account = account.as_str(),
+                        webhook = %record.webhook.id,
+                        error = error_chain(&error),
+                        "Could not acquire the right to probe an endpoint; its events are queued"
+                    );
+                    leave_to_queue
+                }
+            },
+        }
+    }
+
+    /// Whether an attempt to the endpoint can be made.
+    fn can_attempt(&self, endpoint: &EndpointBatch<'_>) -> bool {
+        let has_secrets = matches!(endpoint.secrets, SigningSecrets::Available(_));
+        has_secrets && !endpoint.events.is_empty() && self.has_time_for_attempt()
+    }
+
+    /// An attempt that the end of the invocation cuts short would make the endpoint look slow.
+    fn has_time_for_attempt(&self) -> bool {
+        self.deadline.remaining() >= self.attempter.client.timeouts().total
+    }
+
+    /// Makes the first attempt of a delivery, or leaves it without one: then it waits for the
+    /// endpoint, or it is due now, or later if the secrets cannot be decrypted.
     async fn attempt_or_defer(
         &self,
         endpoint: &EndpointBatch<'_>,
+        plan: AttemptPlan,
         event: &FanOutEvent,
         defer_rest: &AtomicBool,
     ) -> FirstAttempt {
@@ -162,20 +234,21 @@ impl FirstAttempts<'_> {
             record: event.record,
             delivery: event.new_delivery(webhook, now),
         };
-        // An attempt that the end of the invocation cuts short would make the endpoint look slow.
-        let has_enough_time = self.deadline.remaining() >= self.attempter.client.timeouts().total;
-        match &endpoint.secrets {
-            SigningSecrets::Available(secrets)
-                if has_enough_time && !defer_rest.load(Ordering::Relaxed) =>
-            {
-                self.attempt(endpoint, secrets, started, defer_rest).await
-            }
-            SigningSecrets::Available(_) => FirstAttempt::Deferred(started),
-            SigningSecrets::Unavailable => {
-                started.delivery.wait_for_secret(now, random::unit_f64());
-                FirstAttempt::Deferred(started)
-            }
+        if let SigningSecrets::Available(secrets) = &endpoint.secrets
+            && self.has_time_for_attempt()
+            && !defer_rest.load(Ordering::Relaxed)
+        {
+            return self.attempt(endpoint, secrets, started, defer_rest).await;
         }
+        match (plan.unattempted, &endpoint.secrets) {
+            (Unattempted::WaitForEndpoint, _) => started.delivery.wait_for_endpoint(),
+            (Unattempted::Queue, SigningSecrets::Unavailable) => {
+                started.delivery.wait_for_secret(now, random::unit_f64());
+            }
+            // The delivery is due now.
+            (Unattempted::Queue, SigningSecrets::Available(_)) => {}
+        }
+        FirstAttempt::Unattempted(started)
     }
 
     /// Makes an attempt and waits for it, but not longer than the batch waits.
@@ -199,7 +272,7 @@ impl FirstAttempts<'_> {
             exchange.cut().await
         };
         self.attempter
-            .finish(webhook, &sent, &mut started.delivery, &outcome);
+            .finish(endpoint.record, &sent, &mut started.delivery, &outcome);
         if let Some(failure) = &outcome.failure
             && is_unresponsive(failure.kind())
         {
@@ -234,7 +307,7 @@ impl EndpointResult<'_> {
                 self.observed.any_late = true;
                 self.late.push(late);
             }
-            FirstAttempt::Deferred(started) => self.started.push(started),
+            FirstAttempt::Unattempted(started) => self.started.push(started),
         }
     }
 }

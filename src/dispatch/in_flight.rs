@@ -130,30 +130,35 @@ impl InFlightLimiter {
         }
     }
 
-    /// Counts failed attempts, including those that were not written yet. `stored` are the table's
-    /// counts: if they are not those that this process knows, another process wrote them, and the
-    /// local counts are discarded. The caller holds the health lock.
+    /// The counts of failed attempts after these observations, including failures that were not
+    /// written yet. `stored` are the table's counts: if they are not those that this process knows,
+    /// another process wrote them, and the local counts are discarded. The caller holds the health
+    /// lock and calls [`Self::set_failures`] afterwards.
     pub(super) fn count_failures(
         &self,
         endpoint: &EndpointKey,
         stored: FailureCounts,
         observations: impl Iterator<Item = Observation>,
     ) -> FailureCounts {
-        let mut state = self.lock();
-        let slots = state.endpoints.entry(endpoint.clone()).or_default();
-        if slots.stored_failures != stored {
-            slots.stored_failures = stored;
-            slots.failures = stored;
-        }
-        slots.failures = observations.fold(slots.failures, FailureCounts::observe);
-        slots.failures
+        let counted = match self.lock().endpoints.get(endpoint) {
+            Some(slots) if slots.stored_failures == stored => slots.failures,
+            Some(_) | None => stored,
+        };
+        observations.fold(counted, FailureCounts::observe)
     }
 
-    /// Remembers the counts that were written. The caller holds the health lock.
-    pub(super) fn set_stored_failures(&self, endpoint: &EndpointKey, failures: FailureCounts) {
+    /// Remembers the counts in the table, and the counts including failures that were not written.
+    /// The caller holds the health lock.
+    pub(super) fn set_failures(
+        &self,
+        endpoint: &EndpointKey,
+        stored: FailureCounts,
+        counted: FailureCounts,
+    ) {
         let mut state = self.lock();
         let slots = state.endpoints.entry(endpoint.clone()).or_default();
-        slots.stored_failures = failures;
+        slots.stored_failures = stored;
+        slots.failures = counted;
     }
 
     /// The lock of the endpoint's health. Without it, concurrent updates would overwrite each
@@ -315,12 +320,14 @@ mod tests {
         let limiter = InFlightLimiter::default();
         let endpoint = endpoint(1);
         let count = |stored, observations: &[Observation]| {
-            limiter.count_failures(&endpoint, stored, observations.iter().copied())
+            let counted = limiter.count_failures(&endpoint, stored, observations.iter().copied());
+            limiter.set_failures(&endpoint, stored, counted);
+            counted
         };
         let none = FailureCounts::default();
         assert_eq!(count(none, &[TIMEOUT; 3]), counts(3, 3));
         assert_eq!(count(none, &[TIMEOUT]), counts(4, 4), "not written yet");
-        limiter.set_stored_failures(&endpoint, counts(4, 4));
+        limiter.set_failures(&endpoint, counts(4, 4), counts(4, 4));
         let again = count(counts(4, 4), &[STATUS, TIMEOUT]);
         assert_eq!(again, counts(1, 6), "written failures count once");
         let after_response = count(none, &[TIMEOUT]);
@@ -360,8 +367,7 @@ mod tests {
         let lock = limiter.health_lock(&endpoint(2));
         assert!(limiter.try_claim_health_write(&endpoint(3), now));
         let none = FailureCounts::default();
-        let counted = limiter.count_failures(&endpoint(4), none, [].into_iter());
-        assert_eq!(counted, none);
+        limiter.set_failures(&endpoint(4), none, none);
         assert_eq!(remaining_after_eviction(&limiter, now), [1, 2, 3]);
         assert_eq!(remaining_after_eviction(&limiter, now + IDLE_TTL), [1, 2]);
         drop((permit, lock));

@@ -59,8 +59,8 @@ pub enum RedriveOutcome {
 ///
 /// For a stream record, parses the job as it is now in the table `jobs`, or the image that was
 /// stored with the record. The event has the id that the record would have given, so redriving
-/// twice records nothing twice. Its deliveries are due at `due`; a caller that redrives many records
-/// spaces them, so that no endpoint is flooded.
+/// twice records nothing twice. Its deliveries are due at `due`; a caller that redrives many
+/// records spaces them, so that no endpoint is flooded.
 ///
 /// For a webhook whose item is valid now, resumes the deliveries that wait for it. If its secret is
 /// still invalid, the first attempt finds that, pauses the delivery and stores the poison record

@@ -8,6 +8,7 @@ use super::{
     in_flight::{EndpointKey, InFlightLimiter, NoFreeSlot},
     poison::PoisonRecorder,
     poison_reason::PoisonReason,
+    probe::{ProbeRight, Prober},
 };
 use crate::{
     clock::Clock,
@@ -15,7 +16,7 @@ use crate::{
     queue::RetryQueue,
     random,
     store::{
-        Error, Result, Store,
+        Error, Result, Store, WriteOutcome,
         leases::{ClaimOutcome, Lease},
         poison::PoisonWebhook,
         replays::{ReplayKey, ReplayState},
@@ -24,7 +25,10 @@ use crate::{
 };
 use nano_webhooks_core::delivery::scheduled_retry::{RetryMessage, ScheduledRetry};
 use nano_webhooks_core::{
-    delivery::{Delivery, DeliveryState, lease::fits_in_queue, secret_backoff::secret_backoff},
+    delivery::{
+        Delivery, DeliveryState, breaker::BreakerDecision, lease::fits_in_queue,
+        secret_backoff::secret_backoff,
+    },
     secret::Secret,
     timestamp::Timestamp,
     webhook::WebhookStatus,
@@ -41,6 +45,7 @@ pub(super) struct RetryWorker<'a> {
     pub attempter: Attempter<'a>,
     pub poison_recorder: PoisonRecorder<'a>,
     pub completer: Completer<'a>,
+    pub prober: Prober<'a>,
 }
 
 impl RetryWorker<'_> {
@@ -77,6 +82,11 @@ impl RetryWorker<'_> {
                 .await?;
             return Ok(());
         }
+        if BreakerDecision::new(&record.health, now) == BreakerDecision::Wait
+            && self.wait_for_endpoint(message, now).await?.is_applied()
+        {
+            return Ok(());
+        }
         let decrypted = self
             .store
             .secrets()
@@ -105,6 +115,18 @@ impl RetryWorker<'_> {
             }
             Err(error) => Err(error),
         }
+    }
+
+    /// Pauses a delivery until its endpoint responds again. The condition fails for a manual retry.
+    async fn wait_for_endpoint(
+        self,
+        message: &RetryMessage,
+        now: Timestamp,
+    ) -> Result<WriteOutcome> {
+        let leases = self.store.leases();
+        leases
+            .wait_for_endpoint(&message.key, message.attempt_count, now, self.retention)
+            .await
     }
 
     /// Pauses a delivery whose webhook cannot be read, until an operator has repaired the webhook
@@ -160,16 +182,39 @@ impl RetryWorker<'_> {
             return Ok(());
         }
         let mut delivery = lease.delivery.clone();
-        let outcome = self
-            .attempter
-            .attempt(&record.webhook, secrets, &mut delivery)
-            .await;
+        if !self.is_attempt_allowed(record, &delivery, now).await? {
+            delivery.wait_for_endpoint();
+            let leases = self.store.leases();
+            leases
+                .complete(&lease, &delivery, now, self.retention)
+                .await?;
+            return Ok(());
+        }
+        let outcome = self.attempter.attempt(record, secrets, &mut delivery).await;
         self.completer.write(&lease, &delivery).await?;
         drop(permit);
         self.completer
             .update_health(record, &delivery, outcome)
             .await;
         Ok(())
+    }
+
+    /// Whether the breaker is closed, or the delivery is the probe or a manual retry. A manual
+    /// retry counts as the probe of its minute.
+    async fn is_attempt_allowed(
+        self,
+        record: &WebhookRecord,
+        delivery: &Delivery,
+        now: Timestamp,
+    ) -> Result<bool> {
+        match BreakerDecision::new(&record.health, now) {
+            BreakerDecision::Attempt => Ok(true),
+            BreakerDecision::Wait => Ok(delivery.is_manual_retry()),
+            BreakerDecision::Probe => {
+                let right = self.prober.acquire(&delivery.key.account, record).await?;
+                Ok(right == ProbeRight::Granted || delivery.is_manual_retry())
+            }
+        }
     }
 
     /// Leases the delivery; `None` if the message is stale or early.

@@ -88,6 +88,7 @@ const fn emf_counter(counter: Counter) -> EmfCounter {
         Counter::Poison => EmfCounter::Plain("Poison"),
         Counter::BreakersOpened => EmfCounter::Plain("BreakersOpened"),
         Counter::BreakersClosed => EmfCounter::Plain("BreakersClosed"),
+        Counter::Probes => EmfCounter::Plain("Probes"),
         Counter::WebhooksDisabled => EmfCounter::Plain("WebhooksDisabled"),
     }
 }

@@ -94,6 +94,11 @@ fn render_webhooks(text: &mut Exposition, registry: &Registry) {
         text.labeled("breaker_transitions_total", "to", state, transitions);
     }
     text.counter(
+        "probes_total",
+        "Attempts to endpoints whose circuit breaker was open.",
+        count(registry, Counter::Probes),
+    );
+    text.counter(
         "webhooks_disabled_total",
         "Webhooks that were disabled because of their endpoint's responses or failures.",
         count(registry, Counter::WebhooksDisabled),

@@ -243,6 +243,14 @@ pub fn pending_resume(account: &AccountId, id: WebhookId) -> PrimaryKey {
     PrimaryKey::new(PENDING_RESUMES.to_owned(), deliveries(account, id))
 }
 
+/// The partition of endpoints whose circuit breaker is open.
+pub const OPEN_BREAKERS: &str = "PROBE";
+
+/// The marker of an endpoint whose circuit breaker is open.
+pub fn open_breaker(account: &AccountId, id: WebhookId) -> PrimaryKey {
+    PrimaryKey::new(OPEN_BREAKERS.to_owned(), deliveries(account, id))
+}
+
 /// A replay.
 pub fn replay(account: &AccountId, id: WebhookId, replay: &ReplayId) -> PrimaryKey {
     PrimaryKey::new(

@@ -199,8 +199,11 @@ impl Leases<'_> {
         retention: Duration,
     ) -> Result<WriteOutcome> {
         let put = completion_put(lease, delivery, now, retention);
-        let Some(replay) = &lease.delivery.replay else {
-            return self.table.put_if(put).await;
+        let replay = match &lease.delivery.replay {
+            // The attempt is still requested.
+            _ if delivery.replay.is_some() => return self.table.put_if(put).await,
+            Some(replay) => replay,
+            None => return self.table.put_if(put).await,
         };
         let was_attempted = delivery.attempt_count > lease.delivery.attempt_count;
         let count = if was_attempted {
@@ -319,6 +322,34 @@ impl Leases<'_> {
             )
             .condition_expression(pending_condition())
             .expression_attribute_values(":expires", attr_n(expires_at))
+            .send()
+            .await;
+        WriteOutcome::from_response(response)
+    }
+
+    /// Pauses a pending delivery until its endpoint responds again, as [`Self::pause`] does. The
+    /// condition also fails if a manual retry is requested, which is attempted nevertheless.
+    pub async fn wait_for_endpoint(
+        self,
+        key: &DeliveryKey,
+        attempt_count: u32,
+        now: Timestamp,
+        retention: Duration,
+    ) -> Result<WriteOutcome> {
+        let expires_at = (now + retention).as_unix_seconds();
+        let response = self
+            .update_pending(key, attempt_count, now)
+            .update_expression(
+                "SET expires_at = :expires, waiting_for = :endpoint \
+                 REMOVE next_attempt_at, sweep_at, due_shard, leased_until, deferrals",
+            )
+            .condition_expression(format!(
+                "{} AND attribute_exists(next_attempt_at) \
+                 AND ({NO_MANUAL_RETRY} OR attribute_exists(replay))",
+                pending_condition()
+            ))
+            .expression_attribute_values(":expires", attr_n(expires_at))
+            .expression_attribute_values(":endpoint", attr_s(WaitReason::Endpoint.as_str()))
             .send()
             .await;
         WriteOutcome::from_response(response)

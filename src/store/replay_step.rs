@@ -1,8 +1,8 @@
 //! A step of a replay: schedules the next deliveries of its time window.
 //!
 //! A transaction schedules a chunk of deliveries, counts them, and moves the cursor behind them.
-//! So a crash neither loses nor repeats a delivery, the counts are right after each transaction, and
-//! of two processes that run the same step, one schedules each chunk.
+//! So a crash neither loses nor repeats a delivery, the counts are right after each transaction,
+//! and of two processes that run the same step, one schedules each chunk.
 
 use aws_sdk_dynamodb::types::{AttributeValue, TransactWriteItem, Update};
 use serde::Deserialize;

@@ -16,7 +16,7 @@ use super::{
     replay_step::ReplayStepper,
     table_client::{TableClient, WriteOutcome},
     tables::EXPIRES_AT,
-    webhooks::Webhooks,
+    webhooks::{WebhookRecord, Webhooks},
 };
 use crate::clock::Deadline;
 use nano_webhooks_core::{replay::ReplayId, timestamp::Timestamp, webhook::WebhookStatus};
@@ -198,8 +198,7 @@ impl Replays<'_> {
         scheduled: &mut Vec<DueDelivery>,
     ) -> Result<ReplayProgress> {
         let record = self.webhooks.get_record(&key.account, key.webhook).await?;
-        let webhook_status = record.map(|record| record.webhook.status);
-        if webhook_status.is_none() {
+        if record.is_none() {
             self.records.cancel(key).await?;
         }
         let Some(replay) = self.records.get(key).await? else {
@@ -213,7 +212,7 @@ impl Replays<'_> {
             replay: &replay,
             now,
         };
-        match decide_step(&replay, webhook_status, now) {
+        match decide_step(&replay, record.as_ref().map(ReplayTarget::from), now) {
             ReplayStep::Continue => stepper.run(limit, deadline, scheduled).await,
             ReplayStep::Wait => Ok(ReplayProgress::Settled),
             ReplayStep::Finish => {
@@ -238,16 +237,33 @@ fn parse_replay_id(marker: &Item) -> Option<ReplayId> {
     ReplayId::parse(text(marker, "replay")?)
 }
 
-/// A replay waits while its webhook is disabled, while it is ahead of its pace, and after it has
-/// scheduled its last delivery.
-fn decide_step(replay: &Replay, webhook: Option<WebhookStatus>, now: Timestamp) -> ReplayStep {
-    match webhook {
+/// Whether the webhook of a replay takes deliveries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum ReplayTarget {
+    Ready,
+    /// The webhook is disabled, or the endpoint is unreachable.
+    Waiting,
+}
+
+impl From<&WebhookRecord> for ReplayTarget {
+    fn from(record: &WebhookRecord) -> Self {
+        match record.webhook.status {
+            WebhookStatus::Active if !record.health.is_open() => Self::Ready,
+            WebhookStatus::Active | WebhookStatus::Disabled => Self::Waiting,
+        }
+    }
+}
+
+/// A replay waits with its webhook, while it is ahead of its pace, and after it has scheduled its
+/// last delivery. `target` is `None` if the webhook was deleted.
+fn decide_step(replay: &Replay, target: Option<ReplayTarget>, now: Timestamp) -> ReplayStep {
+    match target {
         None => ReplayStep::Finish,
         Some(_) if replay.is_finished() => ReplayStep::Finish,
         Some(_) if replay.scanned || replay.cancelled => ReplayStep::Wait,
         Some(_) if replay.scheduled_until > Some(now + MAX_SCHEDULED_AHEAD) => ReplayStep::Wait,
-        Some(WebhookStatus::Disabled) => ReplayStep::Wait,
-        Some(WebhookStatus::Active) => ReplayStep::Continue,
+        Some(ReplayTarget::Waiting) => ReplayStep::Wait,
+        Some(ReplayTarget::Ready) => ReplayStep::Continue,
     }
 }
 
@@ -258,17 +274,17 @@ mod tests {
     #[test]
     fn step_depends_on_replay_and_webhook() {
         let at = Timestamp::from_millis(1);
-        let active = Some(WebhookStatus::Active);
-        let disabled = Some(WebhookStatus::Disabled);
-        for (scanned, cancelled, sent, webhook, expected) in [
-            (false, false, 0, active, ReplayStep::Continue),
-            (false, false, 2, active, ReplayStep::Continue),
-            (false, false, 2, disabled, ReplayStep::Wait),
+        let ready = Some(ReplayTarget::Ready);
+        let waiting = Some(ReplayTarget::Waiting);
+        for (scanned, cancelled, sent, target, expected) in [
+            (false, false, 0, ready, ReplayStep::Continue),
+            (false, false, 2, ready, ReplayStep::Continue),
+            (false, false, 2, waiting, ReplayStep::Wait),
             (false, false, 2, None, ReplayStep::Finish),
-            (true, false, 2, active, ReplayStep::Wait),
-            (true, false, 0, active, ReplayStep::Finish),
-            (false, true, 2, active, ReplayStep::Wait),
-            (false, true, 0, disabled, ReplayStep::Finish),
+            (true, false, 2, ready, ReplayStep::Wait),
+            (true, false, 0, ready, ReplayStep::Finish),
+            (false, true, 2, ready, ReplayStep::Wait),
+            (false, true, 0, waiting, ReplayStep::Finish),
         ] {
             let replay = Replay {
                 sent,
@@ -277,9 +293,9 @@ mod tests {
                 ..Replay::new(at, at, ReplayFilter::All)
             };
             assert_eq!(
-                decide_step(&replay, webhook, at),
+                decide_step(&replay, target, at),
                 expected,
-                "{replay:?} {webhook:?}"
+                "{replay:?} {target:?}"
             );
         }
     }
@@ -287,13 +303,13 @@ mod tests {
     #[test]
     fn replay_ahead_of_its_pace_waits() {
         let at = Timestamp::from_millis(1);
-        let active = Some(WebhookStatus::Active);
+        let ready = Some(ReplayTarget::Ready);
         let replay = Replay {
             scheduled_until: Some(at + MAX_SCHEDULED_AHEAD),
             ..Replay::new(at, at, ReplayFilter::All)
         };
-        assert_eq!(decide_step(&replay, active, at), ReplayStep::Continue);
+        assert_eq!(decide_step(&replay, ready, at), ReplayStep::Continue);
         let earlier = Timestamp::from_millis(0);
-        assert_eq!(decide_step(&replay, active, earlier), ReplayStep::Wait);
+        assert_eq!(decide_step(&replay, ready, earlier), ReplayStep::Wait);
     }
 }

@@ -1,6 +1,7 @@
-//! Resuming: sending the paused deliveries of a webhook that was enabled again.
+//! Resuming: sending the paused deliveries of a webhook that was enabled again, or whose endpoint
+//! responds again.
 //!
-//! Sweeps run a resume job in steps, so it does not depend on one process. The deliveries are
+//! A scheduled job runs a resume in steps, so it does not depend on one process. The deliveries are
 //! spaced in time, so the endpoint is not flooded.
 
 use std::time::Duration;
@@ -11,8 +12,10 @@ use super::{
     error::Result,
     item::{Item, attr_n, attr_s, text},
     key_schema,
-    markers::list_markers,
+    markers::{STARTED_AT, list_markers, mark_open_breaker, resume_item},
+    paused::{self, PausedDelivery},
     table_client::{TableClient, WriteOutcome},
+    webhooks::{WebhookRecord, Webhooks},
 };
 use crate::concurrency;
 use nano_webhooks_core::{
@@ -20,45 +23,67 @@ use nano_webhooks_core::{
     delivery::{DeliveryKey, lease, status::DeliveryStatus},
     event::EventId,
     timestamp::Timestamp,
-    webhook::WebhookId,
+    webhook::{WebhookId, WebhookStatus},
 };
 
 /// How many deliveries a step reads.
 const STEP_SIZE: usize = 300;
 /// How many of them are scheduled at the same time.
 const SCHEDULE_CONCURRENCY: usize = 16;
-/// How long after enabling a webhook its paused deliveries are read again: a worker that read the
-/// webhook earlier may pause another delivery, and the state index shows it a moment later.
+/// How long after the start of a resume the paused deliveries are read again: a worker that read
+/// the webhook earlier may pause another delivery, and the state index shows it a moment later.
 const RESCAN_WINDOW: Duration = Duration::from_mins(2);
 
-/// A webhook that was enabled again, or can be read again, and may have paused deliveries.
+/// The attribute of a marker: the delivery that was read last.
+const CURSOR: &str = "after";
+
+/// A webhook whose paused deliveries are resumed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ResumeJob {
     /// The account.
     pub account: AccountId,
     /// The webhook.
     pub webhook: WebhookId,
-    enabled_at: Timestamp,
+    started_at: Timestamp,
     cursor: Option<EventId>,
 }
 
 impl ResumeJob {
-    /// The job of a webhook that was enabled or repaired at `now`.
+    /// The job of a webhook that was enabled or repaired, or whose endpoint was changed, at `now`.
     pub const fn new(account: AccountId, webhook: WebhookId, now: Timestamp) -> Self {
         Self {
             account,
             webhook,
-            enabled_at: now,
+            started_at: now,
             cursor: None,
         }
     }
 }
 
-/// A paused delivery and the time when it is due.
-struct Resumed {
-    key: DeliveryKey,
-    attempt_count: u32,
-    due_at: Timestamp,
+/// What to do with a resume in a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum ResumeStep {
+    /// Schedule the next deliveries.
+    Continue,
+    /// End it: the webhook was deleted, or it is disabled and will start another resume.
+    End,
+    /// End it: the breaker is open, and a success will start another resume.
+    EndAndProbe,
+}
+
+impl ResumeStep {
+    fn new(record: Option<&WebhookRecord>) -> Self {
+        match record {
+            Some(record) if record.webhook.status == WebhookStatus::Active => {
+                if record.health.is_open() {
+                    Self::EndAndProbe
+                } else {
+                    Self::Continue
+                }
+            }
+            Some(_) | None => Self::End,
+        }
+    }
 }
 
 /// See [`Store::resumes`](super::Store::resumes).
@@ -66,6 +91,7 @@ struct Resumed {
 pub struct Resumes<'a> {
     webhooks_table: &'a TableClient,
     deliveries_table: &'a TableClient,
+    webhooks: Webhooks<'a>,
     log: DeliveryLog<'a>,
 }
 
@@ -73,11 +99,13 @@ impl<'a> Resumes<'a> {
     pub(super) const fn new(
         webhooks_table: &'a TableClient,
         deliveries_table: &'a TableClient,
+        webhooks: Webhooks<'a>,
         log: DeliveryLog<'a>,
     ) -> Self {
         Self {
             webhooks_table,
             deliveries_table,
+            webhooks,
             log,
         }
     }
@@ -89,12 +117,12 @@ impl Resumes<'_> {
         let markers = list_markers(self.webhooks_table, key_schema::PENDING_RESUMES, limit).await?;
         let mut jobs = Vec::with_capacity(markers.len());
         for marker in markers {
-            if let Some(enabled_at) = parse_enabled_at(&marker.item) {
+            if let Some(started_at) = parse_started_at(&marker.item) {
                 jobs.push(ResumeJob {
-                    cursor: text(&marker.item, "after").and_then(EventId::parse),
+                    cursor: text(&marker.item, CURSOR).and_then(EventId::parse),
                     account: marker.account,
                     webhook: marker.webhook,
-                    enabled_at,
+                    started_at,
                 });
             } else {
                 tracing::error!(
@@ -109,11 +137,29 @@ impl Resumes<'_> {
 
     /// Starts the resume job of a webhook, or restarts it.
     pub async fn start(self, job: &ResumeJob) -> Result<()> {
-        self.put_marker(job, None).await
+        let marker = resume_item(&job.account, job.webhook, job.started_at);
+        self.webhooks_table.put(marker).await
     }
 
     /// Schedules the next paused deliveries of a webhook and returns them.
     pub async fn run_step(self, job: &ResumeJob, now: Timestamp) -> Result<Vec<DueDelivery>> {
+        let record = self.webhooks.get_record(&job.account, job.webhook).await?;
+        match ResumeStep::new(record.as_ref()) {
+            ResumeStep::Continue => self.schedule_page(job, now).await,
+            ResumeStep::End => {
+                self.end(job).await?;
+                Ok(Vec::new())
+            }
+            ResumeStep::EndAndProbe => {
+                // An earlier version may have opened the breaker.
+                mark_open_breaker(self.webhooks_table, &job.account, job.webhook, now).await?;
+                self.end(job).await?;
+                Ok(Vec::new())
+            }
+        }
+    }
+
+    async fn schedule_page(self, job: &ResumeJob, now: Timestamp) -> Result<Vec<DueDelivery>> {
         let filter = DeliveryFilter {
             status: Some(DeliveryStatus::Pending),
             event: None,
@@ -128,18 +174,19 @@ impl Resumes<'_> {
                 continue;
             }
             due_at = due_at + lease::PACING_INTERVAL;
-            paused.push(Resumed {
+            let delivery = PausedDelivery {
                 key: DeliveryKey {
                     account: job.account.clone(),
                     webhook: job.webhook,
                     event: summary.event_id,
                 },
                 attempt_count: summary.row.attempt_count,
-                due_at,
-            });
+            };
+            paused.push((delivery, due_at));
         }
-        let outcomes = concurrency::map_concurrent(paused, SCHEDULE_CONCURRENCY, |delivery| {
-            self.schedule(delivery, now)
+        let outcomes = concurrency::map_concurrent(paused, SCHEDULE_CONCURRENCY, |paused| {
+            let (delivery, due_at) = paused;
+            paused::schedule(self.deliveries_table, delivery, due_at, now)
         });
         let mut scheduled = Vec::new();
         for outcome in outcomes.await {
@@ -150,61 +197,45 @@ impl Resumes<'_> {
     }
 
     /// Saves the cursor. After the last page, the job restarts until the rescan window has passed,
-    /// and then ends.
+    /// and then ends. A marker that was deleted or replaced since stays as it is.
     async fn save_progress(
         self,
         job: &ResumeJob,
         next: Option<EventId>,
         now: Timestamp,
     ) -> Result<()> {
-        if next.is_none() && job.enabled_at + RESCAN_WINDOW <= now {
-            let key = key_schema::pending_resume(&job.account, job.webhook);
-            return self.webhooks_table.delete(key).await;
+        if next.is_none() && job.started_at + RESCAN_WINDOW <= now {
+            return self.end(job).await;
         }
-        self.put_marker(job, next).await
+        let update = self
+            .webhooks_table
+            .update(key_schema::pending_resume(&job.account, job.webhook))
+            .condition_expression("#started = :started")
+            .expression_attribute_names("#started", STARTED_AT)
+            .expression_attribute_names("#after", CURSOR)
+            .expression_attribute_values(":started", attr_n(job.started_at.as_unix_millis()));
+        let update = match next {
+            Some(cursor) => update
+                .update_expression("SET #after = :after")
+                .expression_attribute_values(":after", attr_s(cursor.as_str())),
+            None => update.update_expression("REMOVE #after"),
+        };
+        WriteOutcome::from_response(update.send().await)?;
+        Ok(())
     }
 
-    async fn put_marker(self, job: &ResumeJob, next: Option<EventId>) -> Result<()> {
-        let mut marker = key_schema::pending_resume(&job.account, job.webhook).into_item();
-        let enabled_at = attr_n(job.enabled_at.as_unix_millis());
-        marker.insert("created_at".to_owned(), enabled_at);
-        if let Some(cursor) = next {
-            marker.insert("after".to_owned(), attr_s(cursor.as_str()));
-        }
-        self.webhooks_table.put(marker).await
-    }
-
-    /// Schedules a paused delivery. `None` if it is no longer paused.
-    async fn schedule(self, delivery: Resumed, now: Timestamp) -> Result<Option<DueDelivery>> {
-        let Resumed {
-            key,
-            attempt_count,
-            due_at,
-        } = delivery;
-        let sweep_at = lease::sweep_at(due_at, now);
-        let response = self
-            .deliveries_table
-            .update(key_schema::delivery(&key))
-            .update_expression(
-                "SET next_attempt_at = :due, sweep_at = :sweep, due_shard = :shard \
-                 REMOVE expires_at",
-            )
-            .condition_expression("#status = :pending AND attribute_not_exists(next_attempt_at)")
-            .expression_attribute_names("#status", "status")
-            .expression_attribute_values(":pending", attr_s(DeliveryStatus::Pending.as_str()))
-            .expression_attribute_values(":due", attr_n(due_at.as_unix_millis()))
-            .expression_attribute_values(":sweep", attr_n(sweep_at.as_unix_millis()))
-            .expression_attribute_values(":shard", attr_s(&key_schema::due_shard(&key.event)))
-            .send()
-            .await;
-        match WriteOutcome::from_response(response)? {
-            WriteOutcome::Applied => Ok(Some(DueDelivery::new(key, attempt_count, due_at, now))),
-            WriteOutcome::ConditionFailed => Ok(None),
-        }
+    /// Deletes the job's marker. The marker of a later job stays.
+    async fn end(self, job: &ResumeJob) -> Result<()> {
+        let key = key_schema::pending_resume(&job.account, job.webhook);
+        let started_at = attr_n(job.started_at.as_unix_millis());
+        self.webhooks_table
+            .delete_if_equal(key, STARTED_AT, started_at)
+            .await?;
+        Ok(())
     }
 }
 
-fn parse_enabled_at(marker: &Item) -> Option<Timestamp> {
-    let millis = marker.get("created_at")?.as_n().ok()?.parse().ok()?;
+fn parse_started_at(marker: &Item) -> Option<Timestamp> {
+    let millis = marker.get(STARTED_AT)?.as_n().ok()?.parse().ok()?;
     Some(Timestamp::from_millis(millis))
 }

@@ -15,7 +15,8 @@ use nano_webhooks_core::{
 /// The changes of a webhook. Fields that are `None` stay.
 #[derive(Clone, Debug, Default)]
 pub struct WebhookUpdate {
-    /// The endpoint. The health of the previous endpoint is deleted.
+    /// The endpoint. The health of the previous endpoint is deleted, and paused deliveries are
+    /// resumed.
     pub url: Option<EndpointUrl>,
     /// The event types that it subscribes to.
     pub events: Option<EventTypes>,
@@ -32,12 +33,12 @@ const DISABLED_BY_OWNER: &str = "Disabled through the API.";
 
 impl WebhookUpdate {
     /// Whether nothing is known of the endpoint's health after the update.
-    pub(super) const fn resets_health(&self) -> bool {
+    pub const fn resets_health(&self) -> bool {
         self.enables() || self.url.is_some()
     }
 
     /// Whether the webhook is active after the update.
-    pub(super) const fn enables(&self) -> bool {
+    const fn enables(&self) -> bool {
         matches!(self.status, Some(WebhookStatus::Active))
     }
 

@@ -2,14 +2,15 @@
 
 use std::time::Duration;
 
-use aws_sdk_dynamodb::types::{Put, Update, builders::UpdateBuilder};
+use aws_sdk_dynamodb::types::{Update, builders::UpdateBuilder};
+use serde::Deserialize;
 
 use super::{
     creation::{AccountCounters, CreateConflict, CreateRequest, CreateRetry, IdempotencyKeyRow},
     deliveries::Deliveries,
     error::{Error, Result},
-    item::{Item, attr_n, attr_s, from_item, text, to_attribute, to_item},
-    key_schema,
+    item::{Item, attr_n, attr_s, from_item, text, to_attribute},
+    key_schema, markers,
     rotation::{RotateOutcome, TooManyActiveSecrets, apply_rotation},
     secrets::{SECRETS, Secrets, StoredSecret},
     table_client::{
@@ -45,6 +46,8 @@ pub struct WebhookRecord {
     pub secrets: Vec<StoredSecret>,
     /// The health of its endpoint.
     pub health: EndpointHealth,
+    /// The number of writes of the health; 0 if an earlier version wrote it.
+    pub(super) health_revision: u64,
     /// What is shown of the webhook and decides nothing.
     pub metadata: WebhookMetadata,
 }
@@ -162,18 +165,6 @@ impl Webhooks<'_> {
         Ok(counters.unwrap_or_default())
     }
 
-    /// Writes the health of a webhook's endpoint. The write is unconditional: the last one wins.
-    pub async fn put_health(
-        self,
-        account: &AccountId,
-        id: WebhookId,
-        health: &EndpointHealth,
-    ) -> Result<()> {
-        let mut item = key_schema::health(account, id).into_item();
-        item.extend(to_item(health)?);
-        self.table.put(item).await
-    }
-
     /// Creates a webhook, unless the account is at its limit or the `Idempotency-Key` was used
     /// before.
     pub async fn create(
@@ -288,14 +279,13 @@ impl Webhooks<'_> {
                 .transact_update(key_schema::webhook(account, id), update_webhook),
         ];
         if update.resets_health() {
+            // With the health, an open breaker is forgotten, so what waited for it is resumed.
             let health = key_schema::health(account, id);
+            let open_breaker = key_schema::open_breaker(account, id);
+            let resume = markers::put_resume(account, id, now);
             writes.push(self.table.transact_delete(health));
-        }
-        if update.enables() {
-            let mut marker = key_schema::pending_resume(account, id).into_item();
-            marker.insert("created_at".to_owned(), attr_n(now.as_unix_millis()));
-            let put = Put::builder().set_item(Some(marker));
-            writes.push(self.table.transact_put(put));
+            writes.push(self.table.transact_delete(open_breaker));
+            writes.push(self.table.transact_put(resume));
         }
         Ok(self.table.transact_write(writes).await?.into())
     }
@@ -331,6 +321,8 @@ impl Webhooks<'_> {
             self.table
                 .transact_delete_existing(key_schema::webhook(account, id)),
             self.table.transact_delete(key_schema::health(account, id)),
+            self.table
+                .transact_delete(key_schema::open_breaker(account, id)),
             self.table
                 .transact_update(key_schema::account_counters(account), count),
         ];
@@ -415,8 +407,19 @@ fn add_item(
         // The health of a deleted webhook is ignored.
         && sort_key == key_schema::health(account, last.webhook.id).sk
     {
-        last.health = parse_health(account, last.webhook.id, item);
+        let stored = parse_health(account, last.webhook.id, item);
+        last.health = stored.health;
+        last.health_revision = stored.revision;
     }
+}
+
+/// The stored form of an endpoint's health.
+#[derive(Default, Deserialize)]
+struct HealthRow {
+    #[serde(flatten)]
+    health: EndpointHealth,
+    #[serde(default)]
+    revision: u64,
 }
 
 fn parse_record(id: WebhookId, item: Item) -> Result<WebhookRecord> {
@@ -425,12 +428,13 @@ fn parse_record(id: WebhookId, item: Item) -> Result<WebhookRecord> {
         webhook: row.fields.into_webhook(id)?,
         secrets: row.secrets,
         health: EndpointHealth::default(),
+        health_revision: 0,
         metadata: row.metadata,
     })
 }
 
 /// Health only limits how an endpoint is called, so an invalid item counts as unknown health.
-fn parse_health(account: &AccountId, webhook: WebhookId, item: Item) -> EndpointHealth {
+fn parse_health(account: &AccountId, webhook: WebhookId, item: Item) -> HealthRow {
     from_item(item).unwrap_or_else(|error: Error| {
         tracing::error!(
             account = account.as_str(),
@@ -438,7 +442,7 @@ fn parse_health(account: &AccountId, webhook: WebhookId, item: Item) -> Endpoint
             error = error_chain(&error),
             "Ignored the stored endpoint health: it cannot be read"
         );
-        EndpointHealth::default()
+        HealthRow::default()
     })
 }
 

@@ -30,7 +30,7 @@ use crate::support::{
     receiver::{Received, Receiver, TEST_TIMEOUT},
     stream::{ARN, batch, completed_jobs, dispatch_batch, insert_record, job_image, stream_record},
     tables::TestTables,
-    webhooks::subscribe,
+    webhooks::{put_health, subscribe},
 };
 
 async fn delivery(tables: &TestTables, webhook: WebhookId, event: &str) -> Delivery {
@@ -411,12 +411,7 @@ async fn waiting_attempts_do_not_block_others() {
     };
     for _ in 0..3 {
         let webhook = subscribe(&tables, "acme", &receiver.url("/hang"), None).await;
-        tables
-            .store
-            .webhooks()
-            .put_health(&account("acme"), webhook, &well)
-            .await
-            .unwrap();
+        put_health(&tables, webhook, &well).await;
     }
     let limits = Timeouts {
         connect: 2 * TEST_TIMEOUT,

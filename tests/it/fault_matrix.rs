@@ -32,14 +32,13 @@ use serde_json::json;
 use tokio::net::TcpListener;
 
 use crate::support::{
-    accounts::account,
     client::client_with_timeout,
     proxy::{Fault, PartitionFault, Proxy},
     receiver::TEST_TIMEOUT,
     sqs::{Sqs, SqsMode},
     stream::{insert_record, job_image},
     tables::TestTables,
-    webhooks::subscribe,
+    webhooks::{put_health, subscribe},
 };
 
 /// The phase of the dispatcher and the request that a fault hits.
@@ -337,12 +336,7 @@ impl FaultCase {
                     slow: true,
                     ..EndpointHealth::default()
                 };
-                tables
-                    .store
-                    .webhooks()
-                    .put_health(&account("acme"), webhook, &slow)
-                    .await
-                    .unwrap();
+                put_health(&tables, webhook, &slow).await;
             }
         }
         let proxy = Proxy::start(tables.endpoint.clone()).await;

@@ -92,6 +92,7 @@ fn metrics() -> Value {
         Counter::Poison,
         Counter::BreakersOpened,
         Counter::BreakersClosed,
+        Counter::Probes,
         Counter::WebhooksDisabled,
     ];
     for count in counts {
@@ -141,6 +142,7 @@ fn partitions() -> Value {
         "account": key_schema::account_partition(&account("*")),
         "data_keys": key_schema::DATA_KEYS,
         "holds": format!("{}*", key_schema::HOLDS),
+        "open_breakers": key_schema::OPEN_BREAKERS,
         "poison": format!("{}*", key_schema::POISON),
         "replays": key_schema::ACTIVE_REPLAYS,
         "resumes": key_schema::PENDING_RESUMES,

@@ -20,6 +20,7 @@ use crate::support::{
     app::{TestApp, TestResponse},
     receiver::Receiver,
     tables::TestTables,
+    webhooks::put_health,
 };
 
 async fn send(app: &TestApp, body: Value) -> TestResponse {
@@ -131,12 +132,12 @@ async fn accepted_test_ends_failing() {
         ..EndpointHealth::default()
     };
     for (id, expected) in [(1, recovered), (2, failing)] {
-        let webhooks = app.tables.store.webhooks();
         let webhook = WebhookId::new(id).unwrap();
         let acme = account("acme");
-        webhooks.put_health(&acme, webhook, &failing).await.unwrap();
+        put_health(&app.tables, webhook, &failing).await;
         let path = format!("/api/v1/webhooks/{id}/test");
         app.send_json("POST", &path, &json!({})).await;
+        let webhooks = app.tables.store.webhooks();
         let record = webhooks.get_record(&acme, webhook).await.unwrap().unwrap();
         assert_eq!(record.health, expected, "webhook {id}");
     }

@@ -1,5 +1,5 @@
-//! Webhooks whose item or secret is invalid: their events wait, and one poison record in an hour names
-//! the webhook.
+//! Webhooks whose item or secret is invalid: their events wait, and one poison record in an hour
+//! names the webhook.
 
 use std::time::Duration;
 
@@ -130,8 +130,8 @@ async fn unsubscribed_event_is_cancelled_after_repair() {
     assert_eq!(statuses, ["cancelled", "delivered"]);
 }
 
-/// Events that need an invalid secret wait. If it is still invalid when the webhook is redriven, the
-/// poison record comes back.
+/// Events that need an invalid secret wait. If it is still invalid when the webhook is redriven,
+/// the poison record comes back.
 #[tokio::test]
 async fn unreadable_secret_is_stored_once() {
     let fixture = PoisonFixture::new().await;

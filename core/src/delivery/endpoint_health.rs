@@ -1,12 +1,5 @@
-//! Endpoint health: a circuit breaker and a speed estimate, as pure functions of observed attempts.
-//!
-//! ```text
-//! closed ──(consecutive failures to respond)──▶ open ──(a queued attempt succeeds)──▶ closed
-//! ```
-//!
-//! While the breaker is open, new deliveries skip the direct attempt and go to the queue, where few
-//! of them are in flight at a time. Each of those attempts is a probe. The deliveries keep their
-//! schedule and their attempt numbers.
+//! Endpoint health: the state of the circuit breaker and a speed estimate, as pure functions of
+//! observed attempts. [`super::breaker`] decides what an open breaker allows.
 
 use std::time::Duration;
 
@@ -16,7 +9,7 @@ use super::failure::FailureKind;
 use crate::timestamp::Timestamp;
 
 /// Consecutive failures to respond that open the breaker.
-const FAILURE_THRESHOLD: u32 = 5;
+pub const FAILURE_THRESHOLD: u32 = 5;
 /// Failed attempts without a success that disabling requires. A webhook that is seldom called is
 /// not disabled for one failure.
 const MIN_FAILED_ATTEMPTS: u32 = 10;
@@ -42,7 +35,7 @@ const LATE_WINDOW: Duration = Duration::from_hours(24);
 const MAX_IN_FLIGHT_QUEUED: usize = 64;
 /// The same for a slow endpoint, whose attempts take longer.
 const MAX_IN_FLIGHT_SLOW: usize = 32;
-/// The same while the breaker is open.
+/// The same while the breaker is open: the probe, and manual retries.
 const MAX_IN_FLIGHT_OPEN: usize = 8;
 
 /// The health of one endpoint. The default is an endpoint without attempts.
@@ -69,9 +62,17 @@ pub struct EndpointHealth {
     /// When the first of them was late.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub late_since: Option<Timestamp>,
-    /// Consecutive failures to respond, see [`is_unresponsive`].
+    /// Consecutive failures to respond, see [`is_unresponsive`]. While the breaker is open, every
+    /// failure counts.
     #[serde(default, rename = "failures")]
     pub consecutive_failures: u32,
+    /// When the latest probe started, or the breaker opened. `None` while the breaker is closed, or
+    /// if an earlier version opened it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub probed_at: Option<Timestamp>,
+    /// The number of probes since the breaker opened.
+    #[serde(default, rename = "probes")]
+    pub probe_count: u32,
     /// The time of the first failure since the latest success.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failing_since: Option<Timestamp>,
@@ -107,8 +108,10 @@ impl FailureCounts {
         let Some(kind) = observation.failure else {
             return Self::default();
         };
-        // A fast error status delays no other delivery and does not count towards the breaker.
-        let consecutive = if is_unresponsive(kind) {
+        // A fast error status delays no other delivery and does not count towards the breaker. It
+        // does not close the breaker either: what waits would be sent in vain.
+        let is_open = self.consecutive >= FAILURE_THRESHOLD;
+        let consecutive = if is_open || is_unresponsive(kind) {
             self.consecutive.saturating_add(1)
         } else {
             0
@@ -131,6 +134,43 @@ pub enum DispatchMode {
     Queued,
 }
 
+/// The state of an endpoint, as users see it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HealthState {
+    /// No attempt was made yet.
+    Unknown,
+    /// Attempts succeed.
+    Healthy,
+    /// Attempts succeed, but take long.
+    Slow,
+    /// Every attempt since a time failed.
+    Failing,
+    /// The circuit breaker is open.
+    Unreachable,
+}
+
+impl HealthState {
+    /// Every state.
+    pub const ALL: [Self; 5] = [
+        Self::Unknown,
+        Self::Healthy,
+        Self::Slow,
+        Self::Failing,
+        Self::Unreachable,
+    ];
+
+    /// The name in the API.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Unknown => "unknown",
+            Self::Healthy => "healthy",
+            Self::Slow => "slow",
+            Self::Failing => "failing",
+            Self::Unreachable => "unreachable",
+        }
+    }
+}
+
 /// The part of an attempt's outcome that health depends on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Observation {
@@ -141,9 +181,9 @@ pub struct Observation {
 }
 
 impl EndpointHealth {
-    /// Decides how the first attempts are made.
+    /// Decides how the first attempts are made while the breaker is closed.
     pub fn dispatch_mode(&self, now: Timestamp) -> DispatchMode {
-        if self.slow || self.is_open() || self.is_often_late(now) {
+        if self.slow || self.is_often_late(now) {
             DispatchMode::Queued
         } else if self.has_succeeded {
             DispatchMode::Direct
@@ -152,14 +192,18 @@ impl EndpointHealth {
         }
     }
 
-    /// The state that the API shows: `healthy`, `slow` or `failing`.
-    pub fn label(&self) -> &'static str {
-        if self.is_open() || self.failing_since.is_some() {
-            "failing"
+    /// The state that users see.
+    pub fn state(&self) -> HealthState {
+        if self.is_open() {
+            HealthState::Unreachable
+        } else if self.failing_since.is_some() {
+            HealthState::Failing
         } else if self.slow {
-            "slow"
+            HealthState::Slow
+        } else if self.has_succeeded {
+            HealthState::Healthy
         } else {
-            "healthy"
+            HealthState::Unknown
         }
     }
 
@@ -193,7 +237,7 @@ impl EndpointHealth {
     }
 
     /// Whether the breaker is open.
-    pub fn is_open(&self) -> bool {
+    pub const fn is_open(&self) -> bool {
         self.consecutive_failures >= FAILURE_THRESHOLD
     }
 
@@ -213,6 +257,10 @@ impl EndpointHealth {
     /// The health after a batch has stopped waiting for a direct attempt, which is still open.
     #[must_use]
     pub fn observe_late(self, now: Timestamp) -> Self {
+        // A late probe does not say more than the open breaker.
+        if self.is_open() {
+            return self;
+        }
         let (late_since, earlier) = match self.late_since {
             Some(since) if now < since + LATE_WINDOW => (since, self.late_attempts),
             _ => (now, 0),
@@ -400,7 +448,12 @@ mod tests {
             ),
             (
                 &[FAST_OK, connect, dns, tls, connect, connect],
-                Queued,
+                Direct,
+                true,
+            ),
+            (
+                &[FAST_OK, connect, dns, tls, connect, connect, status],
+                Direct,
                 true,
             ),
             (
@@ -418,6 +471,32 @@ mod tests {
             let health = observe_all(observations);
             assert_eq!(health.dispatch_mode(at(100)), mode, "{observations:?}");
             assert_eq!(health.is_open(), is_open, "{observations:?}");
+        }
+    }
+
+    #[test]
+    fn state_follows_observations() {
+        let status = failed(FailureKind::Status);
+        let connect = failed(FailureKind::Connect);
+        for (observations, expected) in [
+            (&[][..], "unknown"),
+            (&[FAST_OK], "healthy"),
+            (&[SLOW_OK], "slow"),
+            (&[status], "failing"),
+            (&[FAST_OK, connect], "failing"),
+            (&[FAST_OK, connect, FAST_OK], "healthy"),
+            (&[connect; 5], "unreachable"),
+            (
+                &[connect, connect, connect, connect, connect, status],
+                "unreachable",
+            ),
+            (
+                &[connect, connect, connect, connect, connect, FAST_OK],
+                "healthy",
+            ),
+        ] {
+            let state = observe_all(observations).state();
+            assert_eq!(state.as_str(), expected, "{observations:?}");
         }
     }
 
@@ -535,6 +614,11 @@ mod tests {
             assert_eq!(health.dispatch_mode(at(late_at + 1_000)), then, "{late_at}");
         }
         assert_eq!(health.dispatch_mode(at(100 + DAY)), DispatchMode::Direct);
+        let open = EndpointHealth {
+            consecutive_failures: FAILURE_THRESHOLD,
+            ..health
+        };
+        assert_eq!(open.observe_late(at(100 + DAY)), open);
         let next_day = health.observe_late(at(100 + DAY));
         assert_eq!(next_day.late_attempts, 1);
     }

@@ -114,7 +114,7 @@ struct HealthResponse {
 impl From<&EndpointHealth> for HealthResponse {
     fn from(health: &EndpointHealth) -> Self {
         Self {
-            state: health.label(),
+            state: health.state().as_str(),
             failing_since: health.failing_since.map(Timestamp::to_rfc3339),
             last_failure: health.last_failure,
             first_success_after_failure_at: health

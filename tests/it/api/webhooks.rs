@@ -195,7 +195,7 @@ fn created_webhook() -> Value {
         "signed": false,
         "disabled_reason": null,
         "health": {
-            "state": "healthy",
+            "state": "unknown",
             "failing_since": null,
             "last_failure": null,
             "first_success_after_failure_at": null,

@@ -16,10 +16,10 @@ use nano_webhooks_core::{
 };
 
 use crate::support::{
-    accounts::account,
     metrics::collect_metrics,
     retry_fixture::{RetryFixture, START},
     stream::{dispatch_batch, insert_record, job_image},
+    webhooks::put_health,
 };
 
 /// A hanging endpoint delays one batch once; its other deliveries go to the queue.
@@ -61,55 +61,6 @@ async fn count_attempted(fixture: &RetryFixture, webhook: WebhookId) -> usize {
     deliveries.len()
 }
 
-/// Failures to respond open the breaker, and a success from the queue closes it.
-#[tokio::test]
-async fn success_closes_breaker() {
-    let fixture = RetryFixture::new("1s,1s,1s,1s,1s,1s").await;
-    let webhook = fixture.subscribe("/hang").await;
-    fixture.end_jobs(1, 1).await;
-    for _ in 0..4 {
-        fixture.clock.advance(Duration::from_secs(2));
-        fixture.retry(&fixture.timer().message).await;
-    }
-    assert!(fixture.health(webhook).await.is_open());
-    assert_eq!(
-        collect_metrics(&fixture.dispatcher).get("BreakersOpened"),
-        Some(&1.0)
-    );
-    let timer = fixture.timer();
-    fixture.clock.advance(Duration::from_secs(2));
-    // The endpoint recovers: another receiver responds at its address.
-    let mut healed = fixture
-        .tables
-        .items_under("ACCOUNT#")
-        .await
-        .into_iter()
-        .find(|item| item.contains_key("url"))
-        .unwrap();
-    healed.insert(
-        "url".into(),
-        aws_sdk_dynamodb::types::AttributeValue::S(fixture.receiver.url("/ok")),
-    );
-    fixture
-        .tables
-        .client
-        .put_item()
-        .table_name(&fixture.tables.names.webhooks)
-        .set_item(Some(healed))
-        .send()
-        .await
-        .unwrap();
-    fixture.retry(&timer.message).await;
-    let health = fixture.health(webhook).await;
-    assert!(!health.is_open() && !health.slow && health.has_succeeded);
-    let counted = collect_metrics(&fixture.dispatcher);
-    assert_eq!(
-        (counted.get("BreakersClosed"), counted.get("BreakersOpened")),
-        (Some(&1.0), None)
-    );
-    assert_eq!(fixture.only(webhook).await.state, DeliveryState::Delivered);
-}
-
 /// Concurrent failures open the breaker once.
 #[tokio::test]
 async fn concurrent_failures_open_breaker_once() {
@@ -145,13 +96,7 @@ async fn earlier_success_closes_breaker() {
         has_succeeded: true,
         ..EndpointHealth::default()
     };
-    fixture
-        .tables
-        .store
-        .webhooks()
-        .put_health(&account("acme"), webhook, &well)
-        .await
-        .unwrap();
+    put_health(&fixture.tables, webhook, &well).await;
     let patient = Timeouts {
         connect: Duration::from_secs(10),
         total: Duration::from_secs(10),
@@ -186,29 +131,25 @@ async fn earlier_success_closes_breaker() {
 async fn full_endpoint_defers_delivery() {
     let fixture = RetryFixture::new("1s").await;
     let webhook = fixture.subscribe("/hang").await;
-    let open = EndpointHealth {
+    let slow = EndpointHealth {
         has_succeeded: true,
         slow: true,
-        consecutive_failures: 5,
         ..EndpointHealth::default()
     };
-    fixture
-        .tables
-        .store
-        .webhooks()
-        .put_health(&account("acme"), webhook, &open)
-        .await
-        .unwrap();
-    fixture.end_jobs(1, 12).await;
+    put_health(&fixture.tables, webhook, &slow).await;
+    fixture.end_jobs(1, 36).await;
     let timers = fixture.tables.timers();
     futures_util::future::join_all(timers.iter().map(|timer| fixture.retry(&timer.message))).await;
-    let (tried, put_off): (Vec<_>, Vec<_>) = fixture
+    let (tried, deferred): (Vec<_>, Vec<_>) = fixture
         .deliveries(webhook)
         .await
         .into_iter()
         .partition(|delivery| delivery.attempt_count == 1);
-    assert_eq!((tried.len(), put_off.len(), fixture.requests()), (8, 4, 8));
-    for delivery in put_off {
+    assert_eq!(
+        (tried.len(), deferred.len(), fixture.requests()),
+        (32, 4, 32)
+    );
+    for delivery in deferred {
         let DeliveryState::Pending(due) = delivery.state else {
             panic!()
         };
@@ -217,5 +158,5 @@ async fn full_endpoint_defers_delivery() {
             "{due:?}"
         );
     }
-    assert_eq!(fixture.tables.timers().len(), 12);
+    assert_eq!(fixture.tables.timers().len(), 36);
 }

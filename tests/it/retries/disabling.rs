@@ -13,6 +13,7 @@ use crate::support::{
     accounts::account,
     metrics::collect_metrics,
     retry_fixture::{RetryFixture, START},
+    webhooks::put_health,
 };
 
 /// A 410 disables the webhook at once and pauses its deliveries.
@@ -63,18 +64,11 @@ async fn response_of_old_url_is_ignored() {
         .await
         .unwrap()
         .unwrap();
-    store
-        .webhooks()
-        .put_health(
-            &account("acme"),
-            webhook,
-            &EndpointHealth {
-                consecutive_failures: 9,
-                ..EndpointHealth::default()
-            },
-        )
-        .await
-        .unwrap();
+    let open = EndpointHealth {
+        consecutive_failures: 9,
+        ..EndpointHealth::default()
+    };
+    put_health(&fixture.tables, webhook, &open).await;
     let moved = WebhookUpdate {
         url: Some(EndpointUrl::parse(&fixture.receiver.url("/ok")).unwrap()),
         ..WebhookUpdate::default()
@@ -196,11 +190,7 @@ async fn success_prevents_disabling() {
         failed_attempts: 10,
         ..EndpointHealth::default()
     };
-    let webhooks = fixture.tables.store.webhooks();
-    webhooks
-        .put_health(&account("acme"), saved, &failing)
-        .await
-        .unwrap();
+    put_health(&fixture.tables, saved, &failing).await;
     fixture.end_jobs(1, 1).await;
     let health = fixture.health(saved).await;
     assert_eq!(

@@ -8,8 +8,8 @@ use nano_webhooks_core::{
 };
 
 use crate::support::{
-    accounts::account,
     retry_fixture::{RetryFixture, START},
+    webhooks::put_health,
 };
 
 /// A manual retry of a paused delivery that fails continues on the schedule.
@@ -46,19 +46,13 @@ async fn paused_delivery_continues_on_schedule() {
 async fn enabling_resumes_paused_deliveries() {
     let fixture = RetryFixture::new("1h").await;
     let webhook = fixture.subscribe("/ok").await;
-    let store = &fixture.tables.store;
-    let open = EndpointHealth {
+    let slow = EndpointHealth {
         has_succeeded: true,
         slow: true,
-        consecutive_failures: 9,
         failing_since: Some(START),
         ..EndpointHealth::default()
     };
-    store
-        .webhooks()
-        .put_health(&account("acme"), webhook, &open)
-        .await
-        .unwrap();
+    put_health(&fixture.tables, webhook, &slow).await;
     fixture.end_jobs(1, 3).await;
     fixture.set_status(webhook, WebhookStatus::Disabled).await;
     for timer in fixture.tables.timers() {

@@ -2,6 +2,7 @@
 
 pub mod accounts;
 pub mod app;
+pub mod breaker_fixture;
 pub mod client;
 pub mod cost_fixture;
 pub mod engine;

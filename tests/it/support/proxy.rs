@@ -169,7 +169,8 @@ impl Proxy {
         });
     }
 
-    /// Injects a fault into all updates and transactions of items in these partitions, until the next call.
+    /// Injects a fault into all updates and transactions of items in these partitions, until the
+    /// next call.
     pub fn set_partition_fault(&self, partitions: &[&str], fault: PartitionFault) {
         let partitions = partitions.iter();
         *self.partitions.lock().unwrap() = partitions

@@ -76,6 +76,7 @@ impl Received {
 /// - `/hang/…`: no response
 /// - `/drip/…`: a body that never ends
 /// - `/large/…`: a body of 1 MiB
+/// - `/dead/…`: no response until the release, then status 200
 /// - `/held/…`: a response to the first request after its release, none to later requests
 /// - any other path: status 200
 #[derive(Clone)]
@@ -111,7 +112,7 @@ impl Receiver {
         self.count.send_replace(0);
     }
 
-    /// Releases the response to the held request.
+    /// Releases the response to the held request, and revives the dead endpoint.
     pub fn release(&self) {
         self.released.send_replace(true);
     }
@@ -168,7 +169,8 @@ async fn receive(
                 .unwrap();
             "ok".into_response()
         }
-        Some("hang" | "held") => std::future::pending().await,
+        Some("dead") if *receiver.released.borrow() => "ok".into_response(),
+        Some("dead" | "hang" | "held") => std::future::pending().await,
         Some("drip") => {
             let drops = futures_util::stream::unfold((), async |()| {
                 tokio::time::sleep(Duration::from_millis(50)).await;

@@ -2,10 +2,14 @@
 
 use nano_webhooks::{
     clock::Clock,
-    store::webhooks::{CreateOutcome, NewWebhook},
+    store::{
+        key_schema,
+        webhooks::{CreateOutcome, NewWebhook},
+    },
 };
 use nano_webhooks_core::{
-    endpoint_url::EndpointUrl, event_type::EventTypes, secret::Secret, webhook::WebhookId,
+    delivery::endpoint_health::EndpointHealth, endpoint_url::EndpointUrl, event_type::EventTypes,
+    secret::Secret, webhook::WebhookId,
 };
 
 use crate::support::{accounts::account, tables::TestTables};
@@ -42,4 +46,20 @@ pub async fn subscribe_to(
         CreateOutcome::Webhook(webhook) => webhook.id,
         other => panic!("{other:?}"),
     }
+}
+
+/// Stores the health of an endpoint of `acme` as earlier versions did: without a revision, and
+/// without a marker if the breaker is open.
+pub async fn put_health(tables: &TestTables, webhook: WebhookId, health: &EndpointHealth) {
+    let mut item = key_schema::health(&account("acme"), webhook).into_item();
+    let fields: nano_webhooks::store::Item = serde_dynamo::to_item(health).unwrap();
+    item.extend(fields);
+    tables
+        .client
+        .put_item()
+        .table_name(&tables.names.webhooks)
+        .set_item(Some(item))
+        .send()
+        .await
+        .unwrap();
 }

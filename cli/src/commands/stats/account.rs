@@ -122,8 +122,7 @@ impl WebhookStats {
             "status": webhook.status.as_str(),
             "disabled_reason": metadata.disabled_reason,
             "health": {
-                "state": health.label(),
-                "breaker_open": health.is_open(),
+                "state": health.state().as_str(),
                 "failing_since": health.failing_since.map(Timestamp::to_rfc3339),
                 "first_success_after_failure_at": first_success.map(Timestamp::to_rfc3339),
                 "last_failure": health.last_failure,
@@ -174,12 +173,7 @@ impl WebhookStats {
             Some(kind) => format!(", last failure {}", kind.as_str()),
             None => String::new(),
         };
-        let breaker = if health.is_open() {
-            ", circuit breaker open"
-        } else {
-            ""
-        };
-        format!("{}{since}{failure}{breaker}", health.label())
+        format!("{}{since}{failure}", health.state().as_str())
     }
 }
 
