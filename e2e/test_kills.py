@@ -1,18 +1,21 @@
-"""Repeated SIGKILL under load, with a receiver that fails a third of the requests: no event is
-lost.
+"""Repeated SIGKILL under load, with a receiver that fails a third of the requests or with an
+endpoint whose circuit breaker is open: no event is lost.
 """
 
 import collections
+import contextlib
 import hashlib
 import random
+import socket
 import threading
 import time
 
 import botocore.exceptions
 
-from support import wait_until
+from support import Receiver, wait_until
 
 JOBS = 500
+WAITING_JOBS = 120  # for an endpoint that does not respond; they are resumed at 5 per second
 KILLS = 6
 PACE = 0.03  # seconds between two jobs
 SCHEDULE = "200ms,500ms,1s,2s,2s,2s,2s,2s,2s,2s"
@@ -50,15 +53,16 @@ class FlakyReceiver:
 class JobWriter(threading.Thread):
     """Writes jobs at a steady pace, and repeats each write until it is acknowledged."""
 
-    def __init__(self, service):
+    def __init__(self, service, jobs):
         super().__init__(daemon=True)
         self.service = service
+        self.jobs = jobs
         self.acknowledged = []
         self.repeated_writes = 0
 
     def run(self):
         started = time.monotonic()
-        for number in range(JOBS):
+        for number in range(self.jobs):
             time.sleep(max(0, started + number * PACE - time.monotonic()))
             self.write(f"job-{number:03}")
 
@@ -87,7 +91,7 @@ def test_kills_under_load_lose_no_event(start, receiver, tmp_path, capsys):
     receiver.respond("/hook", flaky)
     service = start(*options)
     webhook = service.api.subscribe(f"{receiver.url}/hook")
-    writer = JobWriter(service)
+    writer = JobWriter(service, JOBS)
     writer.start()
 
     kills, start_seconds = [], []
@@ -154,3 +158,55 @@ def test_kills_under_load_lose_no_event(start, receiver, tmp_path, capsys):
     for event, count in repeats.items():
         allowed = sum(event in in_flight for in_flight in in_flight_by_kill)
         assert count <= allowed, f"{event} was repeated without a kill"
+
+
+def test_kills_with_open_breaker_lose_no_event(start, tmp_path, capsys):
+    """The events of an endpoint that does not respond wait, and are resumed when it responds."""
+    options = ("--data-dir", str(tmp_path / "data"), "--retry-schedule", SCHEDULE)
+    service = start(*options)
+    reserved = socket.socket()  # refuses connections, because it does not listen
+    reserved.bind(("127.0.0.1", 0))
+    port = reserved.getsockname()[1]
+    webhook = service.api.subscribe(f"http://127.0.0.1:{port}/hook")
+    service.put_job("first", service.api.account)
+    list_rows = lambda **query: service.api.list_deliveries(webhook, limit=100, **query)
+    health = lambda: service.api.get(webhook)["health"]["state"]
+    is_waiting = lambda: health() == "unreachable" and not any(
+        row["next_attempt_at"] for row in list_rows(status="pending")
+    )
+    wait_until(is_waiting, "the first event waits")
+
+    writer = JobWriter(service, WAITING_JOBS)
+    writer.start()
+    for count in sorted(random.sample(range(5, WAITING_JOBS - 5), KILLS)):
+        wait_until(lambda: len(writer.acknowledged) >= count, f"{count} acknowledged jobs")
+        service.kill()
+        service = writer.service = start(*options)
+    writer.join(60)
+    expected = {"first", *writer.acknowledged}
+    assert len(expected) == WAITING_JOBS + 1
+    wait_until(lambda: len(list_rows()) == len(expected), "all events are in the log")
+    wait_until(is_waiting, "all events wait", 60)
+    rows = list_rows()
+    attempts = sum(row["attempt_count"] for row in rows)
+    reserved.close()
+    with contextlib.closing(Receiver(port=port)) as receiver:
+        # A manual retry is attempted at once, and its success closes the breaker.
+        assert service.api.retry(webhook, rows[0]["event_id"]).status == 202
+        receiver.wait_for("/hook")
+        wait_until(lambda: health() == "healthy", "the breaker is closed")
+        for count in (10, 30):  # the process dies before and during the resume
+            service.kill()
+            service = start(*options)
+            receiver.wait_for("/hook", count)
+        wait_until(lambda: not list_rows(status="pending"), "all events are delivered", 90)
+        received = collections.Counter(
+            request.json["task_id"] for request in receiver.requests_to("/hook")
+        )
+    assert {row["status"] for row in list_rows()} == {"delivered"}
+    assert set(received) == expected
+    with capsys.disabled():
+        print(
+            f"\n{len(expected)} waiting events, {KILLS + 2} kills: {attempts} attempts before the "
+            f"endpoint responds, {received.total() - len(expected)} repeats"
+        )
