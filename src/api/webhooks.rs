@@ -3,7 +3,7 @@
 mod requests;
 mod responses;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use axum::{
     Json,
@@ -21,6 +21,7 @@ use super::{
     state::AppState,
 };
 use crate::{
+    clock::Deadline,
     error_chain::error_chain,
     store::{
         resumes::ResumeJob,
@@ -38,6 +39,9 @@ use nano_webhooks_core::{
 pub(super) use requests::{CreateWebhookRequest, UpdateWebhookRequest};
 use requests::{IdempotencyKeyHeader, bind_idempotency_key, parse_idempotency_key};
 use responses::{DeleteWebhookResponse, WebhookDetailResponse, WebhookResponse};
+
+/// Limit of the first step of a resume, which the client waits for.
+const FIRST_STEP_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// List webhooks
 ///
@@ -220,7 +224,7 @@ pub(super) async fn update(
     if !outcome.is_applied() {
         return Err(webhook_not_found(webhook));
     }
-    if update.status == Some(WebhookStatus::Active) {
+    if update.resets_health() {
         start_resume(&state, &account, webhook, now).await;
     }
     let record = load_webhook(&state, &account, webhook).await?;
@@ -286,19 +290,21 @@ async fn check_target(state: &AppState, url: &EndpointUrl) -> Result<(), ApiErro
         .map_err(|error| ApiError::field("url", error.to_string()))
 }
 
-/// Runs the first step of sending the paused deliveries. The sweep runs the other steps, and this
-/// one too if it fails.
+/// Runs the first step of sending the paused deliveries. The scheduled job runs the other steps,
+/// and what is left of this one if it fails.
 async fn start_resume(state: &AppState, account: &AccountId, webhook: WebhookId, now: Timestamp) {
     let job = ResumeJob::new(account.clone(), webhook, now);
-    match state.store.resumes().run_step(&job, now).await {
-        Ok(due) => {
-            let retries = due.into_iter().map(ScheduledRetry::from).collect();
-            state.queue.schedule(retries, now).await;
-        }
-        Err(error) => tracing::warn!(
+    let deadline = Deadline::from_now(FIRST_STEP_TIMEOUT);
+    let mut due = Vec::new();
+    let resumes = state.store.resumes();
+    let step = resumes.run_step(&job, now, deadline, &mut due).await;
+    let retries = due.into_iter().map(ScheduledRetry::from).collect();
+    state.queue.schedule(retries, now).await;
+    if let Err(error) = step {
+        tracing::warn!(
             account = account.as_str(), %webhook, error = error_chain(&error),
-            "Could not resume paused deliveries; the sweep will resume them"
-        ),
+            "Could not resume paused deliveries; they are resumed within a minute"
+        );
     }
 }
 

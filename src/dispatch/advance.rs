@@ -178,7 +178,12 @@ impl Advancer<'_> {
         let now = self.clock.now();
         match job {
             Job::Resume(resume) => {
-                due.extend(self.store.resumes().run_step(resume, now).await?);
+                let resumes = self.store.resumes();
+                resumes.run_step(resume, now, deadline, due).await?;
+                Ok(None)
+            }
+            Job::Probe(probe) => {
+                due.extend(self.store.probes().run_step(probe, now).await?);
                 Ok(None)
             }
             Job::Replay { key, reads_left } => {
@@ -191,10 +196,6 @@ impl Advancer<'_> {
                 }
                 let key = key.clone();
                 Ok(Some(Job::Replay { key, reads_left }))
-            }
-            Job::Probe(probe) => {
-                due.extend(self.store.probes().run_step(probe, now).await?);
-                Ok(None)
             }
         }
     }

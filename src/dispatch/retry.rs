@@ -48,6 +48,13 @@ pub(super) struct RetryWorker<'a> {
     pub prober: Prober<'a>,
 }
 
+/// Whether an attempt may be made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Availability {
+    Available,
+    Paused,
+}
+
 impl RetryWorker<'_> {
     /// Makes the attempt that a message asks for, if the message is not stale. Afterwards the
     /// message can be deleted: the delivery is settled, or due later with a message or the sweep to
@@ -75,16 +82,7 @@ impl RetryWorker<'_> {
             }
             Err(error) => return Err(error),
         };
-        if record.webhook.status == WebhookStatus::Disabled {
-            let leases = self.store.leases();
-            leases
-                .pause(key, message.attempt_count, now, self.retention)
-                .await?;
-            return Ok(());
-        }
-        if BreakerDecision::new(&record.health, now) == BreakerDecision::Wait
-            && self.wait_for_endpoint(message, now).await?.is_applied()
-        {
+        if self.pause_if_unavailable(message, &record, now).await? == Availability::Paused {
             return Ok(());
         }
         let decrypted = self
@@ -117,16 +115,33 @@ impl RetryWorker<'_> {
         }
     }
 
-    /// Pauses a delivery until its endpoint responds again. The condition fails for a manual retry.
-    async fn wait_for_endpoint(
+    /// Pauses the delivery if its webhook is disabled, or if its endpoint is unreachable and is not
+    /// to be probed now.
+    async fn pause_if_unavailable(
         self,
         message: &RetryMessage,
+        record: &WebhookRecord,
         now: Timestamp,
-    ) -> Result<WriteOutcome> {
+    ) -> Result<Availability> {
+        let RetryMessage { key, attempt_count } = message;
         let leases = self.store.leases();
-        leases
-            .wait_for_endpoint(&message.key, message.attempt_count, now, self.retention)
-            .await
+        if record.webhook.status == WebhookStatus::Disabled {
+            leases
+                .pause(key, *attempt_count, now, self.retention)
+                .await?;
+            return Ok(Availability::Paused);
+        }
+        if BreakerDecision::new(&record.health, now) != BreakerDecision::Wait {
+            return Ok(Availability::Available);
+        }
+        let paused = leases
+            .wait_for_endpoint(key, *attempt_count, now, self.retention)
+            .await?;
+        match paused {
+            WriteOutcome::Applied => Ok(Availability::Paused),
+            // The message is stale, or the attempt is a manual retry, which is made nevertheless.
+            WriteOutcome::ConditionFailed => Ok(Availability::Available),
+        }
     }
 
     /// Pauses a delivery whose webhook cannot be read, until an operator has repaired the webhook

@@ -50,16 +50,12 @@ pub(super) async fn list_due_markers(
     collect_markers(query, partition, limit).await
 }
 
-/// The marker of a webhook whose paused deliveries are resumed from `now` on.
-pub(super) fn resume_item(account: &AccountId, webhook: WebhookId, now: Timestamp) -> Item {
-    let mut item = key_schema::pending_resume(account, webhook).into_item();
-    item.insert(STARTED_AT.to_owned(), attr_n(now.as_unix_millis()));
-    item
-}
-
 /// Marks a webhook whose paused deliveries are resumed from `now` on.
 pub(super) fn put_resume(account: &AccountId, webhook: WebhookId, now: Timestamp) -> PutBuilder {
-    Put::builder().set_item(Some(resume_item(account, webhook, now)))
+    let key = key_schema::pending_resume(account, webhook);
+    Put::builder()
+        .set_item(Some(key.into_item()))
+        .item(STARTED_AT, attr_n(now.as_unix_millis()))
 }
 
 /// Marks an endpoint whose breaker is open, unless it is marked. Its next probe is due at `now`.

@@ -205,6 +205,7 @@ impl Replays<'_> {
             self.clear_active_marker(key).await?;
             return Ok(ReplayProgress::Settled);
         };
+        let target = record.as_ref().map(ReplayTarget::from);
         let stepper = ReplayStepper {
             webhooks_table: self.webhooks_table,
             deliveries_table: self.deliveries_table,
@@ -212,7 +213,7 @@ impl Replays<'_> {
             replay: &replay,
             now,
         };
-        match decide_step(&replay, record.as_ref().map(ReplayTarget::from), now) {
+        match decide_step(&replay, target, now) {
             ReplayStep::Continue => stepper.run(limit, deadline, scheduled).await,
             ReplayStep::Wait => Ok(ReplayProgress::Settled),
             ReplayStep::Finish => {

@@ -12,12 +12,12 @@ use super::{
     error::Result,
     item::{Item, attr_n, attr_s, text},
     key_schema,
-    markers::{STARTED_AT, list_markers, mark_open_breaker, resume_item},
+    markers::{self, STARTED_AT, list_markers, mark_open_breaker},
     paused::{self, PausedDelivery},
     table_client::{TableClient, WriteOutcome},
     webhooks::{WebhookRecord, Webhooks},
 };
-use crate::concurrency;
+use crate::{clock::Deadline, concurrency};
 use nano_webhooks_core::{
     account_id::AccountId,
     delivery::{DeliveryKey, lease, status::DeliveryStatus},
@@ -36,6 +36,14 @@ const RESCAN_WINDOW: Duration = Duration::from_mins(2);
 
 /// The attribute of a marker: the delivery that was read last.
 const CURSOR: &str = "after";
+/// The attribute of a marker with a cursor: when the present pass over the paused deliveries
+/// started.
+const PASS_STARTED_AT: &str = "pass_started_at";
+/// The attribute of a marker: until when deliveries are scheduled. The next ones follow it.
+const SCHEDULED_UNTIL: &str = "scheduled_until";
+/// How far ahead a resume schedules deliveries. A step waits until fewer are scheduled, so that
+/// repeated steps keep the pace.
+const MAX_SCHEDULED_AHEAD: Duration = Duration::from_mins(2);
 
 /// A webhook whose paused deliveries are resumed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,6 +53,8 @@ pub struct ResumeJob {
     /// The webhook.
     pub webhook: WebhookId,
     started_at: Timestamp,
+    pass_started_at: Option<Timestamp>,
+    scheduled_until: Option<Timestamp>,
     cursor: Option<EventId>,
 }
 
@@ -55,6 +65,8 @@ impl ResumeJob {
             account,
             webhook,
             started_at: now,
+            pass_started_at: None,
+            scheduled_until: None,
             cursor: None,
         }
     }
@@ -65,23 +77,28 @@ impl ResumeJob {
 enum ResumeStep {
     /// Schedule the next deliveries.
     Continue,
-    /// End it: the webhook was deleted, or it is disabled and will start another resume.
+    /// Leave it as it is: it is ahead of its pace.
+    Wait,
+    /// End it: the webhook is disabled, and enabling it starts another resume.
     End,
     /// End it: the breaker is open, and a success will start another resume.
     EndAndProbe,
 }
 
 impl ResumeStep {
-    fn new(record: Option<&WebhookRecord>) -> Self {
-        match record {
-            Some(record) if record.webhook.status == WebhookStatus::Active => {
-                if record.health.is_open() {
-                    Self::EndAndProbe
-                } else {
-                    Self::Continue
-                }
-            }
-            Some(_) | None => Self::End,
+    fn new(record: Option<&WebhookRecord>, scheduled_until: Timestamp, now: Timestamp) -> Self {
+        let Some(record) = record else {
+            // The deliveries of a deleted webhook are cancelled when they are due.
+            return Self::Continue;
+        };
+        if record.webhook.status == WebhookStatus::Disabled {
+            Self::End
+        } else if record.health.is_open() {
+            Self::EndAndProbe
+        } else if scheduled_until > now + MAX_SCHEDULED_AHEAD {
+            Self::Wait
+        } else {
+            Self::Continue
         }
     }
 }
@@ -117,8 +134,10 @@ impl Resumes<'_> {
         let markers = list_markers(self.webhooks_table, key_schema::PENDING_RESUMES, limit).await?;
         let mut jobs = Vec::with_capacity(markers.len());
         for marker in markers {
-            if let Some(started_at) = parse_started_at(&marker.item) {
+            if let Some(started_at) = parse_time(&marker.item, STARTED_AT) {
                 jobs.push(ResumeJob {
+                    pass_started_at: parse_time(&marker.item, PASS_STARTED_AT),
+                    scheduled_until: parse_time(&marker.item, SCHEDULED_UNTIL),
                     cursor: text(&marker.item, CURSOR).and_then(EventId::parse),
                     account: marker.account,
                     webhook: marker.webhook,
@@ -137,29 +156,41 @@ impl Resumes<'_> {
 
     /// Starts the resume job of a webhook, or restarts it.
     pub async fn start(self, job: &ResumeJob) -> Result<()> {
-        let marker = resume_item(&job.account, job.webhook, job.started_at);
-        self.webhooks_table.put(marker).await
+        let marker = markers::put_resume(&job.account, job.webhook, job.started_at);
+        self.webhooks_table.put_if(marker).await?;
+        Ok(())
     }
 
-    /// Schedules the next paused deliveries of a webhook and returns them.
-    pub async fn run_step(self, job: &ResumeJob, now: Timestamp) -> Result<Vec<DueDelivery>> {
+    /// Schedules the next paused deliveries of a webhook, until the deadline. Adds to `scheduled`
+    /// what is due, also if the step fails later.
+    pub async fn run_step(
+        self,
+        job: &ResumeJob,
+        now: Timestamp,
+        deadline: Deadline,
+        scheduled: &mut Vec<DueDelivery>,
+    ) -> Result<()> {
         let record = self.webhooks.get_record(&job.account, job.webhook).await?;
-        match ResumeStep::new(record.as_ref()) {
-            ResumeStep::Continue => self.schedule_page(job, now).await,
-            ResumeStep::End => {
-                self.end(job).await?;
-                Ok(Vec::new())
-            }
+        let scheduled_until = job.scheduled_until.unwrap_or(now);
+        match ResumeStep::new(record.as_ref(), scheduled_until, now) {
+            ResumeStep::Continue => self.schedule_page(job, now, deadline, scheduled).await,
+            ResumeStep::Wait => Ok(()),
+            ResumeStep::End => self.end(job).await,
             ResumeStep::EndAndProbe => {
                 // An earlier version may have opened the breaker.
                 mark_open_breaker(self.webhooks_table, &job.account, job.webhook, now).await?;
-                self.end(job).await?;
-                Ok(Vec::new())
+                self.end(job).await
             }
         }
     }
 
-    async fn schedule_page(self, job: &ResumeJob, now: Timestamp) -> Result<Vec<DueDelivery>> {
+    async fn schedule_page(
+        self,
+        job: &ResumeJob,
+        now: Timestamp,
+        deadline: Deadline,
+        scheduled: &mut Vec<DueDelivery>,
+    ) -> Result<()> {
         let filter = DeliveryFilter {
             status: Some(DeliveryStatus::Pending),
             event: None,
@@ -167,7 +198,7 @@ impl Resumes<'_> {
             limit: STEP_SIZE,
         };
         let page = self.log.list(&job.account, job.webhook, &filter).await?;
-        let mut due_at = now;
+        let mut due_at = now.max(job.scheduled_until.unwrap_or(now));
         let mut paused = Vec::new();
         for summary in page.deliveries {
             if summary.row.next_attempt_at.is_some() {
@@ -186,25 +217,52 @@ impl Resumes<'_> {
         }
         let outcomes = concurrency::map_concurrent(paused, SCHEDULE_CONCURRENCY, |paused| {
             let (delivery, due_at) = paused;
-            paused::schedule(self.deliveries_table, delivery, due_at, now)
+            self.schedule(delivery, due_at, now, deadline)
         });
-        let mut scheduled = Vec::new();
+        let mut step = Ok(());
         for outcome in outcomes.await {
-            scheduled.extend(outcome?);
+            match outcome {
+                Ok(due) => scheduled.extend(due),
+                Err(error) => step = Err(error),
+            }
         }
-        self.save_progress(job, page.next, now).await?;
-        Ok(scheduled)
+        step?;
+        if deadline.remaining().is_zero() {
+            // The next step reads the page again and finds what is still paused.
+            return Ok(());
+        }
+        self.save_progress(job, page.next, due_at, now).await
     }
 
-    /// Saves the cursor. After the last page, the job restarts until the rescan window has passed,
-    /// and then ends. A marker that was deleted or replaced since stays as it is.
+    async fn schedule(
+        self,
+        delivery: PausedDelivery,
+        due_at: Timestamp,
+        now: Timestamp,
+        deadline: Deadline,
+    ) -> Result<Option<DueDelivery>> {
+        if deadline.remaining().is_zero() {
+            return Ok(None);
+        }
+        paused::schedule(self.deliveries_table, delivery, due_at, now).await
+    }
+
+    /// Saves the cursor. After the last page, the job ends if this pass started after the rescan
+    /// window, and reads the deliveries again if not. A marker that was deleted or replaced since
+    /// stays as it is.
     async fn save_progress(
         self,
         job: &ResumeJob,
         next: Option<EventId>,
+        scheduled_until: Timestamp,
         now: Timestamp,
     ) -> Result<()> {
-        if next.is_none() && job.started_at + RESCAN_WINDOW <= now {
+        let pass_started_at = if job.cursor.is_some() {
+            job.pass_started_at.unwrap_or(job.started_at)
+        } else {
+            now
+        };
+        if next.is_none() && job.started_at + RESCAN_WINDOW <= pass_started_at {
             return self.end(job).await;
         }
         let update = self
@@ -213,12 +271,16 @@ impl Resumes<'_> {
             .condition_expression("#started = :started")
             .expression_attribute_names("#started", STARTED_AT)
             .expression_attribute_names("#after", CURSOR)
+            .expression_attribute_names("#until", SCHEDULED_UNTIL)
+            .expression_attribute_values(":until", attr_n(scheduled_until.as_unix_millis()))
             .expression_attribute_values(":started", attr_n(job.started_at.as_unix_millis()));
         let update = match next {
             Some(cursor) => update
-                .update_expression("SET #after = :after")
+                .update_expression("SET #until = :until, #after = :after, #pass = :pass")
+                .expression_attribute_names("#pass", PASS_STARTED_AT)
+                .expression_attribute_values(":pass", attr_n(pass_started_at.as_unix_millis()))
                 .expression_attribute_values(":after", attr_s(cursor.as_str())),
-            None => update.update_expression("REMOVE #after"),
+            None => update.update_expression("SET #until = :until REMOVE #after"),
         };
         WriteOutcome::from_response(update.send().await)?;
         Ok(())
@@ -235,7 +297,7 @@ impl Resumes<'_> {
     }
 }
 
-fn parse_started_at(marker: &Item) -> Option<Timestamp> {
-    let millis = marker.get(STARTED_AT)?.as_n().ok()?.parse().ok()?;
+fn parse_time(marker: &Item, attribute: &str) -> Option<Timestamp> {
+    let millis = marker.get(attribute)?.as_n().ok()?.parse().ok()?;
     Some(Timestamp::from_millis(millis))
 }
