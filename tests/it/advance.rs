@@ -1,6 +1,6 @@
 //! Resumes and replays: each advances every minute, whatever happens to the others.
 
-use std::collections::HashSet;
+use std::{collections::HashSet, time::Duration};
 
 use nano_webhooks::{
     dispatch::Dispatcher,
@@ -18,8 +18,9 @@ use crate::support::{
 async fn due_times(fixture: &SweepFixture, account: &str) -> Vec<i64> {
     let mut times = Vec::new();
     for item in fixture.pending_items(account).await {
-        let due_at = item["next_attempt_at"].as_n().unwrap();
-        times.push(due_at.parse().unwrap());
+        if let Some(due_at) = item.get("next_attempt_at") {
+            times.push(due_at.as_n().unwrap().parse().unwrap());
+        }
     }
     times.sort_unstable();
     times
@@ -129,4 +130,46 @@ async fn sweep_sends_rejected_messages_of_replay() {
     sqs.set_mode(SqsMode::Accept);
     assert_eq!(dispatcher.sweep(deadline()).await.unwrap(), 20);
     assert_eq!(sqs.message_count(), 20);
+}
+
+/// A delivery that is paused while a long resume runs, behind what the resume has read, is resumed
+/// too. The job ends after a pass that began two minutes after its start.
+#[tokio::test]
+async fn delivery_paused_during_resume_is_resumed() {
+    let fixture = SweepFixture::new().await;
+    fixture.add_paused("acme", 0..650).await;
+    fixture.start_resume("acme").await;
+    assert_eq!(fixture.advance().await, 300);
+    fixture.add_paused("acme", 650..651).await;
+    let mut steps = 1;
+    while !fixture.tables().items_under("RESUME").await.is_empty() {
+        fixture.pass(Duration::from_mins(1));
+        fixture.advance().await;
+        steps += 1;
+        assert!(steps < 10, "the resume ends");
+    }
+    assert_eq!(due_times(&fixture, "acme").await.len(), 651);
+}
+
+/// A resume that Lambda runs twice at once keeps its pace, and waits when two minutes are scheduled.
+#[tokio::test]
+async fn repeated_resume_keeps_pace() {
+    let fixture = SweepFixture::new().await;
+    fixture.add_paused("acme", 0..1_200).await;
+    fixture.start_resume("acme").await;
+    let mut scheduled = 0;
+    loop {
+        let step = fixture.advance().await;
+        if step == 0 {
+            break;
+        }
+        scheduled += step;
+    }
+    assert_eq!(scheduled, 900, "up to a step beyond two minutes");
+    let times = due_times(&fixture, "acme").await;
+    for pair in times.windows(2) {
+        assert_eq!(pair[1] - pair[0], 200);
+    }
+    fixture.pass(Duration::from_mins(2));
+    assert_eq!(fixture.advance().await, 300);
 }

@@ -3,6 +3,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
+    ops::Range,
     time::Duration,
 };
 
@@ -14,6 +15,7 @@ use nano_webhooks::{
     store::{
         self, Item,
         replays::{CreateReplayOutcome, Replay, ReplayFilter, ReplayKey},
+        resumes::ResumeJob,
     },
 };
 use nano_webhooks_core::{replay::ReplayId, timestamp::Timestamp, webhook::WebhookId};
@@ -101,13 +103,37 @@ impl SweepFixture {
         subscribe(self.tables(), account, "https://example.com/", None).await;
         let mut items = Vec::with_capacity(count);
         for number in 0..count {
-            let mut item = self.delivery(account, number, "failed");
-            for name in ["next_attempt_at", "sweep_at", "due_shard"] {
-                item.remove(name);
-            }
-            items.push(item);
+            items.push(self.idle_delivery(account, number, "failed"));
         }
         self.write(items).await;
+    }
+
+    /// Writes paused deliveries of webhook 1 of an account. Later numbers are newer.
+    pub async fn add_paused(&self, account: &str, numbers: Range<usize>) {
+        let items = numbers.map(|number| self.idle_delivery(account, number, "pending"));
+        self.write(items.collect()).await;
+    }
+
+    /// Starts to resume the paused deliveries of webhook 1 of an account, which it subscribes.
+    pub async fn start_resume(&self, account: &str) {
+        subscribe(self.tables(), account, "https://example.com/", None).await;
+        let webhook = WebhookId::new(1).unwrap();
+        let job = ResumeJob::new(accounts::account(account), webhook, self.now());
+        self.dispatcher.store.resumes().start(&job).await.unwrap();
+    }
+
+    /// Moves the clock.
+    pub fn pass(&self, time: Duration) {
+        self.fixture.clock.advance(time);
+    }
+
+    /// A delivery that is not due.
+    fn idle_delivery(&self, account: &str, number: usize, status: &str) -> Item {
+        let mut item = self.delivery(account, number, status);
+        for name in ["next_attempt_at", "sweep_at", "due_shard"] {
+            item.remove(name);
+        }
+        item
     }
 
     /// A copy of the sample as a delivery of webhook 1 of an account.
