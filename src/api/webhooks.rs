@@ -260,14 +260,16 @@ pub(super) async fn delete(
     _: EmptyBody,
 ) -> Result<Json<SuccessResponse<DeleteWebhookResponse>>, ApiError> {
     let webhook = path.webhook;
-    let outcome = state.store.webhooks().delete(&account, webhook).await?;
+    let now = state.clock.now();
+    let webhooks = state.store.webhooks();
+    let outcome = webhooks.delete(&account, webhook, now).await?;
     if !outcome.is_applied() {
         return Err(webhook_not_found(webhook));
     }
     let cancelled = state
         .store
         .leases()
-        .cancel_pending(&account, webhook, state.clock.now(), state.retention)
+        .cancel_pending(&account, webhook, now, state.retention)
         .await;
     if let Err(error) = cancelled {
         // The request succeeded: the webhook is deleted, and a delivery that becomes due is

@@ -188,7 +188,14 @@ impl FirstAttempts<'_> {
                 unattempted: Unattempted::Queue,
             },
             BreakerDecision::Wait => wait,
-            BreakerDecision::Probe if !self.can_attempt(endpoint) => leave_to_queue,
+            // Without a marker, which an earlier version did not write, nothing else would be the
+            // probe.
+            BreakerDecision::Probe if !self.can_attempt(endpoint) => {
+                match record.health.probed_at {
+                    Some(_) => wait,
+                    None => leave_to_queue,
+                }
+            }
             BreakerDecision::Probe => match self.prober.acquire(account, record).await {
                 Ok(ProbeRight::Granted) => AttemptPlan {
                     mode: DispatchMode::Probe,

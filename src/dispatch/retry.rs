@@ -300,6 +300,7 @@ impl RetryWorker<'_> {
         if delivery.is_subscription_unknown() && !record.webhook.accepts(delivery.event_type) {
             settled.state = DeliveryState::Cancelled;
             settled.state_before_retry = None;
+            settled.replay = None;
             return Ok(Some(settled));
         }
         Ok(None)

@@ -5,6 +5,8 @@
 //! It ends by itself: the next one is granted when the time has come, whatever became of its
 //! holder.
 
+use std::time::Duration;
+
 use super::{
     delivery_log::{DeliveryFilter, DeliveryLog},
     due_index::DueDelivery,
@@ -178,7 +180,10 @@ impl Probes<'_> {
             .as_ref()
             .map(|record| (record.webhook.status, &record.health));
         match ProbeStep::new(state, now) {
-            ProbeStep::MakeDue => self.make_due(probe, now).await,
+            ProbeStep::MakeDue => {
+                let probe_count = record.map_or(0, |record| record.health.probe_count);
+                self.make_due(probe, now, probe_interval(probe_count)).await
+            }
             ProbeStep::Skip => Ok(None),
             ProbeStep::Resume => {
                 let resume = markers::put_resume(account, *webhook, now);
@@ -193,7 +198,13 @@ impl Probes<'_> {
         }
     }
 
-    async fn make_due(self, probe: &DueProbe, now: Timestamp) -> Result<Option<DueDelivery>> {
+    /// The next one is made due after `interval`, unless the worker acquires the right before.
+    async fn make_due(
+        self,
+        probe: &DueProbe,
+        now: Timestamp,
+        interval: Duration,
+    ) -> Result<Option<DueDelivery>> {
         let mut next = self.next_waiting(probe, probe.cursor.clone()).await?;
         if matches!(next, NextWaiting::None) && probe.cursor.is_some() {
             next = self.next_waiting(probe, None).await?;
@@ -202,11 +213,12 @@ impl Probes<'_> {
             NextWaiting::Found(delivery) => {
                 let event = delivery.key.event.clone();
                 let due = paused::schedule(self.deliveries_table, delivery, now, now).await?;
-                self.save_cursor(probe, &event).await?;
+                self.save_cursor(probe, &event, now + interval).await?;
                 Ok(due)
             }
             NextWaiting::ContinueAfter(event) => {
-                self.save_cursor(probe, &event).await?;
+                let next_probe_at = probe.next_probe_at;
+                self.save_cursor(probe, &event, next_probe_at).await?;
                 Ok(None)
             }
             NextWaiting::None => {
@@ -244,17 +256,25 @@ impl Probes<'_> {
         })
     }
 
-    async fn save_cursor(self, probe: &DueProbe, event: &EventId) -> Result<()> {
+    async fn save_cursor(
+        self,
+        probe: &DueProbe,
+        event: &EventId,
+        next_probe_at: Timestamp,
+    ) -> Result<()> {
         let response = self
             .webhooks_table
             .update(key_schema::open_breaker(&probe.account, probe.webhook))
-            .update_expression("SET #after = :after")
-            .condition_expression("attribute_exists(PK)")
+            .update_expression("SET #after = :after, #next = :next")
+            .condition_expression("#next = :seen")
             .expression_attribute_names("#after", CURSOR)
+            .expression_attribute_names("#next", NEXT_PROBE_AT)
             .expression_attribute_values(":after", attr_s(event.as_str()))
+            .expression_attribute_values(":next", attr_n(next_probe_at.as_unix_millis()))
+            .expression_attribute_values(":seen", attr_n(probe.next_probe_at.as_unix_millis()))
             .send()
             .await;
-        // Without a marker, the breaker has been closed.
+        // Otherwise the breaker was closed, or an event has been the probe.
         WriteOutcome::from_response(response)?;
         Ok(())
     }

@@ -9,6 +9,7 @@ use super::{
     creation::{AccountCounters, CreateConflict, CreateRequest, CreateRetry, IdempotencyKeyRow},
     deliveries::Deliveries,
     error::{Error, Result},
+    health::REVISION,
     item::{Item, attr_n, attr_s, from_item, text, to_attribute},
     key_schema, markers,
     rotation::{RotateOutcome, TooManyActiveSecrets, apply_rotation},
@@ -312,8 +313,14 @@ impl Webhooks<'_> {
         Ok(self.table.transact_write(writes).await?.into())
     }
 
-    /// Deletes a webhook, if it exists.
-    pub async fn delete(self, account: &AccountId, id: WebhookId) -> Result<WriteOutcome> {
+    /// Deletes a webhook, if it exists. Its paused deliveries are resumed, so that they become due
+    /// and are cancelled.
+    pub async fn delete(
+        self,
+        account: &AccountId,
+        id: WebhookId,
+        now: Timestamp,
+    ) -> Result<WriteOutcome> {
         let count = Update::builder()
             .update_expression("ADD webhooks :minus_one")
             .expression_attribute_values(":minus_one", attr_n(-1));
@@ -323,6 +330,8 @@ impl Webhooks<'_> {
             self.table.transact_delete(key_schema::health(account, id)),
             self.table
                 .transact_delete(key_schema::open_breaker(account, id)),
+            self.table
+                .transact_put(markers::put_resume(account, id, now)),
             self.table
                 .transact_update(key_schema::account_counters(account), count),
         ];
@@ -435,6 +444,8 @@ fn parse_record(id: WebhookId, item: Item) -> Result<WebhookRecord> {
 
 /// Health only limits how an endpoint is called, so an invalid item counts as unknown health.
 fn parse_health(account: &AccountId, webhook: WebhookId, item: Item) -> HealthRow {
+    // Kept if the rest cannot be read, so that the next write replaces the item.
+    let revision = stored_revision(&item).unwrap_or_default();
     from_item(item).unwrap_or_else(|error: Error| {
         tracing::error!(
             account = account.as_str(),
@@ -442,8 +453,15 @@ fn parse_health(account: &AccountId, webhook: WebhookId, item: Item) -> HealthRo
             error = error_chain(&error),
             "Ignored the stored endpoint health: it cannot be read"
         );
-        HealthRow::default()
+        HealthRow {
+            health: EndpointHealth::default(),
+            revision,
+        }
     })
+}
+
+fn stored_revision(item: &Item) -> Option<u64> {
+    item.get(REVISION)?.as_n().ok()?.parse().ok()
 }
 
 fn disable_if_active(webhook: &Webhook, reason: &str, now: Timestamp) -> UpdateBuilder {

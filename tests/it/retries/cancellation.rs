@@ -22,7 +22,7 @@ async fn deleted_webhook_cancels_deliveries() {
             .tables
             .store
             .webhooks()
-            .delete(&account("acme"), webhook)
+            .delete(&account("acme"), webhook, fixture.clock.now())
             .await
             .unwrap()
             .is_applied()
@@ -63,7 +63,7 @@ async fn attempt_in_flight_is_recorded_on_delete() {
     };
     store
         .webhooks()
-        .delete(&account("acme"), webhook)
+        .delete(&account("acme"), webhook, fixture.clock.now())
         .await
         .unwrap();
     store

@@ -92,7 +92,7 @@ async fn withdrawn_retry_restores_state() {
         .tables
         .store
         .webhooks()
-        .delete(&account("acme"), webhook)
+        .delete(&account("acme"), webhook, fixture.clock.now())
         .await
         .unwrap();
     fixture

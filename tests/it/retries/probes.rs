@@ -3,9 +3,10 @@
 
 use std::{collections::HashSet, time::Duration};
 
+use aws_sdk_dynamodb::types::AttributeValue;
 use nano_webhooks::{
     dispatch::Dispatcher,
-    store::{leases::ClaimOutcome, update::WebhookUpdate},
+    store::{key_schema, leases::ClaimOutcome, update::WebhookUpdate},
 };
 use nano_webhooks_core::{
     delivery::{
@@ -457,4 +458,52 @@ async fn paused_delivery_of_earlier_version_is_read() {
     opened.settle().await;
     let delivered = deliveries.get(&key).await.unwrap().unwrap();
     assert_eq!(delivered.state, DeliveryState::Delivered);
+}
+
+/// The waiting deliveries of a deleted webhook are cancelled, however many they are.
+#[tokio::test]
+async fn deleted_webhook_cancels_waiting_deliveries() {
+    let mut opened = BreakerFixture::open().await;
+    let webhook = opened.webhook;
+    let now = opened.fixture.clock.now();
+    let webhooks = opened.fixture.tables.store.webhooks();
+    let deleted = webhooks.delete(&account("acme"), webhook, now).await;
+    assert!(deleted.unwrap().is_applied());
+    opened.settle().await;
+    for delivery in opened.fixture.deliveries(webhook).await {
+        assert_eq!(delivery.state, DeliveryState::Cancelled);
+    }
+    assert_eq!(opened.fixture.requests(), 0);
+}
+
+/// A delivery that was made due as the probe, but is not attempted, is not followed by another one
+/// in each run.
+#[tokio::test]
+async fn due_probe_is_not_repeated_each_minute() {
+    let opened = BreakerFixture::open().await;
+    let waiting = opened.waiting().await;
+    opened.fixture.clock.advance(Duration::from_mins(1));
+    assert_eq!(opened.fixture.advance().await, 1);
+    for _ in 0..3 {
+        assert_eq!(opened.fixture.advance().await, 0);
+    }
+    assert_eq!(opened.waiting().await, waiting - 1);
+}
+
+/// Health that cannot be read is replaced by the next write.
+#[tokio::test]
+async fn unreadable_health_is_replaced() {
+    let fixture = RetryFixture::new("1h").await;
+    let webhook = fixture.subscribe("/status/500").await;
+    let mut item = key_schema::health(&account("acme"), webhook).into_item();
+    item.insert("revision".to_owned(), AttributeValue::N("7".to_owned()));
+    item.insert("failures".to_owned(), AttributeValue::S("many".to_owned()));
+    let put = fixture.tables.client.put_item();
+    put.table_name(&fixture.tables.names.webhooks)
+        .set_item(Some(item))
+        .send()
+        .await
+        .unwrap();
+    fixture.end_jobs(1, 1).await;
+    assert_eq!(fixture.health(webhook).await.failing_since, Some(START));
 }
