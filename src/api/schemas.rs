@@ -163,7 +163,8 @@ string_enum_schema!(
 string_enum_schema!(
     DeliveryStatusSchema,
     "DeliveryStatus",
-    "`pending`: another attempt follows; if the webhook is disabled, after it is enabled again. \
+    "`pending`: another attempt follows; if the webhook is disabled, after it is enabled again; \
+     if the endpoint is unreachable, when it responds again. \
      `delivered`: the endpoint responded with a 2xx status. `failed`: all attempts failed. \
      `cancelled`: the webhook was deleted, or does not subscribe to the event.",
     DeliveryStatus::ALL.map(DeliveryStatus::as_str)

@@ -58,7 +58,7 @@ pub struct DeliverySummaryResponse {
     #[schema(format = DateTime)]
     created_at: String,
     /// When the next attempt is due. `null` if the status is not `pending`, or if the delivery is
-    /// paused because its webhook is disabled.
+    /// paused because its webhook is disabled or its endpoint does not respond.
     #[schema(required, format = DateTime)]
     next_attempt_at: Option<String>,
     /// Why the latest attempt failed. `null` if it succeeded.
