@@ -11,6 +11,7 @@ use super::{
     key_schema,
     markers::{self, NEXT_PROBE_AT},
     table_client::{TableClient, WriteOutcome},
+    tables::REVISION,
     webhooks::WebhookRecord,
 };
 use nano_webhooks_core::{
@@ -22,9 +23,6 @@ use nano_webhooks_core::{
     timestamp::Timestamp,
     webhook::WebhookId,
 };
-
-/// The attribute that counts the writes of a health item.
-pub(super) const REVISION: &str = "revision";
 
 /// See [`Store::health`](super::Store::health).
 #[derive(Clone, Copy, Debug)]

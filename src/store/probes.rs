@@ -11,12 +11,12 @@ use super::{
     delivery_log::{DeliveryFilter, DeliveryLog},
     due_index::DueDelivery,
     error::Result,
-    health::REVISION,
     item::{attr_n, attr_s, text},
     key_schema,
     markers::{self, Marker, NEXT_PROBE_AT, list_due_markers},
     paused::{self, PausedDelivery},
     table_client::{TableClient, WriteOutcome},
+    tables::REVISION,
     webhooks::Webhooks,
 };
 use nano_webhooks_core::{

@@ -25,6 +25,8 @@ pub const SWEEP_AT: &str = "sweep_at";
 pub const STATE_KEY: &str = "state_key";
 /// The attribute of DynamoDB's TTL in both tables, in seconds since the epoch.
 pub const EXPIRES_AT: &str = "expires_at";
+/// The attribute that counts the writes of a health item.
+pub(super) const REVISION: &str = "revision";
 /// The attributes of a delivery that a list shows, except its keys. The payload is not among them.
 pub const SUMMARY_ATTRIBUTES: [&str; 7] = [
     "event",

@@ -9,7 +9,6 @@ use super::{
     creation::{AccountCounters, CreateConflict, CreateRequest, CreateRetry, IdempotencyKeyRow},
     deliveries::Deliveries,
     error::{Error, Result},
-    health::REVISION,
     item::{Item, attr_n, attr_s, from_item, text, to_attribute},
     key_schema, markers,
     rotation::{RotateOutcome, TooManyActiveSecrets, apply_rotation},
@@ -18,6 +17,7 @@ use super::{
         TRANSACTION_RETRY_LIMIT, TableClient, WriteOutcome, cancellation_reasons,
         sleep_with_backoff, too_many_conflicts,
     },
+    tables::REVISION,
     update::WebhookUpdate,
     webhook_row::WebhookRow,
 };
