@@ -114,6 +114,25 @@ async fn crash_in_step_counts_each_delivery_once() {
     }
 }
 
+/// The process dies at any update of a resume's step, before or after it is applied. The next run
+/// continues, and what had become due is found by the sweep.
+#[tokio::test]
+async fn crash_in_resume_step_loses_nothing() {
+    for fault in [Fault::CrashBefore, Fault::CrashAfter] {
+        for skip in [0, 7, 20] {
+            let fixture = SweepFixture::new().await;
+            fixture.add_paused("acme", 0..20).await;
+            fixture.start_resume("acme").await;
+            fixture.proxy.arm("UpdateItem", skip, fault);
+            let crashed = fixture.proxy.until_crash(Box::pin(fixture.advance()));
+            assert_eq!(crashed.await, None, "{fault:?} {skip}");
+            fixture.advance().await;
+            let due = due_times(&fixture, "acme").await;
+            assert_eq!(due.len(), 20, "{fault:?} {skip}");
+        }
+    }
+}
+
 /// SQS rejects the messages of a step. The next sweep sends them.
 #[tokio::test]
 async fn sweep_sends_rejected_messages_of_replay() {

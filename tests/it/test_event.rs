@@ -141,6 +141,9 @@ async fn accepted_test_ends_failing() {
         let record = webhooks.get_record(&acme, webhook).await.unwrap().unwrap();
         assert_eq!(record.health, expected, "webhook {id}");
     }
+    let resumes = app.tables.items_under("RESUME").await;
+    assert_eq!(resumes.len(), 1, "what waited is resumed");
+    assert_eq!(resumes[0]["SK"].as_s().unwrap(), "acme#1");
 }
 
 /// Sends a test event to an endpoint that hangs until the returned task is aborted.
