@@ -60,6 +60,7 @@ use due_index::DueIndex;
 use health::HealthItems;
 use holds::Holds;
 use leases::Leases;
+use paused::PausedDeliveries;
 use poison::Poison;
 use probes::Probes;
 use rate_limits::RateLimiter;
@@ -158,13 +159,16 @@ impl Store {
         )
     }
 
+    const fn paused_deliveries(&self) -> PausedDeliveries<'_> {
+        PausedDeliveries::new(&self.deliveries_table, self.delivery_log())
+    }
+
     /// Webhooks whose paused deliveries are resumed.
     pub const fn resumes(&self) -> Resumes<'_> {
         Resumes::new(
             &self.webhooks_table,
-            &self.deliveries_table,
             self.webhooks(),
-            self.delivery_log(),
+            self.paused_deliveries(),
         )
     }
 
@@ -172,9 +176,8 @@ impl Store {
     pub const fn probes(&self) -> Probes<'_> {
         Probes::new(
             &self.webhooks_table,
-            &self.deliveries_table,
             self.webhooks(),
-            self.delivery_log(),
+            self.paused_deliveries(),
         )
     }
 

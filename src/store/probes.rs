@@ -8,13 +8,12 @@
 use std::time::Duration;
 
 use super::{
-    delivery_log::{DeliveryFilter, DeliveryLog},
     due_index::DueDelivery,
     error::Result,
     item::{attr_n, attr_s, text},
     key_schema,
     markers::{self, Marker, NEXT_PROBE_AT, list_due_markers},
-    paused::{self, PausedDelivery},
+    paused::{PausedDeliveries, PausedDelivery},
     table_client::{TableClient, WriteOutcome},
     tables::REVISION,
     webhooks::Webhooks,
@@ -22,10 +21,8 @@ use super::{
 use nano_webhooks_core::{
     account_id::AccountId,
     delivery::{
-        DeliveryKey,
         breaker::{MAX_PROBE_INTERVAL, MIN_PROBE_INTERVAL, ProbeStep, probe_interval},
         endpoint_health::{EndpointHealth, FAILURE_THRESHOLD},
-        status::DeliveryStatus,
     },
     event::EventId,
     timestamp::Timestamp,
@@ -62,23 +59,20 @@ enum NextWaiting {
 #[derive(Clone, Copy, Debug)]
 pub struct Probes<'a> {
     webhooks_table: &'a TableClient,
-    deliveries_table: &'a TableClient,
     webhooks: Webhooks<'a>,
-    log: DeliveryLog<'a>,
+    paused: PausedDeliveries<'a>,
 }
 
 impl<'a> Probes<'a> {
     pub(super) const fn new(
         webhooks_table: &'a TableClient,
-        deliveries_table: &'a TableClient,
         webhooks: Webhooks<'a>,
-        log: DeliveryLog<'a>,
+        paused: PausedDeliveries<'a>,
     ) -> Self {
         Self {
             webhooks_table,
-            deliveries_table,
             webhooks,
-            log,
+            paused,
         }
     }
 }
@@ -198,7 +192,8 @@ impl Probes<'_> {
         }
     }
 
-    /// The next one is made due after `interval`, unless the worker acquires the right before.
+    /// Makes the next waiting delivery due. The one after it follows after `interval`, unless the
+    /// worker acquires the right to probe before.
     async fn make_due(
         self,
         probe: &DueProbe,
@@ -212,88 +207,63 @@ impl Probes<'_> {
         match next {
             NextWaiting::Found(delivery) => {
                 let event = delivery.key.event.clone();
-                let due = paused::schedule(self.deliveries_table, delivery, now, now).await?;
-                self.save_cursor(probe, &event, now + interval).await?;
+                let due = self.paused.schedule(delivery, now, now).await?;
+                self.save_progress(probe, Some(&event), now + interval)
+                    .await?;
                 Ok(due)
             }
             NextWaiting::ContinueAfter(event) => {
-                let next_probe_at = probe.next_probe_at;
-                self.save_cursor(probe, &event, next_probe_at).await?;
+                self.save_progress(probe, Some(&event), probe.next_probe_at)
+                    .await?;
                 Ok(None)
             }
             NextWaiting::None => {
-                self.postpone(probe, now + MAX_PROBE_INTERVAL).await?;
+                // An event that arrives until then may be the probe itself.
+                self.save_progress(probe, None, now + MAX_PROBE_INTERVAL)
+                    .await?;
                 Ok(None)
             }
         }
     }
 
     async fn next_waiting(self, probe: &DueProbe, after: Option<EventId>) -> Result<NextWaiting> {
-        let filter = DeliveryFilter {
-            status: Some(DeliveryStatus::Pending),
-            event: None,
-            after,
-            limit: PAGE_SIZE,
-        };
+        let DueProbe {
+            account, webhook, ..
+        } = probe;
         let page = self
-            .log
-            .list(&probe.account, probe.webhook, &filter)
+            .paused
+            .list(account, *webhook, after, PAGE_SIZE)
             .await?;
-        for summary in page.deliveries {
-            if summary.row.next_attempt_at.is_none() {
-                let key = DeliveryKey {
-                    account: probe.account.clone(),
-                    webhook: probe.webhook,
-                    event: summary.event_id,
-                };
-                let attempt_count = summary.row.attempt_count;
-                return Ok(NextWaiting::Found(PausedDelivery { key, attempt_count }));
-            }
-        }
-        Ok(match page.next {
-            Some(event) => NextWaiting::ContinueAfter(event),
-            None => NextWaiting::None,
+        Ok(match (page.deliveries.into_iter().next(), page.next) {
+            (Some(delivery), _) => NextWaiting::Found(delivery),
+            (None, Some(event)) => NextWaiting::ContinueAfter(event),
+            (None, None) => NextWaiting::None,
         })
     }
 
-    async fn save_cursor(
+    /// Saves where to look for the next waiting delivery, and when. `None`: from the newest one on.
+    async fn save_progress(
         self,
         probe: &DueProbe,
-        event: &EventId,
+        after: Option<&EventId>,
         next_probe_at: Timestamp,
     ) -> Result<()> {
-        let response = self
+        let update = self
             .webhooks_table
             .update(key_schema::open_breaker(&probe.account, probe.webhook))
-            .update_expression("SET #after = :after, #next = :next")
             .condition_expression("#next = :seen")
             .expression_attribute_names("#after", CURSOR)
             .expression_attribute_names("#next", NEXT_PROBE_AT)
-            .expression_attribute_values(":after", attr_s(event.as_str()))
             .expression_attribute_values(":next", attr_n(next_probe_at.as_unix_millis()))
-            .expression_attribute_values(":seen", attr_n(probe.next_probe_at.as_unix_millis()))
-            .send()
-            .await;
-        // Otherwise the breaker was closed, or an event has been the probe.
-        WriteOutcome::from_response(response)?;
-        Ok(())
-    }
-
-    /// Looks for a waiting delivery later, because none waits now. An event that arrives until then
-    /// may be the probe itself.
-    async fn postpone(self, probe: &DueProbe, next_probe_at: Timestamp) -> Result<()> {
-        let response = self
-            .webhooks_table
-            .update(key_schema::open_breaker(&probe.account, probe.webhook))
-            .update_expression("SET #next = :next REMOVE #after")
-            .condition_expression("#next = :seen")
-            .expression_attribute_names("#next", NEXT_PROBE_AT)
-            .expression_attribute_names("#after", CURSOR)
-            .expression_attribute_values(":next", attr_n(next_probe_at.as_unix_millis()))
-            .expression_attribute_values(":seen", attr_n(probe.next_probe_at.as_unix_millis()))
-            .send()
-            .await;
-        WriteOutcome::from_response(response)?;
+            .expression_attribute_values(":seen", attr_n(probe.next_probe_at.as_unix_millis()));
+        let update = match after {
+            Some(event) => update
+                .update_expression("SET #next = :next, #after = :after")
+                .expression_attribute_values(":after", attr_s(event.as_str())),
+            None => update.update_expression("SET #next = :next REMOVE #after"),
+        };
+        // The condition fails if the breaker was closed, or if an event has been the probe.
+        WriteOutcome::from_response(update.send().await)?;
         Ok(())
     }
 

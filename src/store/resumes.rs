@@ -7,20 +7,19 @@
 use std::time::Duration;
 
 use super::{
-    delivery_log::{DeliveryFilter, DeliveryLog},
     due_index::DueDelivery,
     error::Result,
     item::{Item, attr_n, attr_s, text},
     key_schema,
     markers::{self, STARTED_AT, list_markers, mark_open_breaker},
-    paused::{self, PausedDelivery},
+    paused::{PausedDeliveries, PausedDelivery},
     table_client::{TableClient, WriteOutcome},
     webhooks::{WebhookRecord, Webhooks},
 };
 use crate::{clock::Deadline, concurrency};
 use nano_webhooks_core::{
     account_id::AccountId,
-    delivery::{DeliveryKey, lease, status::DeliveryStatus},
+    delivery::lease,
     event::EventId,
     timestamp::Timestamp,
     webhook::{WebhookId, WebhookStatus},
@@ -107,23 +106,20 @@ impl ResumeStep {
 #[derive(Clone, Copy, Debug)]
 pub struct Resumes<'a> {
     webhooks_table: &'a TableClient,
-    deliveries_table: &'a TableClient,
     webhooks: Webhooks<'a>,
-    log: DeliveryLog<'a>,
+    paused: PausedDeliveries<'a>,
 }
 
 impl<'a> Resumes<'a> {
     pub(super) const fn new(
         webhooks_table: &'a TableClient,
-        deliveries_table: &'a TableClient,
         webhooks: Webhooks<'a>,
-        log: DeliveryLog<'a>,
+        paused: PausedDeliveries<'a>,
     ) -> Self {
         Self {
             webhooks_table,
-            deliveries_table,
             webhooks,
-            log,
+            paused,
         }
     }
 }
@@ -191,28 +187,15 @@ impl Resumes<'_> {
         deadline: Deadline,
         scheduled: &mut Vec<DueDelivery>,
     ) -> Result<()> {
-        let filter = DeliveryFilter {
-            status: Some(DeliveryStatus::Pending),
-            event: None,
-            after: job.cursor.clone(),
-            limit: STEP_SIZE,
-        };
-        let page = self.log.list(&job.account, job.webhook, &filter).await?;
+        let after = job.cursor.clone();
+        let page = self
+            .paused
+            .list(&job.account, job.webhook, after, STEP_SIZE);
+        let page = page.await?;
         let mut due_at = now.max(job.scheduled_until.unwrap_or(now));
-        let mut paused = Vec::new();
-        for summary in page.deliveries {
-            if summary.row.next_attempt_at.is_some() {
-                continue;
-            }
+        let mut paused = Vec::with_capacity(page.deliveries.len());
+        for delivery in page.deliveries {
             due_at = due_at + lease::PACING_INTERVAL;
-            let delivery = PausedDelivery {
-                key: DeliveryKey {
-                    account: job.account.clone(),
-                    webhook: job.webhook,
-                    event: summary.event_id,
-                },
-                attempt_count: summary.row.attempt_count,
-            };
             paused.push((delivery, due_at));
         }
         let outcomes = concurrency::map_concurrent(paused, SCHEDULE_CONCURRENCY, |paused| {
@@ -244,7 +227,7 @@ impl Resumes<'_> {
         if deadline.remaining().is_zero() {
             return Ok(None);
         }
-        paused::schedule(self.deliveries_table, delivery, due_at, now).await
+        self.paused.schedule(delivery, due_at, now).await
     }
 
     /// Saves the cursor. After the last page, the job ends if this pass started after the rescan

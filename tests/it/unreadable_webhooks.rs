@@ -110,7 +110,7 @@ async fn unreadable_webhook_is_stored_each_interval() {
     assert_eq!(fixture.stored().await.len(), 2);
 }
 
-/// Nobody knows the subscriptions of an unreadable webhook. They are applied after its repair.
+/// The subscriptions of an unreadable webhook are unknown. They are applied after the repair.
 #[tokio::test]
 async fn unsubscribed_event_is_cancelled_after_repair() {
     let fixture = PoisonFixture::new().await;
