@@ -73,7 +73,7 @@ use webhooks::Webhooks;
 
 pub use error::{Error, Result};
 pub use item::Item;
-pub use table_client::WriteOutcome;
+pub use table_client::{WriteOutcome, backoff_until, check_deadline};
 pub use tables::TableNames;
 
 /// The tables, and the client that reaches them. Clones share the client and the data keys.

@@ -15,7 +15,7 @@ use super::{
     query::ApiQuery,
     responses::{SuccessResponse, ok},
     state::AppState,
-    webhooks::{require_active_webhook, webhook_not_found},
+    webhooks::{load_active_webhook, webhook_not_found},
 };
 use nano_webhooks_core::delivery::{
     Delivery, DeliveryKey,
@@ -57,19 +57,10 @@ pub(super) async fn list(
 ) -> Result<Json<DeliveryListResponse>, ApiError> {
     let webhook = path.webhook;
     let filter = query.into_filter(webhook)?;
-    let is_deleted = state
-        .store
-        .webhooks()
-        .get_record(&account, webhook)
-        .await?
-        .is_none();
-    if is_deleted
-        && !state
-            .store
-            .webhooks()
-            .ever_existed(&account, webhook)
-            .await?
-    {
+    let webhooks = state.store.webhooks();
+    let record = webhooks.get_record(&account, webhook).await?;
+    let is_deleted = record.is_none();
+    if is_deleted && !webhooks.ever_existed(&account, webhook).await? {
         return Err(webhook_not_found(webhook));
     }
     let mut response = DeliveryListResponse {
@@ -80,13 +71,12 @@ pub(super) async fn list(
     if is_deleted && filter.status == Some(DeliveryStatus::Pending) {
         return Ok(Json(response));
     }
-    let page = state
-        .store
-        .delivery_log()
-        .list(&account, webhook, &filter)
+    let log = state.store.delivery_log();
+    let mut page = log.list(&account, webhook, &filter).await?;
+    log.read_wait_reasons(&account, webhook, &mut page.deliveries)
         .await?;
     for summary in page.deliveries {
-        let summary = DeliverySummaryResponse::from(summary).as_cancelled_if(is_deleted);
+        let summary = DeliverySummaryResponse::new(summary, record.as_ref());
         response.data.push(summary);
     }
     response.next_cursor = page.next.map(|event| format_cursor(webhook, &event));
@@ -124,8 +114,7 @@ pub(super) async fn get(
         event: path.event,
     };
     let delivery = load_delivery(&state, &key).await?;
-    let response = DeliveryResponse::from(&delivery).as_cancelled_if(webhook.is_none());
-    Ok(ok(response))
+    Ok(ok(DeliveryResponse::new(&delivery, webhook.as_ref())))
 }
 
 /// Retry a delivery
@@ -173,7 +162,7 @@ pub(super) async fn retry(
         event: path.event,
     };
     let delivery = load_delivery(&state, &key).await?;
-    require_active_webhook(&state, &key.account, key.webhook).await?;
+    let webhook = load_active_webhook(&state, &key.account, key.webhook).await?;
     let now = state.clock.now();
     let retried = state
         .store
@@ -186,7 +175,7 @@ pub(super) async fn retry(
                 key.event
             ))
         })?;
-    let response = DeliverySummaryResponse::from(&retried);
+    let response = DeliverySummaryResponse::from_delivery(&retried, Some(&webhook));
     let message = RetryMessage {
         key,
         attempt_count: retried.attempt_count,

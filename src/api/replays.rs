@@ -15,7 +15,7 @@ use super::{
     responses::{SuccessResponse, created, ok},
     schemas,
     state::AppState,
-    webhooks::require_active_webhook,
+    webhooks::load_active_webhook,
 };
 use crate::{
     clock::Deadline,
@@ -166,7 +166,7 @@ pub(super) async fn create(
 ) -> Result<Response, ApiError> {
     let now = state.clock.now();
     let replay = new_replay(&request, now)?;
-    require_active_webhook(&state, &account, path.webhook).await?;
+    load_active_webhook(&state, &account, path.webhook).await?;
     let key = ReplayKey {
         account,
         webhook: path.webhook,

@@ -12,7 +12,10 @@ use utoipa::{
 };
 
 use nano_webhooks_core::{
-    delivery::{endpoint_health::HealthState, failure::FailureKind, status::DeliveryStatus},
+    delivery::{
+        endpoint_health::HealthState, failure::FailureKind, status::DeliveryStatus,
+        wait_reason::WaitReason,
+    },
     endpoint_url::EndpointUrl,
     event_type::EventType,
     webhook::{WebhookId, WebhookStatus},
@@ -168,6 +171,15 @@ string_enum_schema!(
      `delivered`: the endpoint responded with a 2xx status. `failed`: all attempts failed. \
      `cancelled`: the webhook was deleted, or does not subscribe to the event.",
     DeliveryStatus::ALL.map(DeliveryStatus::as_str)
+);
+string_enum_schema!(
+    WaitReasonSchema,
+    "WaitReason",
+    "Why a pending delivery waits. `schedule`: until the next attempt of the retry schedule. \
+     `endpoint`: until the endpoint responds again. `webhook`: until the webhook is enabled. \
+     `rate`: until it is its turn, because deliveries to the endpoint are spaced in time. \
+     `secret`: until the webhook's secret can be decrypted.",
+    WaitReason::ALL.map(WaitReason::as_str)
 );
 string_enum_schema!(
     FailureKindSchema,

@@ -320,15 +320,15 @@ pub(super) async fn load_webhook(
     record.ok_or_else(|| webhook_not_found(webhook))
 }
 
-/// Returns 404 if the webhook does not exist, and 409 if it is disabled.
-pub(super) async fn require_active_webhook(
+/// Loads a webhook, or returns 404 if it does not exist, and 409 if it is disabled.
+pub(super) async fn load_active_webhook(
     state: &AppState,
     account: &AccountId,
     webhook: WebhookId,
-) -> Result<(), ApiError> {
+) -> Result<WebhookRecord, ApiError> {
     let record = load_webhook(state, account, webhook).await?;
     match record.webhook.status {
-        WebhookStatus::Active => Ok(()),
+        WebhookStatus::Active => Ok(record),
         WebhookStatus::Disabled => Err(ApiError::Conflict(format!(
             "Webhook {webhook} is disabled; enable it first"
         ))),

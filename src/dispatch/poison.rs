@@ -11,8 +11,7 @@ use crate::{
     error_chain::error_chain,
     metrics::{Counter, Metrics},
     store::{
-        Error, Result, Store,
-        deliveries::{backoff_until, check_deadline},
+        Error, Result, Store, backoff_until, check_deadline,
         poison::{NewPoisonRecord, PoisonWebhook},
     },
 };

@@ -12,8 +12,7 @@ use crate::{
     error_chain::error_chain,
     queue::RetryQueue,
     store::{
-        Error, Result, Store, WriteOutcome,
-        deliveries::{BATCH_WRITE, backoff_until, check_deadline},
+        Error, Result, Store, WriteOutcome, backoff_until, check_deadline, deliveries::BATCH_WRITE,
         leases::Lease,
     },
 };

@@ -5,18 +5,18 @@ use std::{
     time::Duration,
 };
 
-use aws_sdk_dynamodb::types::{KeysAndAttributes, Put, TransactWriteItem};
+use aws_sdk_dynamodb::types::{Put, TransactWriteItem};
 use http::header::CONTENT_LENGTH;
 use hyper::body::Bytes;
 use serde::Serialize;
 
 use super::{
     delivery_row::{DeliveryRow, parse_key, to_delivery_item, write_delivery},
-    error::{Error, Result},
+    error::Result,
     item::attr_n,
     item_writer::BorrowedItem,
     key_schema,
-    table_client::{TableClient, WriteOutcome, insert_if_absent, sleep_with_backoff},
+    table_client::{BATCH_GET, TableClient, WriteOutcome, insert_if_absent},
     tables::SWEEP_AT,
 };
 use crate::{clock::Deadline, concurrency};
@@ -25,8 +25,6 @@ use nano_webhooks_core::{
     timestamp::Timestamp,
 };
 
-/// The most keys that BatchGetItem accepts.
-const BATCH_GET: usize = 100;
 /// The most items that BatchWriteItem accepts.
 pub const BATCH_WRITE: usize = 25;
 /// How many BatchGetItem requests are in flight at the same time.
@@ -95,39 +93,9 @@ impl Deliveries<'_> {
         batch: &[DeliveryKey],
         deadline: Deadline,
     ) -> Result<Vec<DeliveryKey>> {
-        let keys = batch
-            .iter()
-            .map(|key| key_schema::delivery(key).into_item())
-            .collect();
-        let request = KeysAndAttributes::builder()
-            .set_keys(Some(keys))
-            .projection_expression("PK, SK")
-            .consistent_read(true)
-            .build()
-            .expect("the keys are set");
-        let mut unprocessed = HashMap::from([(self.table.name().to_owned(), request)]);
-        let mut found = Vec::new();
-        let mut retries = 0;
-        loop {
-            let response = self
-                .table
-                .client()
-                .batch_get_item()
-                .set_request_items(Some(unprocessed))
-                .send()
-                .await?;
-            for item in response.responses.into_iter().flatten() {
-                for item in item.1 {
-                    found.push(parse_key(&item)?);
-                }
-            }
-            unprocessed = response.unprocessed_keys.unwrap_or_default();
-            if unprocessed.is_empty() {
-                return Ok(found);
-            }
-            backoff_until(retries, deadline).await?;
-            retries += 1;
-        }
+        let keys = batch.iter().map(key_schema::delivery);
+        let items = self.table.batch_get(keys, "PK, SK", deadline).await?;
+        items.iter().map(parse_key).collect()
     }
 
     /// The recording of a delivery in a transaction.
@@ -223,21 +191,4 @@ impl Deliveries<'_> {
         }
         self.table.insert(item).await
     }
-}
-
-/// Waits before unprocessed items are requested again. Fails once the deadline has passed.
-pub async fn backoff_until(retries: u32, deadline: Deadline) -> Result<()> {
-    check_deadline(deadline)?;
-    sleep_with_backoff(retries).await;
-    Ok(())
-}
-
-/// Fails once the deadline has passed.
-pub fn check_deadline(deadline: Deadline) -> Result<()> {
-    if deadline.remaining().is_zero() {
-        return Err(Error::unavailable(
-            "items were left unprocessed until the deadline",
-        ));
-    }
-    Ok(())
 }

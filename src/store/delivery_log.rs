@@ -1,5 +1,7 @@
 //! The delivery log: a webhook's deliveries, the newest first.
 
+use std::{collections::HashMap, time::Duration};
+
 use aws_sdk_dynamodb::operation::query::{QueryOutput, builders::QueryFluentBuilder};
 use serde::Deserialize;
 
@@ -8,12 +10,15 @@ use super::{
     error::Result,
     item::{Item, attr_s, from_item},
     key_schema::{self, PrimaryKey},
-    table_client::TableClient,
+    table_client::{BATCH_GET, TableClient},
     tables::{STATE_INDEX, STATE_KEY, SUMMARY_ATTRIBUTES},
 };
+use crate::clock::Deadline;
 use nano_webhooks_core::{
     account_id::AccountId,
-    delivery::{failure::FailureKind, status::DeliveryStatus},
+    delivery::{
+        DeliveryKey, failure::FailureKind, status::DeliveryStatus, wait_reason::WaitReason,
+    },
     event::EventId,
     event_type::EventType,
     timestamp::Timestamp,
@@ -22,6 +27,8 @@ use nano_webhooks_core::{
 
 /// The most items that are read for a page, even if few of them match.
 const MAX_ITEMS_READ: usize = 500;
+/// How long unprocessed items of a page are read again.
+const READ_TIME_LIMIT: Duration = Duration::from_secs(2);
 
 /// Which deliveries to list.
 #[derive(Clone, Debug)]
@@ -62,9 +69,25 @@ pub struct DeliverySummaryRow {
     /// When the next attempt is due.
     #[serde(default)]
     pub next_attempt_at: Option<Timestamp>,
+    /// Why it waits, if its latest change stored a reason. Only
+    /// [`DeliveryLog::read_wait_reasons`] reads it.
+    #[serde(skip)]
+    pub waiting_for: Option<WaitReason>,
     /// Why the latest attempt failed.
     #[serde(default)]
     pub last_failure: Option<FailureKind>,
+}
+
+impl DeliverySummary {
+    /// Whether a reason to wait may be stored with the delivery.
+    fn may_have_wait_reason(&self) -> bool {
+        self.row.status == DeliveryStatus::Pending.as_str() && self.row.next_attempt_at.is_some()
+    }
+}
+
+#[derive(Deserialize)]
+struct WaitReasonRow {
+    waiting_for: Option<WaitReason>,
 }
 
 /// A page of the log.
@@ -168,6 +191,41 @@ impl DeliveryLog<'_> {
             deliveries,
             next: cursor,
         })
+    }
+
+    /// Reads why due deliveries wait. The state index does not have the reason, and its projection
+    /// cannot be changed.
+    pub async fn read_wait_reasons(
+        self,
+        account: &AccountId,
+        webhook: WebhookId,
+        deliveries: &mut [DeliverySummary],
+    ) -> Result<()> {
+        let deadline = Deadline::from_now(READ_TIME_LIMIT);
+        let mut waiting: Vec<_> = deliveries
+            .iter_mut()
+            .filter(|delivery| delivery.may_have_wait_reason())
+            .collect();
+        for batch in waiting.chunks_mut(BATCH_GET) {
+            let keys = batch.iter().map(|delivery| {
+                key_schema::delivery(&DeliveryKey {
+                    account: account.clone(),
+                    webhook,
+                    event: delivery.event_id.clone(),
+                })
+            });
+            let items = self.table.batch_get(keys, "PK, SK, waiting_for", deadline);
+            let mut reasons = HashMap::new();
+            for item in items.await? {
+                let event = parse_key(&item)?.event;
+                let row: WaitReasonRow = from_item(item)?;
+                reasons.insert(event, row.waiting_for);
+            }
+            for delivery in batch {
+                delivery.row.waiting_for = reasons.remove(&delivery.event_id).flatten();
+            }
+        }
+        Ok(())
     }
 
     async fn query_page(

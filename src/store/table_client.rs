@@ -1,6 +1,6 @@
 //! One DynamoDB table: the requests that the facades share.
 
-use std::time::Duration;
+use std::{collections::HashMap, time::Duration};
 
 use aws_sdk_dynamodb::{
     Client,
@@ -14,7 +14,7 @@ use aws_sdk_dynamodb::{
         update_item::builders::UpdateItemFluentBuilder,
     },
     types::{
-        CancellationReason, Delete, Put, TransactWriteItem, Update,
+        CancellationReason, Delete, KeysAndAttributes, Put, TransactWriteItem, Update,
         builders::{PutBuilder, UpdateBuilder},
     },
 };
@@ -30,6 +30,8 @@ use crate::{clock::Deadline, random};
 /// How long a transaction is retried while other requests change the same items. One of them
 /// succeeds in each round.
 pub(super) const TRANSACTION_RETRY_LIMIT: Duration = Duration::from_secs(5);
+/// The most keys that BatchGetItem accepts.
+pub(super) const BATCH_GET: usize = 100;
 /// The wait before the first retry; it doubles with each, up to 16 times this.
 const BASE_BACKOFF: Duration = Duration::from_millis(20);
 
@@ -150,6 +152,43 @@ impl TableClient {
         key: PrimaryKey,
     ) -> Result<Option<T>> {
         from_optional_item(self.get(key).await?)
+    }
+
+    /// Reads attributes of at most [`BATCH_GET`] items, strongly consistent. Items that do not exist
+    /// are left out. What DynamoDB leaves unprocessed is read again until the deadline.
+    pub(super) async fn batch_get(
+        &self,
+        keys: impl IntoIterator<Item = PrimaryKey>,
+        projection: &str,
+        deadline: Deadline,
+    ) -> Result<Vec<Item>> {
+        let keys = keys.into_iter().map(PrimaryKey::into_item).collect();
+        let request = KeysAndAttributes::builder()
+            .set_keys(Some(keys))
+            .projection_expression(projection)
+            .consistent_read(true)
+            .build()
+            .expect("the keys are set");
+        let mut unprocessed = HashMap::from([(self.name.clone(), request)]);
+        let mut found = Vec::new();
+        let mut retries = 0;
+        loop {
+            let response = self
+                .client
+                .batch_get_item()
+                .set_request_items(Some(unprocessed))
+                .send()
+                .await?;
+            for (_, items) in response.responses.into_iter().flatten() {
+                found.extend(items);
+            }
+            unprocessed = response.unprocessed_keys.unwrap_or_default();
+            if unprocessed.is_empty() {
+                return Ok(found);
+            }
+            backoff_until(retries, deadline).await?;
+            retries += 1;
+        }
     }
 
     /// Writes an item, whatever is there.
@@ -334,6 +373,23 @@ pub(super) fn without_retries() -> config::Builder {
 pub(super) async fn sleep_with_backoff(retries: u32) {
     let longest = BASE_BACKOFF * 2_u32.pow(retries.min(4));
     tokio::time::sleep(longest.mul_f64(random::unit_f64())).await;
+}
+
+/// Waits before unprocessed items are requested again. Fails once the deadline has passed.
+pub async fn backoff_until(retries: u32, deadline: Deadline) -> Result<()> {
+    check_deadline(deadline)?;
+    sleep_with_backoff(retries).await;
+    Ok(())
+}
+
+/// Fails once the deadline has passed.
+pub fn check_deadline(deadline: Deadline) -> Result<()> {
+    if deadline.remaining().is_zero() {
+        return Err(Error::unavailable(
+            "items were left unprocessed until the deadline",
+        ));
+    }
+    Ok(())
 }
 
 pub(super) fn too_many_conflicts() -> Error {

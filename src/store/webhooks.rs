@@ -24,7 +24,7 @@ use super::{
 use crate::{clock::Deadline, error_chain::error_chain};
 use nano_webhooks_core::{
     account_id::AccountId,
-    delivery::{Delivery, endpoint_health::EndpointHealth},
+    delivery::{Delivery, endpoint_health::EndpointHealth, wait_reason::WaitReason},
     secret::Secret,
     timestamp::Timestamp,
     webhook::{Webhook, WebhookId, WebhookStatus},
@@ -51,6 +51,17 @@ pub struct WebhookRecord {
     pub(super) health_revision: u64,
     /// What is shown of the webhook and decides nothing.
     pub metadata: WebhookMetadata,
+}
+
+impl WebhookRecord {
+    /// Why a pending delivery of the webhook waits. See [`WaitReason::explain`].
+    pub fn explain_wait(
+        &self,
+        next_attempt_at: Option<Timestamp>,
+        stored: Option<WaitReason>,
+    ) -> WaitReason {
+        WaitReason::explain(next_attempt_at, stored, self.webhook.status, &self.health)
+    }
 }
 
 /// A webhook whose item is invalid.

@@ -21,21 +21,18 @@ pub async fn show(args: ShowDeliveryArgs) -> anyhow::Result<()> {
     let store = open_store(&args.tables).await?;
     let delivery = find_delivery(&store, args.delivery).await?;
     let key = &delivery.key;
-    let is_deleted = store
-        .webhooks()
-        .get_record(&key.account, key.webhook)
-        .await?
-        .is_none();
+    let webhooks = store.webhooks();
+    let webhook = webhooks.get_record(&key.account, key.webhook).await?;
     let mut out = std::io::stdout();
     if args.json {
-        let response = DeliveryResponse::from(&delivery).as_cancelled_if(is_deleted);
+        let response = DeliveryResponse::new(&delivery, webhook.as_ref());
         writeln!(out, "{}", serde_json::to_string(&response)?)?;
     } else {
         let now = Clock::system().now();
         write!(
             out,
             "{}",
-            format::format_delivery(&delivery, is_deleted, now)
+            format::format_delivery(&delivery, webhook.as_ref(), now)
         )?;
     }
     Ok(())

@@ -5,13 +5,15 @@ use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
 use crate::{
-    api::schemas::{self, DeliveryStatusSchema, EventTypeSchema, FailureKindSchema},
-    store::delivery_log::DeliverySummary,
+    api::schemas::{
+        self, DeliveryStatusSchema, EventTypeSchema, FailureKindSchema, WaitReasonSchema,
+    },
+    store::{delivery_log::DeliverySummary, webhooks::WebhookRecord},
 };
 use nano_webhooks_core::{
     delivery::{
         Delivery, DeliveryState, attempt::Attempt, failure::FailureKind, status::DeliveryStatus,
-        timings::PhaseTimings,
+        timings::PhaseTimings, wait_reason::WaitReason,
     },
     event::{EventId, traceparent::Traceparent},
     event_type::EventType,
@@ -41,6 +43,7 @@ pub(crate) struct DeliveryListResponse {
     "attempt_count": 1,
     "created_at": "2024-12-23T10:00:00Z",
     "next_attempt_at": null,
+    "waiting_for": null,
     "last_failure": null,
 }))]
 pub struct DeliverySummaryResponse {
@@ -61,30 +64,20 @@ pub struct DeliverySummaryResponse {
     /// paused because its webhook is disabled or its endpoint does not respond.
     #[schema(required, format = DateTime)]
     next_attempt_at: Option<String>,
+    /// Why the delivery waits. `null` if the status is not `pending`.
+    #[schema(required, value_type = Option<WaitReasonSchema>)]
+    waiting_for: Option<&'static str>,
     /// Why the latest attempt failed. `null` if it succeeded.
     #[schema(required, value_type = Option<FailureKindSchema>)]
     last_failure: Option<FailureKind>,
 }
 
 impl DeliverySummaryResponse {
-    /// Shows a pending delivery as cancelled if its webhook was deleted. The delivery itself is
-    /// cancelled a while later.
-    #[must_use]
-    pub fn as_cancelled_if(self, is_webhook_deleted: bool) -> Self {
-        if is_webhook_deleted && self.status == DeliveryStatus::Pending.as_str() {
-            return Self {
-                status: DeliveryStatus::Cancelled.as_str().to_owned(),
-                next_attempt_at: None,
-                ..self
-            };
-        }
-        self
-    }
-}
-
-impl From<DeliverySummary> for DeliverySummaryResponse {
-    fn from(DeliverySummary { event_id, row }: DeliverySummary) -> Self {
-        Self {
+    /// The response for a delivery of `webhook`, which is `None` if it was deleted. Then a pending
+    /// delivery is shown as cancelled; the delivery itself is cancelled a while later.
+    pub fn new(summary: DeliverySummary, webhook: Option<&WebhookRecord>) -> Self {
+        let DeliverySummary { event_id, row } = summary;
+        let response = Self {
             event_id: event_id.to_string(),
             event: row.event,
             task_id: row.task_id,
@@ -92,26 +85,51 @@ impl From<DeliverySummary> for DeliverySummaryResponse {
             attempt_count: row.attempt_count,
             created_at: row.created_at.to_rfc3339(),
             next_attempt_at: row.next_attempt_at.map(Timestamp::to_rfc3339),
+            waiting_for: None,
             last_failure: row.last_failure,
-        }
+        };
+        response.explain_wait(webhook, row.next_attempt_at, row.waiting_for)
     }
-}
 
-impl From<&Delivery> for DeliverySummaryResponse {
-    fn from(delivery: &Delivery) -> Self {
+    /// Does the same for a delivery that was read as a whole.
+    pub fn from_delivery(delivery: &Delivery, webhook: Option<&WebhookRecord>) -> Self {
         let next_attempt_at = match delivery.state {
-            DeliveryState::Pending(due_at) => Some(due_at.to_rfc3339()),
+            DeliveryState::Pending(due_at) => Some(due_at),
             _ => None,
         };
-        Self {
+        let response = Self {
             event_id: delivery.key.event.to_string(),
             event: delivery.event_type.as_str().to_owned(),
             task_id: delivery.task_id.clone(),
             status: delivery.state.status().as_str().to_owned(),
             attempt_count: delivery.attempt_count,
             created_at: delivery.created_at.to_rfc3339(),
-            next_attempt_at,
+            next_attempt_at: next_attempt_at.map(Timestamp::to_rfc3339),
+            waiting_for: None,
             last_failure: delivery.attempts.last().and_then(|attempt| attempt.failure),
+        };
+        response.explain_wait(webhook, next_attempt_at, delivery.waiting_for)
+    }
+
+    fn explain_wait(
+        self,
+        webhook: Option<&WebhookRecord>,
+        next_attempt_at: Option<Timestamp>,
+        stored: Option<WaitReason>,
+    ) -> Self {
+        if self.status != DeliveryStatus::Pending.as_str() {
+            return self;
+        }
+        match webhook {
+            Some(webhook) => Self {
+                waiting_for: Some(webhook.explain_wait(next_attempt_at, stored).as_str()),
+                ..self
+            },
+            None => Self {
+                status: DeliveryStatus::Cancelled.as_str().to_owned(),
+                next_attempt_at: None,
+                ..self
+            },
         }
     }
 }
@@ -131,18 +149,8 @@ pub struct DeliveryResponse {
 }
 
 impl DeliveryResponse {
-    /// See [`DeliverySummaryResponse::as_cancelled_if`].
-    #[must_use]
-    pub fn as_cancelled_if(self, is_webhook_deleted: bool) -> Self {
-        Self {
-            summary: self.summary.as_cancelled_if(is_webhook_deleted),
-            ..self
-        }
-    }
-}
-
-impl From<&Delivery> for DeliveryResponse {
-    fn from(delivery: &Delivery) -> Self {
+    /// See [`DeliverySummaryResponse::new`].
+    pub fn new(delivery: &Delivery, webhook: Option<&WebhookRecord>) -> Self {
         let mut attempts = Vec::with_capacity(delivery.attempts.len());
         for attempt in &delivery.attempts {
             attempts.push(AttemptResponse::new(
@@ -153,7 +161,7 @@ impl From<&Delivery> for DeliveryResponse {
             ));
         }
         Self {
-            summary: DeliverySummaryResponse::from(delivery),
+            summary: DeliverySummaryResponse::from_delivery(delivery, webhook),
             payload: delivery.payload.to_string(),
             url: delivery.url.clone(),
             attempts,

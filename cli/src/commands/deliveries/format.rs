@@ -1,11 +1,15 @@
 //! Deliveries as text for a terminal.
 
-use std::fmt::{self, Write};
+use std::{
+    fmt::{self, Write},
+    sync::Arc,
+};
 
-use nano_webhooks::store::delivery_log::DeliverySummary;
+use nano_webhooks::store::{delivery_log::DeliverySummary, webhooks::WebhookRecord};
 use nano_webhooks_core::{
     delivery::{
         Delivery, DeliveryState, attempt::Attempt, status::DeliveryStatus, timings::PhaseTimings,
+        wait_reason::WaitReason,
     },
     timestamp::Timestamp,
     webhook::WebhookId,
@@ -16,7 +20,8 @@ use crate::terminal::{escape_for_terminal, format_relative, pluralize};
 /// A delivery in a list.
 pub struct ListedDelivery {
     pub webhook: WebhookId,
-    pub is_webhook_deleted: bool,
+    /// `None` if the webhook was deleted.
+    pub record: Option<Arc<WebhookRecord>>,
     pub summary: DeliverySummary,
 }
 
@@ -24,11 +29,13 @@ pub struct ListedDelivery {
 pub fn format_line(delivery: &ListedDelivery, now: Timestamp) -> String {
     let DeliverySummary { event_id, row } = &delivery.summary;
     let is_pending = row.status == DeliveryStatus::Pending.as_str();
-    let (status, next) = match row.next_attempt_at {
+    let (status, next) = match &delivery.record {
         _ if !is_pending => (row.status.as_str(), String::new()),
-        _ if delivery.is_webhook_deleted => (DeliveryStatus::Cancelled.as_str(), String::new()),
-        Some(time) => ("pending", format!(", next {}", format_relative(time, now))),
-        None => ("pending", ", paused".to_owned()),
+        None => (DeliveryStatus::Cancelled.as_str(), String::new()),
+        Some(webhook) => {
+            let reason = webhook.explain_wait(row.next_attempt_at, row.waiting_for);
+            ("pending", format_wait(row.next_attempt_at, reason, now))
+        }
     };
     let failure = match row.last_failure {
         Some(kind) => format!(", last failure {}", kind.as_str()),
@@ -47,20 +54,36 @@ pub fn format_line(delivery: &ListedDelivery, now: Timestamp) -> String {
     )
 }
 
-/// Formats a delivery with its attempts.
-pub fn format_delivery(delivery: &Delivery, is_webhook_deleted: bool, now: Timestamp) -> String {
+/// Formats when the next attempt is due, and what it waits for if that is not its time.
+fn format_wait(next_attempt_at: Option<Timestamp>, reason: WaitReason, now: Timestamp) -> String {
+    let next = match next_attempt_at {
+        Some(time) => format!(", next {}", format_relative(time, now)),
+        None => String::new(),
+    };
+    match reason {
+        WaitReason::Schedule => next,
+        reason => format!("{next}, waits for {}", reason.as_str()),
+    }
+}
+
+/// Formats a delivery with its attempts. `webhook` is `None` if it was deleted.
+pub fn format_delivery(
+    delivery: &Delivery,
+    webhook: Option<&WebhookRecord>,
+    now: Timestamp,
+) -> String {
     let mut text = String::new();
-    write_delivery(&mut text, delivery, is_webhook_deleted, now)
-        .expect("writing to a string succeeds");
+    write_delivery(&mut text, delivery, webhook, now).expect("writing to a string succeeds");
     text
 }
 
 fn write_delivery(
     out: &mut String,
     delivery: &Delivery,
-    is_webhook_deleted: bool,
+    webhook: Option<&WebhookRecord>,
     now: Timestamp,
 ) -> fmt::Result {
+    let reason = webhook.map(|webhook| explain_wait(delivery, webhook));
     let key = &delivery.key;
     let account = escape_for_terminal(key.account.as_str());
     writeln!(
@@ -80,10 +103,10 @@ fn write_delivery(
         "  payload   {}",
         escape_for_terminal(&delivery.payload)
     )?;
-    let status = describe_status(delivery, is_webhook_deleted);
+    let status = describe_status(delivery, webhook.is_none());
     let attempts = pluralize_attempts(delivery.attempt_count);
     writeln!(out, "  status    {status} after {attempts}")?;
-    let next_step = describe_next_step(delivery, is_webhook_deleted, now);
+    let next_step = describe_next_step(delivery, reason, now);
     writeln!(out, "  next      {next_step}")?;
     for attempt in &delivery.attempts {
         write_attempt(out, delivery, attempt, now)?;
@@ -101,20 +124,27 @@ const fn describe_status(delivery: &Delivery, is_webhook_deleted: bool) -> &'sta
     }
 }
 
-fn describe_next_step(delivery: &Delivery, is_webhook_deleted: bool, now: Timestamp) -> String {
+fn explain_wait(delivery: &Delivery, webhook: &WebhookRecord) -> WaitReason {
+    let next_attempt_at = match delivery.state {
+        DeliveryState::Pending(due_at) => Some(due_at),
+        _ => None,
+    };
+    webhook.explain_wait(next_attempt_at, delivery.waiting_for)
+}
+
+/// Describes what happens next. `reason` is why the delivery waits if it is pending, and `None` if
+/// its webhook was deleted.
+fn describe_next_step(delivery: &Delivery, reason: Option<WaitReason>, now: Timestamp) -> String {
     let next_step = match delivery.state {
         DeliveryState::Delivered => return "none: the endpoint accepted the event".to_owned(),
         DeliveryState::Failed => "none, unless it is retried or replayed".to_owned(),
         DeliveryState::Cancelled | DeliveryState::Pending(_) | DeliveryState::Paused
-            if is_webhook_deleted =>
+            if reason.is_none() =>
         {
             return "none: the webhook is deleted".to_owned();
         }
         DeliveryState::Cancelled => "none: the webhook does not subscribe to the event".to_owned(),
-        DeliveryState::Paused => format!(
-            "an attempt when webhook {} is enabled or can be read again",
-            delivery.key.webhook
-        ),
+        DeliveryState::Paused => "an attempt".to_owned(),
         DeliveryState::Pending(due_at) if due_at <= now => format!(
             "an attempt, due since {} or in flight",
             format_relative(due_at, now)
@@ -123,7 +153,21 @@ fn describe_next_step(delivery: &Delivery, is_webhook_deleted: bool, now: Timest
             format!("an attempt at {}", format_relative(due_at, now))
         }
     };
-    next_step + &describe_request(delivery)
+    next_step + describe_reason(delivery, reason) + &describe_request(delivery)
+}
+
+/// Says what a pending delivery waits for if it is not its time.
+fn describe_reason(delivery: &Delivery, reason: Option<WaitReason>) -> &'static str {
+    if delivery.state.status() != DeliveryStatus::Pending {
+        return "";
+    }
+    match reason {
+        Some(WaitReason::Endpoint) => " when the endpoint responds again",
+        Some(WaitReason::Webhook) => " when the webhook is enabled",
+        Some(WaitReason::Rate) => ", spaced in time from others to the endpoint",
+        Some(WaitReason::Secret) => " if the webhook's secret can be decrypted by then",
+        Some(WaitReason::Schedule) | None => "",
+    }
 }
 
 /// Says who requested the next attempt if it is not a scheduled one.
@@ -231,30 +275,52 @@ mod tests {
 
     #[test]
     fn next_step_depends_on_state() {
-        for (state, expected) in [
+        use WaitReason::{Endpoint, Rate, Schedule, Secret, Webhook};
+        for (state, reason, expected) in [
             (
                 pending(240_000),
+                Schedule,
                 "an attempt at 1970-01-01T00:04:00Z (in 4 min)",
             ),
             (
                 pending(-1000),
+                Schedule,
                 "an attempt, due since 1969-12-31T23:59:59Z (1 s ago) or in flight",
             ),
             (
+                pending(1000),
+                Secret,
+                "an attempt at 1970-01-01T00:00:01Z (in 1 s) if the webhook's secret can be \
+                 decrypted by then",
+            ),
+            (
                 DeliveryState::Paused,
-                "an attempt when webhook 3 is enabled or can be read again",
+                Webhook,
+                "an attempt when the webhook is enabled",
+            ),
+            (
+                DeliveryState::Paused,
+                Endpoint,
+                "an attempt when the endpoint responds again",
+            ),
+            (
+                DeliveryState::Paused,
+                Rate,
+                "an attempt, spaced in time from others to the endpoint",
             ),
             (
                 DeliveryState::Cancelled,
+                Schedule,
                 "none: the webhook does not subscribe to the event",
             ),
             (
                 DeliveryState::Failed,
+                Schedule,
                 "none, unless it is retried or replayed",
             ),
         ] {
             let delivery = delivery(state);
-            assert_eq!(describe_next_step(&delivery, false, NOW), expected);
+            assert_eq!(describe_next_step(&delivery, Some(reason), NOW), expected);
             assert_eq!(describe_status(&delivery, false), state.status().as_str());
         }
     }
@@ -280,7 +346,7 @@ mod tests {
             ),
         ] {
             let delivery = delivery(state);
-            assert_eq!(describe_next_step(&delivery, true, NOW), expected);
+            assert_eq!(describe_next_step(&delivery, None, NOW), expected);
             assert_eq!(describe_status(&delivery, true), status);
         }
     }
@@ -292,7 +358,7 @@ mod tests {
             ..delivery(pending(1000))
         };
         assert_eq!(
-            describe_next_step(&retried, false, NOW),
+            describe_next_step(&retried, Some(WaitReason::Schedule), NOW),
             "an attempt at 1970-01-01T00:00:01Z (in 1 s), requested by a manual retry (if it \
              fails: failed as before)"
         );
@@ -301,7 +367,7 @@ mod tests {
             ..retried
         };
         assert_eq!(
-            describe_next_step(&replayed, false, NOW),
+            describe_next_step(&replayed, Some(WaitReason::Schedule), NOW),
             "an attempt at 1970-01-01T00:00:01Z (in 1 s), requested by replay rpl_0123456789abcdef"
         );
     }

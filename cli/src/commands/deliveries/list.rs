@@ -1,6 +1,6 @@
 //! `deliveries list`: the newest deliveries of an account.
 
-use std::{cmp::Reverse, io::Write};
+use std::{cmp::Reverse, io::Write, sync::Arc};
 
 use anyhow::ensure;
 use nano_webhooks::{
@@ -10,6 +10,7 @@ use nano_webhooks::{
     store::{
         self, Store,
         delivery_log::{DeliveryFilter, DeliverySummary},
+        webhooks::WebhookRecord,
     },
 };
 use nano_webhooks_core::{
@@ -35,10 +36,11 @@ struct ListedDeliveryJson {
 }
 
 /// A webhook whose deliveries are listed.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 struct ListedWebhook {
     id: WebhookId,
-    is_deleted: bool,
+    /// `None` if it was deleted.
+    record: Option<Arc<WebhookRecord>>,
 }
 
 /// The newest deliveries to a webhook.
@@ -95,8 +97,7 @@ fn print(deliveries: Vec<ListedDelivery>, as_json: bool) -> anyhow::Result<()> {
         if as_json {
             let json = ListedDeliveryJson {
                 webhook_id: delivery.webhook.get(),
-                summary: DeliverySummaryResponse::from(delivery.summary)
-                    .as_cancelled_if(delivery.is_webhook_deleted),
+                summary: DeliverySummaryResponse::new(delivery.summary, delivery.record.as_deref()),
             };
             writeln!(out, "{}", serde_json::to_string(&json)?)?;
         } else {
@@ -115,17 +116,17 @@ async fn read_page(
 ) -> store::Result<WebhookPage> {
     let mut page = WebhookPage::default();
     // Pending deliveries of a deleted webhook count as cancelled, even if that is not stored yet.
-    if webhook.is_deleted && filter.status == Some(DeliveryStatus::Pending) {
+    if webhook.record.is_none() && filter.status == Some(DeliveryStatus::Pending) {
         return Ok(page);
     }
     for _ in 0..MAX_PAGES {
-        let log_page = store
-            .delivery_log()
-            .list(account, webhook.id, &filter)
+        let log = store.delivery_log();
+        let mut log_page = log.list(account, webhook.id, &filter).await?;
+        log.read_wait_reasons(account, webhook.id, &mut log_page.deliveries)
             .await?;
         filter.limit -= log_page.deliveries.len();
         for summary in log_page.deliveries {
-            page.deliveries.push(to_listed_delivery(webhook, summary));
+            page.deliveries.push(to_listed_delivery(&webhook, summary));
         }
         page.truncated = log_page.next.is_some();
         filter.after = log_page.next;
@@ -136,10 +137,10 @@ async fn read_page(
     Ok(page)
 }
 
-const fn to_listed_delivery(webhook: ListedWebhook, summary: DeliverySummary) -> ListedDelivery {
+fn to_listed_delivery(webhook: &ListedWebhook, summary: DeliverySummary) -> ListedDelivery {
     ListedDelivery {
         webhook: webhook.id,
-        is_webhook_deleted: webhook.is_deleted,
+        record: webhook.record.clone(),
         summary,
     }
 }
@@ -152,27 +153,25 @@ async fn resolve_webhooks(
     webhook: Option<WebhookId>,
 ) -> anyhow::Result<Vec<ListedWebhook>> {
     if let Some(id) = webhook {
-        let is_deleted = store.webhooks().get_record(account, id).await?.is_none();
+        let record = store.webhooks().get_record(account, id).await?;
         ensure!(
-            !is_deleted || store.webhooks().ever_existed(account, id).await?,
+            record.is_some() || store.webhooks().ever_existed(account, id).await?,
             "account {account} has no webhook {id}"
         );
-        return Ok(vec![ListedWebhook { id, is_deleted }]);
+        let record = record.map(Arc::new);
+        return Ok(vec![ListedWebhook { id, record }]);
     }
     let records = store.webhooks().list_records(account).await?;
-    let ids: Vec<_> = records
-        .into_iter()
-        .flatten()
-        .map(|record| record.webhook.id)
-        .collect();
+    let mut webhooks = Vec::with_capacity(records.len());
+    for record in records.into_iter().flatten() {
+        webhooks.push(ListedWebhook {
+            id: record.webhook.id,
+            record: Some(Arc::new(record)),
+        });
+    }
+    let ids: Vec<_> = webhooks.iter().map(|webhook| webhook.id).collect();
     print_webhooks(account, &ids)?;
-    Ok(ids
-        .into_iter()
-        .map(|id| ListedWebhook {
-            id,
-            is_deleted: false,
-        })
-        .collect())
+    Ok(webhooks)
 }
 
 fn print_webhooks(account: &AccountId, ids: &[WebhookId]) -> std::io::Result<()> {
