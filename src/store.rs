@@ -32,6 +32,7 @@ mod item_writer;
 pub mod key_schema;
 pub mod leases;
 mod markers;
+pub mod pace;
 mod paused;
 pub mod poison;
 pub mod probes;
@@ -60,6 +61,7 @@ use due_index::DueIndex;
 use health::HealthItems;
 use holds::Holds;
 use leases::Leases;
+use pace::Pace;
 use paused::PausedDeliveries;
 use poison::Poison;
 use probes::Probes;
@@ -123,6 +125,11 @@ impl Store {
     /// Writes of endpoint health. It is read with its webhook.
     pub const fn health(&self) -> HealthItems<'_> {
         HealthItems::new(&self.webhooks_table)
+    }
+
+    /// The slots of webhooks whose deliveries are spaced in time.
+    pub const fn pace(&self) -> Pace<'_> {
+        Pace::new(&self.webhooks_table)
     }
 
     /// Deliveries by key.

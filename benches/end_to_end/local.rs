@@ -173,6 +173,7 @@ impl Service {
             events: EventTypes::parse(["job.completed"]).expect("known events"),
             secret: None,
             description: None,
+            max_per_second: None,
         };
         let account = AccountId::parse(account).expect("a name");
         store

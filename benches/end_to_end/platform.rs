@@ -114,6 +114,7 @@ impl Platform {
             events: EventTypes::parse(["job.completed"]).expect("known events"),
             secret: Some(Secret::parse("my-secret-key".to_owned()).expect("a secret")),
             description: None,
+            max_per_second: None,
         };
         let account = AccountId::parse(account).expect("a name");
         let created = self

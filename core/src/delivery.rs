@@ -5,6 +5,7 @@ pub mod breaker;
 pub mod endpoint_health;
 pub mod failure;
 pub mod lease;
+pub mod pace;
 pub mod retry_after;
 pub mod schedule;
 pub mod scheduled_retry;
@@ -163,6 +164,19 @@ impl Delivery {
         self.state = DeliveryState::Pending(now + secret_backoff(self.deferrals, jitter));
         self.waiting_for = Some(WaitReason::Secret);
         self.deferrals = self.deferrals.saturating_add(1);
+    }
+
+    /// Defers the next attempt until its slot, because deliveries of the webhook are spaced in time.
+    /// Uses no attempt. A requested retry stays requested.
+    pub const fn wait_for_slot(&mut self, slot: Timestamp) {
+        self.state = DeliveryState::Pending(slot);
+        self.waiting_for = Some(WaitReason::Rate);
+        self.deferrals = 0;
+    }
+
+    /// Whether the next attempt has a slot, so that it is made when it is due.
+    pub const fn has_slot(&self) -> bool {
+        matches!(self.waiting_for, Some(WaitReason::Rate))
     }
 
     /// Pauses the delivery until its endpoint responds again. A requested retry stays requested.

@@ -3,6 +3,7 @@
 use std::{fmt, num::NonZeroU64};
 
 use crate::{
+    delivery::pace::MaxPerSecond,
     endpoint_url::EndpointUrl,
     event_type::{EventType, EventTypes},
 };
@@ -83,6 +84,8 @@ pub struct Webhook {
     pub events: EventTypes,
     /// Whether the webhook receives events.
     pub status: WebhookStatus,
+    /// The most attempts that start in a second; `None` if they are not spaced in time.
+    pub max_per_second: Option<MaxPerSecond>,
 }
 
 impl Webhook {
@@ -122,6 +125,7 @@ mod tests {
             url: EndpointUrl::parse("https://example.com/").unwrap(),
             events: EventTypes::parse(["job.failed"]).unwrap(),
             status: WebhookStatus::Active,
+            max_per_second: None,
         };
         assert!(webhook.accepts(EventType::JobFailed));
         assert!(!webhook.accepts(EventType::JobCompleted));

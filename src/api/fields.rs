@@ -5,6 +5,7 @@ use serde::{Deserialize, Deserializer, de::Error as _};
 use serde_json::Value;
 
 use nano_webhooks_core::{
+    delivery::pace::MaxPerSecond,
     endpoint_url::EndpointUrl,
     event_type::{EventType, EventTypes},
     secret::Secret,
@@ -122,6 +123,30 @@ pub(super) fn deserialize_description_update<'de, D: Deserializer<'de>>(
     from: D,
 ) -> Result<Option<Option<String>>, D::Error> {
     deserialize_description(from).map(Some)
+}
+
+/// `max_per_second`, where `null` means no limit.
+pub(super) fn deserialize_max_per_second<'de, D: Deserializer<'de>>(
+    from: D,
+) -> Result<Option<MaxPerSecond>, D::Error> {
+    let limit = match Value::deserialize(from)? {
+        Value::Null => return Ok(None),
+        Value::Number(number) => number.as_u64().and_then(MaxPerSecond::new),
+        _ => None,
+    };
+    match limit {
+        Some(limit) => Ok(Some(limit)),
+        None => Err(D::Error::custom(
+            "expected a whole number from 1 to 1000, or null",
+        )),
+    }
+}
+
+/// `max_per_second` of an update: `Some(None)` removes the limit.
+pub(super) fn deserialize_max_per_second_update<'de, D: Deserializer<'de>>(
+    from: D,
+) -> Result<Option<Option<MaxPerSecond>>, D::Error> {
+    deserialize_max_per_second(from).map(Some)
 }
 
 /// An event type.

@@ -7,14 +7,14 @@ use utoipa::{
     PartialSchema, ToSchema,
     openapi::{
         Array, ArrayBuilder, KnownFormat, Object, ObjectBuilder, Ref, RefOr, Schema, SchemaFormat,
-        Type,
+        Type, schema::SchemaType,
     },
 };
 
 use nano_webhooks_core::{
     delivery::{
-        endpoint_health::HealthState, failure::FailureKind, status::DeliveryStatus,
-        wait_reason::WaitReason,
+        endpoint_health::HealthState, failure::FailureKind, pace::MaxPerSecond,
+        status::DeliveryStatus, wait_reason::WaitReason,
     },
     endpoint_url::EndpointUrl,
     event_type::EventType,
@@ -62,6 +62,20 @@ pub(super) fn positive_integer() -> Object {
     ObjectBuilder::new()
         .schema_type(Type::Integer)
         .minimum(Some(1))
+        .build()
+}
+
+/// The most attempts to an endpoint that start in a second.
+pub(super) fn max_per_second() -> Object {
+    ObjectBuilder::new()
+        .schema_type(SchemaType::from_iter([Type::Integer, Type::Null]))
+        .description(Some(
+            "The most deliveries per second. Further ones wait for their turn, without using \
+             attempts; what waits already keeps its time when the limit changes. `null` means no \
+             limit.",
+        ))
+        .minimum(Some(1))
+        .maximum(Some(MaxPerSecond::MAX))
         .build()
 }
 

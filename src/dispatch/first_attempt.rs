@@ -19,7 +19,11 @@ use super::{
     stream_record::FanOutEvent,
 };
 use crate::{
-    clock::Deadline, concurrency, error_chain::error_chain, random, store::webhooks::WebhookRecord,
+    clock::Deadline,
+    concurrency,
+    error_chain::error_chain,
+    random,
+    store::{Result, webhooks::WebhookRecord},
 };
 use nano_webhooks_core::{
     account_id::AccountId,
@@ -28,8 +32,10 @@ use nano_webhooks_core::{
         attempt::AttemptOutcome,
         breaker::BreakerDecision,
         endpoint_health::{DispatchMode, is_unresponsive},
+        pace::{self, Slots},
     },
     secret::Secret,
+    timestamp::Timestamp,
 };
 
 /// How long a deployed batch waits for one attempt. An attempt that is still open ends late, or is
@@ -77,6 +83,13 @@ pub(super) struct EndpointResult<'a> {
 struct AttemptPlan {
     mode: DispatchMode,
     unattempted: Unattempted,
+}
+
+/// An event, and the slot of its first attempt if deliveries of the webhook are spaced in time.
+#[derive(Clone, Copy)]
+struct PlannedEvent<'a> {
+    event: &'a FanOutEvent,
+    slot: Option<Timestamp>,
 }
 
 /// What becomes of a delivery without a first attempt.
@@ -127,7 +140,8 @@ impl FirstAttempts<'_> {
     /// response, no further one is started, so that an endpoint that hangs holds the batch up for
     /// one timeout only.
     async fn deliver_to_endpoint<'b>(&self, endpoint: EndpointBatch<'b>) -> EndpointResult<'b> {
-        let plan = self.plan(&endpoint).await;
+        let mut plan = self.plan(&endpoint).await;
+        let planned = self.assign_slots(&endpoint, &mut plan).await;
         let defer_rest = AtomicBool::new(plan.mode == DispatchMode::Queued);
         let mut result = EndpointResult {
             account: endpoint.account,
@@ -137,7 +151,7 @@ impl FirstAttempts<'_> {
             late: Vec::new(),
             unreadable: None,
         };
-        let mut events = endpoint.events.iter().copied();
+        let mut events = planned.into_iter();
         if plan.mode == DispatchMode::Probe
             && let Some(event) = events.next()
         {
@@ -165,6 +179,55 @@ impl FirstAttempts<'_> {
             result.push(attempt);
         }
         result
+    }
+
+    /// Reserves a slot for each event, if deliveries of the webhook are spaced in time. If that is
+    /// not possible, the events are left to the queue, which reserves their slots.
+    async fn assign_slots<'b>(
+        &self,
+        endpoint: &EndpointBatch<'b>,
+        plan: &mut AttemptPlan,
+    ) -> Vec<PlannedEvent<'b>> {
+        let slots = match self.reserve_slots(endpoint, *plan).await {
+            Ok(slots) => slots,
+            Err(error) => {
+                tracing::warn!(
+                    account = endpoint.account.as_str(),
+                    webhook = %endpoint.record.webhook.id,
+                    error = error_chain(&error),
+                    "Could not reserve slots for the attempts of a webhook; its events are queued"
+                );
+                plan.mode = DispatchMode::Queued;
+                None
+            }
+        };
+        let mut planned = Vec::with_capacity(endpoint.events.len());
+        for (index, event) in endpoint.events.iter().copied().enumerate() {
+            let slot = slots.map(|slots| slots.at(index));
+            planned.push(PlannedEvent { event, slot });
+        }
+        planned
+    }
+
+    /// What waits for its endpoint or its secret has no slot.
+    async fn reserve_slots(
+        &self,
+        endpoint: &EndpointBatch<'_>,
+        plan: AttemptPlan,
+    ) -> Result<Option<Slots>> {
+        let webhook = &endpoint.record.webhook;
+        match (webhook.max_per_second, plan.unattempted, &endpoint.secrets) {
+            (Some(limit), Unattempted::Queue, SigningSecrets::Available(_))
+                if !endpoint.events.is_empty() =>
+            {
+                let count = endpoint.events.len();
+                let now = self.attempter.clock.now();
+                let pace = self.fan_out.store.pace();
+                let slots = pace.reserve(endpoint.account, webhook.id, limit, count, now);
+                Ok(Some(slots.await?))
+            }
+            _ => Ok(None),
+        }
     }
 
     /// Decides how an endpoint's first attempts are made. If its breaker is open, one event may be
@@ -232,9 +295,10 @@ impl FirstAttempts<'_> {
         &self,
         endpoint: &EndpointBatch<'_>,
         plan: AttemptPlan,
-        event: &FanOutEvent,
+        planned: PlannedEvent<'_>,
         defer_rest: &AtomicBool,
     ) -> FirstAttempt {
+        let PlannedEvent { event, slot } = planned;
         let webhook = &endpoint.record.webhook;
         let now = self.attempter.clock.now();
         let mut started = StartedDelivery {
@@ -244,16 +308,20 @@ impl FirstAttempts<'_> {
         if let SigningSecrets::Available(secrets) = &endpoint.secrets
             && self.has_time_for_attempt()
             && !defer_rest.load(Ordering::Relaxed)
+            && slot.is_none_or(|slot| pace::is_open(slot, now))
         {
             return self.attempt(endpoint, secrets, started, defer_rest).await;
         }
-        match (plan.unattempted, &endpoint.secrets) {
-            (Unattempted::WaitForEndpoint, _) => started.delivery.wait_for_endpoint(),
-            (Unattempted::Queue, SigningSecrets::Unavailable) => {
+        match (plan.unattempted, &endpoint.secrets, slot) {
+            (Unattempted::WaitForEndpoint, _, _) => started.delivery.wait_for_endpoint(),
+            (Unattempted::Queue, SigningSecrets::Unavailable, _) => {
                 started.delivery.wait_for_secret(now, random::unit_f64());
             }
+            (Unattempted::Queue, SigningSecrets::Available(_), Some(slot)) => {
+                started.delivery.wait_for_slot(slot);
+            }
             // The delivery is due now.
-            (Unattempted::Queue, SigningSecrets::Available(_)) => {}
+            (Unattempted::Queue, SigningSecrets::Available(_), None) => {}
         }
         FirstAttempt::Unattempted(started)
     }

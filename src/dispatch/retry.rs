@@ -26,7 +26,7 @@ use crate::{
 use nano_webhooks_core::delivery::scheduled_retry::{RetryMessage, ScheduledRetry};
 use nano_webhooks_core::{
     delivery::{
-        Delivery, DeliveryState, breaker::BreakerDecision, lease::fits_in_queue,
+        Delivery, DeliveryKey, DeliveryState, breaker::BreakerDecision, lease::fits_in_queue, pace,
         secret_backoff::secret_backoff,
     },
     secret::Secret,
@@ -53,6 +53,16 @@ pub(super) struct RetryWorker<'a> {
 enum Availability {
     Available,
     Paused,
+}
+
+/// Whether the attempt of a leased delivery may be made now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Clearance {
+    Attempt,
+    /// The breaker is open, and the delivery is not the probe.
+    WaitForEndpoint,
+    /// Deliveries of the webhook are spaced in time, and it is its turn at this time.
+    WaitForSlot(Timestamp),
 }
 
 impl RetryWorker<'_> {
@@ -197,13 +207,16 @@ impl RetryWorker<'_> {
             return Ok(());
         }
         let mut delivery = lease.delivery.clone();
-        if !self.is_attempt_allowed(record, &delivery, now).await? {
-            delivery.wait_for_endpoint();
-            let leases = self.store.leases();
-            leases
-                .complete(&lease, &delivery, now, self.retention)
-                .await?;
-            return Ok(());
+        match self.request_clearance(record, &delivery, now).await? {
+            Clearance::Attempt => {}
+            Clearance::WaitForEndpoint => {
+                delivery.wait_for_endpoint();
+                return self.completer.write(&lease, &delivery).await;
+            }
+            Clearance::WaitForSlot(slot) => {
+                delivery.wait_for_slot(slot);
+                return self.completer.write(&lease, &delivery).await;
+            }
         }
         let outcome = self.attempter.attempt(record, secrets, &mut delivery).await;
         self.completer.write(&lease, &delivery).await?;
@@ -214,21 +227,53 @@ impl RetryWorker<'_> {
         Ok(())
     }
 
-    /// Whether the breaker is closed, or the delivery is the probe or a manual retry. A manual
-    /// retry counts as the probe of its minute.
-    async fn is_attempt_allowed(
+    /// Decides whether the attempt is made now. A manual retry is: it counts as the probe of its
+    /// minute, and it takes no slot.
+    async fn request_clearance(
         self,
         record: &WebhookRecord,
         delivery: &Delivery,
         now: Timestamp,
-    ) -> Result<bool> {
-        match BreakerDecision::new(&record.health, now) {
-            BreakerDecision::Attempt => Ok(true),
-            BreakerDecision::Wait => Ok(delivery.is_manual_retry()),
-            BreakerDecision::Probe => {
-                let right = self.prober.acquire(&delivery.key.account, record).await?;
-                Ok(right == ProbeRight::Granted || delivery.is_manual_retry())
+    ) -> Result<Clearance> {
+        let decision = BreakerDecision::new(&record.health, now);
+        if decision == BreakerDecision::Probe {
+            let right = self.prober.acquire(&delivery.key.account, record).await?;
+            if right == ProbeRight::Granted {
+                return Ok(Clearance::Attempt);
             }
+        }
+        if delivery.is_manual_retry() {
+            return Ok(Clearance::Attempt);
+        }
+        match decision {
+            BreakerDecision::Attempt => self.request_slot(record, delivery, now).await,
+            BreakerDecision::Probe | BreakerDecision::Wait => Ok(Clearance::WaitForEndpoint),
+        }
+    }
+
+    /// Reserves the slot of an attempt that has none, if deliveries of the webhook are spaced in
+    /// time.
+    async fn request_slot(
+        self,
+        record: &WebhookRecord,
+        delivery: &Delivery,
+        now: Timestamp,
+    ) -> Result<Clearance> {
+        let Some(limit) = record.webhook.max_per_second else {
+            return Ok(Clearance::Attempt);
+        };
+        if delivery.has_slot() {
+            return Ok(Clearance::Attempt);
+        }
+        let DeliveryKey {
+            account, webhook, ..
+        } = &delivery.key;
+        let pace = self.store.pace();
+        let slot = pace.reserve(account, *webhook, limit, 1, now).await?.at(0);
+        if pace::is_open(slot, now) {
+            Ok(Clearance::Attempt)
+        } else {
+            Ok(Clearance::WaitForSlot(slot))
         }
     }
 
@@ -299,6 +344,8 @@ impl RetryWorker<'_> {
         }
         if delivery.is_subscription_unknown() && !record.webhook.accepts(delivery.event_type) {
             settled.state = DeliveryState::Cancelled;
+            settled.waiting_for = None;
+            settled.deferrals = 0;
             settled.state_before_retry = None;
             settled.replay = None;
             return Ok(Some(settled));

@@ -19,6 +19,7 @@ use super::{
 use nano_webhooks_core::{
     account_id::AccountId,
     data_key::DataKey,
+    delivery::pace::MaxPerSecond,
     endpoint_url::EndpointUrl,
     event_type::EventTypes,
     secret::Secret,
@@ -37,6 +38,8 @@ pub struct NewWebhook {
     pub secret: Option<Secret>,
     /// Its owner's note.
     pub description: Option<String>,
+    /// The most attempts that start in a second.
+    pub max_per_second: Option<MaxPerSecond>,
 }
 
 /// A caller's `Idempotency-Key`: until it expires, the same request with the same key returns the
@@ -122,6 +125,7 @@ impl CreateRequest<'_> {
             url: self.new.url.clone(),
             events: self.new.events.clone(),
             status: WebhookStatus::Active,
+            max_per_second: self.new.max_per_second,
         })
     }
 

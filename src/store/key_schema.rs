@@ -86,6 +86,12 @@ pub fn health(account: &AccountId, id: WebhookId) -> PrimaryKey {
     }
 }
 
+/// The slots of a webhook whose deliveries are spaced in time.
+pub fn pace(account: &AccountId, id: WebhookId) -> PrimaryKey {
+    let id = id.get();
+    PrimaryKey::new(account_partition(account), format!("PACE#{id:0ID_DIGITS$}"))
+}
+
 /// The webhook of a sort key; `None` if the item is not a webhook.
 pub fn parse_webhook(sk: &str) -> Option<WebhookId> {
     let digits = sk.strip_prefix(WEBHOOK_PREFIX)?;

@@ -130,6 +130,7 @@ impl<'a> Leases<'a> {
 
 impl Leases<'_> {
     /// Acquires the lease of a delivery for the attempt after `attempt_count` others, if it is due.
+    /// The delivery of the lease has the reason for which it waited until now.
     pub async fn claim(
         self,
         key: &DeliveryKey,
@@ -144,7 +145,7 @@ impl Leases<'_> {
             )
             .condition_expression(due_condition())
             .expression_attribute_values(":until", attr_n(until.as_unix_millis()))
-            .return_values(ReturnValue::AllNew)
+            .return_values(ReturnValue::AllOld)
             .return_values_on_condition_check_failure(ReturnValuesOnConditionCheckFailure::AllOld)
             .send()
             .await;
@@ -152,7 +153,7 @@ impl Leases<'_> {
             Ok(output) => {
                 let item = output
                     .attributes
-                    .ok_or_else(|| Error::corrupt_item("list of updated attributes"))?;
+                    .ok_or_else(|| Error::corrupt_item("list of attributes"))?;
                 let delivery = from_item::<DeliveryRow>(item)?.into_delivery()?;
                 return Ok(ClaimOutcome::Acquired(Box::new(Lease { delivery, until })));
             }

@@ -12,7 +12,7 @@ use super::{
     error::Result,
     item::{attr_n, attr_s, text},
     key_schema,
-    markers::{self, Marker, NEXT_PROBE_AT, list_due_markers},
+    markers::{self, Marker, NEXT_PROBE_AT, list_due_markers, list_markers},
     paused::{PausedDeliveries, PausedDelivery},
     table_client::{TableClient, WriteOutcome},
     tables::REVISION,
@@ -44,6 +44,17 @@ pub struct DueProbe {
     pub webhook: WebhookId,
     next_probe_at: Timestamp,
     cursor: Option<EventId>,
+}
+
+/// An endpoint whose breaker is open.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OpenBreaker {
+    /// The account.
+    pub account: AccountId,
+    /// The webhook.
+    pub webhook: WebhookId,
+    /// When a waiting delivery is made due as the next probe.
+    pub next_probe_at: Timestamp,
 }
 
 /// The next waiting delivery of an endpoint.
@@ -132,6 +143,22 @@ impl Probes<'_> {
             .send()
             .await?;
         Ok(())
+    }
+
+    /// The endpoints whose breaker is open, at most `limit`. Invalid items are skipped.
+    pub async fn list_open(self, limit: usize) -> Result<Vec<OpenBreaker>> {
+        let markers = list_markers(self.webhooks_table, key_schema::OPEN_BREAKERS, limit).await?;
+        let mut open = Vec::with_capacity(markers.len());
+        for marker in markers {
+            if let Some(next_probe_at) = parse_next_probe_at(&marker) {
+                open.push(OpenBreaker {
+                    account: marker.account,
+                    webhook: marker.webhook,
+                    next_probe_at,
+                });
+            }
+        }
+        Ok(open)
     }
 
     /// The endpoints whose next probe is due, at most `limit`. Invalid items are skipped.

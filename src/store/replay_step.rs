@@ -4,6 +4,8 @@
 //! So a crash neither loses nor repeats a delivery, the counts are right after each transaction,
 //! and of two processes that run the same step, one schedules each chunk.
 
+use std::time::Duration;
+
 use aws_sdk_dynamodb::types::{AttributeValue, TransactWriteItem, Update};
 use serde::Deserialize;
 
@@ -35,6 +37,8 @@ pub(super) struct ReplayStepper<'a> {
     pub(super) deliveries_table: &'a TableClient,
     pub(super) key: &'a ReplayKey,
     pub(super) replay: &'a Replay,
+    /// The time between two of its deliveries.
+    pub(super) interval: Duration,
     pub(super) now: Timestamp,
 }
 
@@ -154,7 +158,7 @@ impl ReplayStepper<'_> {
         let mut due_at = from;
         let mut due = Vec::with_capacity(candidates.len());
         for candidate in candidates {
-            due_at = due_at + lease::PACING_INTERVAL;
+            due_at = due_at + self.interval;
             let key = candidate.key.clone();
             due.push(DueDelivery::new(
                 key,

@@ -19,7 +19,9 @@ use super::{
     webhooks::{WebhookRecord, Webhooks},
 };
 use crate::clock::Deadline;
-use nano_webhooks_core::{replay::ReplayId, timestamp::Timestamp, webhook::WebhookStatus};
+use nano_webhooks_core::{
+    delivery::pace::pacing_interval, replay::ReplayId, timestamp::Timestamp, webhook::WebhookStatus,
+};
 
 pub use super::{
     replay_record::{Replay, ReplayFilter, ReplayKey, ReplayState},
@@ -206,11 +208,13 @@ impl Replays<'_> {
             return Ok(ReplayProgress::Settled);
         };
         let target = record.as_ref().map(ReplayTarget::from);
+        let max_per_second = record.and_then(|record| record.webhook.max_per_second);
         let stepper = ReplayStepper {
             webhooks_table: self.webhooks_table,
             deliveries_table: self.deliveries_table,
             key,
             replay: &replay,
+            interval: pacing_interval(max_per_second),
             now,
         };
         match decide_step(&replay, target, now) {

@@ -19,7 +19,7 @@ use super::{
 use crate::{clock::Deadline, concurrency};
 use nano_webhooks_core::{
     account_id::AccountId,
-    delivery::lease,
+    delivery::pace::pacing_interval,
     event::EventId,
     timestamp::Timestamp,
     webhook::{WebhookId, WebhookStatus},
@@ -169,7 +169,12 @@ impl Resumes<'_> {
         let record = self.webhooks.get_record(&job.account, job.webhook).await?;
         let scheduled_until = job.scheduled_until.unwrap_or(now);
         match ResumeStep::new(record.as_ref(), scheduled_until, now) {
-            ResumeStep::Continue => self.schedule_page(job, now, deadline, scheduled).await,
+            ResumeStep::Continue => {
+                let limit = record.and_then(|record| record.webhook.max_per_second);
+                let interval = pacing_interval(limit);
+                self.schedule_page(job, interval, now, deadline, scheduled)
+                    .await
+            }
             ResumeStep::Wait => Ok(()),
             ResumeStep::End => self.end(job).await,
             ResumeStep::EndAndProbe => {
@@ -183,6 +188,7 @@ impl Resumes<'_> {
     async fn schedule_page(
         self,
         job: &ResumeJob,
+        interval: Duration,
         now: Timestamp,
         deadline: Deadline,
         scheduled: &mut Vec<DueDelivery>,
@@ -195,7 +201,7 @@ impl Resumes<'_> {
         let mut due_at = now.max(job.scheduled_until.unwrap_or(now));
         let mut paused = Vec::with_capacity(page.deliveries.len());
         for delivery in page.deliveries {
-            due_at = due_at + lease::PACING_INTERVAL;
+            due_at = due_at + interval;
             paused.push((delivery, due_at));
         }
         let outcomes = concurrency::map_concurrent(paused, SCHEDULE_CONCURRENCY, |paused| {

@@ -8,8 +8,8 @@ use super::{
     secrets::{SECRETS, StoredSecret},
 };
 use nano_webhooks_core::{
-    endpoint_url::EndpointUrl, event_type::EventTypes, secret::Secret, timestamp::Timestamp,
-    webhook::WebhookStatus,
+    delivery::pace::MaxPerSecond, endpoint_url::EndpointUrl, event_type::EventTypes,
+    secret::Secret, timestamp::Timestamp, webhook::WebhookStatus,
 };
 
 /// The changes of a webhook. Fields that are `None` stay.
@@ -26,6 +26,8 @@ pub struct WebhookUpdate {
     pub secret: Option<Option<Secret>>,
     /// Its owner's note; `Some(None)` deletes it.
     pub description: Option<Option<String>>,
+    /// The most attempts that start in a second; `Some(None)` deletes the limit.
+    pub max_per_second: Option<Option<MaxPerSecond>>,
 }
 
 /// The reason that is shown of a webhook that its owner disabled.
@@ -76,6 +78,11 @@ impl WebhookUpdate {
         match &self.description {
             Some(Some(description)) => expression.set("description", attr_s(description)),
             Some(None) => expression.remove("description"),
+            None => {}
+        }
+        match self.max_per_second {
+            Some(Some(limit)) => expression.set("max_per_second", attr_n(limit.get().into())),
+            Some(None) => expression.remove("max_per_second"),
             None => {}
         }
         Ok(expression

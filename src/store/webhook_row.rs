@@ -7,6 +7,7 @@ use super::{
     secrets::StoredSecret,
 };
 use nano_webhooks_core::{
+    delivery::pace::MaxPerSecond,
     endpoint_url::EndpointUrl,
     event_type::EventTypes,
     timestamp::Timestamp,
@@ -48,6 +49,8 @@ pub(super) struct WebhookFields {
     url: String,
     events: Vec<String>,
     status: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    max_per_second: Option<u64>,
 }
 
 impl WebhookFields {
@@ -56,10 +59,18 @@ impl WebhookFields {
             url: webhook.url.as_str().to_owned(),
             events: webhook.events.names().map(str::to_owned).collect(),
             status: webhook.status.as_str().to_owned(),
+            max_per_second: webhook.max_per_second.map(|limit| limit.get().into()),
         }
     }
 
     pub(super) fn into_webhook(self, id: WebhookId) -> Result<Webhook> {
+        let max_per_second = match self.max_per_second {
+            Some(number) => {
+                let limit = MaxPerSecond::new(number);
+                Some(limit.ok_or_else(|| Error::corrupt_item("max_per_second"))?)
+            }
+            None => None,
+        };
         let names = self.events.iter().map(String::as_str);
         Ok(Webhook {
             id,
@@ -67,6 +78,7 @@ impl WebhookFields {
             events: EventTypes::parse(names).map_err(|_| Error::corrupt_item("events"))?,
             status: WebhookStatus::parse(&self.status)
                 .ok_or_else(|| Error::corrupt_item("status"))?,
+            max_per_second,
         })
     }
 }

@@ -339,6 +339,7 @@ impl Webhooks<'_> {
             self.table
                 .transact_delete_existing(key_schema::webhook(account, id)),
             self.table.transact_delete(key_schema::health(account, id)),
+            self.table.transact_delete(key_schema::pace(account, id)),
             self.table
                 .transact_delete(key_schema::open_breaker(account, id)),
             self.table

@@ -7,6 +7,7 @@ mod disabling;
 mod leases;
 mod manual_retries;
 mod messages;
+mod pace;
 mod probes;
 mod resumes;
 mod schedule;

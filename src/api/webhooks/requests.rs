@@ -21,7 +21,8 @@ use crate::{
         error::ApiError,
         fields::{
             MAX_DESCRIPTION, deserialize_description, deserialize_description_update,
-            deserialize_events, deserialize_secret, deserialize_secret_update, deserialize_url,
+            deserialize_events, deserialize_max_per_second, deserialize_max_per_second_update,
+            deserialize_secret, deserialize_secret_update, deserialize_url,
             deserialize_webhook_status,
         },
         schemas::{self, WebhookStatusSchema},
@@ -32,8 +33,8 @@ use crate::{
     },
 };
 use nano_webhooks_core::{
-    endpoint_url::EndpointUrl, event_type::EventTypes, secret::Secret, timestamp::Timestamp,
-    webhook::WebhookStatus,
+    delivery::pace::MaxPerSecond, endpoint_url::EndpointUrl, event_type::EventTypes,
+    secret::Secret, timestamp::Timestamp, webhook::WebhookStatus,
 };
 
 /// How long an `Idempotency-Key` is remembered.
@@ -57,6 +58,9 @@ pub(crate) struct CreateWebhookRequest {
     #[serde(default, deserialize_with = "deserialize_description")]
     #[schema(schema_with = description_schema)]
     description: Option<String>,
+    #[serde(default, deserialize_with = "deserialize_max_per_second")]
+    #[schema(schema_with = schemas::max_per_second)]
+    max_per_second: Option<MaxPerSecond>,
 }
 
 impl CreateWebhookRequest {
@@ -73,6 +77,7 @@ impl CreateWebhookRequest {
             events,
             secret: self.secret_key,
             description: self.description,
+            max_per_second: self.max_per_second,
         })
     }
 }
@@ -100,6 +105,8 @@ struct CanonicalFields<'a> {
     secret_key: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     description: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    max_per_second: Option<u32>,
 }
 
 /// The SHA-256 of the parsed fields. Requests with equal fields have the same hash, whatever their
@@ -110,6 +117,7 @@ fn hash_fields(new: &NewWebhook) -> [u8; 32] {
         events: new.events.names().collect(),
         secret_key: new.secret.as_ref().map(Secret::expose),
         description: new.description.as_deref(),
+        max_per_second: new.max_per_second.map(MaxPerSecond::get),
     };
     let json = Zeroizing::new(serde_json::to_vec(&fields).expect("all keys are strings"));
     Sha256::digest(json.as_slice()).into()
@@ -136,6 +144,10 @@ pub(crate) struct UpdateWebhookRequest {
     #[serde(default, deserialize_with = "deserialize_description_update")]
     #[schema(schema_with = description_schema)]
     description: Option<Option<String>>,
+    // `Some(None)` is `null`.
+    #[serde(default, deserialize_with = "deserialize_max_per_second_update")]
+    #[schema(schema_with = schemas::max_per_second)]
+    max_per_second: Option<Option<MaxPerSecond>>,
 }
 
 impl From<UpdateWebhookRequest> for WebhookUpdate {
@@ -146,6 +158,7 @@ impl From<UpdateWebhookRequest> for WebhookUpdate {
             status: request.status,
             secret: request.secret_key,
             description: request.description,
+            max_per_second: request.max_per_second,
         }
     }
 }

@@ -10,7 +10,7 @@ use crate::{
     store::webhooks::WebhookRecord,
 };
 use nano_webhooks_core::{
-    delivery::{endpoint_health::EndpointHealth, failure::FailureKind},
+    delivery::{endpoint_health::EndpointHealth, failure::FailureKind, pace::MaxPerSecond},
     timestamp::Timestamp,
     webhook::Webhook,
 };
@@ -54,6 +54,7 @@ impl From<&Webhook> for WebhookResponse {
     "description": "billing",
     "signed": true,
     "disabled_reason": null,
+    "max_per_second": null,
     "health": {
         "state": "healthy",
         "failing_since": null,
@@ -76,6 +77,8 @@ pub(crate) struct WebhookDetailResponse {
     /// Why the webhook was disabled. `null` while it is active.
     #[schema(required)]
     disabled_reason: Option<String>,
+    #[schema(required, schema_with = schemas::max_per_second)]
+    max_per_second: Option<u32>,
     health: HealthResponse,
 }
 
@@ -88,6 +91,7 @@ impl From<&WebhookRecord> for WebhookDetailResponse {
             description: record.metadata.description.clone(),
             signed: !record.secrets.is_empty(),
             disabled_reason: record.metadata.disabled_reason.clone(),
+            max_per_second: record.webhook.max_per_second.map(MaxPerSecond::get),
             health: HealthResponse::from(&record.health),
         }
     }

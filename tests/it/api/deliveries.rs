@@ -3,12 +3,17 @@
 use std::time::Duration;
 
 use axum::{body::Body, http::StatusCode};
+use nano_webhooks_core::{
+    delivery::endpoint_health::{EndpointHealth, FAILURE_THRESHOLD},
+    webhook::WebhookId,
+};
 use serde_json::{Value, json};
 
 use super::valid;
 use crate::support::{
     app::{TestApp, TestResponse},
     receiver::Receiver,
+    webhooks::put_health,
 };
 
 const DELIVERIES: &str = "/api/v1/webhooks/1/deliveries";
@@ -40,6 +45,19 @@ impl FailingWebhook {
         let rows = listed.json["data"].as_array().unwrap();
         let attempted = rows.iter().find(|row| row["attempt_count"] == 1).unwrap();
         format!("{DELIVERIES}/{}", attempted["event_id"].as_str().unwrap())
+    }
+
+    /// Why the delivery waits: in the list, in the list of pending deliveries, and by itself.
+    async fn waits(&self, path: &str) -> [String; 3] {
+        let listed = self.app.get(DELIVERIES).await;
+        let pending = self.app.get(&format!("{DELIVERIES}?status=pending")).await;
+        let shown = self.app.get(path).await;
+        let rows = [
+            &listed.json["data"][0],
+            &pending.json["data"][0],
+            &shown.json["data"],
+        ];
+        rows.map(|row| row["waiting_for"].as_str().unwrap().to_owned())
     }
 
     async fn retry(&self, path: &str) -> TestResponse {
@@ -85,10 +103,36 @@ async fn deliveries_are_listed_by_page() {
         "attempt_count",
         "created_at",
         "next_attempt_at",
+        "waiting_for",
         "last_failure",
     ];
     assert_eq!(names, listed);
     assert_ne!(row["event_id"], second.json["data"][0]["event_id"]);
+}
+
+/// Lists and details say why a pending delivery waits. A deleted webhook has no waiting deliveries.
+#[tokio::test]
+async fn wait_is_explained() {
+    let webhook = FailingWebhook::with_jobs(1).await;
+    let app = &webhook.app;
+    let path = webhook.attempted_path().await;
+    assert_eq!(webhook.waits(&path).await, ["schedule"; 3]);
+    app.tables.set_wait_reason("secret").await;
+    assert_eq!(webhook.waits(&path).await, ["secret"; 3]);
+    app.tables.set_wait_reason("rate").await;
+    assert_eq!(webhook.waits(&path).await, ["rate"; 3]);
+    let open = EndpointHealth {
+        consecutive_failures: FAILURE_THRESHOLD,
+        ..EndpointHealth::default()
+    };
+    put_health(&app.tables, WebhookId::new(1).unwrap(), &open).await;
+    assert_eq!(webhook.waits(&path).await, ["endpoint"; 3]);
+    let disable = json!({ "status": "disabled" });
+    app.send_json("PATCH", "/api/v1/webhooks/1", &disable).await;
+    assert_eq!(webhook.waits(&path).await, ["webhook"; 3]);
+    app.delete("/api/v1/webhooks/1").await;
+    let cancelled = app.get(&path).await;
+    assert_eq!(cancelled.json["data"]["waiting_for"], Value::Null);
 }
 
 /// A delivery shows its payload and attempts, and hides the secret.

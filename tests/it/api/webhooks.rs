@@ -92,12 +92,17 @@ async fn patch_changes_named_fields() {
     );
 
     app.clock.advance(Duration::from_secs(1));
-    let change =
-        json!({"events": ["job.failed"], "secret_key": "open sesame", "description": null});
+    let change = json!({
+        "events": ["job.failed"],
+        "secret_key": "open sesame",
+        "description": null,
+        "max_per_second": 50,
+    });
     let changed = patch(&app, change).await;
     expected["events"] = json!(["job.failed"]);
     expected["signed"] = json!(true);
     expected["description"] = Value::Null;
+    expected["max_per_second"] = json!(50);
     expected["updated_at"] = json!("2024-12-23T10:00:01Z");
     assert_eq!(
         (changed.status, &changed.json["data"]),
@@ -105,12 +110,17 @@ async fn patch_changes_named_fields() {
     );
     assert!(!changed.text.contains("sesame"));
 
-    let change =
-        json!({"status": "disabled", "url": "https://example.com/other", "secret_key": null});
+    let change = json!({
+        "status": "disabled",
+        "url": "https://example.com/other",
+        "secret_key": null,
+        "max_per_second": null,
+    });
     let disabled = patch(&app, change).await;
     expected["url"] = json!("https://example.com/other");
     expected["status"] = json!("disabled");
     expected["signed"] = json!(false);
+    expected["max_per_second"] = Value::Null;
     expected["disabled_reason"] = json!("Disabled through the API.");
     assert_eq!(disabled.json["data"], expected);
     let enabled = patch(&app, json!({"status": "active"})).await;
@@ -141,6 +151,18 @@ async fn invalid_patch_changes_nothing() {
         (
             json!({"secret_key": "short"}),
             "secret_key: expected 8 to 256 characters",
+        ),
+        (
+            json!({"max_per_second": 0}),
+            "max_per_second: expected a whole number from 1 to 1000, or null",
+        ),
+        (
+            json!({"max_per_second": 1.5}),
+            "max_per_second: expected a whole number from 1 to 1000, or null",
+        ),
+        (
+            json!({"max_per_second": "10"}),
+            "max_per_second: expected a whole number from 1 to 1000, or null",
         ),
         (
             json!({"description": "x".repeat(501)}),
@@ -194,6 +216,7 @@ fn created_webhook() -> Value {
         "description": "Production",
         "signed": false,
         "disabled_reason": null,
+        "max_per_second": null,
         "health": {
             "state": "unknown",
             "failing_since": null,

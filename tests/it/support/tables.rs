@@ -160,6 +160,23 @@ impl TestTables {
         std::iter::from_fn(|| timers.try_recv().ok()).collect()
     }
 
+    /// Stores the reason to wait with the only delivery.
+    pub async fn set_wait_reason(&self, reason: &str) {
+        let [delivery] = &self.items(&self.names.deliveries).await[..] else {
+            panic!("expected one delivery");
+        };
+        let mut delivery = delivery.clone();
+        let reason = AttributeValue::S(reason.to_owned());
+        delivery.insert("waiting_for".to_owned(), reason);
+        self.client
+            .put_item()
+            .table_name(&self.names.deliveries)
+            .set_item(Some(delivery))
+            .send()
+            .await
+            .unwrap();
+    }
+
     /// Every item of a table.
     pub async fn items(
         &self,

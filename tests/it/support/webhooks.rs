@@ -35,6 +35,7 @@ pub async fn subscribe_to(
         events: EventTypes::parse(events.iter().copied()).unwrap(),
         secret: secret.map(|text| Secret::parse(text.to_owned()).unwrap()),
         description: None,
+        max_per_second: None,
     };
     match tables
         .store

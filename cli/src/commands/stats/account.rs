@@ -194,6 +194,17 @@ impl NextAttempts {
     }
 }
 
+/// Counts a webhook's deliveries in one state, up to [`MAX_COUNTED_PER_WEBHOOK`].
+pub async fn count_deliveries(
+    store: &Store,
+    account: &AccountId,
+    webhook: WebhookId,
+    status: DeliveryStatus,
+) -> store::Result<Count> {
+    let next_attempts = read_next_attempts(store, account, webhook, status).await?;
+    Ok(next_attempts.count())
+}
+
 async fn read_next_attempts(
     store: &Store,
     account: &AccountId,

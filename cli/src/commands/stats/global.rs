@@ -9,16 +9,20 @@ use nano_webhooks::{
     store::{
         self, Store,
         key_schema::{self, DUE_SHARDS},
+        probes::OpenBreaker,
         replays::ReplayKey,
         resumes::ResumeJob,
     },
 };
 use nano_webhooks_core::{
-    account_id::AccountId, delivery::DeliveryKey, timestamp::Timestamp, webhook::WebhookId,
+    account_id::AccountId,
+    delivery::{DeliveryKey, status::DeliveryStatus},
+    timestamp::Timestamp,
+    webhook::WebhookId,
 };
 use serde_json::{Value, json};
 
-use super::count::Count;
+use super::{account::count_deliveries, count::Count};
 use crate::{
     args::TablesArgs,
     commands::{
@@ -39,6 +43,10 @@ const MAX_COUNTED_POISON: usize = 10_000;
 const TOP_WEBHOOKS: usize = 5;
 /// How many active replays and how many active resumes are named.
 const MAX_ACTIVE_JOBS: usize = 2_000;
+/// How many endpoints whose breaker is open are named.
+const MAX_UNREACHABLE: usize = 200;
+/// How many of them are counted at the same time.
+const CONCURRENT_ENDPOINTS: usize = 8;
 /// How many days are read at the same time.
 const CONCURRENT_DAYS: usize = 8;
 
@@ -48,6 +56,14 @@ struct GlobalStats {
     poison: Vec<PoisonDay>,
     replays: Vec<ReplayKey>,
     resumes: Vec<ResumeJob>,
+    /// The longest backlog first.
+    unreachable: Vec<UnreachableEndpoint>,
+}
+
+/// An endpoint whose breaker is open.
+struct UnreachableEndpoint {
+    breaker: OpenBreaker,
+    pending: Count,
 }
 
 struct PoisonDay {
@@ -93,6 +109,7 @@ impl GlobalStats {
             poison: count_poison(store, days, &progress).await?,
             replays: store.replays().list_active(MAX_ACTIVE_JOBS).await?,
             resumes: store.resumes().list(MAX_ACTIVE_JOBS).await?,
+            unreachable: count_unreachable(store).await?,
         })
     }
 
@@ -100,11 +117,14 @@ impl GlobalStats {
         let poison: Vec<_> = self.poison.iter().map(PoisonDay::to_json).collect();
         let replays: Vec<_> = self.replays.iter().map(replay_to_json).collect();
         let resumes: Vec<_> = self.resumes.iter().map(resume_to_json).collect();
+        let unreachable = self.unreachable.iter().map(UnreachableEndpoint::to_json);
+        let unreachable: Vec<_> = unreachable.collect();
         json!({
             "pending": self.pending.to_json(),
             "poison": poison,
             "replaying": replays,
             "resuming": resumes,
+            "unreachable": unreachable,
         })
     }
 
@@ -128,7 +148,38 @@ impl GlobalStats {
                 &format_webhook(&resume.account, resume.webhook),
             )?;
         }
+        for UnreachableEndpoint { breaker, pending } in &self.unreachable {
+            let webhook = format_webhook(&breaker.account, breaker.webhook);
+            let pending = pending.with_noun("delivery", "deliveries");
+            let next_probe = format_relative(breaker.next_probe_at, now);
+            write_row(
+                out,
+                "Unreachable",
+                &format!("{webhook}: {pending} pending, next probe at {next_probe}"),
+            )?;
+        }
         Ok(())
+    }
+}
+
+impl UnreachableEndpoint {
+    async fn load(store: &Store, breaker: OpenBreaker) -> store::Result<Self> {
+        let OpenBreaker {
+            account, webhook, ..
+        } = &breaker;
+        let status = DeliveryStatus::Pending;
+        let pending = count_deliveries(store, account, *webhook, status).await?;
+        Ok(Self { breaker, pending })
+    }
+
+    fn to_json(&self) -> Value {
+        json!({
+            "account": self.breaker.account.as_str(),
+            "webhook_id": self.breaker.webhook.get(),
+            "next_probe_at": self.breaker.next_probe_at.to_rfc3339(),
+            "pending": self.pending.value,
+            "complete": self.pending.is_complete,
+        })
     }
 }
 
@@ -155,6 +206,17 @@ fn resume_to_json(resume: &ResumeJob) -> Value {
         "account": resume.account.as_str(),
         "webhook_id": resume.webhook.get(),
     })
+}
+
+async fn count_unreachable(store: &Store) -> store::Result<Vec<UnreachableEndpoint>> {
+    let open = store.probes().list_open(MAX_UNREACHABLE).await?;
+    let loads = open
+        .into_iter()
+        .map(|breaker| UnreachableEndpoint::load(store, breaker));
+    let loaded = concurrency::join_bounded(loads.collect(), CONCURRENT_ENDPOINTS).await;
+    let mut unreachable = loaded.into_iter().collect::<store::Result<Vec<_>>>()?;
+    unreachable.sort_by_key(|endpoint| Reverse(endpoint.pending.value));
+    Ok(unreachable)
 }
 
 async fn count_poison(
