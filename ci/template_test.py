@@ -72,6 +72,7 @@ PARAMETERS = {
     ],
     "VpcSubnetIds": ["", "subnet-0a,subnet-0b"],
     "AlarmTopic": ["", "arn:aws:sns:eu-west-1:123456789012:night"],
+    "NotifyTopicArn": ["", "arn:aws:sns:eu-west-1:123456789012:customers"],
     "ReserveRetryConcurrency": ["no", "yes"],
     "DispatchReservedConcurrency": [0, 100],
     "ApiReservedConcurrency": [0, 50],
@@ -875,6 +876,10 @@ class Template(unittest.TestCase):
             ),
             "VpcSubnetIds": (["", "subnet-0a1b2c3d4e5f60718"], ["vpc-0a", "subnet-0a subnet-0b"]),
             "VpcSecurityGroupIds": (["", "sg-0a1b2c3d4e5f60718"], ["default", "sg-0a;sg-0b"]),
+            "NotifyTopicArn": (
+                PARAMETERS["NotifyTopicArn"],
+                ["customers", "arn:aws:sqs:eu-west-1:123456789012:customers"],
+            ),
             "AlarmTopic": (
                 PARAMETERS["AlarmTopic"],
                 ["night", "night@example.com", "arn:aws:sqs:eu-west-1:123456789012:night"],
@@ -1257,6 +1262,7 @@ class Template(unittest.TestCase):
                 "DeliveriesDue",
                 "DeliveriesByState",
                 "Retry",
+                "OperatorTopic",
                 "JobsStream",
                 "DiscardedBatches",
                 "DiscardedBatchesBucket",

@@ -13,7 +13,7 @@ use crate::{
         tls::CaFileError,
         webhook_client::{Timeouts, WebhookClient},
     },
-    store::{TableNames, rate_limits::RateLimits},
+    store::{TableNames, notifications::OperatorNotices, rate_limits::RateLimits},
     telemetry::LogFilter,
 };
 
@@ -57,6 +57,9 @@ pub struct Config {
     /// `SECRETS_KMS_KEY_ID`: the KMS key that wraps the data keys. For the functions only; local
     /// mode has a key in its data directory.
     pub secrets_kms_key_id: Option<String>,
+    /// `NOTIFY_TOPIC_ARN`: the SNS topic where operational events are published. For the functions
+    /// only.
+    pub notify_topic_arn: Option<String>,
     /// `EXTRA_CA_FILE`: a PEM file with certificates that are trusted in addition to Mozilla's.
     pub extra_ca_file: Option<PathBuf>,
 }
@@ -234,6 +237,7 @@ impl Config {
                 .unwrap_or(DEFAULT_API_CONCURRENCY),
             account_claim: settings.text("ACCOUNT_CLAIM")?,
             secrets_kms_key_id: settings.text("SECRETS_KMS_KEY_ID")?,
+            notify_topic_arn: settings.text("NOTIFY_TOPIC_ARN")?,
             extra_ca_file: settings.text("EXTRA_CA_FILE")?.map(PathBuf::from),
         })
     }
@@ -242,6 +246,14 @@ impl Config {
     /// least one.
     pub fn max_test_events(&self) -> u32 {
         (self.api_concurrency / TEST_EVENT_SHARE).max(1)
+    }
+
+    /// Whether operational events are recorded for the operator's topic.
+    pub const fn operator_notices(&self) -> OperatorNotices {
+        match self.notify_topic_arn {
+            Some(_) => OperatorNotices::Recorded,
+            None => OperatorNotices::Off,
+        }
     }
 
     /// Makes the target guard of these settings.

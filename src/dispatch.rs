@@ -18,6 +18,7 @@ mod hold_budget;
 mod in_flight;
 pub mod lambda_event;
 pub mod late_attempts;
+pub mod operator_topic;
 mod poison;
 pub mod poison_reason;
 mod probe;
@@ -58,6 +59,7 @@ pub use in_flight::InFlightLimiter;
 use lambda_event::Invocation;
 use late_attempts::{LateAttempt, LateAttempts, MAX_LATE};
 use nano_webhooks_core::delivery::scheduled_retry::RetryMessage;
+use operator_topic::OperatorTopic;
 use poison::{NewPoison, PoisonRecorder, PoisonSubject};
 use probe::Prober;
 use record::Recorder;
@@ -99,6 +101,8 @@ pub struct Dispatcher {
     pub retention: Duration,
     /// After how long of nothing but failures a webhook is disabled.
     pub disable_after: Duration,
+    /// Where operational events are published, if anywhere.
+    pub operator_topic: Option<OperatorTopic>,
     /// The metrics.
     pub metrics: Metrics,
 }
@@ -319,13 +323,23 @@ impl Dispatcher {
         self.sweeper().sweep(deadline).await
     }
 
-    /// Advances each resume and replay by a minute's deliveries. Returns the number of deliveries
-    /// that became due.
+    /// Advances each resume and replay by a minute's deliveries, and publishes operational events to
+    /// the operator's topic. Returns the number of deliveries that became due.
     ///
     /// # Errors
     /// If DynamoDB does not respond; the next call repeats what is left.
     pub async fn advance(&self, deadline: Deadline) -> Result<usize> {
-        self.advancer().advance(deadline).await
+        let (scheduled, ()) = tokio::join!(
+            self.advancer().advance(deadline),
+            self.publish_notices(deadline)
+        );
+        scheduled
+    }
+
+    async fn publish_notices(&self, deadline: Deadline) {
+        if let Some(topic) = &self.operator_topic {
+            topic.publish_notices(&self.store, deadline).await;
+        }
     }
 
     /// Schedules everything that an earlier process of these tables had queued or in flight. That

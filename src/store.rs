@@ -25,6 +25,7 @@ pub mod delivery_log;
 mod delivery_row;
 pub mod due_index;
 mod error;
+pub mod exhausted;
 pub mod health;
 pub mod holds;
 mod item;
@@ -32,6 +33,7 @@ mod item_writer;
 pub mod key_schema;
 pub mod leases;
 mod markers;
+pub mod notifications;
 pub mod pace;
 mod paused;
 pub mod poison;
@@ -58,9 +60,11 @@ use data_keys::{DataKeyCache, DataKeys};
 use deliveries::Deliveries;
 use delivery_log::DeliveryLog;
 use due_index::DueIndex;
+use exhausted::ExhaustedDeliveries;
 use health::HealthItems;
 use holds::Holds;
 use leases::Leases;
+use notifications::{Notices, OperatorNotices};
 use pace::Pace;
 use paused::PausedDeliveries;
 use poison::Poison;
@@ -84,6 +88,7 @@ pub struct Store {
     webhooks_table: TableClient,
     deliveries_table: TableClient,
     data_keys: DataKeyCache,
+    operator_notices: OperatorNotices,
 }
 
 impl Store {
@@ -93,7 +98,15 @@ impl Store {
             webhooks_table: TableClient::new(client.clone(), tables.webhooks),
             deliveries_table: TableClient::new(client, tables.deliveries),
             data_keys,
+            operator_notices: OperatorNotices::Off,
         }
+    }
+
+    /// The same store, which records a notice for the operator with each operational event.
+    #[must_use]
+    pub const fn with_operator_notices(mut self, notices: OperatorNotices) -> Self {
+        self.operator_notices = notices;
+        self
     }
 
     /// API keys of accounts.
@@ -119,12 +132,31 @@ impl Store {
 
     /// Webhooks, and the health of their endpoints.
     pub const fn webhooks(&self) -> Webhooks<'_> {
-        Webhooks::new(&self.webhooks_table, self.deliveries(), self.secrets())
+        Webhooks::new(
+            &self.webhooks_table,
+            self.deliveries(),
+            self.secrets(),
+            self.operator_notices,
+        )
     }
 
     /// Writes of endpoint health. It is read with its webhook.
     pub const fn health(&self) -> HealthItems<'_> {
-        HealthItems::new(&self.webhooks_table)
+        HealthItems::new(&self.webhooks_table, self.deliveries())
+    }
+
+    /// Deliveries whose last attempt failed.
+    pub const fn exhausted(&self) -> ExhaustedDeliveries<'_> {
+        ExhaustedDeliveries::new(
+            &self.webhooks_table,
+            &self.deliveries_table,
+            self.deliveries(),
+        )
+    }
+
+    /// Notices for the operator's topic.
+    pub const fn notices(&self) -> Notices<'_> {
+        Notices::new(&self.webhooks_table)
     }
 
     /// The slots of webhooks whose deliveries are spaced in time.

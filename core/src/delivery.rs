@@ -4,6 +4,7 @@ pub mod attempt;
 pub mod breaker;
 pub mod endpoint_health;
 pub mod failure;
+pub mod health_notice;
 pub mod lease;
 pub mod pace;
 pub mod retry_after;
@@ -189,6 +190,12 @@ impl Delivery {
     /// Whether a user requested the next attempt. It is made even if the endpoint is unreachable.
     pub const fn is_manual_retry(&self) -> bool {
         self.state_before_retry.is_some() && self.replay.is_none()
+    }
+
+    /// Whether the last attempt of the retry schedule was made since `before`, and failed. A
+    /// requested attempt does not use the schedule.
+    pub fn has_exhausted_schedule(&self, before: &Self) -> bool {
+        self.state == DeliveryState::Failed && self.schedule_step > before.schedule_step
     }
 
     /// Cancels a requested attempt that was not made. Returns whether one was requested.

@@ -8,11 +8,8 @@ use std::fmt;
 
 use sha2::{Digest, Sha256};
 
-use crate::{
-    account_id::AccountId, event_type::EventType, timestamp::Timestamp, webhook::WebhookId,
-};
+use crate::{account_id::AccountId, event_type::EventType, timestamp::Timestamp};
 use attribute_data::{AttributeData, write_string};
-use decimal::Decimal;
 use traceparent::Traceparent;
 
 /// The largest payload, in bytes. A delivery item holds the payload and the latest attempts, and
@@ -119,39 +116,8 @@ impl JobEvent {
         out.extend_from_slice(b",\"timestamp\":");
         write_string(&self.timestamp, &mut out);
         out.push(b'}');
-        into_json_text(out)
+        String::from_utf8(out).expect("JSON that was written from strings is UTF-8")
     }
-}
-
-/// Writes the payload of a `webhook.disabled` event.
-pub fn webhook_disabled_payload(
-    webhook: WebhookId,
-    url: &str,
-    reason: &str,
-    timestamp: &str,
-) -> String {
-    let number = Decimal::parse(&webhook.to_string()).expect("a webhook id is a number");
-    let data = AttributeData::Map(vec![
-        (
-            "disabled_reason".to_owned(),
-            AttributeData::String(reason.to_owned()),
-        ),
-        ("url".to_owned(), AttributeData::String(url.to_owned())),
-        ("webhook_id".to_owned(), AttributeData::Number(number)),
-    ]);
-    let mut out = Vec::with_capacity(256);
-    out.extend_from_slice(b"{\"event\":");
-    write_string(EventType::WebhookDisabled.as_str(), &mut out);
-    out.extend_from_slice(b",\"data\":");
-    data.write_json(&mut out);
-    out.extend_from_slice(b",\"timestamp\":");
-    write_string(timestamp, &mut out);
-    out.push(b'}');
-    into_json_text(out)
-}
-
-fn into_json_text(json: Vec<u8>) -> String {
-    String::from_utf8(json).expect("JSON that was written from strings is UTF-8")
 }
 
 /// The id of an event: `evt_` and 26 characters of Crockford base32, 48 bits of time and 80 bits of
@@ -282,6 +248,7 @@ impl fmt::Display for EventId {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use decimal::Decimal;
 
     fn account(name: &str) -> AccountId {
         AccountId::parse(name).unwrap()
@@ -316,23 +283,6 @@ mod tests {
                 r#"{"event":"job.completed","task_id":"task_xxx","task_type":"image","#,
                 r#""status":"completed","data":{"credits_charged":6,"#,
                 r#""url":"https://cdn.example.com/image.png"},"timestamp":"2024-12-23T10:00:00Z"}"#
-            )
-        );
-    }
-
-    #[test]
-    fn webhook_disabled_payload_has_job_form() {
-        assert_eq!(
-            webhook_disabled_payload(
-                WebhookId::new(7).unwrap(),
-                "https://example.com/\"",
-                "Gone.",
-                "2024-12-23T10:00:00Z"
-            ),
-            concat!(
-                r#"{"event":"webhook.disabled","data":{"disabled_reason":"Gone.","#,
-                r#""url":"https://example.com/\"","webhook_id":7},"#,
-                r#""timestamp":"2024-12-23T10:00:00Z"}"#
             )
         );
     }

@@ -9,11 +9,24 @@ pub enum EventType {
     JobFailed,
     /// `webhook.disabled`: one of the account's webhooks was disabled.
     WebhookDisabled,
+    /// `webhook.failing`: every attempt to the endpoint of a webhook has failed for long.
+    WebhookFailing,
+    /// `webhook.recovered`: an endpoint that had failed for long accepted an event.
+    WebhookRecovered,
+    /// `delivery.exhausted`: the last attempt of a delivery failed.
+    DeliveryExhausted,
 }
 
 impl EventType {
     /// Every event type.
-    pub const ALL: [Self; 3] = [Self::JobCompleted, Self::JobFailed, Self::WebhookDisabled];
+    pub const ALL: [Self; 6] = [
+        Self::JobCompleted,
+        Self::JobFailed,
+        Self::WebhookDisabled,
+        Self::WebhookFailing,
+        Self::WebhookRecovered,
+        Self::DeliveryExhausted,
+    ];
 
     /// The name on the wire.
     pub const fn as_str(self) -> &'static str {
@@ -21,7 +34,16 @@ impl EventType {
             Self::JobCompleted => "job.completed",
             Self::JobFailed => "job.failed",
             Self::WebhookDisabled => "webhook.disabled",
+            Self::WebhookFailing => "webhook.failing",
+            Self::WebhookRecovered => "webhook.recovered",
+            Self::DeliveryExhausted => "delivery.exhausted",
         }
+    }
+
+    /// Whether the event is about a job. The others are operational events, about the account's
+    /// webhooks.
+    pub const fn is_job(self) -> bool {
+        matches!(self, Self::JobCompleted | Self::JobFailed)
     }
 
     /// Parses a name.

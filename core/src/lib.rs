@@ -10,6 +10,7 @@ pub mod delivery;
 pub mod endpoint_url;
 pub mod event;
 pub mod event_type;
+pub mod operational_event;
 pub mod readable_duration;
 pub mod replay;
 pub mod secret;

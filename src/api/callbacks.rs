@@ -11,7 +11,10 @@ use utoipa::{
 };
 
 use super::schemas;
-use nano_webhooks_core::event_type::EventType;
+use nano_webhooks_core::{
+    event_type::EventType, operational_event::OperationalEvent, timestamp::Timestamp,
+    webhook::WebhookId,
+};
 
 const EXAMPLE_TIMESTAMP: &str = "2024-12-23T10:00:00Z";
 
@@ -42,7 +45,7 @@ pub(super) struct JobEvent {
 #[schema(as = WebhookDisabled)]
 #[expect(
     dead_code,
-    reason = "only its schema is used; `webhook_disabled_payload` writes the payload"
+    reason = "only its schema is used; the event itself writes the payload"
 )]
 pub(super) struct WebhookDisabledEvent {
     #[schema(schema_with = webhook_disabled_event_type)]
@@ -61,6 +64,33 @@ struct DisabledWebhook {
     url: String,
     #[schema(schema_with = schemas::webhook_id)]
     webhook_id: u64,
+}
+
+/// An operational event about a webhook of the account.
+#[derive(ToSchema)]
+#[schema(as = OperationalEvent)]
+#[expect(
+    dead_code,
+    reason = "only its schema is used; the event itself writes the payload"
+)]
+pub(super) struct OperationalEventSchema {
+    #[schema(schema_with = operational_event_type)]
+    event: String,
+    /// `url` and `webhook_id` name the webhook. The other fields depend on the event type; see its
+    /// example.
+    #[schema(value_type = Object)]
+    data: Map<String, Value>,
+    /// When the event happened.
+    #[schema(format = DateTime)]
+    timestamp: String,
+}
+
+fn operational_event_type() -> Object {
+    schemas::string_enum([
+        EventType::WebhookFailing.as_str(),
+        EventType::WebhookRecovered.as_str(),
+        EventType::DeliveryExhausted.as_str(),
+    ])
 }
 
 fn job_event_type() -> Object {
@@ -92,6 +122,19 @@ fn describe_callback(event: EventType) -> PathItem {
         EventType::JobCompleted => ("JobEvent", "A job completed"),
         EventType::JobFailed => ("JobEvent", "A job failed"),
         EventType::WebhookDisabled => ("WebhookDisabled", "A webhook was disabled"),
+        EventType::WebhookFailing => (
+            "OperationalEvent",
+            "Every attempt to an endpoint has failed for 20, 50 or 90 percent of the time after \
+             which its webhook is disabled",
+        ),
+        EventType::WebhookRecovered => (
+            "OperationalEvent",
+            "An endpoint that had failed for long accepted an event",
+        ),
+        EventType::DeliveryExhausted => (
+            "OperationalEvent",
+            "The last attempt of a delivery failed; at most one event an hour for each webhook",
+        ),
     };
     let content = ContentBuilder::new()
         .schema(Some(Ref::from_schema_name(schema)))
@@ -158,7 +201,19 @@ fn example_payload(event: EventType) -> Value {
             },
             "timestamp": EXAMPLE_TIMESTAMP,
         }),
+        EventType::WebhookFailing | EventType::WebhookRecovered | EventType::DeliveryExhausted => {
+            sample_operational_event(event)
+        }
     }
+}
+
+fn sample_operational_event(event: EventType) -> Value {
+    let webhook = WebhookId::new(1).expect("1 is an id");
+    let now = Timestamp::parse_rfc3339(EXAMPLE_TIMESTAMP).expect("the example is a time");
+    let url = "https://example.com/hooks";
+    let sample = OperationalEvent::sample(event, webhook, url, now);
+    let payload = sample.map(|sample| sample.payload(now)).unwrap_or_default();
+    serde_json::from_str(&payload).expect("payloads are JSON")
 }
 
 fn header_parameters(event: EventType) -> Vec<Parameter> {

@@ -34,7 +34,7 @@ use super::{
             **Compatibility.** New fields may be added to responses. Requests with unknown fields \
             are rejected."
     ),
-    components(schemas(ErrorResponse, callbacks::JobEvent, callbacks::WebhookDisabledEvent)),
+    components(schemas(ErrorResponse, callbacks::JobEvent, callbacks::WebhookDisabledEvent, callbacks::OperationalEventSchema)),
     servers((url = "/", description = "The server that returned this document.")),
     security(("api_key" = [])),
     tags(

@@ -22,18 +22,25 @@ use crate::{
     error_chain::error_chain,
     store::{
         self,
+        notifications::Notifications,
         test_event_slots::{AcquireOutcome, HeldSlots},
         webhooks::WebhookRecord,
     },
 };
 use nano_webhooks_core::{
     account_id::AccountId,
-    delivery::{attempt::WebhookRequest, endpoint_health::Observation, failure::Failure},
-    event::{self, EventId, JobEvent, JobOutcome},
+    delivery::{
+        attempt::WebhookRequest,
+        endpoint_health::{EndpointHealth, Observation},
+        failure::Failure,
+        health_notice::HealthNotice,
+    },
+    event::{EventId, JobEvent, JobOutcome},
     event_type::{EventType, EventTypes},
+    operational_event::{OperationalEvent, WebhookChange},
     signing,
     timestamp::Timestamp,
-    webhook::{Webhook, WebhookId},
+    webhook::Webhook,
 };
 
 /// The task id in sample events.
@@ -149,7 +156,7 @@ async fn attempt_test_event(
         .decrypt_active(account, webhook.id, &record.secrets, now)
         .await?;
     let event_id = EventId::synthetic(now, account, SAMPLE_TASK_ID, event);
-    let payload = sample_payload(event, account, webhook.id, webhook.url.as_str(), now);
+    let payload = sample_payload(event, account, webhook, now);
     let signatures = signing::sign(&secrets, &event_id, now, payload.as_bytes());
     let request = WebhookRequest {
         event_id: &event_id,
@@ -219,11 +226,17 @@ async fn write_success(
         if current.webhook.url != tested.url || !health.needs_write(&current.health) {
             return Ok(());
         }
+        let notifications = report_recovery(state, account, &current, &health, now).await?;
         let items = state.store.health();
-        let written = items.write(account, &current, &health, now).await?;
+        let retention = state.retention;
+        let written = items
+            .write(account, &current, &health, &notifications, now, retention)
+            .await?;
         if !written.is_applied() {
             continue;
         }
+        let deliveries = &notifications.deliveries;
+        state.queue.schedule_pending(deliveries, now).await;
         if current.health.is_open() {
             tracing::info!(
                 account = account.as_str(), webhook = %tested.id,
@@ -233,6 +246,25 @@ async fn write_success(
         return Ok(());
     }
     Ok(())
+}
+
+/// The report that the endpoint recovered, if its owner was told that it fails.
+async fn report_recovery(
+    state: &AppState,
+    account: &AccountId,
+    current: &WebhookRecord,
+    health: &EndpointHealth,
+    now: Timestamp,
+) -> Result<Notifications, store::Error> {
+    let Some(failing_since) = HealthNotice::recovery(&current.health, health) else {
+        return Ok(Notifications::default());
+    };
+    let event = OperationalEvent {
+        webhook: current.webhook.id,
+        url: current.webhook.url.as_str().to_owned(),
+        change: WebhookChange::Recovered { failing_since },
+    };
+    state.store.webhooks().notify(account, &event, now).await
 }
 
 /// The first of all event types that is in `events`.
@@ -246,21 +278,16 @@ fn first_subscribed(events: &EventTypes) -> EventType {
 fn sample_payload(
     event: EventType,
     account: &AccountId,
-    webhook: WebhookId,
-    url: &str,
+    webhook: &Webhook,
     now: Timestamp,
 ) -> String {
+    let url = webhook.url.as_str();
+    if let Some(sample) = OperationalEvent::sample(event, webhook.id, url, now) {
+        return sample.payload(now);
+    }
     let outcome = match event {
-        EventType::JobCompleted => JobOutcome::Completed,
         EventType::JobFailed => JobOutcome::Failed,
-        EventType::WebhookDisabled => {
-            return event::webhook_disabled_payload(
-                webhook,
-                url,
-                "This is a test: nothing was disabled.",
-                &now.to_rfc3339(),
-            );
-        }
+        _ => JobOutcome::Completed,
     };
     JobEvent::sample(
         EventId::synthetic(now, account, SAMPLE_TASK_ID, event),

@@ -20,6 +20,7 @@ async fn main() -> ExitCode {
 async fn run() -> Result<(), lambda_http::Error> {
     let config = Config::from_env(env_var, ConfigDefaults::DEPLOYED)?;
     let aws = aws::load_sdk_config().await;
+    let operator_notices = config.operator_notices();
     let client = aws_sdk_dynamodb::Client::new(&aws);
     let router = api::router(AppState {
         account_claim: config.account_claim.clone(),
@@ -38,7 +39,8 @@ async fn run() -> Result<(), lambda_http::Error> {
             client,
             config.tables,
             DataKeyCache::for_kms_key(&aws, config.secrets_kms_key_id),
-        ),
+        )
+        .with_operator_notices(operator_notices),
     });
     lambda_http::run(router).await
 }

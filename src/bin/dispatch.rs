@@ -19,7 +19,7 @@ use nano_webhooks::{
     config::{Config, ConfigDefaults, env_var, late_attempts_enabled, retry_queue_url, stack_name},
     dispatch::{
         Dispatcher, InFlightLimiter, RECORDING_RESERVE, first_attempt::BATCH_WAIT,
-        lambda_event::Invocation, late_attempts::LateAttempts,
+        lambda_event::Invocation, late_attempts::LateAttempts, operator_topic::OperatorTopic,
     },
     error_chain::error_chain,
     extension::Extension,
@@ -124,6 +124,11 @@ async fn run_function(
     invocations: InvocationSignal,
 ) -> Result<(), Error> {
     let aws = aws::load_sdk_config().await;
+    let operator_notices = config.operator_notices();
+    let operator_topic = config.notify_topic_arn.clone().map(|arn| OperatorTopic {
+        client: aws_sdk_sns::Client::new(&aws),
+        arn,
+    });
     let dispatcher = Dispatcher {
         direct_client: config.client(Timeouts::DIRECT)?,
         retry_client: config.client(Timeouts::QUEUED)?,
@@ -138,12 +143,14 @@ async fn run_function(
         schedule: config.retry_schedule,
         retention: config.retention,
         disable_after: config.disable_after,
+        operator_topic,
         metrics: output.metrics.clone(),
         store: Store::new(
             aws_sdk_dynamodb::Client::new(&aws),
             config.tables,
             DataKeyCache::for_kms_key(&aws, config.secrets_kms_key_id),
-        ),
+        )
+        .with_operator_notices(operator_notices),
     };
     let handler = async |event: LambdaEvent<Box<RawValue>>| {
         let _running = invocations.start();

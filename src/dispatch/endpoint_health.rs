@@ -1,6 +1,6 @@
 //! Updates of endpoint health after attempts, and the disabling of webhooks.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{fmt, time::Duration};
 
 use tokio::time::timeout;
 
@@ -10,21 +10,20 @@ use crate::{
     error_chain::error_chain,
     metrics::{Counter, Metrics},
     queue::RetryQueue,
-    store::{Result, Store, WriteOutcome, webhooks::WebhookRecord},
+    store::{Result, Store, WriteOutcome, notifications::Notifications, webhooks::WebhookRecord},
 };
 use nano_webhooks_core::{
     account_id::AccountId,
     delivery::{
-        Delivery, DeliveryKey,
         attempt::AttemptOutcome,
         breaker::BreakerChange,
         endpoint_health::{EndpointHealth, FailureCounts, is_unresponsive},
+        health_notice::HealthNotice,
     },
-    event::{EventId, webhook_disabled_payload},
-    event_type::EventType,
+    operational_event::{OperationalEvent, WebhookChange},
     readable_duration::ReadableDuration,
     timestamp::Timestamp,
-    webhook::{Webhook, WebhookStatus},
+    webhook::{Webhook, WebhookId, WebhookStatus},
 };
 
 /// How long an update waits for other updates of the same endpoint. A skipped update is made up for
@@ -33,9 +32,6 @@ const HEALTH_LOCK_TIMEOUT: Duration = Duration::from_secs(4);
 /// How often an update is repeated because another process wrote the health at the same time. A
 /// lost update is made up for by the next attempts.
 const MAX_HEALTH_CONFLICTS: u32 = 4;
-/// The most webhooks that are notified when one is disabled: a transaction has 100 items, and one
-/// of them disables the webhook.
-const MAX_DISABLED_NOTIFICATIONS: usize = 99;
 /// The status code of an endpoint that wants no more requests: 410 Gone.
 const GONE: u16 = 410;
 
@@ -86,6 +82,8 @@ struct HealthEvaluation {
     disable: Option<DisableReason>,
     write: HealthWrite,
     breaker: Option<BreakerChange>,
+    /// What the owner is told.
+    notice: Option<HealthNotice>,
 }
 
 /// When the evaluated health is written.
@@ -145,7 +143,9 @@ impl EndpointHealthUpdater<'_> {
         let predicted = observed.apply_to(record.health, now);
         let is_changed = predicted.needs_write(&record.health) || summary.resets(counted);
         let may_disable = summary.is_gone || predicted.has_failed_for(self.disable_after, now);
-        if !is_changed && !may_disable {
+        let stored = &record.health;
+        let notice = HealthNotice::between(stored, &predicted, self.disable_after, now);
+        if !is_changed && !may_disable && notice.is_none() {
             return;
         }
         let updated = self.apply(&endpoint, &record.webhook, observed, now);
@@ -224,7 +224,7 @@ impl EndpointHealthUpdater<'_> {
         let is_gone = summarize(outcomes).is_gone;
         let evaluation = evaluate(&current.health, observed, is_gone, self.disable_after, now);
         if let Some(reason) = evaluation.disable {
-            self.disable(&endpoint.account, webhook, &reason.to_string(), now)
+            self.disable(&endpoint.account, webhook, reason, now)
                 .await?;
         }
         if self.is_write_due(endpoint, evaluation.write, conflicts, now) {
@@ -265,11 +265,28 @@ impl EndpointHealthUpdater<'_> {
     ) -> Result<WriteOutcome> {
         let EndpointKey { account, webhook } = endpoint;
         let health = &evaluation.health;
+        let notifications = self
+            .notify_health(account, &current.webhook, evaluation, now)
+            .await?;
         let items = self.store.health();
-        let outcome = items.write(account, current, health, now).await?;
+        let outcome = items
+            .write(
+                account,
+                current,
+                health,
+                &notifications,
+                now,
+                self.retention,
+            )
+            .await?;
         if !outcome.is_applied() {
             return Ok(outcome);
         }
+        if let Some(notice) = evaluation.notice {
+            log_notice(account, *webhook, notice);
+        }
+        let deliveries = &notifications.deliveries;
+        self.queue.schedule_pending(deliveries, now).await;
         let failures = health.failure_counts();
         self.limiter.set_failures(endpoint, failures, failures);
         match evaluation.breaker {
@@ -292,26 +309,25 @@ impl EndpointHealthUpdater<'_> {
         Ok(outcome)
     }
 
-    /// Disables a webhook and notifies the account's other webhooks that subscribe to
-    /// `webhook.disabled`.
+    /// Disables a webhook, and reports that.
     async fn disable(
         self,
         account: &AccountId,
         webhook: &Webhook,
-        reason: &str,
+        reason: DisableReason,
         now: Timestamp,
     ) -> Result<()> {
-        let records = self.store.webhooks().list_records(account).await?;
-        let readable = records.into_iter().flatten();
-        let webhooks: Vec<_> = readable.map(|record| record.webhook).collect();
-        let notifications = disabled_notifications(account, webhook, &webhooks, reason, now);
-        let outcome = self
-            .store
-            .webhooks()
+        let reason = reason.to_string();
+        let change = WebhookChange::Disabled {
+            reason: reason.clone(),
+        };
+        let notifications = self.notify(account, webhook, change, now).await?;
+        let webhooks = self.store.webhooks();
+        let outcome = webhooks
             .disable(
                 account,
                 webhook,
-                reason,
+                &reason,
                 &notifications,
                 now,
                 self.retention,
@@ -323,9 +339,64 @@ impl EndpointHealthUpdater<'_> {
                 "Webhook disabled"
             );
             self.metrics.increment(Counter::WebhooksDisabled);
-            self.queue.schedule_pending(&notifications, now).await;
+            let deliveries = &notifications.deliveries;
+            self.queue.schedule_pending(deliveries, now).await;
         }
         Ok(())
+    }
+
+    async fn notify(
+        self,
+        account: &AccountId,
+        webhook: &Webhook,
+        change: WebhookChange,
+        now: Timestamp,
+    ) -> Result<Notifications> {
+        let event = OperationalEvent {
+            webhook: webhook.id,
+            url: webhook.url.as_str().to_owned(),
+            change,
+        };
+        self.store.webhooks().notify(account, &event, now).await
+    }
+
+    /// Reports a change of the health.
+    async fn notify_health(
+        self,
+        account: &AccountId,
+        webhook: &Webhook,
+        evaluation: &HealthEvaluation,
+        now: Timestamp,
+    ) -> Result<Notifications> {
+        let change = match evaluation.notice {
+            Some(HealthNotice::Failing { since, percent }) => WebhookChange::Failing {
+                since,
+                percent,
+                disabled_at: since + self.disable_after,
+                last_failure: evaluation.health.last_failure,
+            },
+            Some(HealthNotice::Recovered { failing_since }) => {
+                WebhookChange::Recovered { failing_since }
+            }
+            None => return Ok(Notifications::default()),
+        };
+        self.notify(account, webhook, change, now).await
+    }
+}
+
+/// Logs what an endpoint's owner is told of its health.
+fn log_notice(account: &AccountId, webhook: WebhookId, notice: HealthNotice) {
+    match notice {
+        HealthNotice::Failing { since, percent } => tracing::warn!(
+            account = account.as_str(), %webhook, percent,
+            failing_since = since.to_rfc3339(),
+            "Every attempt has failed for a part of the time after which the webhook is disabled"
+        ),
+        HealthNotice::Recovered { failing_since } => tracing::info!(
+            account = account.as_str(), %webhook,
+            failing_since = failing_since.to_rfc3339(),
+            "The endpoint accepted an event after long failures"
+        ),
     }
 }
 
@@ -378,9 +449,18 @@ fn evaluate(
         None
     };
     let breaker = BreakerChange::between(stored, &observed);
+    // A webhook that is disabled is reported as that.
+    let notice = match disable {
+        Some(_) => None,
+        None => HealthNotice::between(stored, &observed, disable_after, now),
+    };
+    let observed = match notice {
+        Some(notice) => notice.apply_to(observed),
+        None => observed,
+    };
     let write = if !observed.needs_write(stored) {
         HealthWrite::Never
-    } else if breaker.is_some() {
+    } else if breaker.is_some() || notice.is_some() {
         HealthWrite::Now
     } else {
         HealthWrite::RateLimited
@@ -390,46 +470,8 @@ fn evaluate(
         disable,
         write,
         breaker,
+        notice,
     }
-}
-
-/// The deliveries of `webhook.disabled` to the account's other subscribed webhooks.
-fn disabled_notifications(
-    account: &AccountId,
-    disabled: &Webhook,
-    webhooks: &[Webhook],
-    reason: &str,
-    now: Timestamp,
-) -> Vec<Delivery> {
-    let event_type = EventType::WebhookDisabled;
-    let event = EventId::synthetic(now, account, &disabled.id.to_string(), event_type);
-    let url = disabled.url.as_str();
-    let payload: Arc<str> =
-        webhook_disabled_payload(disabled.id, url, reason, &now.to_rfc3339()).into();
-    let mut notifications = Vec::new();
-    for webhook in webhooks {
-        if webhook.id == disabled.id || !webhook.accepts(event_type) {
-            continue;
-        }
-        if notifications.len() == MAX_DISABLED_NOTIFICATIONS {
-            break;
-        }
-        let key = DeliveryKey {
-            account: account.clone(),
-            webhook: webhook.id,
-            event: event.clone(),
-        };
-        let url = webhook.url.as_str().to_owned();
-        notifications.push(Delivery::new(
-            key,
-            event_type,
-            None,
-            url,
-            payload.clone(),
-            now,
-        ));
-    }
-    notifications
 }
 
 #[cfg(test)]

@@ -3,13 +3,17 @@
 //! Several processes observe attempts to the same endpoint. A write has the condition that the
 //! health was not written since it was read, so no observation overwrites another one.
 
-use aws_sdk_dynamodb::types::{Put, builders::PutBuilder};
+use std::time::Duration;
+
+use aws_sdk_dynamodb::types::{Put, TransactWriteItem, builders::PutBuilder};
 
 use super::{
+    deliveries::Deliveries,
     error::Result,
     item::{attr_n, to_item},
     key_schema,
     markers::{self, NEXT_PROBE_AT},
+    notifications::Notifications,
     table_client::{TableClient, WriteOutcome},
     tables::REVISION,
     webhooks::WebhookRecord,
@@ -28,48 +32,72 @@ use nano_webhooks_core::{
 #[derive(Clone, Copy, Debug)]
 pub struct HealthItems<'a> {
     table: &'a TableClient,
+    deliveries: Deliveries<'a>,
 }
 
 impl<'a> HealthItems<'a> {
-    pub(super) const fn new(table: &'a TableClient) -> Self {
-        Self { table }
+    pub(super) const fn new(table: &'a TableClient, deliveries: Deliveries<'a>) -> Self {
+        Self { table, deliveries }
     }
 }
 
 impl HealthItems<'_> {
     /// Replaces the health that was read with `read`, if it was not written since. When the breaker
     /// opens, the endpoint is marked for probes in the same transaction. When it closes, the resume
-    /// of what waits is started.
+    /// of what waits is started. `notifications` report the change, and are recorded with it.
     pub async fn write(
         self,
         account: &AccountId,
         read: &WebhookRecord,
         health: &EndpointHealth,
+        notifications: &Notifications,
         now: Timestamp,
+        retention: Duration,
     ) -> Result<WriteOutcome> {
-        let webhook = read.webhook.id;
-        let Some(change) = BreakerChange::between(&read.health, health) else {
+        let change = BreakerChange::between(&read.health, health);
+        if change.is_none() && notifications.is_empty() {
             return self.table.put_if(health_put(account, read, health)?).await;
+        }
+        let health = match change {
+            Some(change) => change.reset_probes(*health, now),
+            None => *health,
         };
-        let health = change.reset_probes(*health, now);
-        let resume = key_schema::pending_resume(account, webhook);
-        let open_breaker = key_schema::open_breaker(account, webhook);
         let mut writes = vec![self.table.transact_put(health_put(account, read, &health)?)];
+        if let Some(change) = change {
+            writes.extend(self.mark_change(account, read.webhook.id, change, now));
+        }
+        writes.extend(notifications.transact_puts(self.table, self.deliveries, now, retention));
+        Ok(self.table.transact_write(writes).await?.into())
+    }
+
+    /// The markers that follow from a change of the breaker.
+    fn mark_change(
+        self,
+        account: &AccountId,
+        webhook: WebhookId,
+        change: BreakerChange,
+        now: Timestamp,
+    ) -> [TransactWriteItem; 2] {
         match change {
             BreakerChange::Opened => {
                 let first_probe_at = now + probe_interval(0);
                 let marker = put_open_breaker(account, webhook, first_probe_at);
-                writes.push(self.table.transact_put(marker));
-                // What it made due would be paused again.
-                writes.push(self.table.transact_delete(resume));
+                let resume = key_schema::pending_resume(account, webhook);
+                [
+                    self.table.transact_put(marker),
+                    // What it made due would be paused again.
+                    self.table.transact_delete(resume),
+                ]
             }
             BreakerChange::Closed => {
                 let marker = markers::put_resume(account, webhook, now);
-                writes.push(self.table.transact_put(marker));
-                writes.push(self.table.transact_delete(open_breaker));
+                let open_breaker = key_schema::open_breaker(account, webhook);
+                [
+                    self.table.transact_put(marker),
+                    self.table.transact_delete(open_breaker),
+                ]
             }
         }
-        Ok(self.table.transact_write(writes).await?.into())
     }
 }
 

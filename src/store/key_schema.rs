@@ -92,6 +92,27 @@ pub fn pace(account: &AccountId, id: WebhookId) -> PrimaryKey {
     PrimaryKey::new(account_partition(account), format!("PACE#{id:0ID_DIGITS$}"))
 }
 
+/// The latest report of a webhook's exhausted deliveries.
+pub fn exhausted_report(account: &AccountId, id: WebhookId) -> PrimaryKey {
+    let id = id.get();
+    let sort_key = format!("EXHAUSTED#{id:0ID_DIGITS$}");
+    PrimaryKey::new(account_partition(account), sort_key)
+}
+
+/// The partition of the notices for the operator's topic.
+pub const OPERATOR_NOTICES: &str = "NOTICE";
+
+/// A notice for the operator's topic. Event ids start with the time, so keys sort by it.
+pub fn operator_notice(event: &EventId, account: &AccountId) -> PrimaryKey {
+    PrimaryKey::new(OPERATOR_NOTICES.to_owned(), format!("{event}#{account}"))
+}
+
+/// The event and the account of a notice.
+pub fn parse_operator_notice(sk: &str) -> Option<(EventId, AccountId)> {
+    let (event, account) = sk.split_once('#')?;
+    Some((EventId::parse(event)?, AccountId::parse(account).ok()?))
+}
+
 /// The webhook of a sort key; `None` if the item is not a webhook.
 pub fn parse_webhook(sk: &str) -> Option<WebhookId> {
     let digits = sk.strip_prefix(WEBHOOK_PREFIX)?;

@@ -547,7 +547,7 @@ fn applied_delivery(outcome: WriteOutcome, delivery: Delivery) -> Option<Deliver
 }
 
 /// Writes a delivery if the lease is still held.
-fn completion_put(
+pub(super) fn completion_put(
     lease: &Lease,
     delivery: &Delivery,
     now: Timestamp,

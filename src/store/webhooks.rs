@@ -11,6 +11,7 @@ use super::{
     error::{Error, Result},
     item::{Item, attr_n, attr_s, from_item, text, to_attribute},
     key_schema, markers,
+    notifications::{Notifications, OperatorNotices},
     rotation::{RotateOutcome, TooManyActiveSecrets, apply_rotation},
     secrets::{SECRETS, Secrets, StoredSecret},
     table_client::{
@@ -24,7 +25,8 @@ use super::{
 use crate::{clock::Deadline, error_chain::error_chain};
 use nano_webhooks_core::{
     account_id::AccountId,
-    delivery::{Delivery, endpoint_health::EndpointHealth, wait_reason::WaitReason},
+    delivery::{endpoint_health::EndpointHealth, wait_reason::WaitReason},
+    operational_event::OperationalEvent,
     secret::Secret,
     timestamp::Timestamp,
     webhook::{Webhook, WebhookId, WebhookStatus},
@@ -87,6 +89,7 @@ pub struct Webhooks<'a> {
     table: &'a TableClient,
     deliveries: Deliveries<'a>,
     secrets: Secrets<'a>,
+    operator_notices: OperatorNotices,
 }
 
 impl<'a> Webhooks<'a> {
@@ -94,11 +97,13 @@ impl<'a> Webhooks<'a> {
         table: &'a TableClient,
         deliveries: Deliveries<'a>,
         secrets: Secrets<'a>,
+        operator_notices: OperatorNotices,
     ) -> Self {
         Self {
             table,
             deliveries,
             secrets,
+            operator_notices,
         }
     }
 }
@@ -302,14 +307,28 @@ impl Webhooks<'_> {
         Ok(self.table.transact_write(writes).await?.into())
     }
 
-    /// Disables a webhook and records the `notifications` of the account's other webhooks, all or
-    /// nothing. The condition fails if the webhook is not active or has another URL by now.
+    /// What an operational event leads to: deliveries to the account's other webhooks that
+    /// subscribe, and a notice for the operator. Webhooks that cannot be read are left out.
+    pub async fn notify(
+        self,
+        account: &AccountId,
+        event: &OperationalEvent,
+        now: Timestamp,
+    ) -> Result<Notifications> {
+        let records = self.list_records(account).await?;
+        let readable = records.into_iter().flatten();
+        let webhooks: Vec<_> = readable.map(|record| record.webhook).collect();
+        let notices = self.operator_notices;
+        Ok(Notifications::new(account, event, &webhooks, notices, now))
+    }
+
+    /// Disables a webhook and records the `notifications` that report it, all or nothing. The condition fails if the webhook is not active or has another URL by now.
     pub async fn disable(
         self,
         account: &AccountId,
         webhook: &Webhook,
         reason: &str,
-        notifications: &[Delivery],
+        notifications: &Notifications,
         now: Timestamp,
         retention: Duration,
     ) -> Result<WriteOutcome> {
@@ -318,9 +337,7 @@ impl Webhooks<'_> {
             self.table
                 .transact_update(key, disable_if_active(webhook, reason, now)),
         ];
-        for delivery in notifications {
-            writes.push(self.deliveries.transact_put(delivery, now, retention));
-        }
+        writes.extend(notifications.transact_puts(self.table, self.deliveries, now, retention));
         Ok(self.table.transact_write(writes).await?.into())
     }
 

@@ -19,6 +19,7 @@ mod limits;
 mod limits_page;
 mod metrics;
 mod openapi;
+mod operational_events;
 mod poison;
 mod replays;
 mod retries;

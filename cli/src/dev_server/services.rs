@@ -84,6 +84,7 @@ impl<'a> Services<'a> {
             schedule: self.config.retry_schedule.clone(),
             retention: self.config.retention,
             disable_after: self.config.disable_after,
+            operator_topic: None,
             metrics: self.metrics.clone(),
         })
     }

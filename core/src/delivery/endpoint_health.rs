@@ -79,6 +79,10 @@ pub struct EndpointHealth {
     /// The number of failed attempts since the latest success, at most `MIN_FAILED_ATTEMPTS`.
     #[serde(default)]
     pub failed_attempts: u32,
+    /// The highest threshold of failing time that the owner was told of, in percent. See
+    /// [`super::health_notice`].
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub notified_percent: u32,
     /// The time of the first success after a failure. Later successes do not update it, which
     /// saves writes.
     #[serde(
@@ -90,6 +94,14 @@ pub struct EndpointHealth {
     /// The kind of the latest failure.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_failure: Option<FailureKind>,
+}
+
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "serde passes a reference"
+)]
+const fn is_zero(number: &u32) -> bool {
+    *number == 0
 }
 
 /// The failed attempts of an endpoint, in two counts.
@@ -301,6 +313,7 @@ impl EndpointHealth {
         Self {
             has_succeeded: true,
             failing_since: None,
+            notified_percent: 0,
             first_success_after_failure_at: Some(now),
             ..health
         }

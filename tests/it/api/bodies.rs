@@ -109,7 +109,8 @@ async fn invalid_events_are_described() {
         (
             json!(["job.done"]),
             "events: unknown event `job.done`, expected one or more of \
-             `job.completed`, `job.failed`, `webhook.disabled`",
+             `job.completed`, `job.failed`, `webhook.disabled`, `webhook.failing`, \
+             `webhook.recovered`, `delivery.exhausted`",
         ),
     ] {
         let body = valid_with("events", events).to_string();

@@ -226,7 +226,8 @@ async fn invalid_query_parameter_is_named() {
         ),
         (
             "event=job.done",
-            "event: expected one of `job.completed`, `job.failed`, `webhook.disabled`",
+            "event: expected one of `job.completed`, `job.failed`, `webhook.disabled`, \
+             `webhook.failing`, `webhook.recovered`, `delivery.exhausted`",
         ),
         ("limit=0", "limit: expected a whole number from 1 to 100"),
         ("limit=101", "limit: expected a whole number from 1 to 100"),

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use nano_webhooks::store::update::WebhookUpdate;
+use nano_webhooks::store::{notifications::Notifications, update::WebhookUpdate};
 use nano_webhooks_core::{
     delivery::{DeliveryState, endpoint_health::EndpointHealth, failure::FailureKind},
     endpoint_url::EndpointUrl,
@@ -84,10 +84,11 @@ async fn response_of_old_url_is_ignored() {
     assert_eq!(fixture.health(webhook).await, EndpointHealth::default());
     let acme = account("acme");
     let hour = Duration::from_hours(1);
+    let none = Notifications::default();
     assert!(
         !store
             .webhooks()
-            .disable(&acme, &read.webhook, "Gone.", &[], START, hour)
+            .disable(&acme, &read.webhook, "Gone.", &none, START, hour)
             .await
             .unwrap()
             .is_applied()

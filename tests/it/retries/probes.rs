@@ -6,7 +6,9 @@ use std::{collections::HashSet, time::Duration};
 use aws_sdk_dynamodb::types::AttributeValue;
 use nano_webhooks::{
     dispatch::Dispatcher,
-    store::{key_schema, leases::ClaimOutcome, update::WebhookUpdate},
+    store::{
+        key_schema, leases::ClaimOutcome, notifications::Notifications, update::WebhookUpdate,
+    },
 };
 use nano_webhooks_core::{
     delivery::{
@@ -336,17 +338,19 @@ async fn reopened_breaker_ends_resume() {
         has_succeeded: true,
         ..EndpointHealth::default()
     };
-    let write = store.health().write(&acme, &open, &closed, now);
+    let items = store.health();
+    let none = Notifications::default();
+    let write = items.write(&acme, &open, &closed, &none, now, RETENTION);
     assert!(write.await.unwrap().is_applied());
     assert_eq!(
         opened.fixture.tables.items_under("RESUME").await.len(),
         1,
         "what waited is resumed"
     );
-    let stale = store.health().write(&acme, &open, &closed, now);
+    let stale = items.write(&acme, &open, &closed, &none, now, RETENTION);
     assert!(!stale.await.unwrap().is_applied(), "written since");
     let reread = read().await;
-    let write = store.health().write(&acme, &reread, &open.health, now);
+    let write = items.write(&acme, &reread, &open.health, &none, now, RETENTION);
     assert!(write.await.unwrap().is_applied());
     let tables = &opened.fixture.tables;
     assert_eq!(tables.items_under("RESUME").await.len(), 0);

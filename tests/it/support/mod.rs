@@ -16,6 +16,7 @@ pub mod queue;
 pub mod receiver;
 pub mod replay_fixture;
 pub mod retry_fixture;
+pub mod sns;
 pub mod sqs;
 pub mod stream;
 pub mod sweep_fixture;

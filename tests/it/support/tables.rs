@@ -133,6 +133,7 @@ impl TestTables {
             schedule: RetrySchedule::default(),
             retention: Duration::from_hours(24),
             disable_after: Duration::from_hours(120),
+            operator_topic: None,
             metrics: Metrics::embedded(),
         }
     }
