@@ -46,6 +46,10 @@ bench *arguments:
     cargo build --profile bench --bin nano-webhooks
     cargo bench {{ arguments }}
 
+# Simulate an outage with a large backlog, for the tables of docs/SCALE.md.
+simulate:
+    cargo run --release -p nano-webhooks-core --example simulation
+
 # Build the crates' documentation and open it.
 docs:
     cargo doc --workspace --no-deps --open
