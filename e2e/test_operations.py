@@ -336,7 +336,13 @@ def test_stats_count_items(own_service, operate, receiver):
         "top_webhooks": [],
     }
     assert operate.json("stats") == [
-        {"pending": no_pending, "poison": [], "replaying": [], "resuming": []}
+        {
+            "pending": no_pending,
+            "poison": [],
+            "replaying": [],
+            "resuming": [],
+            "unreachable": [],
+        }
     ]
     api = own_service.create_account()
     healthy, failing = (
