@@ -8,7 +8,7 @@ import pytest
 from emulators import BUILT, FunctionError, milliseconds
 from readme_verifier import assert_signed
 from stack import TEMPLATE
-from support import TEST_TIMEOUT
+from support import TEST_TIMEOUT, respond_with, wait_until
 
 # The secret in events/api-create.json.
 SECRET = "a-secret-of-your-own"
@@ -275,3 +275,34 @@ def test_missing_queue_url_fails_start(deployed, name):
     with pytest.raises(FunctionError):
         function.invoke({})
     assert "RETRY_QUEUE_URL: missing" in function.log_text()
+
+
+def test_operational_events_reach_topic(deployed, account, receiver):
+    """The scheduled job publishes operational events to the topic of NOTIFY_TOPIC_ARN."""
+    sns, sqs = account.client("sns"), account.client("sqs")
+    topic = sns.create_topic(Name="customers")["TopicArn"]
+    mailer = sqs.create_queue(QueueName="mailer")["QueueUrl"]
+    queue_arn = sqs.get_queue_attributes(QueueUrl=mailer, AttributeNames=["QueueArn"])
+    sns.subscribe(
+        TopicArn=topic,
+        Protocol="sqs",
+        Endpoint=queue_arn["Attributes"]["QueueArn"],
+        Attributes={"RawMessageDelivery": "true"},
+    )
+    deployed.env |= {"NOTIFY_TOPIC_ARN": topic, "AWS_ENDPOINT_URL_SNS": account.url}
+    receiver.respond("/gone", respond_with(410))
+    key, url = deployed.create_api_key(), receiver.url + "/gone"
+    create = sample(
+        "api-create", key=("sk-REPLACE", key), url=("https://hooks.example.com/nano", url)
+    )
+    webhook = data(deployed.invoke("ApiFunction", create), 201)["id"]
+    deployed.invoke("DispatchFunction", sample("stream-completed"))
+    deployed.invoke("DispatchFunction", sample("schedule-advance"))
+    (message,) = wait_until(
+        lambda: sqs.receive_message(QueueUrl=mailer, WaitTimeSeconds=1).get("Messages"),
+        "a message of the topic",
+    )
+    body = json.loads(message["Body"])
+    assert (body["account_id"], body["payload"]["event"]) == ("acme", "webhook.disabled")
+    assert body["payload"]["data"]["webhook_id"] == webhook
+    assert not [item for item in deployed.scan("webhooks") if item["PK"] == "NOTICE"]
