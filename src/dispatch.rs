@@ -323,8 +323,8 @@ impl Dispatcher {
         self.sweeper().sweep(deadline).await
     }
 
-    /// Advances each resume and replay by a minute's deliveries, and publishes operational events to
-    /// the operator's topic. Returns the number of deliveries that became due.
+    /// Advances each resume and replay by a minute's deliveries, and publishes operational events
+    /// to the operator's topic. Returns the number of deliveries that became due.
     ///
     /// # Errors
     /// If DynamoDB does not respond; the next call repeats what is left.
@@ -443,11 +443,12 @@ struct DeliverOutcome {
 
 /// The deliveries of events that wait until their webhook is repaired.
 fn pause_deliveries(batch: &UnreadableBatch<'_>, now: Timestamp) -> Vec<StartedDelivery> {
+    let waiting_for = batch.reason.wait_reason();
     let mut paused = Vec::with_capacity(batch.events.len());
     for event in &batch.events {
         paused.push(StartedDelivery {
             record: event.record,
-            delivery: event.paused_delivery(batch.webhook, batch.url, now),
+            delivery: event.paused_delivery(batch.webhook, batch.url, waiting_for, now),
         });
     }
     paused

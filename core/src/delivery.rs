@@ -27,6 +27,7 @@ use crate::{
 };
 use attempt::{Attempt, AttemptOutcome};
 use breaker::AfterFailure;
+use pace::SLOT_LIFETIME;
 use schedule::RetrySchedule;
 use secret_backoff::secret_backoff;
 use status::DeliveryStatus;
@@ -167,17 +168,21 @@ impl Delivery {
         self.deferrals = self.deferrals.saturating_add(1);
     }
 
-    /// Defers the next attempt until its slot, because deliveries of the webhook are spaced in time.
-    /// Uses no attempt. A requested retry stays requested.
+    /// Defers the next attempt until its slot, because deliveries of the webhook are spaced in
+    /// time. Uses no attempt. A requested retry stays requested.
     pub const fn wait_for_slot(&mut self, slot: Timestamp) {
         self.state = DeliveryState::Pending(slot);
         self.waiting_for = Some(WaitReason::Rate);
         self.deferrals = 0;
     }
 
-    /// Whether the next attempt has a slot, so that it is made when it is due.
-    pub const fn has_slot(&self) -> bool {
-        matches!(self.waiting_for, Some(WaitReason::Rate))
+    /// Whether the next attempt has a slot at `now`. A slot that was missed, because no worker ran,
+    /// is reserved again: otherwise all that were missed would be used at once.
+    pub fn has_slot(&self, now: Timestamp) -> bool {
+        match (self.state, self.waiting_for) {
+            (DeliveryState::Pending(slot), Some(WaitReason::Rate)) => now <= slot + SLOT_LIFETIME,
+            _ => false,
+        }
     }
 
     /// Pauses the delivery until its endpoint responds again. A requested retry stays requested.

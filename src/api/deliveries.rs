@@ -73,8 +73,10 @@ pub(super) async fn list(
     }
     let log = state.store.delivery_log();
     let mut page = log.list(&account, webhook, &filter).await?;
-    log.read_wait_reasons(&account, webhook, &mut page.deliveries)
-        .await?;
+    if record.is_some() {
+        log.read_wait_reasons(&account, webhook, &mut page.deliveries)
+            .await?;
+    }
     for summary in page.deliveries {
         let summary = DeliverySummaryResponse::new(summary, record.as_ref());
         response.data.push(summary);

@@ -131,8 +131,7 @@ pub(super) fn deserialize_max_per_second<'de, D: Deserializer<'de>>(
 ) -> Result<Option<MaxPerSecond>, D::Error> {
     let limit = match Value::deserialize(from)? {
         Value::Null => return Ok(None),
-        Value::Number(number) => number.as_u64().and_then(MaxPerSecond::new),
-        _ => None,
+        value => whole_number(&value).and_then(MaxPerSecond::new),
     };
     match limit {
         Some(limit) => Ok(Some(limit)),
@@ -140,6 +139,12 @@ pub(super) fn deserialize_max_per_second<'de, D: Deserializer<'de>>(
             "expected a whole number from 1 to 1000, or null",
         )),
     }
+}
+
+/// A whole number. JSON has one number type: `5.0` is 5.
+pub(super) fn whole_number(value: &Value) -> Option<u64> {
+    let number = value.as_number()?.to_string();
+    number.strip_suffix(".0").unwrap_or(&number).parse().ok()
 }
 
 /// `max_per_second` of an update: `Some(None)` removes the limit.

@@ -34,7 +34,12 @@ use super::{
             **Compatibility.** New fields may be added to responses. Requests with unknown fields \
             are rejected."
     ),
-    components(schemas(ErrorResponse, callbacks::JobEvent, callbacks::WebhookDisabledEvent, callbacks::OperationalEventSchema)),
+    components(schemas(
+        ErrorResponse,
+        callbacks::JobEvent,
+        callbacks::WebhookDisabledEvent,
+        callbacks::OperationalEventSchema,
+    )),
     servers((url = "/", description = "The server that returned this document.")),
     security(("api_key" = [])),
     tags(

@@ -9,6 +9,7 @@ use axum::{
     http::{HeaderName, header::CACHE_CONTROL},
 };
 use serde::{Deserialize, Deserializer, Serialize, de::Error as _};
+use serde_json::Value;
 use utoipa::{
     ToSchema,
     openapi::{Object, ObjectBuilder, Type, schema::SchemaType},
@@ -19,7 +20,7 @@ use super::{
     auth::AuthenticatedAccount,
     body::OptionalJson,
     error::{ApiError, ErrorResponse},
-    fields::deserialize_secret,
+    fields::{deserialize_secret, whole_number},
     path::{ApiPath, WebhookPath},
     responses::{SuccessResponse, ok},
     schemas,
@@ -177,15 +178,11 @@ pub(super) async fn rotate_secret(
 /// A response with `Cache-Control`.
 type UncachedResponse<T> = ([(HeaderName, &'static str); 1], Json<SuccessResponse<T>>);
 
-#[expect(clippy::float_cmp, reason = "whole numbers of hours are exact")]
 fn deserialize_grace_hours<'de, D: Deserializer<'de>>(from: D) -> Result<Option<u16>, D::Error> {
-    // JSON has one number type: 24.0 is 24.
-    let number = serde_json::Value::deserialize(from)?.as_f64();
-    let hours =
-        number.and_then(|number| (0..=MAX_GRACE_HOURS).find(|hours| f64::from(*hours) == number));
-    match hours {
-        Some(hours) => Ok(Some(hours)),
-        None => Err(D::Error::custom(format!(
+    let number = whole_number(&Value::deserialize(from)?);
+    match number.and_then(|number| u16::try_from(number).ok()) {
+        Some(hours @ 0..=MAX_GRACE_HOURS) => Ok(Some(hours)),
+        _ => Err(D::Error::custom(format!(
             "expected a whole number from 0 to {MAX_GRACE_HOURS}"
         ))),
     }

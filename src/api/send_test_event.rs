@@ -248,7 +248,7 @@ async fn write_success(
     Ok(())
 }
 
-/// The report that the endpoint recovered, if its owner was told that it fails.
+/// The report that the endpoint recovered, if its failing was reported.
 async fn report_recovery(
     state: &AppState,
     account: &AccountId,

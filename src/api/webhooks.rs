@@ -24,7 +24,8 @@ use crate::{
     clock::Deadline,
     error_chain::error_chain,
     store::{
-        resumes::ResumeJob,
+        self,
+        due_index::DueDelivery,
         update::WebhookUpdate,
         webhooks::{CreateOutcome, WebhookRecord},
     },
@@ -295,11 +296,8 @@ async fn check_target(state: &AppState, url: &EndpointUrl) -> Result<(), ApiErro
 /// Runs the first step of sending the paused deliveries. The scheduled job runs the other steps,
 /// and what is left of this one if it fails.
 async fn start_resume(state: &AppState, account: &AccountId, webhook: WebhookId, now: Timestamp) {
-    let job = ResumeJob::new(account.clone(), webhook, now);
-    let deadline = Deadline::from_now(FIRST_STEP_TIMEOUT);
     let mut due = Vec::new();
-    let resumes = state.store.resumes();
-    let step = resumes.run_step(&job, now, deadline, &mut due).await;
+    let step = run_first_step(state, account, webhook, now, &mut due).await;
     let retries = due.into_iter().map(ScheduledRetry::from).collect();
     state.queue.schedule(retries, now).await;
     if let Err(error) = step {
@@ -307,6 +305,21 @@ async fn start_resume(state: &AppState, account: &AccountId, webhook: WebhookId,
             account = account.as_str(), %webhook, error = error_chain(&error),
             "Could not resume paused deliveries; they are resumed within a minute"
         );
+    }
+}
+
+async fn run_first_step(
+    state: &AppState,
+    account: &AccountId,
+    webhook: WebhookId,
+    now: Timestamp,
+    due: &mut Vec<DueDelivery>,
+) -> Result<(), store::Error> {
+    let deadline = Deadline::from_now(FIRST_STEP_TIMEOUT);
+    let resumes = state.store.resumes();
+    match resumes.get(account, webhook).await? {
+        Some(job) => resumes.run_step(&job, now, deadline, due).await,
+        None => Ok(()),
     }
 }
 

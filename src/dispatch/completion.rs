@@ -54,8 +54,8 @@ impl Completer<'_> {
         Ok(())
     }
 
-    /// The report of a delivery whose last attempt failed. Only job events are reported: a webhook
-    /// that cannot be told of others would otherwise be reported to them, and they to it. `None` if
+    /// The report of a delivery whose last attempt failed. Only job events are reported: otherwise
+    /// two webhooks that receive events about each other would raise them without end. `None` if
     /// there is nothing to report, or if the account's webhooks cannot be read.
     async fn prepare_report(
         self,

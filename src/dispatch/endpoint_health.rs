@@ -10,7 +10,9 @@ use crate::{
     error_chain::error_chain,
     metrics::{Counter, Metrics},
     queue::RetryQueue,
-    store::{Result, Store, WriteOutcome, notifications::Notifications, webhooks::WebhookRecord},
+    store::{
+        Error, Result, Store, WriteOutcome, notifications::Notifications, webhooks::WebhookRecord,
+    },
 };
 use nano_webhooks_core::{
     account_id::AccountId,
@@ -82,8 +84,22 @@ struct HealthEvaluation {
     disable: Option<DisableReason>,
     write: HealthWrite,
     breaker: Option<BreakerChange>,
-    /// What the owner is told.
+    /// What is reported.
     notice: Option<HealthNotice>,
+}
+
+impl HealthEvaluation {
+    /// The health if the notice is not raised. The next failed attempt raises it; a recovery is not
+    /// reported then.
+    fn without_notice(&self, stored: &EndpointHealth) -> EndpointHealth {
+        match self.notice {
+            Some(HealthNotice::Failing { .. }) => EndpointHealth {
+                notified_percent: stored.notified_percent,
+                ..self.health
+            },
+            Some(HealthNotice::Recovered { .. }) | None => self.health,
+        }
+    }
 }
 
 /// When the evaluated health is written.
@@ -269,16 +285,20 @@ impl EndpointHealthUpdater<'_> {
             .notify_health(account, &current.webhook, evaluation, now)
             .await?;
         let items = self.store.health();
-        let outcome = items
-            .write(
-                account,
-                current,
-                health,
-                &notifications,
-                now,
-                self.retention,
-            )
-            .await?;
+        let retention = self.retention;
+        let written = items
+            .write(account, current, health, &notifications, now, retention)
+            .await;
+        let outcome = match written {
+            // The breaker must not depend on the partitions of what is notified.
+            Err(Error::Unavailable(_)) if evaluation.breaker.is_some() => {
+                let health = evaluation.without_notice(&current.health);
+                let none = Notifications::default();
+                let written = items.write(account, current, &health, &none, now, retention);
+                written.await?
+            }
+            written => written?,
+        };
         if !outcome.is_applied() {
             return Ok(outcome);
         }
@@ -372,7 +392,8 @@ impl EndpointHealthUpdater<'_> {
             Some(HealthNotice::Failing { since, percent }) => WebhookChange::Failing {
                 since,
                 percent,
-                disabled_at: since + self.disable_after,
+                // Fewer attempts than disabling requires may have been made.
+                disabled_at: now.max(since + self.disable_after),
                 last_failure: evaluation.health.last_failure,
             },
             Some(HealthNotice::Recovered { failing_since }) => {
@@ -384,7 +405,7 @@ impl EndpointHealthUpdater<'_> {
     }
 }
 
-/// Logs what an endpoint's owner is told of its health.
+/// Logs what is reported of an endpoint's health.
 fn log_notice(account: &AccountId, webhook: WebhookId, notice: HealthNotice) {
     match notice {
         HealthNotice::Failing { since, percent } => tracing::warn!(

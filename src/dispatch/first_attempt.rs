@@ -188,16 +188,17 @@ impl FirstAttempts<'_> {
         endpoint: &EndpointBatch<'b>,
         plan: &mut AttemptPlan,
     ) -> Vec<PlannedEvent<'b>> {
-        let slots = match self.reserve_slots(endpoint, *plan).await {
-            Ok(slots) => slots,
-            Err(error) => {
-                tracing::warn!(
-                    account = endpoint.account.as_str(),
-                    webhook = %endpoint.record.webhook.id,
-                    error = error_chain(&error),
-                    "Could not reserve slots for the attempts of a webhook; its events are queued"
-                );
+        // The batch waits for the slots as long as for an attempt.
+        let slots = match timeout(BATCH_WAIT, self.reserve_slots(endpoint, *plan)).await {
+            Ok(Ok(slots)) => slots,
+            Ok(Err(error)) => {
                 plan.mode = DispatchMode::Queued;
+                log_unreserved_slots(endpoint, &error);
+                None
+            }
+            Err(elapsed) => {
+                plan.mode = DispatchMode::Queued;
+                log_unreserved_slots(endpoint, &elapsed);
                 None
             }
         };
@@ -369,6 +370,15 @@ impl FirstAttempts<'_> {
             None
         }
     }
+}
+
+fn log_unreserved_slots(endpoint: &EndpointBatch<'_>, error: &dyn std::error::Error) {
+    tracing::warn!(
+        account = endpoint.account.as_str(),
+        webhook = %endpoint.record.webhook.id,
+        error = error_chain(error),
+        "Could not reserve slots for the attempts of a webhook; its events are queued"
+    );
 }
 
 impl EndpointResult<'_> {

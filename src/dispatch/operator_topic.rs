@@ -18,8 +18,8 @@ use crate::{
     store::{Store, notifications::OperatorNotice},
 };
 
-/// The most notices that a run publishes.
-const MAX_NOTICES: usize = 1_000;
+/// How many notices of each partition are read at a time.
+const PAGE_SIZE: usize = 50;
 /// How many notices are published at the same time.
 const CONCURRENT_PUBLISHES: usize = 8;
 
@@ -32,6 +32,9 @@ pub struct OperatorTopic {
     pub arn: String,
 }
 
+/// Notices of a page are left.
+struct SomeUnpublished;
+
 /// A message of the topic.
 #[derive(Serialize)]
 struct MessageJson<'a> {
@@ -43,17 +46,31 @@ struct MessageJson<'a> {
 }
 
 impl OperatorTopic {
-    /// Publishes what was not published yet, until the deadline. A failure is logged; the next run
-    /// publishes the rest.
+    /// Publishes what was not published yet, until the deadline or a failure, which is logged. The
+    /// next run publishes the rest.
     pub(super) async fn publish_notices(&self, store: &Store, deadline: Deadline) {
-        let notices = match store.notices().list(MAX_NOTICES).await {
-            Ok(notices) => notices,
-            Err(error) => {
-                let error = error_chain(&error);
-                tracing::error!(error, "Could not list the notices for the operator's topic");
+        loop {
+            let notices = match store.notices().list(PAGE_SIZE).await {
+                Ok(notices) => notices,
+                Err(error) => {
+                    let error = error_chain(&error);
+                    tracing::error!(error, "Could not list the notices for the operator's topic");
+                    return;
+                }
+            };
+            if notices.is_empty() || self.publish_page(store, notices, deadline).await.is_err() {
                 return;
             }
-        };
+        }
+    }
+
+    /// Fails if not all were published.
+    async fn publish_page(
+        &self,
+        store: &Store,
+        notices: Vec<OperatorNotice>,
+        deadline: Deadline,
+    ) -> Result<(), SomeUnpublished> {
         let publishes = concurrency::map_concurrent(notices, CONCURRENT_PUBLISHES, |notice| {
             self.publish_and_delete(store, notice, deadline)
         });
@@ -62,14 +79,16 @@ impl OperatorTopic {
             .into_iter()
             .filter_map(Result::err)
             .collect();
-        if let Some(error) = failures.first() {
-            tracing::error!(
-                notices = failures.len(),
-                topic = self.arn,
-                error,
-                "Could not publish notices to the operator's topic; they are published later"
-            );
-        }
+        let Some(error) = failures.first() else {
+            return Ok(());
+        };
+        tracing::error!(
+            notices = failures.len(),
+            topic = self.arn,
+            error,
+            "Could not publish notices to the operator's topic; they are published later"
+        );
+        Err(SomeUnpublished)
     }
 
     async fn publish_and_delete(

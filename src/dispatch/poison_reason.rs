@@ -2,7 +2,10 @@
 
 use std::sync::Arc;
 
-use nano_webhooks_core::{account_id::AccountIdError, event::MAX_PAYLOAD_LEN, webhook::WebhookId};
+use nano_webhooks_core::{
+    account_id::AccountIdError, delivery::wait_reason::WaitReason, event::MAX_PAYLOAD_LEN,
+    webhook::WebhookId,
+};
 
 use crate::error_chain::error_chain;
 use crate::store::{self, webhooks::UnreadableWebhook};
@@ -78,6 +81,14 @@ pub enum PoisonReason {
 }
 
 impl PoisonReason {
+    /// What the deliveries of a webhook wait for until an operator has repaired it.
+    pub const fn wait_reason(&self) -> Option<WaitReason> {
+        match self {
+            Self::UnreadableSecret { .. } => Some(WaitReason::Secret),
+            _ => None,
+        }
+    }
+
     /// The reason that a webhook's item is invalid.
     pub(super) fn unreadable_webhook(unreadable: UnreadableWebhook) -> Self {
         Self::UnreadableWebhook {

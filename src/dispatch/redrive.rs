@@ -17,7 +17,6 @@ use crate::{
     store::{
         Error, Result, Store, WriteOutcome,
         poison::{PoisonRecord, PoisonWebhook},
-        resumes::ResumeJob,
     },
 };
 use nano_webhooks_core::{
@@ -106,8 +105,10 @@ async fn redrive_webhook(
     match webhooks.get_record(&webhook.account, webhook.id).await {
         // The deliveries of a deleted webhook are cancelled when they are due.
         Ok(_) => {
-            let job = ResumeJob::new(webhook.account.clone(), webhook.id, now);
-            store.resumes().start(&job).await?;
+            store
+                .resumes()
+                .start(&webhook.account, webhook.id, now)
+                .await?;
             Ok(RedriveOutcome::WebhookResumed(webhook.clone()))
         }
         Err(error @ Error::Unreadable(_)) => {

@@ -137,7 +137,7 @@ impl RetryWorker<'_> {
         let leases = self.store.leases();
         if record.webhook.status == WebhookStatus::Disabled {
             leases
-                .pause(key, *attempt_count, now, self.retention)
+                .pause(key, *attempt_count, None, now, self.retention)
                 .await?;
             return Ok(Availability::Paused);
         }
@@ -170,7 +170,13 @@ impl RetryWorker<'_> {
         self.poison_recorder.store_webhook(&webhook, reason).await?;
         let leases = self.store.leases();
         leases
-            .pause(key, message.attempt_count, now, self.retention)
+            .pause(
+                key,
+                message.attempt_count,
+                reason.wait_reason(),
+                now,
+                self.retention,
+            )
             .await?;
         Ok(())
     }
@@ -262,7 +268,7 @@ impl RetryWorker<'_> {
         let Some(limit) = record.webhook.max_per_second else {
             return Ok(Clearance::Attempt);
         };
-        if delivery.has_slot() {
+        if delivery.has_slot(now) {
             return Ok(Clearance::Attempt);
         }
         let DeliveryKey {

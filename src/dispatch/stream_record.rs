@@ -13,7 +13,7 @@ use super::poison_reason::PoisonReason;
 use crate::store::poison::NewPoisonRecord;
 use nano_webhooks_core::{
     account_id::AccountId,
-    delivery::{Delivery, DeliveryKey, DeliveryState},
+    delivery::{Delivery, DeliveryKey, DeliveryState, wait_reason::WaitReason},
     event::{
         EventId, EventOrigin, JobEvent, JobOutcome, MAX_PAYLOAD_LEN, attribute_data::AttributeData,
         decimal::Decimal, traceparent::Traceparent,
@@ -71,10 +71,12 @@ impl FanOutEvent {
         &self,
         webhook: WebhookId,
         url: &str,
+        waiting_for: Option<WaitReason>,
         now: Timestamp,
     ) -> Delivery {
         Delivery {
             state: DeliveryState::Paused,
+            waiting_for,
             ..self.build_delivery(webhook, url, now)
         }
     }

@@ -16,7 +16,7 @@ use super::{
     item::attr_n,
     item_writer::BorrowedItem,
     key_schema,
-    table_client::{BATCH_GET, TableClient, WriteOutcome, insert_if_absent},
+    table_client::{BATCH_GET, Consistency, TableClient, WriteOutcome, insert_if_absent},
     tables::SWEEP_AT,
 };
 use crate::{clock::Deadline, concurrency};
@@ -94,7 +94,10 @@ impl Deliveries<'_> {
         deadline: Deadline,
     ) -> Result<Vec<DeliveryKey>> {
         let keys = batch.iter().map(key_schema::delivery);
-        let items = self.table.batch_get(keys, "PK, SK", deadline).await?;
+        let items = self
+            .table
+            .batch_get(keys, "PK, SK", Consistency::Strong, deadline)
+            .await?;
         items.iter().map(parse_key).collect()
     }
 

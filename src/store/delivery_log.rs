@@ -10,7 +10,7 @@ use super::{
     error::Result,
     item::{Item, attr_s, from_item},
     key_schema::{self, PrimaryKey},
-    table_client::{BATCH_GET, TableClient},
+    table_client::{BATCH_GET, Consistency, TableClient},
     tables::{STATE_INDEX, STATE_KEY, SUMMARY_ATTRIBUTES},
 };
 use crate::clock::Deadline;
@@ -214,7 +214,10 @@ impl DeliveryLog<'_> {
                     event: delivery.event_id.clone(),
                 })
             });
-            let items = self.table.batch_get(keys, "PK, SK, waiting_for", deadline);
+            let projection = "PK, SK, waiting_for";
+            let items = self
+                .table
+                .batch_get(keys, projection, Consistency::Eventual, deadline);
             let mut reasons = HashMap::new();
             for item in items.await? {
                 let event = parse_key(&item)?.event;

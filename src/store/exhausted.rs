@@ -1,6 +1,6 @@
-//! Deliveries whose last attempt failed. The result and the event that reports it are written in one
-//! transaction. A webhook has one such event an hour, so an endpoint that rejects everything does
-//! not flood the account's other webhooks.
+//! Deliveries whose last attempt failed. The result and the event that reports it are written in
+//! one transaction. A webhook has one such event an hour, so an endpoint that rejects everything
+//! does not flood the account's other webhooks.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use nano_webhooks_core::{delivery::Delivery, timestamp::Timestamp};
 
 use super::{
     deliveries::Deliveries,
-    error::Result,
+    error::{Error, Result},
     item::{Item, attr_n},
     key_schema,
     leases::{Lease, completion_put},
@@ -58,8 +58,8 @@ impl ExhaustedDeliveries<'_> {
 
     /// Writes the result of the last attempt and ends the lease, as
     /// [`Leases::complete`](super::leases::Leases::complete) does, together with the report. If
-    /// another process has reported a delivery of the webhook within the hour, only the result is
-    /// written.
+    /// another process has reported a delivery of the webhook within the hour, or if the report
+    /// cannot be written, only the result is written: it does not wait for other partitions.
     pub async fn complete(
         self,
         lease: &Lease,
@@ -75,12 +75,13 @@ impl ExhaustedDeliveries<'_> {
         ];
         let puts = report.transact_puts(self.webhooks_table, self.deliveries, now, retention);
         writes.extend(puts);
-        match self.deliveries_table.transact_write(writes).await? {
-            TransactOutcome::Applied => Ok(WriteOutcome::Applied),
-            TransactOutcome::ConditionFailed { index: 1 } => {
+        match self.deliveries_table.transact_write(writes).await {
+            Ok(TransactOutcome::Applied) => Ok(WriteOutcome::Applied),
+            Ok(TransactOutcome::ConditionFailed { index: 1 }) | Err(Error::Unavailable(_)) => {
                 self.deliveries_table.put_if(put).await
             }
-            TransactOutcome::ConditionFailed { .. } => Ok(WriteOutcome::ConditionFailed),
+            Ok(TransactOutcome::ConditionFailed { .. }) => Ok(WriteOutcome::ConditionFailed),
+            Err(error) => Err(error),
         }
     }
 }

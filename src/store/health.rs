@@ -90,10 +90,9 @@ impl HealthItems<'_> {
                 ]
             }
             BreakerChange::Closed => {
-                let marker = markers::put_resume(account, webhook, now);
                 let open_breaker = key_schema::open_breaker(account, webhook);
                 [
-                    self.table.transact_put(marker),
+                    markers::transact_start_resume(self.table, account, webhook, now),
                     self.table.transact_delete(open_breaker),
                 ]
             }

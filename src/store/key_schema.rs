@@ -99,12 +99,22 @@ pub fn exhausted_report(account: &AccountId, id: WebhookId) -> PrimaryKey {
     PrimaryKey::new(account_partition(account), sort_key)
 }
 
-/// The partition of the notices for the operator's topic.
-pub const OPERATOR_NOTICES: &str = "NOTICE";
+/// How many partitions the notices for the operator's topic have, so that a burst is spread over
+/// them.
+pub const NOTICE_SHARDS: u8 = DUE_SHARDS;
+/// The prefix of the partitions of notices.
+pub const NOTICES: &str = "NOTICE#";
 
-/// A notice for the operator's topic. Event ids start with the time, so keys sort by it.
+/// A partition of the notices.
+pub fn notices(shard: u8) -> String {
+    format!("{NOTICES}{}", shard_name(shard))
+}
+
+/// A notice for the operator's topic. Event ids start with the time, so the keys of a partition
+/// sort by it.
 pub fn operator_notice(event: &EventId, account: &AccountId) -> PrimaryKey {
-    PrimaryKey::new(OPERATOR_NOTICES.to_owned(), format!("{event}#{account}"))
+    let partition = format!("{NOTICES}{}", due_shard(event));
+    PrimaryKey::new(partition, format!("{event}#{account}"))
 }
 
 /// The event and the account of a notice.

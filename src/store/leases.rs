@@ -231,7 +231,8 @@ impl Leases<'_> {
     }
 
     /// Postpones a due delivery until `due_at`, without using an attempt, because its endpoint has
-    /// no free slot. The condition fails if it is not due.
+    /// no free place for an attempt in flight. It keeps its slot, if it has one. The condition
+    /// fails if it is not due.
     pub async fn defer(
         self,
         key: &DeliveryKey,
@@ -241,9 +242,7 @@ impl Leases<'_> {
     ) -> Result<WriteOutcome> {
         let response = self
             .postpone(key, attempt_count, due_at, now)
-            .update_expression(
-                "SET next_attempt_at = :due, sweep_at = :sweep REMOVE waiting_for, deferrals",
-            )
+            .update_expression("SET next_attempt_at = :due, sweep_at = :sweep")
             .send()
             .await;
         WriteOutcome::from_response(response)
@@ -304,25 +303,19 @@ impl Leases<'_> {
         Ok(row.unwrap_or_default().deferrals)
     }
 
-    /// Pauses a pending delivery until its webhook is enabled again: it is no longer due and
+    /// Pauses a pending delivery until its webhook is enabled or repaired: it is no longer due and
     /// expires after `retention`. A manual retry or a replay stays requested.
     pub async fn pause(
         self,
         key: &DeliveryKey,
         attempt_count: u32,
+        waiting_for: Option<WaitReason>,
         now: Timestamp,
         retention: Duration,
     ) -> Result<WriteOutcome> {
-        let expires_at = (now + retention).as_unix_seconds();
         let response = self
-            .update_pending(key, attempt_count, now)
-            .update_expression(
-                "SET expires_at = :expires \
-                 REMOVE next_attempt_at, sweep_at, due_shard, leased_until, waiting_for, \
-                 deferrals",
-            )
+            .update_paused(key, attempt_count, waiting_for, now, retention)
             .condition_expression(pending_condition())
-            .expression_attribute_values(":expires", attr_n(expires_at))
             .send()
             .await;
         WriteOutcome::from_response(response)
@@ -337,23 +330,44 @@ impl Leases<'_> {
         now: Timestamp,
         retention: Duration,
     ) -> Result<WriteOutcome> {
-        let expires_at = (now + retention).as_unix_seconds();
+        let waiting_for = Some(WaitReason::Endpoint);
         let response = self
-            .update_pending(key, attempt_count, now)
-            .update_expression(
-                "SET expires_at = :expires, waiting_for = :endpoint \
-                 REMOVE next_attempt_at, sweep_at, due_shard, leased_until, deferrals",
-            )
+            .update_paused(key, attempt_count, waiting_for, now, retention)
             .condition_expression(format!(
                 "{} AND attribute_exists(next_attempt_at) \
                  AND ({NO_MANUAL_RETRY} OR attribute_exists(replay))",
                 pending_condition()
             ))
-            .expression_attribute_values(":expires", attr_n(expires_at))
-            .expression_attribute_values(":endpoint", attr_s(WaitReason::Endpoint.as_str()))
             .send()
             .await;
         WriteOutcome::from_response(response)
+    }
+
+    /// An update that pauses a delivery.
+    fn update_paused(
+        self,
+        key: &DeliveryKey,
+        attempt_count: u32,
+        waiting_for: Option<WaitReason>,
+        now: Timestamp,
+        retention: Duration,
+    ) -> UpdateItemFluentBuilder {
+        let expires_at = (now + retention).as_unix_seconds();
+        let update = self
+            .update_pending(key, attempt_count, now)
+            .expression_attribute_values(":expires", attr_n(expires_at));
+        match waiting_for {
+            Some(reason) => update
+                .update_expression(
+                    "SET expires_at = :expires, waiting_for = :reason \
+                     REMOVE next_attempt_at, sweep_at, due_shard, leased_until, deferrals",
+                )
+                .expression_attribute_values(":reason", attr_s(reason.as_str())),
+            None => update.update_expression(
+                "SET expires_at = :expires \
+                 REMOVE next_attempt_at, sweep_at, due_shard, leased_until, waiting_for, deferrals",
+            ),
+        }
     }
 
     /// Cancels a pending delivery. The condition fails if it is not pending or in flight. In the

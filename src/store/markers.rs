@@ -2,7 +2,7 @@
 
 use aws_sdk_dynamodb::{
     operation::query::builders::QueryFluentBuilder,
-    types::{Put, builders::PutBuilder},
+    types::{TransactWriteItem, Update},
 };
 
 use super::{
@@ -15,8 +15,15 @@ use nano_webhooks_core::{account_id::AccountId, timestamp::Timestamp, webhook::W
 
 /// The attribute of a resume's marker: when the resume started.
 pub(super) const STARTED_AT: &str = "created_at";
+/// The attribute of a resume's marker and of an open breaker's: the delivery that was read last.
+pub(super) const CURSOR: &str = "after";
+/// The attribute of a resume's marker with a cursor: when the present pass over the paused
+/// deliveries started.
+pub(super) const PASS_STARTED_AT: &str = "pass_started_at";
 /// The attribute of an open breaker's marker: when the next probe is due.
 pub(super) const NEXT_PROBE_AT: &str = "next_probe_at";
+
+const START_RESUME: &str = "SET #started = :now REMOVE #after, #pass";
 
 /// A marker of a webhook.
 pub(super) struct Marker {
@@ -50,12 +57,40 @@ pub(super) async fn list_due_markers(
     collect_markers(query, partition, limit).await
 }
 
-/// Marks a webhook whose paused deliveries are resumed from `now` on.
-pub(super) fn put_resume(account: &AccountId, webhook: WebhookId, now: Timestamp) -> PutBuilder {
-    let key = key_schema::pending_resume(account, webhook);
-    Put::builder()
-        .set_item(Some(key.into_item()))
-        .item(STARTED_AT, attr_n(now.as_unix_millis()))
+/// Starts the resume of a webhook's paused deliveries at `now`, or starts it again. A resume that
+/// runs keeps its pace: what follows comes after what it has scheduled.
+pub(super) async fn start_resume(
+    table: &TableClient,
+    account: &AccountId,
+    webhook: WebhookId,
+    now: Timestamp,
+) -> Result<()> {
+    table
+        .update(key_schema::pending_resume(account, webhook))
+        .update_expression(START_RESUME)
+        .expression_attribute_names("#started", STARTED_AT)
+        .expression_attribute_names("#after", CURSOR)
+        .expression_attribute_names("#pass", PASS_STARTED_AT)
+        .expression_attribute_values(":now", attr_n(now.as_unix_millis()))
+        .send()
+        .await?;
+    Ok(())
+}
+
+/// Does the same in a transaction.
+pub(super) fn transact_start_resume(
+    table: &TableClient,
+    account: &AccountId,
+    webhook: WebhookId,
+    now: Timestamp,
+) -> TransactWriteItem {
+    let update = Update::builder()
+        .update_expression(START_RESUME)
+        .expression_attribute_names("#started", STARTED_AT)
+        .expression_attribute_names("#after", CURSOR)
+        .expression_attribute_names("#pass", PASS_STARTED_AT)
+        .expression_attribute_values(":now", attr_n(now.as_unix_millis()));
+    table.transact_update(key_schema::pending_resume(account, webhook), update)
 }
 
 /// Marks an endpoint whose breaker is open, unless it is marked. Its next probe is due at `now`.

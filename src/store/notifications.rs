@@ -19,19 +19,22 @@ use super::{
     deliveries::Deliveries,
     error::Result,
     item::{Item, attr_n, attr_s, text},
-    key_schema,
+    key_schema::{self, NOTICE_SHARDS},
     table_client::TableClient,
     tables::EXPIRES_AT,
 };
+use crate::concurrency;
 
 /// The most webhooks that are notified of an event: a transaction has 100 items, and up to four of
 /// them are the change itself and the notice.
 const MAX_NOTIFICATIONS: usize = 96;
+/// How many partitions of notices are read at the same time.
+const CONCURRENT_SHARDS: usize = 16;
 /// The attributes of a notice.
 const EVENT: &str = "event";
 const PAYLOAD: &str = "body";
 
-/// Whether the operator is told of operational events.
+/// Whether operational events are recorded for the operator.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OperatorNotices {
     /// The operator has a topic.
@@ -169,15 +172,24 @@ impl<'a> Notices<'a> {
 }
 
 impl Notices<'_> {
-    /// The notices that were not published, the oldest first, at most `limit`. Invalid items are
-    /// skipped.
+    /// Notices that were not published, the oldest of each partition, at most `limit` of each.
+    /// Invalid items are skipped.
     pub async fn list(self, limit: usize) -> Result<Vec<OperatorNotice>> {
+        let shards = (0..NOTICE_SHARDS).map(|shard| self.list_shard(shard, limit));
+        let mut notices = Vec::new();
+        for shard in concurrency::join_bounded(shards.collect(), CONCURRENT_SHARDS).await {
+            notices.extend(shard?);
+        }
+        Ok(notices)
+    }
+
+    async fn list_shard(self, shard: u8, limit: usize) -> Result<Vec<OperatorNotice>> {
         let response = self
             .table
             .query()
             .consistent_read(true)
             .key_condition_expression("PK = :notices")
-            .expression_attribute_values(":notices", attr_s(key_schema::OPERATOR_NOTICES))
+            .expression_attribute_values(":notices", attr_s(&key_schema::notices(shard)))
             .limit(i32::try_from(limit).unwrap_or(i32::MAX))
             .send()
             .await?;

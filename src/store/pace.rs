@@ -18,6 +18,9 @@ use super::{
 
 /// The attribute of the counter: when the next slot is, in microseconds since the epoch.
 const NEXT_SLOT: &str = "next_slot";
+/// The attribute of the counter: the limit that its slots have. Another limit starts from now, so
+/// that new deliveries do not wait behind the slots of a lower one.
+const LIMIT: &str = "max_per_second";
 /// How often a reservation is repeated because another process changed the counter between its two
 /// requests.
 const MAX_CONFLICTS: u32 = 4;
@@ -27,7 +30,7 @@ const MAX_CONFLICTS: u32 = 4;
 enum Counter {
     /// The next slot is in the future.
     Running,
-    /// The next slot is now: no counter exists, or its next slot has passed.
+    /// The next slot is now: no counter exists, its next slot has passed, or the limit was changed.
     Idle,
 }
 
@@ -58,8 +61,10 @@ impl Pace<'_> {
         let length = limit.interval_micros().saturating_mul(count);
         for conflicts in 0..MAX_CONFLICTS {
             for counter in [Counter::Idle, Counter::Running] {
-                let end = self.advance(account, webhook, counter, length, now_micros);
-                if let Some(end) = end.await? {
+                let end = self
+                    .advance(account, webhook, limit, counter, length, now_micros)
+                    .await?;
+                if let Some(end) = end {
                     return Ok(Slots::new(end.saturating_sub(length), limit));
                 }
             }
@@ -74,6 +79,7 @@ impl Pace<'_> {
         self,
         account: &AccountId,
         webhook: WebhookId,
+        limit: MaxPerSecond,
         counter: Counter,
         length: u64,
         now: u64,
@@ -82,16 +88,20 @@ impl Pace<'_> {
             .table
             .update(key_schema::pace(account, webhook))
             .expression_attribute_names("#next", NEXT_SLOT)
+            .expression_attribute_names("#limit", LIMIT)
             .expression_attribute_values(":now", micros(now))
+            .expression_attribute_values(":limit", attr_n(limit.get().into()))
             .return_values(ReturnValue::UpdatedNew);
         let update = match counter {
             Counter::Running => update
                 .update_expression("ADD #next :length")
-                .condition_expression("#next > :now")
+                .condition_expression("#next > :now AND #limit = :limit")
                 .expression_attribute_values(":length", micros(length)),
             Counter::Idle => update
-                .update_expression("SET #next = :end")
-                .condition_expression("attribute_not_exists(#next) OR #next <= :now")
+                .update_expression("SET #next = :end, #limit = :limit")
+                .condition_expression(
+                    "attribute_not_exists(#next) OR #next <= :now OR #limit <> :limit",
+                )
                 .expression_attribute_values(":end", micros(now.saturating_add(length))),
         };
         let error = match update.send().await {

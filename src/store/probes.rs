@@ -12,7 +12,7 @@ use super::{
     error::Result,
     item::{attr_n, attr_s, text},
     key_schema,
-    markers::{self, Marker, NEXT_PROBE_AT, list_due_markers, list_markers},
+    markers::{self, CURSOR, Marker, NEXT_PROBE_AT, list_due_markers, list_markers},
     paused::{PausedDeliveries, PausedDelivery},
     table_client::{TableClient, WriteOutcome},
     tables::REVISION,
@@ -31,9 +31,6 @@ use nano_webhooks_core::{
 
 /// How many pending deliveries are read to find one that waits.
 const PAGE_SIZE: usize = 100;
-/// The attribute of a marker: the delivery that was made due last. The next one is chosen after it,
-/// so a single delivery that the endpoint cannot handle does not keep the breaker open.
-const CURSOR: &str = "after";
 
 /// An endpoint whose next probe is due.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -207,8 +204,7 @@ impl Probes<'_> {
             }
             ProbeStep::Skip => Ok(None),
             ProbeStep::Resume => {
-                let resume = markers::put_resume(account, *webhook, now);
-                self.webhooks_table.put_if(resume).await?;
+                markers::start_resume(self.webhooks_table, account, *webhook, now).await?;
                 self.delete_marker(probe).await?;
                 Ok(None)
             }
@@ -219,8 +215,9 @@ impl Probes<'_> {
         }
     }
 
-    /// Makes the next waiting delivery due. The one after it follows after `interval`, unless the
-    /// worker acquires the right to probe before.
+    /// Makes the next waiting delivery due, the one after that which was made due last: a single
+    /// delivery that the endpoint cannot handle does not keep the breaker open. The one after it
+    /// follows after `interval`, unless the worker acquires the right to probe before.
     async fn make_due(
         self,
         probe: &DueProbe,

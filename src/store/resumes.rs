@@ -11,7 +11,7 @@ use super::{
     error::Result,
     item::{Item, attr_n, attr_s, text},
     key_schema,
-    markers::{self, STARTED_AT, list_markers, mark_open_breaker},
+    markers::{self, CURSOR, Marker, PASS_STARTED_AT, STARTED_AT, list_markers, mark_open_breaker},
     paused::{PausedDeliveries, PausedDelivery},
     table_client::{TableClient, WriteOutcome},
     webhooks::{WebhookRecord, Webhooks},
@@ -33,11 +33,6 @@ const SCHEDULE_CONCURRENCY: usize = 16;
 /// the webhook earlier may pause another delivery, and the state index shows it a moment later.
 const RESCAN_WINDOW: Duration = Duration::from_mins(2);
 
-/// The attribute of a marker: the delivery that was read last.
-const CURSOR: &str = "after";
-/// The attribute of a marker with a cursor: when the present pass over the paused deliveries
-/// started.
-const PASS_STARTED_AT: &str = "pass_started_at";
 /// The attribute of a marker: until when deliveries are scheduled. The next ones follow it.
 const SCHEDULED_UNTIL: &str = "scheduled_until";
 /// How far ahead a resume schedules deliveries. A step waits until fewer are scheduled, so that
@@ -58,16 +53,24 @@ pub struct ResumeJob {
 }
 
 impl ResumeJob {
-    /// The job of a webhook that was enabled or repaired, or whose endpoint was changed, at `now`.
-    pub const fn new(account: AccountId, webhook: WebhookId, now: Timestamp) -> Self {
-        Self {
-            account,
-            webhook,
-            started_at: now,
-            pass_started_at: None,
-            scheduled_until: None,
-            cursor: None,
-        }
+    /// Reads a marker; `None` if it is invalid.
+    fn from_marker(marker: Marker) -> Option<Self> {
+        let Some(started_at) = parse_time(&marker.item, STARTED_AT) else {
+            tracing::error!(
+                account = marker.account.as_str(),
+                webhook = %marker.webhook,
+                "Skipped a resume job: its marker cannot be read"
+            );
+            return None;
+        };
+        Some(Self {
+            pass_started_at: parse_time(&marker.item, PASS_STARTED_AT),
+            scheduled_until: parse_time(&marker.item, SCHEDULED_UNTIL),
+            cursor: text(&marker.item, CURSOR).and_then(EventId::parse),
+            account: marker.account,
+            webhook: marker.webhook,
+            started_at,
+        })
     }
 }
 
@@ -130,31 +133,33 @@ impl Resumes<'_> {
         let markers = list_markers(self.webhooks_table, key_schema::PENDING_RESUMES, limit).await?;
         let mut jobs = Vec::with_capacity(markers.len());
         for marker in markers {
-            if let Some(started_at) = parse_time(&marker.item, STARTED_AT) {
-                jobs.push(ResumeJob {
-                    pass_started_at: parse_time(&marker.item, PASS_STARTED_AT),
-                    scheduled_until: parse_time(&marker.item, SCHEDULED_UNTIL),
-                    cursor: text(&marker.item, CURSOR).and_then(EventId::parse),
-                    account: marker.account,
-                    webhook: marker.webhook,
-                    started_at,
-                });
-            } else {
-                tracing::error!(
-                    account = marker.account.as_str(),
-                    webhook = %marker.webhook,
-                    "Skipped a resume job: its marker cannot be read"
-                );
-            }
+            jobs.extend(ResumeJob::from_marker(marker));
         }
         Ok(jobs)
     }
 
-    /// Starts the resume job of a webhook, or restarts it.
-    pub async fn start(self, job: &ResumeJob) -> Result<()> {
-        let marker = markers::put_resume(&job.account, job.webhook, job.started_at);
-        self.webhooks_table.put_if(marker).await?;
-        Ok(())
+    /// The resume job of a webhook, if it has one.
+    pub async fn get(self, account: &AccountId, webhook: WebhookId) -> Result<Option<ResumeJob>> {
+        let key = key_schema::pending_resume(account, webhook);
+        let Some(item) = self.webhooks_table.get(key).await? else {
+            return Ok(None);
+        };
+        let account = account.clone();
+        Ok(ResumeJob::from_marker(Marker {
+            account,
+            webhook,
+            item,
+        }))
+    }
+
+    /// Starts the resume job of a webhook, or starts it again.
+    pub async fn start(
+        self,
+        account: &AccountId,
+        webhook: WebhookId,
+        now: Timestamp,
+    ) -> Result<()> {
+        markers::start_resume(self.webhooks_table, account, webhook, now).await
     }
 
     /// Schedules the next paused deliveries of a webhook, until the deadline. Adds to `scheduled`

@@ -42,6 +42,15 @@ pub(super) struct TableClient {
     name: String,
 }
 
+/// Whether a read sees every write that has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Consistency {
+    /// It does. It costs twice as much.
+    Strong,
+    /// It may miss writes of the last moments.
+    Eventual,
+}
+
 /// Whether a conditional write was applied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WriteOutcome {
@@ -154,19 +163,20 @@ impl TableClient {
         from_optional_item(self.get(key).await?)
     }
 
-    /// Reads attributes of at most [`BATCH_GET`] items, strongly consistent. Items that do not exist
-    /// are left out. What DynamoDB leaves unprocessed is read again until the deadline.
+    /// Reads attributes of at most [`BATCH_GET`] items. Items that do not exist are left out. What
+    /// DynamoDB leaves unprocessed is read again until the deadline.
     pub(super) async fn batch_get(
         &self,
         keys: impl IntoIterator<Item = PrimaryKey>,
         projection: &str,
+        consistency: Consistency,
         deadline: Deadline,
     ) -> Result<Vec<Item>> {
         let keys = keys.into_iter().map(PrimaryKey::into_item).collect();
         let request = KeysAndAttributes::builder()
             .set_keys(Some(keys))
             .projection_expression(projection)
-            .consistent_read(true)
+            .consistent_read(consistency == Consistency::Strong)
             .build()
             .expect("the keys are set");
         let mut unprocessed = HashMap::from([(self.name.clone(), request)]);

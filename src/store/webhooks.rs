@@ -299,10 +299,10 @@ impl Webhooks<'_> {
             // With the health, an open breaker is forgotten, so what waited for it is resumed.
             let health = key_schema::health(account, id);
             let open_breaker = key_schema::open_breaker(account, id);
-            let resume = markers::put_resume(account, id, now);
+            let resume = markers::transact_start_resume(self.table, account, id, now);
             writes.push(self.table.transact_delete(health));
             writes.push(self.table.transact_delete(open_breaker));
-            writes.push(self.table.transact_put(resume));
+            writes.push(resume);
         }
         Ok(self.table.transact_write(writes).await?.into())
     }
@@ -322,7 +322,8 @@ impl Webhooks<'_> {
         Ok(Notifications::new(account, event, &webhooks, notices, now))
     }
 
-    /// Disables a webhook and records the `notifications` that report it, all or nothing. The condition fails if the webhook is not active or has another URL by now.
+    /// Disables a webhook and records the `notifications` that report it, all or nothing. The
+    /// condition fails if the webhook is not active or has another URL by now.
     pub async fn disable(
         self,
         account: &AccountId,
@@ -359,8 +360,7 @@ impl Webhooks<'_> {
             self.table.transact_delete(key_schema::pace(account, id)),
             self.table
                 .transact_delete(key_schema::open_breaker(account, id)),
-            self.table
-                .transact_put(markers::put_resume(account, id, now)),
+            markers::transact_start_resume(self.table, account, id, now),
             self.table
                 .transact_update(key_schema::account_counters(account), count),
         ];

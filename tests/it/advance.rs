@@ -170,7 +170,8 @@ async fn delivery_paused_during_resume_is_resumed() {
     assert_eq!(due_times(&fixture, "acme").await.len(), 651);
 }
 
-/// A resume that Lambda runs twice at once keeps its pace, and waits when two minutes are scheduled.
+/// A resume that Lambda runs twice at once keeps its pace, and waits when two minutes are
+/// scheduled.
 #[tokio::test]
 async fn repeated_resume_keeps_pace() {
     let fixture = SweepFixture::new().await;

@@ -1,4 +1,4 @@
-//! Operational events: what the account's other webhooks and the operator are told of a webhook.
+//! Operational events: what the account's other webhooks and the operator receive about a webhook.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 use crate::support::{
     permissions,
-    proxy::{Fault, Proxy},
+    proxy::{Fault, PartitionFault, Proxy},
     retry_fixture::{RetryFixture, START},
     sns::Sns,
     stream::{completed_jobs, dispatch_batch},
@@ -32,28 +32,28 @@ const ALL: [&str; 4] = [
 /// A fifth of the time after which a webhook is disabled.
 const FIRST_THRESHOLD: Duration = Duration::from_hours(24);
 
-/// A webhook, and another one of its account that is told of it.
+/// A webhook, and another one of its account that subscribes to its events.
 struct Account {
     fixture: RetryFixture,
     webhook: WebhookId,
-    told: WebhookId,
+    notified: WebhookId,
 }
 
 impl Account {
-    async fn new(path: &str, told_path: &str) -> Self {
+    async fn new(path: &str, notified_path: &str) -> Self {
         let fixture = RetryFixture::new("10s").await;
         let webhook = fixture.subscribe(path).await;
-        let told = fixture.subscribe_to(told_path, &ALL).await;
+        let notified = fixture.subscribe_to(notified_path, &ALL).await;
         Self {
             fixture,
             webhook,
-            told,
+            notified,
         }
     }
 
-    /// The payloads of what the other webhook is told, the oldest first.
+    /// The payloads of what the other webhook receives, the oldest first.
     async fn payloads(&self) -> Vec<Value> {
-        let mut deliveries = self.fixture.deliveries(self.told).await;
+        let mut deliveries = self.fixture.deliveries(self.notified).await;
         deliveries.reverse();
         deliveries
             .iter()
@@ -61,7 +61,7 @@ impl Account {
             .collect()
     }
 
-    async fn told_types(&self) -> Vec<String> {
+    async fn notified_types(&self) -> Vec<String> {
         let payloads = self.payloads().await;
         payloads
             .iter()
@@ -171,9 +171,9 @@ async fn recovery_follows_report() {
         };
         put_health(&account.fixture.tables, account.webhook, &failing).await;
         account.fixture.end_jobs(1 + expected * 10, 3).await;
-        assert_eq!(account.told_types().await.len(), expected);
+        assert_eq!(account.notified_types().await.len(), expected);
     }
-    assert_eq!(account.told_types().await, ["webhook.recovered"]);
+    assert_eq!(account.notified_types().await, ["webhook.recovered"]);
     let health = account.fixture.health(account.webhook).await;
     assert_eq!(health.notified_percent, 0);
 }
@@ -193,7 +193,7 @@ async fn concurrent_processes_report_once() {
     account
         .fail_at(4, FIRST_THRESHOLD + Duration::from_secs(5))
         .await;
-    assert_eq!(account.told_types().await, ["webhook.failing"]);
+    assert_eq!(account.notified_types().await, ["webhook.failing"]);
 }
 
 /// A process that dies before, in or after the transaction of a report neither loses nor repeats
@@ -216,7 +216,11 @@ async fn crash_neither_loses_nor_repeats_report() {
         account
             .fail_at(3, FIRST_THRESHOLD + Duration::from_mins(1))
             .await;
-        assert_eq!(account.told_types().await, ["webhook.failing"], "{fault:?}");
+        assert_eq!(
+            account.notified_types().await,
+            ["webhook.failing"],
+            "{fault:?}"
+        );
     }
 }
 
@@ -255,7 +259,7 @@ async fn exhausted_delivery_is_reported_once_an_hour() {
     account.fixture.clock.advance(Duration::from_hours(1));
     account.fixture.end_jobs(10, 1).await;
     account.pass_messages().await;
-    assert_eq!(account.told_types().await, ["delivery.exhausted"; 2]);
+    assert_eq!(account.notified_types().await, ["delivery.exhausted"; 2]);
 }
 
 /// A process that dies while it writes the last result neither loses nor repeats the report.
@@ -277,12 +281,28 @@ async fn crash_neither_loses_nor_repeats_exhausted() {
         account.fixture.sweep().await;
         account.pass_messages().await;
         assert_eq!(account.failed(account.webhook).await.len(), 1, "{fault:?}");
-        let told = account.told_types().await;
-        assert_eq!(told, ["delivery.exhausted"], "{fault:?}");
+        let notified = account.notified_types().await;
+        assert_eq!(notified, ["delivery.exhausted"], "{fault:?}");
     }
 }
 
-/// Two webhooks that fail and are told of each other do not raise events without end.
+/// The result of a last attempt does not wait for the partition of a webhook that is notified.
+#[tokio::test]
+async fn exhausted_delivery_is_recorded_without_report() {
+    let account = Account::new("/status/500", "/ok").await;
+    account.fixture.end_jobs(1, 1).await;
+    let message = account.fixture.timer().message;
+    account.fixture.clock.advance(Duration::from_secs(15));
+    let proxy = Proxy::start(account.fixture.tables.endpoint.clone()).await;
+    proxy.set_partition_fault(&["acme#2"], PartitionFault::Throttled);
+    let process = account.process_behind(&proxy);
+    let retry = permissions::run_as(permissions::RETRY, process.retry(&message));
+    retry.await.unwrap();
+    assert_eq!(account.failed(account.webhook).await.len(), 1);
+    assert!(account.notified_types().await.is_empty());
+}
+
+/// Two webhooks that fail and receive events about each other do not raise events without end.
 #[tokio::test]
 async fn failing_webhooks_do_not_loop() {
     let account = Account::new("/status/500", "/status/500").await;
@@ -295,7 +315,7 @@ async fn failing_webhooks_do_not_loop() {
         account.fixture.clock.advance(Duration::from_hours(2));
         account.fixture.sweep().await;
     }
-    for webhook in [account.told, other] {
+    for webhook in [account.notified, other] {
         let deliveries = account.fixture.deliveries(webhook).await;
         assert_eq!(deliveries.len(), 1, "{deliveries:?}");
     }
@@ -318,7 +338,7 @@ async fn events_are_published_to_topic() {
     sns.set_rejects(true);
     let deadline = Deadline::from_now(Duration::from_mins(1));
     process.advance(deadline).await.unwrap();
-    assert_eq!(account.fixture.tables.items_under("NOTICE").await.len(), 1);
+    assert_eq!(account.fixture.tables.items_under("NOTICE#").await.len(), 1);
     sns.set_rejects(false);
     process.advance(deadline).await.unwrap();
     process.advance(deadline).await.unwrap();
@@ -326,13 +346,13 @@ async fn events_are_published_to_topic() {
     let [(event, message)] = &messages[..] else {
         panic!("{messages:?}");
     };
-    let told = &account.fixture.only(account.told).await;
+    let notified = &account.fixture.only(account.notified).await;
     assert_eq!(event, "webhook.failing");
     assert_eq!(
         (&message["id"], &message["account_id"]),
-        (&json!(told.key.event.as_str()), &json!("acme"))
+        (&json!(notified.key.event.as_str()), &json!("acme"))
     );
-    let payload: Value = serde_json::from_str(&told.payload).unwrap();
+    let payload: Value = serde_json::from_str(&notified.payload).unwrap();
     assert_eq!(message["payload"], payload);
-    assert_eq!(account.fixture.tables.items_under("NOTICE").await.len(), 0);
+    assert_eq!(account.fixture.tables.items_under("NOTICE#").await.len(), 0);
 }

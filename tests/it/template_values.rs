@@ -142,7 +142,7 @@ fn partitions() -> Value {
         "account": key_schema::account_partition(&account("*")),
         "data_keys": key_schema::DATA_KEYS,
         "holds": format!("{}*", key_schema::HOLDS),
-        "notices": key_schema::OPERATOR_NOTICES,
+        "notices": format!("{}*", key_schema::NOTICES),
         "open_breakers": key_schema::OPEN_BREAKERS,
         "poison": format!("{}*", key_schema::POISON),
         "replays": key_schema::ACTIVE_REPLAYS,

@@ -79,7 +79,7 @@ pub struct EndpointHealth {
     /// The number of failed attempts since the latest success, at most `MIN_FAILED_ATTEMPTS`.
     #[serde(default)]
     pub failed_attempts: u32,
-    /// The highest threshold of failing time that the owner was told of, in percent. See
+    /// The highest threshold of failing time that was reported, in percent. See
     /// [`super::health_notice`].
     #[serde(default, skip_serializing_if = "is_zero")]
     pub notified_percent: u32,

@@ -1,13 +1,13 @@
-//! What a change of an endpoint's health tells its owner: that the endpoint has failed for long, and
-//! that it works again.
+//! The reports that follow from a change of an endpoint's health: it has failed for long, or it
+//! works again.
 
 use std::time::Duration;
 
 use super::endpoint_health::EndpointHealth;
 use crate::timestamp::Timestamp;
 
-/// The parts of the time after which a webhook is disabled, in percent, at which its owner is told
-/// that it fails.
+/// The parts of the time after which a webhook is disabled, in percent, at which its failing is
+/// reported.
 const FAILING_THRESHOLDS: [u32; 3] = [20, 50, 90];
 
 /// A change of health that raises an operational event. The health stores which thresholds were
@@ -48,13 +48,14 @@ impl HealthNotice {
         }
     }
 
-    /// The time of the first failure, if the endpoint failed and its owner was told so, and it does
-    /// not fail any more.
-    pub const fn recovery(stored: &EndpointHealth, observed: &EndpointHealth) -> Option<Timestamp> {
-        match (stored.failing_since, observed.failing_since) {
-            (Some(failing_since), None) if stored.notified_percent > 0 => Some(failing_since),
-            _ => None,
+    /// The time of the first failure, if that was reported, and an attempt succeeded since. Another
+    /// one may have failed after it.
+    pub fn recovery(stored: &EndpointHealth, observed: &EndpointHealth) -> Option<Timestamp> {
+        let failing_since = stored.failing_since?;
+        if stored.notified_percent == 0 || observed.failing_since == Some(failing_since) {
+            return None;
         }
+        Some(failing_since)
     }
 
     /// The health after the notice was raised.
@@ -75,7 +76,7 @@ impl HealthNotice {
 fn reached_threshold(since: Timestamp, disable_after: Duration, now: Timestamp) -> u32 {
     let mut reached = 0;
     for percent in FAILING_THRESHOLDS {
-        if since + disable_after * percent / 100 <= now {
+        if since + disable_after / 100 * percent <= now {
             reached = percent;
         }
     }
@@ -127,18 +128,22 @@ mod tests {
         }
     }
 
-    /// Only a failure that the owner was told of is followed by a recovery.
+    /// Only a failure that was reported is followed by a recovery.
     #[test]
     fn recovery_follows_notice() {
         let healthy = EndpointHealth::default();
-        let told = failing_for(30, 20);
+        let reported = failing_for(30, 20);
         let failing_since = NOW - Duration::from_hours(30);
-        for (stored, expected) in [
-            (healthy, None),
-            (failing_for(30, 0), None),
-            (told, Some(HealthNotice::Recovered { failing_since })),
+        let recovered = Some(HealthNotice::Recovered { failing_since });
+        for (stored, observed, expected) in [
+            (healthy, healthy, None),
+            (failing_for(30, 0), healthy, None),
+            (reported, healthy, recovered),
+            // A success, and a failure after it.
+            (reported, failing_for(0, 0), recovered),
+            (reported, reported, None),
         ] {
-            let notice = HealthNotice::between(&stored, &healthy, DISABLE_AFTER, NOW);
+            let notice = HealthNotice::between(&stored, &observed, DISABLE_AFTER, NOW);
             assert_eq!(notice, expected);
         }
     }

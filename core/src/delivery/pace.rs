@@ -1,8 +1,8 @@
 //! The pace of a webhook: its deliveries are spaced in time (`max_per_second`).
 //!
 //! Attempts take turns: each has a slot, and slots follow each other at a fixed interval. A counter
-//! in the tables hands them out, so the pace holds for all processes together. A delivery whose slot
-//! is later waits until then, without using an attempt, and keeps its slot.
+//! in the tables hands them out, so the pace holds for all processes together. A delivery whose
+//! slot is later waits until then, without using an attempt, and keeps its slot.
 
 use std::time::Duration;
 
@@ -13,6 +13,9 @@ const MICROS_PER_SECOND: u64 = 1_000_000;
 /// How long before its slot an attempt may start. Attempts of a burst that follow each other faster
 /// than a request to the tables start together.
 pub const SLOT_TOLERANCE: Duration = Duration::from_millis(100);
+
+/// How long after its time a slot can be used. Messages of the queue are seconds late at most.
+pub const SLOT_LIFETIME: Duration = Duration::from_mins(1);
 
 /// The most attempts to an endpoint that start in a second: 1 to 1,000.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

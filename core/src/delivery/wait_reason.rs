@@ -17,7 +17,7 @@ pub enum WaitReason {
     Webhook,
     /// It is its endpoint's turn later: deliveries to it are spaced in time.
     Rate,
-    /// The webhook's secret cannot be decrypted.
+    /// The webhook's secret cannot be decrypted, or is invalid.
     Secret,
 }
 
@@ -57,6 +57,8 @@ impl WaitReason {
             return Self::Endpoint;
         }
         match (next_attempt_at, stored) {
+            // An operator repairs the secret.
+            (None, Some(Self::Secret)) => Self::Secret,
             // What was paused is resumed at a limited rate.
             (None, _) => Self::Rate,
             (Some(_), Some(reason)) => reason,
@@ -86,6 +88,7 @@ mod tests {
             (due, Some(Secret), WebhookStatus::Active, closed, Secret),
             (due, Some(Rate), WebhookStatus::Active, closed, Rate),
             (None, None, WebhookStatus::Active, closed, Rate),
+            (None, Some(Secret), WebhookStatus::Active, closed, Secret),
             (None, Some(Endpoint), WebhookStatus::Active, closed, Rate),
             (due, Some(Rate), WebhookStatus::Active, open, Endpoint),
             (None, Some(Endpoint), WebhookStatus::Active, open, Endpoint),

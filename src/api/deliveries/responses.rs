@@ -108,7 +108,17 @@ impl DeliverySummaryResponse {
             waiting_for: None,
             last_failure: delivery.attempts.last().and_then(|attempt| attempt.failure),
         };
-        response.explain_wait(webhook, next_attempt_at, delivery.waiting_for)
+        let response = response.explain_wait(webhook, next_attempt_at, delivery.waiting_for);
+        if response.waiting_for == Some(WaitReason::Endpoint.as_str()) && delivery.is_manual_retry()
+        {
+            // It is attempted although the endpoint is unreachable.
+            let waiting_for = Some(WaitReason::Schedule.as_str());
+            return Self {
+                waiting_for,
+                ..response
+            };
+        }
+        response
     }
 
     fn explain_wait(

@@ -226,3 +226,50 @@ async fn unavailable_slots_lose_nothing() {
     assert_eq!(paced.receive_due().await, 1);
     assert_eq!(paced.waits().await, [500]);
 }
+
+/// A limit that is raised applies to new events at once, although others wait behind the old one.
+#[tokio::test]
+async fn raised_limit_applies_at_once() {
+    let paced = PacedWebhook::new("/ok", 1).await;
+    paced.fixture.end_jobs(1, 20).await;
+    assert_eq!(paced.waits().await.last(), Some(&19_000));
+    paced.limit(10).await;
+    paced.fixture.clock.advance(Duration::from_millis(1));
+    let before = paced.fixture.requests();
+    paced.fixture.end_jobs(100, 3).await;
+    // The second slot opens 100 ms before its time.
+    assert_eq!(paced.fixture.requests(), before + 2);
+    assert_eq!(paced.waits().await[0], 201);
+}
+
+/// Slots that are missed while no worker runs are reserved again, so the limit holds afterwards.
+#[tokio::test]
+async fn missed_slots_are_reserved_again() {
+    let paced = PacedWebhook::new("/ok", 1).await;
+    paced.fixture.end_jobs(1, 6).await;
+    paced.fixture.clock.advance(Duration::from_hours(1));
+    assert_eq!(paced.receive_due().await, 1);
+    assert_eq!(paced.waits().await.len(), 4);
+    for _ in 0..4 {
+        paced.fixture.clock.advance(Duration::from_secs(1));
+        assert_eq!(paced.receive_due().await, 1);
+    }
+}
+
+/// A delivery whose endpoint has no free place for an attempt keeps its slot.
+#[tokio::test]
+async fn deferral_keeps_slot() {
+    let paced = PacedWebhook::new("/ok", 1).await;
+    paced.fixture.end_jobs(1, 2).await;
+    let leases = paced.fixture.tables.store.leases();
+    let waiting = paced.fixture.deliveries(paced.webhook).await;
+    let waiting = waiting
+        .iter()
+        .find(|delivery| wait_for_turn(delivery).is_some());
+    let key = &waiting.unwrap().key;
+    paced.fixture.clock.advance(Duration::from_secs(1));
+    let now = paced.fixture.clock.now();
+    let due = now + Duration::from_secs(5);
+    assert!(leases.defer(key, 0, due, now).await.unwrap().is_applied());
+    assert_eq!(paced.waits().await, [6000]);
+}

@@ -84,3 +84,34 @@ async fn enabling_resumes_paused_deliveries() {
     assert_eq!(fixture.advance().await, 0);
     assert_eq!(fixture.tables.items_under("RESUME").await.len(), 0);
 }
+
+/// A webhook that is enabled twice keeps the pace of its resume.
+#[tokio::test]
+async fn second_resume_keeps_pace() {
+    let fixture = RetryFixture::new("1h").await;
+    let webhook = fixture.subscribe("/ok").await;
+    fixture.set_status(webhook, WebhookStatus::Active).await;
+    let mut due = Vec::new();
+    for first in [1, 10] {
+        let slow = EndpointHealth {
+            slow: true,
+            ..EndpointHealth::default()
+        };
+        put_health(&fixture.tables, webhook, &slow).await;
+        fixture.end_jobs(first, 3).await;
+        fixture.set_status(webhook, WebhookStatus::Disabled).await;
+        for timer in fixture.tables.timers() {
+            if timer.due <= fixture.clock.now() {
+                fixture.retry(&timer.message).await;
+            }
+        }
+        fixture.set_status(webhook, WebhookStatus::Active).await;
+        assert_eq!(fixture.advance().await, 3);
+        due.extend(fixture.tables.timers().into_iter().map(|timer| timer.due));
+    }
+    due.sort();
+    for pair in due.windows(2) {
+        let apart = pair[1].saturating_duration_since(pair[0]);
+        assert_eq!(apart, Duration::from_millis(200), "{due:?}");
+    }
+}

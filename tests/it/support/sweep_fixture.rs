@@ -15,7 +15,6 @@ use nano_webhooks::{
     store::{
         self, Item,
         replays::{CreateReplayOutcome, Replay, ReplayFilter, ReplayKey},
-        resumes::ResumeJob,
     },
 };
 use nano_webhooks_core::{replay::ReplayId, timestamp::Timestamp, webhook::WebhookId};
@@ -118,8 +117,9 @@ impl SweepFixture {
     pub async fn start_resume(&self, account: &str) {
         subscribe(self.tables(), account, "https://example.com/", None).await;
         let webhook = WebhookId::new(1).unwrap();
-        let job = ResumeJob::new(accounts::account(account), webhook, self.now());
-        self.dispatcher.store.resumes().start(&job).await.unwrap();
+        let account = accounts::account(account);
+        let resumes = self.dispatcher.store.resumes();
+        resumes.start(&account, webhook, self.now()).await.unwrap();
     }
 
     /// Moves the clock.

@@ -148,6 +148,10 @@ impl GlobalStats {
                 &format_webhook(&resume.account, resume.webhook),
             )?;
         }
+        if self.unreachable.len() == MAX_UNREACHABLE {
+            let text = format!("{MAX_UNREACHABLE} endpoints are named; there may be more");
+            write_row(out, "Unreachable", &text)?;
+        }
         for UnreachableEndpoint { breaker, pending } in &self.unreachable {
             let webhook = format_webhook(&breaker.account, breaker.webhook);
             let pending = pending.with_noun("delivery", "deliveries");
