@@ -44,7 +44,7 @@ use crate::{
     concurrency,
     error_chain::error_chain,
     metrics::{Counter, Metrics},
-    queue::RetryQueue,
+    queue::{RetryQueue, scheduler::RetryScheduler},
     store::{Result, Store, leases::Lease, poison::PoisonWebhook, webhooks::WebhookRecord},
 };
 use advance::Advancer;
@@ -303,7 +303,7 @@ impl Dispatcher {
     pub async fn retry(&self, message: &RetryMessage) -> Result<()> {
         let worker = RetryWorker {
             store: &self.store,
-            queue: &self.queue,
+            scheduler: self.scheduler(),
             limiter: &self.limiter,
             clock: &self.clock,
             retention: self.retention,
@@ -350,10 +350,17 @@ impl Dispatcher {
     pub async fn recover_abandoned(&self) -> Result<usize> {
         let recovery = Recovery {
             store: &self.store,
-            queue: &self.queue,
+            scheduler: self.scheduler(),
             clock: &self.clock,
         };
         recovery.recover_abandoned().await
+    }
+
+    const fn scheduler(&self) -> RetryScheduler<'_> {
+        RetryScheduler {
+            store: &self.store,
+            queue: &self.queue,
+        }
     }
 
     const fn attempter<'a>(&'a self, client: &'a WebhookClient) -> Attempter<'a> {
@@ -376,7 +383,7 @@ impl Dispatcher {
     const fn recorder(&self) -> Recorder<'_> {
         Recorder {
             store: &self.store,
-            queue: &self.queue,
+            scheduler: self.scheduler(),
             clock: &self.clock,
             retention: self.retention,
         }
@@ -394,7 +401,7 @@ impl Dispatcher {
     const fn completer(&self) -> Completer<'_> {
         Completer {
             store: &self.store,
-            queue: &self.queue,
+            scheduler: self.scheduler(),
             clock: &self.clock,
             retention: self.retention,
             health_updater: self.health_updater(),
@@ -404,7 +411,7 @@ impl Dispatcher {
     const fn health_updater(&self) -> EndpointHealthUpdater<'_> {
         EndpointHealthUpdater {
             store: &self.store,
-            queue: &self.queue,
+            scheduler: self.scheduler(),
             limiter: &self.limiter,
             clock: &self.clock,
             retention: self.retention,
@@ -416,7 +423,7 @@ impl Dispatcher {
     const fn sweeper(&self) -> Sweeper<'_> {
         Sweeper {
             store: &self.store,
-            queue: &self.queue,
+            scheduler: self.scheduler(),
             limiter: &self.limiter,
             clock: &self.clock,
             metrics: &self.metrics,
@@ -426,7 +433,7 @@ impl Dispatcher {
     const fn advancer(&self) -> Advancer<'_> {
         Advancer {
             store: &self.store,
-            queue: &self.queue,
+            scheduler: self.scheduler(),
             clock: &self.clock,
         }
     }

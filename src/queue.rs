@@ -2,6 +2,8 @@
 //!
 //! The deliveries table has the truth. A message that is lost, late or duplicated changes nothing.
 
+pub mod scheduler;
+
 use std::time::Duration;
 
 use aws_sdk_sqs::{
@@ -14,11 +16,7 @@ use tokio::{sync::mpsc, time::timeout};
 
 use crate::{aws::format_sdk_error, clock::Deadline, concurrency};
 use nano_webhooks_core::{
-    delivery::{
-        Delivery, DeliveryKey, DeliveryState,
-        lease::{MAX_QUEUE_DELAY, fits_in_queue},
-        scheduled_retry::{RetryMessage, ScheduledRetry},
-    },
+    delivery::{DeliveryKey, lease::MAX_QUEUE_DELAY, scheduled_retry::ScheduledRetry},
     timestamp::Timestamp,
 };
 
@@ -45,13 +43,9 @@ pub enum RetryQueue {
 
 impl RetryQueue {
     /// Sends a message for each retry, for at most [`SEND_TIME_LIMIT`]. A message that cannot be
-    /// sent is logged. Returns the retries without a message: the sweep finds their deliveries in
-    /// the due index.
-    pub async fn schedule(
-        &self,
-        retries: Vec<ScheduledRetry>,
-        now: Timestamp,
-    ) -> Vec<ScheduledRetry> {
+    /// sent is logged. Returns the retries without a message. A sweep finds their deliveries in the
+    /// due index, five minutes after they are due unless the caller requests it earlier.
+    pub async fn send(&self, retries: Vec<ScheduledRetry>, now: Timestamp) -> Vec<ScheduledRetry> {
         match self {
             Self::Local(channel) => {
                 for retry in retries {
@@ -61,37 +55,13 @@ impl RetryQueue {
                 }
                 Vec::new()
             }
-            Self::Sqs { client, url } => send(client, url, retries, now).await,
-        }
-    }
-
-    /// Schedules the next attempts of recorded deliveries. Deliveries that are due beyond the
-    /// longest delay of the queue are left to the sweep.
-    pub async fn schedule_pending<'a>(
-        &self,
-        deliveries: impl IntoIterator<Item = &'a Delivery>,
-        now: Timestamp,
-    ) {
-        let mut retries = Vec::new();
-        for delivery in deliveries {
-            if let DeliveryState::Pending(due) = delivery.state
-                && fits_in_queue(due, now)
-            {
-                let message = RetryMessage {
-                    key: delivery.key.clone(),
-                    attempt_count: delivery.attempt_count,
-                };
-                retries.push(ScheduledRetry { message, due });
-            }
-        }
-        if !retries.is_empty() {
-            self.schedule(retries, now).await;
+            Self::Sqs { client, url } => send_to_sqs(client, url, retries, now).await,
         }
     }
 }
 
-/// Sends messages to SQS and returns those that were not sent.
-async fn send(
+/// Sends messages to SQS and returns the retries whose messages were not sent.
+async fn send_to_sqs(
     client: &Client,
     url: &str,
     retries: Vec<ScheduledRetry>,

@@ -183,7 +183,7 @@ pub(super) async fn retry(
         attempt_count: retried.attempt_count,
     };
     let scheduled = ScheduledRetry { message, due: now };
-    state.queue.schedule(vec![scheduled], now).await;
+    state.retry_scheduler().schedule(vec![scheduled], now).await;
     Ok((StatusCode::ACCEPTED, ok(response)))
 }
 

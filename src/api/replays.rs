@@ -296,7 +296,7 @@ async fn run_first_step(state: &AppState, key: &ReplayKey, now: Timestamp) {
         .run_step(key, INITIAL_STEP_SIZE, now, deadline, &mut due)
         .await;
     let retries = due.into_iter().map(ScheduledRetry::from).collect();
-    state.queue.schedule(retries, now).await;
+    state.retry_scheduler().schedule(retries, now).await;
     if let Err(error) = step {
         tracing::warn!(
             account = key.account.as_str(),

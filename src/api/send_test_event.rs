@@ -236,7 +236,10 @@ async fn write_success(
             continue;
         }
         let deliveries = &notifications.deliveries;
-        state.queue.schedule_pending(deliveries, now).await;
+        state
+            .retry_scheduler()
+            .schedule_pending(deliveries, now)
+            .await;
         if current.health.is_open() {
             tracing::info!(
                 account = account.as_str(), webhook = %tested.id,

@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::{
     client::{target_guard::TargetGuard, webhook_client::WebhookClient},
     clock::Clock,
-    queue::RetryQueue,
+    queue::{RetryQueue, scheduler::RetryScheduler},
     store::{Store, rate_limits::RateLimits},
 };
 
@@ -33,4 +33,13 @@ pub struct AppState {
     pub max_test_events: u32,
     /// Limits of requests per account.
     pub rate_limits: RateLimits,
+}
+
+impl AppState {
+    pub(super) const fn retry_scheduler(&self) -> RetryScheduler<'_> {
+        RetryScheduler {
+            store: &self.store,
+            queue: &self.queue,
+        }
+    }
 }

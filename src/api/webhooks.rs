@@ -299,7 +299,7 @@ async fn start_resume(state: &AppState, account: &AccountId, webhook: WebhookId,
     let mut due = Vec::new();
     let step = run_first_step(state, account, webhook, now, &mut due).await;
     let retries = due.into_iter().map(ScheduledRetry::from).collect();
-    state.queue.schedule(retries, now).await;
+    state.retry_scheduler().schedule(retries, now).await;
     if let Err(error) = step {
         tracing::warn!(
             account = account.as_str(), %webhook, error = error_chain(&error),

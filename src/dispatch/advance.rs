@@ -11,9 +11,8 @@ use futures_util::{StreamExt, stream::FuturesUnordered};
 
 use crate::{
     clock::{Clock, Deadline},
-    concurrency,
     error_chain::error_chain,
-    queue::RetryQueue,
+    queue::scheduler::{RetryScheduler, SendOutcome},
     random,
     store::{
         Result, Store,
@@ -33,17 +32,16 @@ const MAX_JOBS: usize = 10_000;
 const READS_PER_STEP: usize = 48;
 /// How many jobs run their step at the same time.
 const CONCURRENT_JOBS: usize = 32;
-/// How long before the deadline no step goes on: the time of a request to a table and of sending
-/// messages, less the reserve of an invocation.
+/// How long before the deadline no step goes on: the time of a request to a table, of sending
+/// messages, and of leaving those that were not sent to the next sweep, less the reserve of an
+/// invocation.
 const FINISH_TIME: Duration = Duration::from_secs(4);
-/// How many deliveries of a step without a message are written at the same time.
-const CONCURRENT_WRITES: usize = 8;
 
 /// Advances resumes, replays and probes.
 #[derive(Clone, Copy)]
 pub(super) struct Advancer<'a> {
     pub store: &'a Store,
-    pub queue: &'a RetryQueue,
+    pub scheduler: RetryScheduler<'a>,
     pub clock: &'a Clock,
 }
 
@@ -64,13 +62,6 @@ struct StepResult {
     scheduled: usize,
     /// What is left of the job for this run.
     next: Option<Job>,
-}
-
-/// Whether all messages of a step were sent.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum SendOutcome {
-    AllSent,
-    SomeUnsent,
 }
 
 impl Job {
@@ -158,7 +149,9 @@ impl Advancer<'_> {
             }
         };
         let scheduled = due.len();
-        match self.send(due).await {
+        let retries = due.into_iter().map(ScheduledRetry::from).collect();
+        let now = self.clock.now();
+        match self.scheduler.schedule(retries, now).await {
             SendOutcome::AllSent => StepResult { scheduled, next },
             // Each further step would only leave more messages to the next sweep.
             SendOutcome::SomeUnsent => StepResult {
@@ -198,30 +191,5 @@ impl Advancer<'_> {
                 Ok(Some(Job::Replay { key, reads_left }))
             }
         }
-    }
-
-    /// Sends messages. The next sweep takes the deliveries whose message was not sent.
-    async fn send(self, due: Vec<DueDelivery>) -> SendOutcome {
-        let now = self.clock.now();
-        let retries = due.into_iter().map(ScheduledRetry::from).collect();
-        let unsent = self.queue.schedule(retries, now).await;
-        if unsent.is_empty() {
-            return SendOutcome::AllSent;
-        }
-        let index = self.store.due_index();
-        let requests = unsent
-            .iter()
-            .map(|retry| index.request_sweep(retry, now))
-            .collect();
-        for outcome in concurrency::join_bounded(requests, CONCURRENT_WRITES).await {
-            if let Err(error) = outcome {
-                tracing::warn!(
-                    error = error_chain(&error),
-                    "Could not leave a delivery without a message to the next sweep; \
-                     a sweep finds it five minutes after it is due"
-                );
-            }
-        }
-        SendOutcome::SomeUnsent
     }
 }

@@ -7,7 +7,7 @@ use super::endpoint_health::{EndpointHealthUpdater, ObservedAttempts};
 use crate::{
     clock::Clock,
     error_chain::error_chain,
-    queue::RetryQueue,
+    queue::scheduler::RetryScheduler,
     store::{Result, Store, leases::Lease, notifications::Notifications, webhooks::WebhookRecord},
 };
 use nano_webhooks_core::{
@@ -20,7 +20,7 @@ use nano_webhooks_core::{
 #[derive(Clone, Copy)]
 pub(super) struct Completer<'a> {
     pub store: &'a Store,
-    pub queue: &'a RetryQueue,
+    pub scheduler: RetryScheduler<'a>,
     pub clock: &'a Clock,
     pub retention: Duration,
     pub health_updater: EndpointHealthUpdater<'a>,
@@ -39,7 +39,7 @@ impl Completer<'_> {
                 .complete(lease, delivery, now, self.retention)
                 .await?;
             if written.is_applied() {
-                self.queue.schedule_pending([delivery], now).await;
+                self.scheduler.schedule_pending([delivery], now).await;
             }
             return Ok(());
         };
@@ -49,7 +49,7 @@ impl Completer<'_> {
             .await?;
         if written.is_applied() {
             let deliveries = &report.deliveries;
-            self.queue.schedule_pending(deliveries, now).await;
+            self.scheduler.schedule_pending(deliveries, now).await;
         }
         Ok(())
     }

@@ -9,7 +9,7 @@ use crate::{
     clock::Clock,
     error_chain::error_chain,
     metrics::{Counter, Metrics},
-    queue::RetryQueue,
+    queue::scheduler::RetryScheduler,
     store::{
         Error, Result, Store, WriteOutcome, notifications::Notifications, webhooks::WebhookRecord,
     },
@@ -41,7 +41,7 @@ const GONE: u16 = 410;
 #[derive(Clone, Copy)]
 pub(super) struct EndpointHealthUpdater<'a> {
     pub store: &'a Store,
-    pub queue: &'a RetryQueue,
+    pub scheduler: RetryScheduler<'a>,
     pub limiter: &'a InFlightLimiter,
     pub clock: &'a Clock,
     pub retention: Duration,
@@ -306,7 +306,7 @@ impl EndpointHealthUpdater<'_> {
             log_notice(account, *webhook, notice);
         }
         let deliveries = &notifications.deliveries;
-        self.queue.schedule_pending(deliveries, now).await;
+        self.scheduler.schedule_pending(deliveries, now).await;
         let failures = health.failure_counts();
         self.limiter.set_failures(endpoint, failures, failures);
         match evaluation.breaker {
@@ -360,7 +360,7 @@ impl EndpointHealthUpdater<'_> {
             );
             self.metrics.increment(Counter::WebhooksDisabled);
             let deliveries = &notifications.deliveries;
-            self.queue.schedule_pending(deliveries, now).await;
+            self.scheduler.schedule_pending(deliveries, now).await;
         }
         Ok(())
     }

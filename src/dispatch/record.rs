@@ -10,7 +10,7 @@ use crate::{
     clock::{Clock, Deadline},
     concurrency,
     error_chain::error_chain,
-    queue::RetryQueue,
+    queue::scheduler::RetryScheduler,
     store::{
         Error, Result, Store, WriteOutcome, backoff_until, check_deadline, deliveries::BATCH_WRITE,
         leases::Lease,
@@ -35,7 +35,7 @@ const PERMIT_BYTES: usize = 1024 * 1024;
 #[derive(Clone, Copy)]
 pub(super) struct Recorder<'a> {
     pub store: &'a Store,
-    pub queue: &'a RetryQueue,
+    pub scheduler: RetryScheduler<'a>,
     pub clock: &'a Clock,
     pub retention: Duration,
 }
@@ -180,7 +180,7 @@ impl Recorder<'_> {
                 Err(error) => unrecorded.add(&[started], error),
             }
         }
-        self.queue.schedule_pending(&recorded, now).await;
+        self.scheduler.schedule_pending(&recorded, now).await;
         unprocessed
     }
 

@@ -3,7 +3,7 @@
 use crate::{
     clock::Clock,
     concurrency,
-    queue::RetryQueue,
+    queue::scheduler::RetryScheduler,
     store::{Result, Store, due_index::DueDelivery},
 };
 use nano_webhooks_core::{
@@ -21,7 +21,7 @@ const CONCURRENT_WRITES: usize = 32;
 #[derive(Clone, Copy)]
 pub(super) struct Recovery<'a> {
     pub store: &'a Store,
-    pub queue: &'a RetryQueue,
+    pub scheduler: RetryScheduler<'a>,
     pub clock: &'a Clock,
 }
 
@@ -77,6 +77,6 @@ impl Recovery<'_> {
 
     async fn schedule(self, due: Vec<DueDelivery>, now: Timestamp) {
         let retries = due.into_iter().map(ScheduledRetry::from).collect();
-        self.queue.schedule(retries, now).await;
+        self.scheduler.schedule(retries, now).await;
     }
 }

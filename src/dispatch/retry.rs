@@ -13,7 +13,7 @@ use super::{
 use crate::{
     clock::Clock,
     error_chain::error_chain,
-    queue::RetryQueue,
+    queue::scheduler::RetryScheduler,
     random,
     store::{
         Error, Result, Store, WriteOutcome,
@@ -38,7 +38,7 @@ use nano_webhooks_core::{
 #[derive(Clone, Copy)]
 pub(super) struct RetryWorker<'a> {
     pub store: &'a Store,
-    pub queue: &'a RetryQueue,
+    pub scheduler: RetryScheduler<'a>,
     pub limiter: &'a InFlightLimiter,
     pub clock: &'a Clock,
     pub retention: Duration,
@@ -333,7 +333,7 @@ impl RetryWorker<'_> {
     async fn schedule(self, message: &RetryMessage, due: Timestamp, now: Timestamp) {
         let message = message.clone();
         let retry = ScheduledRetry { message, due };
-        self.queue.schedule(vec![retry], now).await;
+        self.scheduler.schedule(vec![retry], now).await;
     }
 
     /// The delivery without an attempt, if its replay was cancelled, or if the webhook can be read

@@ -4,7 +4,7 @@
 //! whatever was read. The table is written before the message is sent, so that a repeated sweep
 //! sends no second message; if the message is not sent, the delivery is left to the next sweep.
 
-use std::{mem, time::Duration};
+use std::time::Duration;
 
 use futures_util::{StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use tokio::time::{sleep, timeout};
@@ -15,10 +15,9 @@ use super::{
 };
 use crate::{
     clock::{Clock, Deadline, Stopwatch},
-    concurrency,
     error_chain::error_chain,
     metrics::{Metrics, SweepStats},
-    queue::RetryQueue,
+    queue::scheduler::{RetryScheduler, SWEEP_REQUEST_TIME_LIMIT},
     store::{
         Error, Result, Store, WriteOutcome,
         due_index::{DueCursor, DueDelivery, DuePage},
@@ -28,7 +27,8 @@ use crate::{
 use nano_webhooks_core::delivery::scheduled_retry::ScheduledRetry;
 
 /// How long before its deadline a sweep starts nothing more: the time of a write, of sending
-/// messages, and of a write for each message that was not sent, less the reserve of an invocation.
+/// messages, and of leaving those that were not sent to the next sweep, less the reserve of an
+/// invocation.
 const FINISH_TIME: Duration = Duration::from_secs(4);
 /// How many due deliveries of a shard are read per request.
 const PAGE_SIZE: usize = 100;
@@ -48,7 +48,7 @@ const MAX_REFUSAL_LINES: usize = 100;
 #[derive(Clone, Copy)]
 pub(super) struct Sweeper<'a> {
     pub store: &'a Store,
-    pub queue: &'a RetryQueue,
+    pub scheduler: RetryScheduler<'a>,
     pub limiter: &'a InFlightLimiter,
     pub clock: &'a Clock,
     pub metrics: &'a Metrics,
@@ -88,7 +88,8 @@ impl Sweeper<'_> {
 
     async fn send(self, retries: Vec<ScheduledRetry>) -> TaskResult {
         let count = retries.len();
-        let unsent = self.queue.schedule(retries, self.clock.now()).await;
+        let queue = self.scheduler.queue;
+        let unsent = queue.send(retries, self.clock.now()).await;
         TaskResult::Sent { count, unsent }
     }
 }
@@ -189,7 +190,12 @@ impl<'a> SweepRun<'a> {
                 break;
             }
         }
-        self.request_sweep_of_unsent().await;
+        let Sweeper {
+            scheduler, clock, ..
+        } = self.sweeper;
+        let now = clock.now();
+        let deadline = Deadline::from_now(SWEEP_REQUEST_TIME_LIMIT).max(self.deadline);
+        scheduler.request_sweep(&self.unsent, now, deadline).await;
     }
 
     /// Whether only what was started is finished.
@@ -315,23 +321,6 @@ impl<'a> SweepRun<'a> {
         self.has_left_over = false;
         self.marked_in_pass = 0;
         true
-    }
-
-    /// Leaves the deliveries without a message to the next sweep. Where that fails, a sweep finds
-    /// them when their message should have been received.
-    async fn request_sweep_of_unsent(&mut self) {
-        let unsent = mem::take(&mut self.unsent);
-        let sweeper = self.sweeper;
-        let now = sweeper.clock.now();
-        let requests = unsent
-            .iter()
-            .map(|retry| sweeper.store.due_index().request_sweep(retry, now))
-            .collect();
-        for outcome in concurrency::join_bounded(requests, CONCURRENT_MARKS).await {
-            if let Err(error) = outcome {
-                self.refusal = Some(error);
-            }
-        }
     }
 
     /// Reports what the sweep did. A sweep that could not read anything reports no metrics, because

@@ -11,4 +11,5 @@ mod pace;
 mod probes;
 mod resumes;
 mod schedule;
+mod unsent_messages;
 mod write_units;
