@@ -3,8 +3,10 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use nano_webhooks::dispatch::Dispatcher;
+use serde_json::json;
 
 use crate::support::{
+    logs,
     proxy::{Fault, PartitionFault},
     sqs::{Sqs, SqsMode},
     stream::deadline,
@@ -49,6 +51,37 @@ async fn throttled_partitions_delay_no_other() {
         .set_partition_fault(&[], PartitionFault::Throttled);
     assert_eq!(fixture.sweep().await.unwrap(), 300);
     assert_eq!(fixture.take_metrics(), sweep_metrics(300, 2 * MINUTE, 0));
+}
+
+/// Two webhooks have refused writes, and 300 others do not, each of an account of its own. One
+/// sweep moves everything of the others, counts what was refused, and names both in the log.
+#[tokio::test]
+async fn throttled_partitions_are_named_among_many() {
+    let fixture = SweepFixture::new().await;
+    let others: Vec<_> = (0..300).map(|number| format!("other-{number}")).collect();
+    fixture.add_due_to_each(&others, MINUTE).await;
+    for hot in ["hot-1", "hot-2"] {
+        fixture.add_due(hot, 40, Shards::All, 2 * MINUTE).await;
+    }
+    fixture
+        .proxy
+        .set_partition_fault(&["hot-1#1", "hot-2#1"], PartitionFault::Throttled);
+    logs::capture();
+    assert_eq!(fixture.sweep().await.unwrap(), others.len());
+    let messages = fixture.take_messages();
+    assert_eq!(messages.len(), others.len());
+    for other in &others {
+        assert_eq!(messages[other], 1, "{other}");
+    }
+    assert_eq!(fixture.take_metrics(), sweep_metrics(300, 2 * MINUTE, 80));
+    let mut named = BTreeMap::new();
+    for line in logs::captured("The table refused writes") {
+        let account = line["account"].as_str().unwrap().to_owned();
+        named.insert(account, (line["webhook"].clone(), line["refused"].clone()));
+    }
+    let expected = (json!("1"), json!(40));
+    let expected = ["hot-1", "hot-2"].map(|hot| (hot.to_owned(), expected.clone()));
+    assert_eq!(named, BTreeMap::from(expected));
 }
 
 /// A page lists only deliveries that have changed since. The cursor advances past it.

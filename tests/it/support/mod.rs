@@ -7,6 +7,7 @@ pub mod client;
 pub mod cost_fixture;
 pub mod engine;
 pub mod kms;
+pub mod logs;
 pub mod metrics;
 pub mod module_graph;
 pub mod permissions;

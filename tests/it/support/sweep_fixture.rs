@@ -80,21 +80,33 @@ impl SweepFixture {
     /// Writes due deliveries of webhook 1 of an account. The sweep should have looked at them
     /// `overdue` ago.
     pub async fn add_due(&self, account: &str, count: usize, shards: Shards, overdue: Duration) {
-        let sweep_at = self.now().as_unix_millis() - i64::try_from(overdue.as_millis()).unwrap();
         let mut items = Vec::with_capacity(count);
         for number in 0..count {
             let shard = match shards {
                 Shards::All => number % 16,
                 Shards::First => 0,
             };
-            let mut item = self.delivery(account, number, "pending");
-            let mut set = |name: &str, value| item.insert(name.to_owned(), value);
-            set("due_shard", AttributeValue::S(format!("{shard:02}")));
-            set("sweep_at", AttributeValue::N(sweep_at.to_string()));
-            set("next_attempt_at", AttributeValue::N(sweep_at.to_string()));
-            items.push(item);
+            items.push(self.due_delivery(account, number, shard, overdue));
         }
         self.write(items).await;
+    }
+
+    /// Writes one due delivery of webhook 1 of each account, spread over the shards.
+    pub async fn add_due_to_each(&self, accounts: &[String], overdue: Duration) {
+        let accounts = accounts.iter().enumerate();
+        let items =
+            accounts.map(|(number, account)| self.due_delivery(account, 0, number % 16, overdue));
+        self.write(items.collect()).await;
+    }
+
+    fn due_delivery(&self, account: &str, number: usize, shard: usize, overdue: Duration) -> Item {
+        let sweep_at = self.now().as_unix_millis() - i64::try_from(overdue.as_millis()).unwrap();
+        let mut item = self.delivery(account, number, "pending");
+        let mut set = |name: &str, value| item.insert(name.to_owned(), value);
+        set("due_shard", AttributeValue::S(format!("{shard:02}")));
+        set("sweep_at", AttributeValue::N(sweep_at.to_string()));
+        set("next_attempt_at", AttributeValue::N(sweep_at.to_string()));
+        item
     }
 
     /// Subscribes webhook 1 of an account and writes failed deliveries of it.

@@ -30,7 +30,7 @@ use nano_webhooks_core::{
 };
 use tokio::{net::TcpListener, sync::mpsc};
 
-use super::{engine::other_engine, permissions};
+use super::{engine::other_engine, logs, permissions};
 use crate::support::{client::client, receiver::TEST_TIMEOUT};
 
 /// Timeouts that no request reaches on a busy machine. Tests of timeouts and lost responses use
@@ -58,6 +58,7 @@ pub struct TestTables {
 
 impl TestTables {
     pub async fn new() -> Self {
+        logs::install();
         let (engine, endpoint) = if let Some(endpoint) = other_engine() {
             (None, endpoint)
         } else {
