@@ -1,7 +1,8 @@
 //! Late attempts: direct attempts that end after their batch.
 
-use std::time::Duration;
+use std::{collections::HashMap, time::Duration};
 
+use futures_util::future::join_all;
 use nano_webhooks::{
     dispatch::{Dispatcher, late_attempts::LateAttempts},
     store::holds::MAX_HOLDS_PER_WINDOW,
@@ -11,7 +12,16 @@ use nano_webhooks_core::{
     webhook::WebhookId,
 };
 
-use crate::support::{client::client, receiver::TEST_TIMEOUT, retry_fixture::RetryFixture};
+use serde_json::json;
+use tokio::time::timeout;
+
+use crate::support::{
+    client::client,
+    receiver::TEST_TIMEOUT,
+    retry_fixture::RetryFixture,
+    stream::{completed_jobs, dispatch_batch, insert_record, job_image},
+    webhooks::subscribe,
+};
 
 /// A process that continues after a batch, and a batch that waits no longer than the test needs.
 async fn fixture() -> RetryFixture {
@@ -73,6 +83,68 @@ async fn late_attempt_delays_no_other() {
     assert_eq!(fixture.tables.timers().len(), 4);
     fixture.receiver.release();
     fixture.dispatcher.late_attempts.drain().await;
+}
+
+/// Waits until a webhook has this many deliveries, all of them delivered.
+async fn wait_until_delivered(fixture: &RetryFixture, webhook: WebhookId, count: usize) {
+    let all_delivered = async {
+        while fixture.states(webhook).await != vec![DeliveryState::Delivered; count] {
+            tokio::task::yield_now().await;
+        }
+    };
+    let waited = timeout(TEST_TIMEOUT, all_delivered).await;
+    waited.expect("the events are recorded");
+}
+
+/// Six endpoints of different accounts sleep before each of three bursts. A cold one does not
+/// respond until the test wakes it up, which is as long as it may take within the time of an
+/// attempt. Each event arrives once and is delivered by its first attempt, also when the endpoint
+/// stays on the queue because it was late before. The events of an endpoint that is awake are
+/// recorded while the others are cold.
+#[tokio::test]
+async fn cold_endpoints_receive_each_event_once() {
+    const BURSTS: usize = 3;
+    let mut fixture = fixture().await;
+    fixture.dispatcher.retry_client = client();
+    let cold: Vec<_> = (0..6).map(|number| format!("cold-{number}")).collect();
+    for account in &cold {
+        let url = fixture.receiver.url(&format!("/cold/{account}"));
+        subscribe(&fixture.tables, account, &url, None).await;
+    }
+    let awake = fixture.subscribe("/awake").await;
+    for burst in 0..BURSTS {
+        fixture.receiver.cool_down();
+        let mut records = completed_jobs(burst * 10, 1);
+        for (number, account) in cold.iter().enumerate() {
+            let sequence = burst * 10 + number + 1;
+            let mut image = job_image(&format!("t{sequence}"), "completed");
+            image["account_id"] = json!({"S": account});
+            records.push(insert_record(sequence, image));
+        }
+        assert_eq!(dispatch_batch(&fixture.dispatcher, &records).await, []);
+        let timers = fixture.tables.timers();
+        let retries = timers.iter().map(|timer| fixture.retry(&timer.message));
+        let wake_up = async {
+            let arrived = (burst + 1) * (cold.len() + 1);
+            fixture.receiver.wait_for(arrived).await;
+            wait_until_delivered(&fixture, awake, burst + 1).await;
+            fixture.receiver.release();
+        };
+        tokio::join!(join_all(retries), wake_up);
+        fixture.dispatcher.late_attempts.drain().await;
+        fixture.clock.advance(Duration::from_mins(5));
+    }
+    assert_eq!(fixture.requests(), BURSTS * (cold.len() + 1));
+    let mut delivered = HashMap::new();
+    for item in fixture.tables.items(&fixture.tables.names.deliveries).await {
+        assert_eq!(item["status"].as_s().unwrap(), "delivered", "{item:?}");
+        assert_eq!(item["attempt_count"].as_n().unwrap(), "1", "{item:?}");
+        let partition = item["PK"].as_s().unwrap().clone();
+        *delivered.entry(partition).or_insert(0) += 1;
+    }
+    for account in cold.iter().map(String::as_str).chain(["acme"]) {
+        assert_eq!(delivered[&format!("{account}#1")], BURSTS, "{account}");
+    }
 }
 
 /// A late attempt that fails is followed by the next attempt of the schedule.

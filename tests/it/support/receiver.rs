@@ -77,6 +77,7 @@ impl Received {
 /// - `/drip/…`: a body that never ends
 /// - `/large/…`: a body of 1 MiB
 /// - `/dead/…`: no response until the release, then status 200
+/// - `/cold/…`: status 200 to every request after the release, also to those that wait for it
 /// - `/held/…`: a response to the first request after its release, none to later requests
 /// - any other path: status 200
 #[derive(Clone)]
@@ -112,9 +113,21 @@ impl Receiver {
         self.count.send_replace(0);
     }
 
-    /// Releases the response to the held request, and revives the dead endpoint.
+    /// Releases the response to the held request, wakes up the cold endpoints, and revives the dead
+    /// endpoint.
     pub fn release(&self) {
         self.released.send_replace(true);
+    }
+
+    /// Lets the cold endpoints go back to sleep.
+    pub fn cool_down(&self) {
+        self.released.send_replace(false);
+    }
+
+    async fn respond_after_release(&self) -> Response {
+        let mut released = self.released.subscribe();
+        released.wait_for(|released| *released).await.unwrap();
+        "ok".into_response()
     }
 
     pub fn received(&self) -> Vec<Received> {
@@ -160,15 +173,8 @@ async fn receive(
         Some("redirect") => {
             (StatusCode::FOUND, [(LOCATION, receiver.url("/redirected"))]).into_response()
         }
-        Some("held") if is_first => {
-            receiver
-                .released
-                .subscribe()
-                .wait_for(|released| *released)
-                .await
-                .unwrap();
-            "ok".into_response()
-        }
+        Some("held") if is_first => receiver.respond_after_release().await,
+        Some("cold") => receiver.respond_after_release().await,
         Some("dead") if *receiver.released.borrow() => "ok".into_response(),
         Some("dead" | "hang" | "held") => std::future::pending().await,
         Some("drip") => {
