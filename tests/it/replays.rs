@@ -2,17 +2,20 @@
 
 use std::{collections::HashSet, time::Duration};
 
+use aws_sdk_dynamodb::types::AttributeValue;
 use axum::http::StatusCode;
 use nano_webhooks::{
     aws,
+    dispatch::redrive::{RedriveOutcome, redrive},
     store::replays::{INITIAL_STEP_SIZE, READS_PER_MINUTE},
 };
 use nano_webhooks_cli::local_client;
-use nano_webhooks_core::delivery::DeliveryState;
+use nano_webhooks_core::{delivery::DeliveryState, webhook::WebhookId};
 use serde_json::json;
 
 use crate::support::{
     app::NO_LIMITS,
+    poison_fixture::{DAY, RETENTION},
     proxy::{Fault, Proxy},
     replay_fixture::{ReplayFixture, SINCE, WEBHOOK},
     stream::{dispatch_batch, insert_record, job_image},
@@ -20,6 +23,20 @@ use crate::support::{
 
 fn done(counts: [u64; 4]) -> (String, [u64; 4]) {
     ("done".to_owned(), counts)
+}
+
+/// Deletes the item of a replay, as TTL does.
+async fn delete_replay(fixture: &ReplayFixture, replay: &str) {
+    let tables = &fixture.app.tables;
+    let id = replay.rsplit('/').next().unwrap();
+    let delete = tables.client.delete_item();
+    delete
+        .table_name(&tables.names.webhooks)
+        .key("PK", AttributeValue::S("ACCOUNT#acme".to_owned()))
+        .key("SK", AttributeValue::S(format!("REPLAY#0000000001#{id}")))
+        .send()
+        .await
+        .unwrap();
 }
 
 /// Failed deliveries are sent again with their ids, paced, and counted.
@@ -240,6 +257,104 @@ async fn cancelled_replay_sends_nothing() {
     assert_eq!(too_late.json["data"]["state"], "done");
 }
 
+/// Each delivery of a cancelled replay leaves it when it comes up, without an attempt. The replay
+/// counts only what was attempted, and ends after the last one.
+#[tokio::test]
+async fn unattempted_delivery_leaves_cancelled_replay() {
+    let fixture = ReplayFixture::new(4).await;
+    fixture.fix_endpoint().await;
+    let replay = fixture.start_replay(json!({"since": SINCE})).await;
+    let timers = fixture.app.tables.timers();
+    fixture.app.clock.advance(Duration::from_mins(1));
+    fixture.retry(&timers[0]).await;
+    fixture.app.send_json("DELETE", &replay, &json!({})).await;
+    for (scheduled, timer) in [(3, &timers[1]), (2, &timers[2])] {
+        fixture.retry(timer).await;
+        // A second message for the same delivery changes nothing.
+        fixture.retry(timer).await;
+        assert_eq!(
+            fixture.progress(&replay).await,
+            ("cancelled".to_owned(), [4, scheduled, 1, 0])
+        );
+        fixture.advance().await;
+        assert_eq!(fixture.app.tables.items_under("REPLAY").await.len(), 1);
+    }
+    fixture.retry(&timers[3]).await;
+    fixture.advance().await;
+    assert_eq!(
+        fixture.progress(&replay).await,
+        ("cancelled".to_owned(), [4, 1, 1, 0])
+    );
+    let markers = fixture.app.tables.items_under("REPLAY").await;
+    assert_eq!(markers, [], "the replay ends");
+    for timer in &timers[1..] {
+        let delivery = fixture.delivery(timer.message.key.event.as_str()).await;
+        assert_eq!(delivery.state, DeliveryState::Failed);
+        assert_eq!((delivery.attempt_count, delivery.replay), (2, None));
+    }
+}
+
+/// A delivery that was recorded while its webhook could not be read, and that the webhook does not
+/// subscribe to, leaves its replay without an attempt. The replay ends as done.
+#[tokio::test]
+async fn unsubscribed_delivery_leaves_replay() {
+    let fixture = ReplayFixture::new(2).await;
+    fixture.fix_endpoint().await;
+    let webhook = WebhookId::new(1).unwrap();
+    let tables = &fixture.app.tables;
+    let whole = tables.break_webhook("acme", webhook).await;
+    let unsubscribed = insert_record(7, job_image("t7", "failed"));
+    assert_eq!(
+        dispatch_batch(&fixture.dispatcher, &[unsubscribed]).await,
+        []
+    );
+    tables.put_webhooks_item(whole).await;
+    let page = tables.store.poison().list_page(DAY, None, 10).await;
+    let poison = page.unwrap().records.pop().unwrap();
+    let now = fixture.app.clock.now();
+    let resumed = redrive(&tables.store, None, &poison, now, now, RETENTION).await;
+    assert!(matches!(
+        resumed.unwrap(),
+        RedriveOutcome::WebhookResumed(_)
+    ));
+    fixture.advance().await;
+    let resumed = fixture.retry_all().await;
+    let event = resumed[0].message.key.event.as_str();
+    assert_eq!(
+        fixture.delivery(event).await.state,
+        DeliveryState::Cancelled,
+        "the webhook does not subscribe to the event"
+    );
+
+    let all = json!({"since": SINCE, "status": "all"});
+    let replay = fixture.start_replay(all).await;
+    assert_eq!(
+        fixture.progress(&replay).await,
+        ("running".to_owned(), [3, 3, 0, 0])
+    );
+    assert_eq!(fixture.retry_all().await.len(), 3);
+    assert_eq!(fixture.progress(&replay).await, done([3, 2, 2, 0]));
+    let delivery = fixture.delivery(event).await;
+    assert_eq!(delivery.state, DeliveryState::Cancelled);
+    assert_eq!((delivery.attempt_count, delivery.replay), (0, None));
+    assert_eq!(fixture.received_at("/ok").len(), 2);
+    fixture.advance().await;
+    assert_eq!(fixture.app.tables.items_under("REPLAY").await, []);
+}
+
+/// A replay that expired counts nothing more. Its deliveries are sent and recorded.
+#[tokio::test]
+async fn delivery_of_expired_replay_is_recorded() {
+    let fixture = ReplayFixture::new(1).await;
+    fixture.fix_endpoint().await;
+    let replay = fixture.start_replay(json!({"since": SINCE})).await;
+    delete_replay(&fixture, &replay).await;
+    let timers = fixture.retry_all().await;
+    let delivery = fixture.delivery(timers[0].message.key.event.as_str()).await;
+    assert_eq!(delivery.state, DeliveryState::Delivered);
+    assert_eq!(fixture.app.get(&replay).await.status, StatusCode::NOT_FOUND);
+}
+
 /// After a cancelled replay the next one can start once nothing of it is due.
 #[tokio::test]
 async fn cancelled_replay_frees_webhook() {
@@ -437,17 +552,7 @@ async fn expired_replay_frees_webhook() {
         fixture.replay(json!({"since": SINCE})).await.status,
         StatusCode::CONFLICT
     );
-    let tables = &fixture.app.tables;
-    let text = |text: String| aws_sdk_dynamodb::types::AttributeValue::S(text);
-    let id = first.rsplit('/').next().unwrap();
-    let gone = tables
-        .client
-        .delete_item()
-        .table_name(&tables.names.webhooks);
-    let gone = gone
-        .key("PK", text("ACCOUNT#acme".to_owned()))
-        .key("SK", text(format!("REPLAY#0000000001#{id}")));
-    gone.send().await.unwrap();
+    delete_replay(&fixture, &first).await;
     assert_eq!(fixture.app.get(&first).await.status, StatusCode::NOT_FOUND);
     fixture.start_replay(json!({"since": SINCE})).await;
 }

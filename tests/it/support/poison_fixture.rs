@@ -10,6 +10,7 @@ use nano_webhooks::{
         redrive::{RedriveOutcome, redrive},
     },
     store::{
+        Item,
         delivery_log::{DeliveryFilter, DeliverySummary},
         poison::PoisonRecord,
     },
@@ -78,28 +79,18 @@ impl PoisonFixture {
     }
 
     /// Writes an item of the webhooks table.
-    pub async fn put_item(&self, item: HashMap<String, AttributeValue>) {
-        let table = &self.tables.names.webhooks;
-        let put = self.tables.client.put_item().table_name(table);
-        put.set_item(Some(item)).send().await.unwrap();
+    pub async fn put_item(&self, item: Item) {
+        self.tables.put_webhooks_item(item).await;
     }
 
     /// The stored item of a webhook.
-    pub async fn webhook_item(&self, webhook: WebhookId) -> HashMap<String, AttributeValue> {
-        let sort_key = format!("WEBHOOK#{:010}", webhook.get());
-        let mut items = self.tables.items_under("ACCOUNT#acme").await;
-        items.retain(|item| item["SK"].as_s().unwrap() == &sort_key);
-        items.pop().unwrap()
+    pub async fn webhook_item(&self, webhook: WebhookId) -> Item {
+        self.tables.webhook_item("acme", webhook).await
     }
 
     /// Makes a webhook's item invalid. Returns the valid one.
-    pub async fn break_webhook(&self, webhook: WebhookId) -> HashMap<String, AttributeValue> {
-        let whole = self.webhook_item(webhook).await;
-        let mut broken = whole.clone();
-        let url = AttributeValue::S("nonsense".to_owned());
-        broken.insert("url".to_owned(), url);
-        self.put_item(broken).await;
-        whole
+    pub async fn break_webhook(&self, webhook: WebhookId) -> Item {
+        self.tables.break_webhook("acme", webhook).await
     }
 
     /// Stores a record as version 0.2.0 did: all records of a day are in one partition.

@@ -75,11 +75,15 @@ impl ReplayFixture {
         let timers = self.app.tables.timers();
         self.app.clock.advance(Duration::from_mins(10));
         for timer in &timers {
-            run_as(RETRY, self.dispatcher.retry(&timer.message))
-                .await
-                .unwrap();
+            self.retry(timer).await;
         }
         timers
+    }
+
+    pub async fn retry(&self, timer: &ScheduledRetry) {
+        run_as(RETRY, self.dispatcher.retry(&timer.message))
+            .await
+            .unwrap();
     }
 
     pub async fn replay(&self, body: Value) -> TestResponse {

@@ -17,7 +17,7 @@ use nano_webhooks::{
     queue::RetryQueue,
     random,
     store::{
-        Store, TableNames,
+        Item, Store, TableNames,
         data_keys::{DataKeyCache, KeyProvider},
         tables,
     },
@@ -27,6 +27,7 @@ use nano_webhooks_core::{
     data_key::KeyMaterial,
     delivery::{schedule::RetrySchedule, scheduled_retry::ScheduledRetry},
     target_policy::TargetPolicy,
+    webhook::WebhookId,
 };
 use tokio::{net::TcpListener, sync::mpsc};
 
@@ -179,11 +180,32 @@ impl TestTables {
             .unwrap();
     }
 
+    /// Writes an item of the webhooks table.
+    pub async fn put_webhooks_item(&self, item: Item) {
+        let put = self.client.put_item().table_name(&self.names.webhooks);
+        put.set_item(Some(item)).send().await.unwrap();
+    }
+
+    /// The stored item of a webhook.
+    pub async fn webhook_item(&self, account: &str, webhook: WebhookId) -> Item {
+        let sort_key = format!("WEBHOOK#{:010}", webhook.get());
+        let mut items = self.items_under(&format!("ACCOUNT#{account}")).await;
+        items.retain(|item| item["SK"].as_s().unwrap() == &sort_key);
+        items.pop().unwrap()
+    }
+
+    /// Makes a webhook's item invalid. Returns the valid one.
+    pub async fn break_webhook(&self, account: &str, webhook: WebhookId) -> Item {
+        let whole = self.webhook_item(account, webhook).await;
+        let mut broken = whole.clone();
+        let url = AttributeValue::S("nonsense".to_owned());
+        broken.insert("url".to_owned(), url);
+        self.put_webhooks_item(broken).await;
+        whole
+    }
+
     /// Every item of a table.
-    pub async fn items(
-        &self,
-        table: &str,
-    ) -> Vec<std::collections::HashMap<String, AttributeValue>> {
+    pub async fn items(&self, table: &str) -> Vec<Item> {
         let scan = self.client.scan().table_name(table).consistent_read(true);
         scan.into_paginator()
             .items()
@@ -194,10 +216,7 @@ impl TestTables {
     }
 
     /// The items of the webhooks table whose partition key starts with `prefix`.
-    pub async fn items_under(
-        &self,
-        prefix: &str,
-    ) -> Vec<std::collections::HashMap<String, AttributeValue>> {
+    pub async fn items_under(&self, prefix: &str) -> Vec<Item> {
         let mut items = self.items(&self.names.webhooks).await;
         items.retain(|item| item["PK"].as_s().unwrap().starts_with(prefix));
         items
