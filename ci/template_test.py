@@ -407,6 +407,20 @@ class Template(unittest.TestCase):
             timeout, NUMBERS["local_batch_seconds"] + NUMBERS["recording_reserve_seconds"]
         )
 
+    def test_limits_page_has_numbers(self):
+        """docs/LIMITS.md derives limits of the deployment from these numbers."""
+        page = (ROOT / "docs/LIMITS.md").read_text()
+        stream, retries = self.mapping(), self.mapping("RetryFunction")
+        parameters = self.template["Parameters"]
+        for row in [
+            f"{stream['ParallelizationFactor']} per shard of the jobs stream",
+            f"stream batches of up to {stream['BatchSize']} records",
+            f"queue batches of up to {retries['BatchSize']} messages",
+            f"`RetryConcurrency`: {parameters['RetryConcurrency']['Default']} by default",
+            f"`AccountConcurrency`: {parameters['AccountConcurrency']['Default']} in a new account",
+        ]:
+            self.assertIn(row, page)
+
     def test_stream_is_created_or_given(self):
         """The mapping and the role use the stream of the created table or of the parameter."""
         stream = {

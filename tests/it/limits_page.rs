@@ -1,6 +1,6 @@
 //! `docs/LIMITS.md` has the values of the code and names existing tests.
 
-use std::{fs, path::Path, time::Duration};
+use std::{collections::HashMap, fs, path::Path, time::Duration};
 
 use nano_webhooks::{
     client::webhook_client::Timeouts,
@@ -21,12 +21,46 @@ use nano_webhooks_core::{
     secret::Secret,
 };
 
-/// The page's rows, each as its columns.
-fn rows(page: &str) -> Vec<Vec<&str>> {
-    page.lines()
-        .filter(|line| line.starts_with("| ") && !line.starts_with("| limit |"))
-        .map(|line| line.trim_matches(['|', ' ']).split(" | ").collect())
-        .collect()
+/// `ParallelizationFactor` of the template, with which `ci/template_test.py` compares the page.
+const BATCHES_PER_SHARD: usize = 10;
+/// The default of the template's parameter `RetryConcurrency`.
+const RETRY_CONCURRENCY: usize = 100;
+
+/// A row of a table: its cells by the names of their columns.
+type Row<'a> = HashMap<&'a str, &'a str>;
+
+/// The rows of the tables with limits.
+fn rows(page: &str) -> Vec<Row<'_>> {
+    let mut rows = Vec::new();
+    let mut columns = Vec::new();
+    for line in page.lines() {
+        if line.starts_with("| limit |") {
+            columns = cells(line);
+        } else if !line.starts_with('|') {
+            columns.clear();
+        } else if !columns.is_empty() && !line.starts_with("|---") {
+            let cells = cells(line);
+            assert_eq!(cells.len(), columns.len(), "{line}");
+            rows.push(columns.iter().copied().zip(cells).collect());
+        }
+    }
+    rows
+}
+
+fn cells(line: &str) -> Vec<&str> {
+    let line = line.strip_prefix('|').unwrap().strip_suffix('|').unwrap();
+    line.split('|').map(str::trim).collect()
+}
+
+fn find_row<'a>(page: &'a str, limit: &str) -> Row<'a> {
+    let row = rows(page).into_iter().find(|row| row["limit"] == limit);
+    row.unwrap_or_else(|| panic!("docs/LIMITS.md has no row `{limit}`"))
+}
+
+/// The number at the start of a cell: 10,240 of `10,240 per shard`.
+fn leading_number(cell: &str) -> Option<usize> {
+    let number = cell.split([' ', ';', ':']).next()?;
+    number.trim_end_matches(',').replace(',', "").parse().ok()
 }
 
 /// A number with a comma between groups of three digits: `10,000`.
@@ -65,13 +99,7 @@ fn requests_of_account() -> String {
     format!("{per_minute} per minute and {per_day} per day")
 }
 
-fn late_attempts() -> String {
-    format!(
-        "{MAX_LATE}, of an account {MAX_LATE_PER_ACCOUNT}, to an endpoint {MAX_LATE_PER_ENDPOINT}"
-    )
-}
-
-/// Each limit whose constant is public has its value at the start of the second column.
+/// Each limit of one thing whose constant is public has its value at the start of its column.
 #[test]
 fn page_has_values_of_code() {
     let (shortest, longest) = Secret::LENGTH_RANGE.into_inner();
@@ -105,15 +133,6 @@ fn page_has_values_of_code() {
         ("lease", seconds(LEASE_DURATION)),
         ("direct attempt", timeouts(Timeouts::DIRECT)),
         ("wait of a batch for a direct attempt", seconds(BATCH_WAIT)),
-        ("late attempts of a process", late_attempts()),
-        (
-            "environments of the deployment that begin to be held by late attempts",
-            format!(
-                "{} in {}",
-                holds::MAX_HOLDS_PER_WINDOW,
-                seconds(holds::WINDOW)
-            ),
-        ),
         ("queued attempt", timeouts(Timeouts::QUEUED)),
         (
             "reserve of an invocation for recording",
@@ -121,15 +140,79 @@ fn page_has_values_of_code() {
         ),
     ];
     let page = read_page();
-    for (limit, value) in expected {
-        let row = rows(&page).into_iter().find(|row| row[0] == limit);
-        let row = row.unwrap_or_else(|| panic!("docs/LIMITS.md has no row `{limit}`"));
-        assert!(
-            row[1].starts_with(&value),
-            "{limit}: {} is not {value}",
-            row[1]
-        );
+    for (limit, expected) in expected {
+        let value = find_row(&page, limit)["value"];
+        assert!(value.starts_with(&expected), "{limit}: {value}");
     }
+}
+
+/// The limits of late attempts, per process and in all environments that are held at once.
+#[test]
+fn page_has_limits_of_late_attempts() {
+    let held_environments = 2 * usize::try_from(holds::MAX_HOLDS_PER_WINDOW).unwrap();
+    let page = read_page();
+    for (limit, per_process) in [
+        (
+            "late attempts, and concurrent writes of their deliveries",
+            MAX_LATE,
+        ),
+        ("late attempts of an account", MAX_LATE_PER_ACCOUNT),
+        ("late attempts to an endpoint", MAX_LATE_PER_ENDPOINT),
+    ] {
+        let row = find_row(&page, limit);
+        assert_eq!(row["per process"], per_process.to_string(), "{limit}");
+        let all = grouped(held_environments * per_process);
+        let per_deployment = format!("{all} in {held_environments} held environments");
+        assert_eq!(row["per deployment"], per_deployment, "{limit}");
+    }
+    let started = find_row(&page, "environments that begin to be held by late attempts");
+    let budget = format!(
+        "{} in {}, counted in the table",
+        holds::MAX_HOLDS_PER_WINDOW,
+        seconds(holds::WINDOW)
+    );
+    assert_eq!(started["per deployment"], budget);
+}
+
+/// Every limit names its scope: what it holds for, or both a process and the deployment.
+#[test]
+fn every_limit_has_scope() {
+    for row in rows(&read_page()) {
+        let scopes: &[&str] = if row.contains_key("holds for") {
+            &["value", "holds for"]
+        } else {
+            &["per process", "per deployment"]
+        };
+        for scope in scopes {
+            assert!(!row[scope].is_empty(), "{}: {scope}", row["limit"]);
+        }
+    }
+}
+
+/// A limit per deployment is the limit per process, multiplied by the environments that the
+/// template allows.
+#[test]
+fn limits_of_deployment_are_products() {
+    let mut products = 0;
+    for row in rows(&read_page()) {
+        let Some(cell) = row.get("per deployment") else {
+            continue;
+        };
+        let Some(per_process) = leading_number(row["per process"]) else {
+            continue;
+        };
+        for (suffix, environments) in [
+            (" per shard", BATCHES_PER_SHARD),
+            (" × `RetryConcurrency`", RETRY_CONCURRENCY),
+        ] {
+            if let Some((before, _)) = cell.split_once(suffix) {
+                let expected = grouped(per_process * environments);
+                assert!(before.starts_with(&expected), "{}: {cell}", row["limit"]);
+                products += 1;
+            }
+        }
+    }
+    assert!(products > 20, "only {products} rows have a product");
 }
 
 /// Every test that the last column names is a file of the repository.
@@ -138,7 +221,7 @@ fn page_names_existing_tests() {
     let page = read_page();
     let mut tests = 0;
     for row in rows(&page) {
-        let Some(test) = row.last().unwrap().split('`').nth(1) else {
+        let Some(test) = row["tested by"].split('`').nth(1) else {
             continue;
         };
         assert!(root().join(test).exists(), "docs/LIMITS.md names {test}");
