@@ -141,6 +141,7 @@ impl Dispatcher {
         // Stored last, so that poison does not delay the events of the batch.
         let mut unfinished = outcome.unfinished;
         unfinished.extend(self.poison_recorder().store(poison, deadline).await);
+        self.limiter.evict_idle(self.clock.now());
         stream_response(records, &unfinished)
     }
 
