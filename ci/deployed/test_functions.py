@@ -282,11 +282,20 @@ def test_operational_events_reach_topic(deployed, account, receiver):
     sns, sqs = account.client("sns"), account.client("sqs")
     topic = sns.create_topic(Name="customers")["TopicArn"]
     mailer = sqs.create_queue(QueueName="mailer")["QueueUrl"]
-    queue_arn = sqs.get_queue_attributes(QueueUrl=mailer, AttributeNames=["QueueArn"])
+    attributes = sqs.get_queue_attributes(QueueUrl=mailer, AttributeNames=["QueueArn"])
+    queue = attributes["Attributes"]["QueueArn"]
+    allow_topic = {
+        "Effect": "Allow",
+        "Principal": {"Service": "sns.amazonaws.com"},
+        "Action": "sqs:SendMessage",
+        "Resource": queue,
+    }
+    policy = json.dumps({"Version": "2012-10-17", "Statement": [allow_topic]})
+    sqs.set_queue_attributes(QueueUrl=mailer, Attributes={"Policy": policy})
     sns.subscribe(
         TopicArn=topic,
         Protocol="sqs",
-        Endpoint=queue_arn["Attributes"]["QueueArn"],
+        Endpoint=queue,
         Attributes={"RawMessageDelivery": "true"},
     )
     deployed.env |= {"NOTIFY_TOPIC_ARN": topic, "AWS_ENDPOINT_URL_SNS": account.url}
