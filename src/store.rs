@@ -65,7 +65,7 @@ use health::HealthItems;
 use holds::Holds;
 use leases::Leases;
 use notifications::{Notices, OperatorNotices};
-use pace::Pace;
+use pace::PaceCounters;
 use paused::PausedDeliveries;
 use poison::Poison;
 use probes::Probes;
@@ -160,8 +160,8 @@ impl Store {
     }
 
     /// The slots of webhooks whose deliveries are spaced in time.
-    pub const fn pace(&self) -> Pace<'_> {
-        Pace::new(&self.webhooks_table)
+    pub const fn pace(&self) -> PaceCounters<'_> {
+        PaceCounters::new(&self.webhooks_table)
     }
 
     /// Deliveries by key.

@@ -83,8 +83,9 @@ pub enum Command {
     ///
     /// Without --account: the pending deliveries of all accounts, counted in the index `due` (at
     /// most 100,000; larger counts are printed as "at least"), the poison records of each day (at
-    /// most 10,000 per day), and the webhooks with an active replay or resume. Paused and failed
-    /// deliveries and endpoint health are shown only with --account.
+    /// most 10,000 per day), the webhooks with an active replay or resume, and the endpoints that
+    /// do not respond with their pending deliveries. Other paused deliveries, failed deliveries and
+    /// the health of other endpoints are shown only with --account.
     ///
     /// Overdue: pending deliveries whose next attempt is due. Waiting: pending deliveries whose
     /// next attempt is due later. Poison: stream records that could not be understood, by the day
@@ -398,7 +399,7 @@ pub struct ListDeliveriesArgs {
     /// Only deliveries with this status: pending, delivered, failed or cancelled
     #[arg(long, value_parser = parse_status)]
     pub status: Option<DeliveryStatus>,
-    /// Only events of this type: job.completed, job.failed or webhook.disabled
+    /// Only events of this type, such as job.completed or webhook.failing
     #[arg(long, value_name = "TYPE", value_parser = parse_event_type)]
     pub event: Option<EventType>,
     /// How many deliveries to list, at most 1000
@@ -520,7 +521,10 @@ fn parse_status(text: &str) -> Result<DeliveryStatus, &'static str> {
 }
 
 fn parse_event_type(text: &str) -> Result<EventType, &'static str> {
-    EventType::parse(text).ok_or("expected job.completed, job.failed or webhook.disabled")
+    EventType::parse(text).ok_or(
+        "expected job.completed, job.failed, webhook.disabled, webhook.failing, \
+         webhook.recovered or delivery.exhausted",
+    )
 }
 
 fn parse_event_id(text: &str) -> Result<EventId, &'static str> {

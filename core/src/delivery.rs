@@ -27,7 +27,7 @@ use crate::{
 };
 use attempt::{Attempt, AttemptOutcome};
 use breaker::AfterFailure;
-use pace::SLOT_LIFETIME;
+use pace::{Pace, SLOT_LIFETIME};
 use schedule::RetrySchedule;
 use secret_backoff::secret_backoff;
 use status::DeliveryStatus;
@@ -100,6 +100,8 @@ pub struct Delivery {
     pub waiting_for: Option<WaitReason>,
     /// The number of consecutive deferrals because the secrets could not be decrypted.
     pub deferrals: u32,
+    /// The start of the pace that its slot belongs to, if it waits for its slot.
+    pub paced_since: Option<Timestamp>,
     /// The state to restore if a manual retry or a replay fails; `None` if neither is pending.
     pub state_before_retry: Option<DeliveryState>,
     /// The replay that requested the next attempt.
@@ -134,6 +136,7 @@ impl Delivery {
             state: DeliveryState::Pending(now),
             waiting_for: None,
             deferrals: 0,
+            paced_since: None,
             state_before_retry: None,
             replay: None,
             attempt_count: 0,
@@ -156,8 +159,7 @@ impl Delivery {
         // A second request keeps the state from before the first one.
         self.state_before_retry.get_or_insert(self.state);
         self.state = DeliveryState::Pending(due_at);
-        self.waiting_for = None;
-        self.deferrals = 0;
+        self.clear_wait();
     }
 
     /// Defers the next attempt, because the webhook's secrets cannot be decrypted now. Uses no
@@ -165,31 +167,44 @@ impl Delivery {
     pub fn wait_for_secret(&mut self, now: Timestamp, jitter: f64) {
         self.state = DeliveryState::Pending(now + secret_backoff(self.deferrals, jitter));
         self.waiting_for = Some(WaitReason::Secret);
+        self.paced_since = None;
         self.deferrals = self.deferrals.saturating_add(1);
     }
 
     /// Defers the next attempt until its slot, because deliveries of the webhook are spaced in
     /// time. Uses no attempt. A requested retry stays requested.
-    pub const fn wait_for_slot(&mut self, slot: Timestamp) {
+    pub const fn wait_for_slot(&mut self, slot: Timestamp, pace: Pace) {
+        self.clear_wait();
         self.state = DeliveryState::Pending(slot);
         self.waiting_for = Some(WaitReason::Rate);
-        self.deferrals = 0;
+        self.paced_since = Some(pace.since);
     }
 
-    /// Whether the next attempt has a slot at `now`. A slot that was missed, because no worker ran,
-    /// is reserved again: otherwise all that were missed would be used at once.
-    pub fn has_slot(&self, now: Timestamp) -> bool {
-        match (self.state, self.waiting_for) {
-            (DeliveryState::Pending(slot), Some(WaitReason::Rate)) => now <= slot + SLOT_LIFETIME,
+    /// Forgets why the delivery waited.
+    pub const fn clear_wait(&mut self) {
+        self.waiting_for = None;
+        self.deferrals = 0;
+        self.paced_since = None;
+    }
+
+    /// Whether the next attempt has a slot of this pace at `now`. A slot that was missed, because no
+    /// worker ran, is reserved again: otherwise all that were missed would be used at once.
+    pub fn has_slot(&self, pace: Pace, now: Timestamp) -> bool {
+        match self.state {
+            DeliveryState::Pending(slot) => {
+                self.waiting_for == Some(WaitReason::Rate)
+                    && self.paced_since == Some(pace.since)
+                    && now <= slot + SLOT_LIFETIME
+            }
             _ => false,
         }
     }
 
     /// Pauses the delivery until its endpoint responds again. A requested retry stays requested.
     pub const fn wait_for_endpoint(&mut self) {
+        self.clear_wait();
         self.state = DeliveryState::Paused;
         self.waiting_for = Some(WaitReason::Endpoint);
-        self.deferrals = 0;
     }
 
     /// Whether a user requested the next attempt. It is made even if the endpoint is unreachable.
@@ -209,8 +224,7 @@ impl Delivery {
             return false;
         };
         self.state = previous;
-        self.waiting_for = None;
-        self.deferrals = 0;
+        self.clear_wait();
         self.replay = None;
         true
     }
@@ -229,8 +243,7 @@ impl Delivery {
         jitter: impl FnOnce() -> f64,
     ) {
         self.attempt_count = attempt.number;
-        self.waiting_for = None;
-        self.deferrals = 0;
+        self.clear_wait();
         self.replay = None;
         let previous = self.state_before_retry.take();
         if outcome.is_success() {

@@ -3,7 +3,7 @@
 use std::{fmt, num::NonZeroU64};
 
 use crate::{
-    delivery::pace::MaxPerSecond,
+    delivery::pace::Pace,
     endpoint_url::EndpointUrl,
     event_type::{EventType, EventTypes},
 };
@@ -84,8 +84,8 @@ pub struct Webhook {
     pub events: EventTypes,
     /// Whether the webhook receives events.
     pub status: WebhookStatus,
-    /// The most attempts that start in a second; `None` if they are not spaced in time.
-    pub max_per_second: Option<MaxPerSecond>,
+    /// The pace of attempts; `None` if they are not spaced in time.
+    pub pace: Option<Pace>,
 }
 
 impl Webhook {
@@ -125,7 +125,7 @@ mod tests {
             url: EndpointUrl::parse("https://example.com/").unwrap(),
             events: EventTypes::parse(["job.failed"]).unwrap(),
             status: WebhookStatus::Active,
-            max_per_second: None,
+            pace: None,
         };
         assert!(webhook.accepts(EventType::JobFailed));
         assert!(!webhook.accepts(EventType::JobCompleted));

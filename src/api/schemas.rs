@@ -71,8 +71,8 @@ pub(super) fn max_per_second() -> Object {
         .schema_type(SchemaType::from_iter([Type::Integer, Type::Null]))
         .description(Some(
             "The most deliveries per second. Further ones wait for their turn, without using \
-             attempts; what waits already keeps its time when the limit changes. `null` means no \
-             limit.",
+             retries. What waits already is not sent sooner when the limit is raised. Manual \
+             retries are sent at once. `null` means no limit.",
         ))
         .minimum(Some(1))
         .maximum(Some(MaxPerSecond::MAX))

@@ -212,7 +212,14 @@ pub(super) async fn update(
     JsonBody(request): JsonBody<UpdateWebhookRequest>,
 ) -> Result<Json<SuccessResponse<WebhookDetailResponse>>, ApiError> {
     let webhook = path.webhook;
-    let update = WebhookUpdate::from(request);
+    let mut update = WebhookUpdate::from(request);
+    if let Some(limit) = update.max_per_second {
+        // The pace goes on if its limit is the same, as when a form sends all its fields.
+        let pace = load_webhook(&state, &account, webhook).await?.webhook.pace;
+        if pace.map(|pace| pace.max_per_second) == limit {
+            update.max_per_second = None;
+        }
+    }
     if let Some(url) = &update.url {
         check_target(&state, url).await?;
     }

@@ -32,7 +32,7 @@ use nano_webhooks_core::{
         attempt::AttemptOutcome,
         breaker::BreakerDecision,
         endpoint_health::{DispatchMode, is_unresponsive},
-        pace::{self, Slots},
+        pace::{self, Pace, Slots},
     },
     secret::Secret,
     timestamp::Timestamp,
@@ -89,7 +89,7 @@ struct AttemptPlan {
 #[derive(Clone, Copy)]
 struct PlannedEvent<'a> {
     event: &'a FanOutEvent,
-    slot: Option<Timestamp>,
+    slot: Option<(Timestamp, Pace)>,
 }
 
 /// What becomes of a delivery without a first attempt.
@@ -204,7 +204,7 @@ impl FirstAttempts<'_> {
         };
         let mut planned = Vec::with_capacity(endpoint.events.len());
         for (index, event) in endpoint.events.iter().copied().enumerate() {
-            let slot = slots.map(|slots| slots.at(index));
+            let slot = slots.map(|(slots, pace)| (slots.at(index), pace));
             planned.push(PlannedEvent { event, slot });
         }
         planned
@@ -215,17 +215,17 @@ impl FirstAttempts<'_> {
         &self,
         endpoint: &EndpointBatch<'_>,
         plan: AttemptPlan,
-    ) -> Result<Option<Slots>> {
+    ) -> Result<Option<(Slots, Pace)>> {
         let webhook = &endpoint.record.webhook;
-        match (webhook.max_per_second, plan.unattempted, &endpoint.secrets) {
-            (Some(limit), Unattempted::Queue, SigningSecrets::Available(_))
+        match (webhook.pace, plan.unattempted, &endpoint.secrets) {
+            (Some(pace), Unattempted::Queue, SigningSecrets::Available(_))
                 if !endpoint.events.is_empty() =>
             {
                 let count = endpoint.events.len();
                 let now = self.attempter.clock.now();
-                let pace = self.fan_out.store.pace();
-                let slots = pace.reserve(endpoint.account, webhook.id, limit, count, now);
-                Ok(Some(slots.await?))
+                let counters = self.fan_out.store.pace();
+                let slots = counters.reserve(endpoint.account, webhook.id, pace, count, now);
+                Ok(Some((slots.await?, pace)))
             }
             _ => Ok(None),
         }
@@ -309,7 +309,7 @@ impl FirstAttempts<'_> {
         if let SigningSecrets::Available(secrets) = &endpoint.secrets
             && self.has_time_for_attempt()
             && !defer_rest.load(Ordering::Relaxed)
-            && slot.is_none_or(|slot| pace::is_open(slot, now))
+            && slot.is_none_or(|(slot, _)| pace::is_open(slot, now))
         {
             return self.attempt(endpoint, secrets, started, defer_rest).await;
         }
@@ -318,8 +318,8 @@ impl FirstAttempts<'_> {
             (Unattempted::Queue, SigningSecrets::Unavailable, _) => {
                 started.delivery.wait_for_secret(now, random::unit_f64());
             }
-            (Unattempted::Queue, SigningSecrets::Available(_), Some(slot)) => {
-                started.delivery.wait_for_slot(slot);
+            (Unattempted::Queue, SigningSecrets::Available(_), Some((slot, pace))) => {
+                started.delivery.wait_for_slot(slot, pace);
             }
             // The delivery is due now.
             (Unattempted::Queue, SigningSecrets::Available(_), None) => {}

@@ -26,7 +26,10 @@ use crate::{
 use nano_webhooks_core::delivery::scheduled_retry::{RetryMessage, ScheduledRetry};
 use nano_webhooks_core::{
     delivery::{
-        Delivery, DeliveryKey, DeliveryState, breaker::BreakerDecision, lease::fits_in_queue, pace,
+        Delivery, DeliveryKey, DeliveryState,
+        breaker::BreakerDecision,
+        lease::fits_in_queue,
+        pace::{self, Pace},
         secret_backoff::secret_backoff,
     },
     secret::Secret,
@@ -62,7 +65,7 @@ enum Clearance {
     /// The breaker is open, and the delivery is not the probe.
     WaitForEndpoint,
     /// Deliveries of the webhook are spaced in time, and it is its turn at this time.
-    WaitForSlot(Timestamp),
+    WaitForSlot(Timestamp, Pace),
 }
 
 impl RetryWorker<'_> {
@@ -219,8 +222,8 @@ impl RetryWorker<'_> {
                 delivery.wait_for_endpoint();
                 return self.completer.write(&lease, &delivery).await;
             }
-            Clearance::WaitForSlot(slot) => {
-                delivery.wait_for_slot(slot);
+            Clearance::WaitForSlot(slot, pace) => {
+                delivery.wait_for_slot(slot, pace);
                 return self.completer.write(&lease, &delivery).await;
             }
         }
@@ -265,21 +268,22 @@ impl RetryWorker<'_> {
         delivery: &Delivery,
         now: Timestamp,
     ) -> Result<Clearance> {
-        let Some(limit) = record.webhook.max_per_second else {
+        let Some(pace) = record.webhook.pace else {
             return Ok(Clearance::Attempt);
         };
-        if delivery.has_slot(now) {
+        if delivery.has_slot(pace, now) {
             return Ok(Clearance::Attempt);
         }
         let DeliveryKey {
             account, webhook, ..
         } = &delivery.key;
-        let pace = self.store.pace();
-        let slot = pace.reserve(account, *webhook, limit, 1, now).await?.at(0);
+        let counters = self.store.pace();
+        let slots = counters.reserve(account, *webhook, pace, 1, now).await?;
+        let slot = slots.at(0);
         if pace::is_open(slot, now) {
             Ok(Clearance::Attempt)
         } else {
-            Ok(Clearance::WaitForSlot(slot))
+            Ok(Clearance::WaitForSlot(slot, pace))
         }
     }
 
@@ -350,8 +354,7 @@ impl RetryWorker<'_> {
         }
         if delivery.is_subscription_unknown() && !record.webhook.accepts(delivery.event_type) {
             settled.state = DeliveryState::Cancelled;
-            settled.waiting_for = None;
-            settled.deferrals = 0;
+            settled.clear_wait();
             settled.state_before_retry = None;
             settled.replay = None;
             return Ok(Some(settled));

@@ -19,7 +19,7 @@ use super::{
 use nano_webhooks_core::{
     account_id::AccountId,
     data_key::DataKey,
-    delivery::pace::MaxPerSecond,
+    delivery::pace::{MaxPerSecond, Pace},
     endpoint_url::EndpointUrl,
     event_type::EventTypes,
     secret::Secret,
@@ -125,7 +125,16 @@ impl CreateRequest<'_> {
             url: self.new.url.clone(),
             events: self.new.events.clone(),
             status: WebhookStatus::Active,
-            max_per_second: self.new.max_per_second,
+            pace: self.pace(),
+        })
+    }
+
+    fn pace(&self) -> Option<Pace> {
+        let max_per_second = self.new.max_per_second?;
+        let since = self.now;
+        Some(Pace {
+            max_per_second,
+            since,
         })
     }
 

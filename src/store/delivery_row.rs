@@ -23,7 +23,7 @@ use nano_webhooks_core::{
 };
 
 /// The most attributes that a delivery has.
-const MAX_ATTRIBUTES: usize = 22;
+const MAX_ATTRIBUTES: usize = 23;
 
 /// A delivery as it is read; [`write_delivery`] writes it.
 #[derive(Deserialize)]
@@ -48,6 +48,7 @@ pub(super) struct DeliveryRow {
     waiting_for: Option<WaitReason>,
     #[serde(default)]
     deferrals: u32,
+    paced_since: Option<Timestamp>,
     /// The state before a manual retry was requested: a status, and for `pending` its time.
     resume_status: Option<String>,
     resume_at: Option<Timestamp>,
@@ -81,6 +82,7 @@ impl DeliveryRow {
             state: parse_state(&self.status, self.next_attempt_at)?,
             waiting_for: self.waiting_for,
             deferrals: self.deferrals,
+            paced_since: self.paced_since,
             state_before_retry,
             replay: self.replay,
             attempt_count: self.attempt_count,
@@ -137,6 +139,9 @@ pub(super) fn write_delivery(
     }
     if delivery.deferrals > 0 {
         item.number("deferrals", delivery.deferrals);
+    }
+    if let Some(since) = delivery.paced_since {
+        item.number("paced_since", since.as_unix_millis());
     }
     if let Some(replay) = &delivery.replay {
         item.text("replay", replay.as_str());
@@ -278,6 +283,7 @@ mod tests {
             state,
             waiting_for: Some(WaitReason::Secret),
             deferrals: 3,
+            paced_since: Some(at(77)),
             state_before_retry,
             replay: Some(ReplayId::from_random([7; 8])),
             attempt_count: 22,

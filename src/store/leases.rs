@@ -141,7 +141,8 @@ impl Leases<'_> {
         let response = self
             .update_pending(key, attempt_count, now)
             .update_expression(
-                "SET leased_until = :until, sweep_at = :until REMOVE waiting_for, deferrals",
+                "SET leased_until = :until, sweep_at = :until \
+                 REMOVE waiting_for, deferrals, paced_since",
             )
             .condition_expression(due_condition())
             .expression_attribute_values(":until", attr_n(until.as_unix_millis()))
@@ -360,12 +361,14 @@ impl Leases<'_> {
             Some(reason) => update
                 .update_expression(
                     "SET expires_at = :expires, waiting_for = :reason \
-                     REMOVE next_attempt_at, sweep_at, due_shard, leased_until, deferrals",
+                     REMOVE next_attempt_at, sweep_at, due_shard, leased_until, deferrals, \
+                     paced_since",
                 )
                 .expression_attribute_values(":reason", attr_s(reason.as_str())),
             None => update.update_expression(
                 "SET expires_at = :expires \
-                 REMOVE next_attempt_at, sweep_at, due_shard, leased_until, waiting_for, deferrals",
+                 REMOVE next_attempt_at, sweep_at, due_shard, leased_until, waiting_for, deferrals, \
+                 paced_since",
             ),
         }
     }
@@ -386,7 +389,7 @@ impl Leases<'_> {
             .update_expression(
                 "SET #status = :cancelled, expires_at = :expires \
                  REMOVE next_attempt_at, sweep_at, due_shard, state_key, leased_until, \
-                 waiting_for, deferrals",
+                 waiting_for, deferrals, paced_since",
             )
             .condition_expression(format!(
                 "#status = :pending AND {NOT_IN_FLIGHT} AND {NO_MANUAL_RETRY}"

@@ -4,7 +4,7 @@
 use aws_sdk_dynamodb::types::ReturnValue;
 use nano_webhooks_core::{
     account_id::AccountId,
-    delivery::pace::{MaxPerSecond, Slots},
+    delivery::pace::{Pace, Slots},
     timestamp::Timestamp,
     webhook::WebhookId,
 };
@@ -18,9 +18,9 @@ use super::{
 
 /// The attribute of the counter: when the next slot is, in microseconds since the epoch.
 const NEXT_SLOT: &str = "next_slot";
-/// The attribute of the counter: the limit that its slots have. Another limit starts from now, so
-/// that new deliveries do not wait behind the slots of a lower one.
-const LIMIT: &str = "max_per_second";
+/// The attribute of the counter: the start of the pace that its slots have. Another pace starts from
+/// now, so that new deliveries do not wait behind the slots of a slower one.
+const PACED_SINCE: &str = "paced_since";
 /// How often a reservation is repeated because another process changed the counter between its two
 /// requests.
 const MAX_CONFLICTS: u32 = 4;
@@ -30,42 +30,44 @@ const MAX_CONFLICTS: u32 = 4;
 enum Counter {
     /// The next slot is in the future.
     Running,
-    /// The next slot is now: no counter exists, its next slot has passed, or the limit was changed.
+    /// The next slot is now: no counter exists, its next slot has passed, or it has another pace.
     Idle,
 }
 
 /// See [`Store::pace`](super::Store::pace).
 #[derive(Clone, Copy, Debug)]
-pub struct Pace<'a> {
+pub struct PaceCounters<'a> {
     table: &'a TableClient,
 }
 
-impl<'a> Pace<'a> {
+impl<'a> PaceCounters<'a> {
     pub(super) const fn new(table: &'a TableClient) -> Self {
         Self { table }
     }
 }
 
-impl Pace<'_> {
+impl PaceCounters<'_> {
     /// Reserves the next `count` slots of a webhook, from `now` on.
     pub async fn reserve(
         self,
         account: &AccountId,
         webhook: WebhookId,
-        limit: MaxPerSecond,
+        pace: Pace,
         count: usize,
         now: Timestamp,
     ) -> Result<Slots> {
         let now_micros = u64::try_from(now.as_unix_millis()).unwrap_or(0) * 1000;
         let count = u64::try_from(count).unwrap_or(u64::MAX);
-        let length = limit.interval_micros().saturating_mul(count);
+        let interval = pace.max_per_second.interval_micros();
+        let length = interval.saturating_mul(count);
         for conflicts in 0..MAX_CONFLICTS {
             for counter in [Counter::Idle, Counter::Running] {
                 let end = self
-                    .advance(account, webhook, limit, counter, length, now_micros)
+                    .advance(account, webhook, pace, counter, length, now_micros)
                     .await?;
                 if let Some(end) = end {
-                    return Ok(Slots::new(end.saturating_sub(length), limit));
+                    let first = end.saturating_sub(length);
+                    return Ok(Slots::new(first, pace.max_per_second));
                 }
             }
             sleep_with_backoff(conflicts).await;
@@ -79,7 +81,7 @@ impl Pace<'_> {
         self,
         account: &AccountId,
         webhook: WebhookId,
-        limit: MaxPerSecond,
+        pace: Pace,
         counter: Counter,
         length: u64,
         now: u64,
@@ -88,19 +90,19 @@ impl Pace<'_> {
             .table
             .update(key_schema::pace(account, webhook))
             .expression_attribute_names("#next", NEXT_SLOT)
-            .expression_attribute_names("#limit", LIMIT)
+            .expression_attribute_names("#since", PACED_SINCE)
             .expression_attribute_values(":now", micros(now))
-            .expression_attribute_values(":limit", attr_n(limit.get().into()))
+            .expression_attribute_values(":since", attr_n(pace.since.as_unix_millis()))
             .return_values(ReturnValue::UpdatedNew);
         let update = match counter {
             Counter::Running => update
                 .update_expression("ADD #next :length")
-                .condition_expression("#next > :now AND #limit = :limit")
+                .condition_expression("#next > :now AND #since = :since")
                 .expression_attribute_values(":length", micros(length)),
             Counter::Idle => update
-                .update_expression("SET #next = :end, #limit = :limit")
+                .update_expression("SET #next = :end, #since = :since")
                 .condition_expression(
-                    "attribute_not_exists(#next) OR #next <= :now OR #limit <> :limit",
+                    "attribute_not_exists(#next) OR #next <= :now OR #since <> :since",
                 )
                 .expression_attribute_values(":end", micros(now.saturating_add(length))),
         };

@@ -10,7 +10,7 @@ use super::{
 };
 use nano_webhooks_core::{
     account_id::AccountId,
-    delivery::{DeliveryKey, lease, status::DeliveryStatus},
+    delivery::{DeliveryKey, lease, status::DeliveryStatus, wait_reason::WaitReason},
     event::EventId,
     timestamp::Timestamp,
     webhook::WebhookId,
@@ -89,9 +89,10 @@ impl PausedDeliveries<'_> {
             .table
             .update(key_schema::delivery(&key))
             .update_expression(
-                "SET next_attempt_at = :due, sweep_at = :sweep, due_shard = :shard \
-                 REMOVE expires_at, waiting_for",
+                "SET next_attempt_at = :due, sweep_at = :sweep, due_shard = :shard, \
+                 waiting_for = :rate REMOVE expires_at, paced_since",
             )
+            .expression_attribute_values(":rate", attr_s(WaitReason::Rate.as_str()))
             .condition_expression("#status = :pending AND attribute_not_exists(next_attempt_at)")
             .expression_attribute_names("#status", "status")
             .expression_attribute_values(":pending", attr_s(DeliveryStatus::Pending.as_str()))

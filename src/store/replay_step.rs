@@ -21,7 +21,7 @@ use super::{
 };
 use crate::clock::Deadline;
 use nano_webhooks_core::{
-    delivery::{DeliveryKey, lease, status::DeliveryStatus},
+    delivery::{DeliveryKey, lease, status::DeliveryStatus, wait_reason::WaitReason},
     event::EventId,
     timestamp::Timestamp,
 };
@@ -185,7 +185,7 @@ impl ReplayStepper<'_> {
             .update_expression(
                 "SET #status = :pending, next_attempt_at = :due, sweep_at = :sweep, \
                  due_shard = :shard, state_key = :state_key, resume_status = :status, \
-                 replay = :replay REMOVE expires_at, leased_until",
+                 replay = :replay, waiting_for = :rate REMOVE expires_at, leased_until, paced_since",
             )
             .condition_expression(
                 "#status = :status AND attempt_count = :count \
@@ -200,6 +200,7 @@ impl ReplayStepper<'_> {
             .expression_attribute_values(":state_key", attr_s(&state_key))
             .expression_attribute_values(":status", attr_s(status.as_str()))
             .expression_attribute_values(":replay", attr_s(self.key.id.as_str()))
+            .expression_attribute_values(":rate", attr_s(WaitReason::Rate.as_str()))
             .expression_attribute_values(":count", attr_n((*attempt_count).into()))
             .expression_attribute_values(":now", attr_n(self.now.as_unix_millis()));
         self.deliveries_table

@@ -208,13 +208,13 @@ impl Replays<'_> {
             return Ok(ReplayProgress::Settled);
         };
         let target = record.as_ref().map(ReplayTarget::from);
-        let max_per_second = record.and_then(|record| record.webhook.max_per_second);
+        let pace = record.and_then(|record| record.webhook.pace);
         let stepper = ReplayStepper {
             webhooks_table: self.webhooks_table,
             deliveries_table: self.deliveries_table,
             key,
             replay: &replay,
-            interval: pacing_interval(max_per_second),
+            interval: pacing_interval(pace),
             now,
         };
         match decide_step(&replay, target, now) {

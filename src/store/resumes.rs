@@ -175,8 +175,8 @@ impl Resumes<'_> {
         let scheduled_until = job.scheduled_until.unwrap_or(now);
         match ResumeStep::new(record.as_ref(), scheduled_until, now) {
             ResumeStep::Continue => {
-                let limit = record.and_then(|record| record.webhook.max_per_second);
-                let interval = pacing_interval(limit);
+                let pace = record.and_then(|record| record.webhook.pace);
+                let interval = pacing_interval(pace);
                 self.schedule_page(job, interval, now, deadline, scheduled)
                     .await
             }

@@ -26,7 +26,8 @@ pub struct WebhookUpdate {
     pub secret: Option<Option<Secret>>,
     /// Its owner's note; `Some(None)` deletes it.
     pub description: Option<Option<String>>,
-    /// The most attempts that start in a second; `Some(None)` deletes the limit.
+    /// The most attempts that start in a second; `Some(None)` deletes the limit. A new pace starts,
+    /// even if the limit is the same.
     pub max_per_second: Option<Option<MaxPerSecond>>,
 }
 
@@ -81,8 +82,14 @@ impl WebhookUpdate {
             None => {}
         }
         match self.max_per_second {
-            Some(Some(limit)) => expression.set("max_per_second", attr_n(limit.get().into())),
-            Some(None) => expression.remove("max_per_second"),
+            Some(Some(limit)) => {
+                expression.set("max_per_second", attr_n(limit.get().into()));
+                expression.set("paced_since", attr_n(now.as_unix_millis()));
+            }
+            Some(None) => {
+                expression.remove("max_per_second");
+                expression.remove("paced_since");
+            }
             None => {}
         }
         Ok(expression

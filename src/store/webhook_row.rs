@@ -7,7 +7,7 @@ use super::{
     secrets::StoredSecret,
 };
 use nano_webhooks_core::{
-    delivery::pace::MaxPerSecond,
+    delivery::pace::{MaxPerSecond, Pace},
     endpoint_url::EndpointUrl,
     event_type::EventTypes,
     timestamp::Timestamp,
@@ -51,6 +51,8 @@ pub(super) struct WebhookFields {
     status: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     max_per_second: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    paced_since: Option<Timestamp>,
 }
 
 impl WebhookFields {
@@ -59,18 +61,13 @@ impl WebhookFields {
             url: webhook.url.as_str().to_owned(),
             events: webhook.events.names().map(str::to_owned).collect(),
             status: webhook.status.as_str().to_owned(),
-            max_per_second: webhook.max_per_second.map(|limit| limit.get().into()),
+            max_per_second: webhook.pace.map(|pace| pace.max_per_second.get().into()),
+            paced_since: webhook.pace.map(|pace| pace.since),
         }
     }
 
     pub(super) fn into_webhook(self, id: WebhookId) -> Result<Webhook> {
-        let max_per_second = match self.max_per_second {
-            Some(number) => {
-                let limit = MaxPerSecond::new(number);
-                Some(limit.ok_or_else(|| Error::corrupt_item("max_per_second"))?)
-            }
-            None => None,
-        };
+        let pace = self.parse_pace()?;
         let names = self.events.iter().map(String::as_str);
         Ok(Webhook {
             id,
@@ -78,7 +75,21 @@ impl WebhookFields {
             events: EventTypes::parse(names).map_err(|_| Error::corrupt_item("events"))?,
             status: WebhookStatus::parse(&self.status)
                 .ok_or_else(|| Error::corrupt_item("status"))?,
-            max_per_second,
+            pace,
         })
+    }
+
+    fn parse_pace(&self) -> Result<Option<Pace>> {
+        let Some(number) = self.max_per_second else {
+            return Ok(None);
+        };
+        let limit = MaxPerSecond::new(number);
+        let max_per_second = limit.ok_or_else(|| Error::corrupt_item("max_per_second"))?;
+        let since = self.paced_since;
+        let since = since.ok_or_else(|| Error::corrupt_item("time of max_per_second"))?;
+        Ok(Some(Pace {
+            max_per_second,
+            since,
+        }))
     }
 }

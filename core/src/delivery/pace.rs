@@ -14,8 +14,10 @@ const MICROS_PER_SECOND: u64 = 1_000_000;
 /// than a request to the tables start together.
 pub const SLOT_TOLERANCE: Duration = Duration::from_millis(100);
 
-/// How long after its time a slot can be used. Messages of the queue are seconds late at most.
-pub const SLOT_LIFETIME: Duration = Duration::from_mins(1);
+/// How long after its time a slot can be used. Messages of the queue have delays of whole seconds,
+/// and are rarely later. What is later reserves another slot, so that a pause of all workers is not
+/// followed by a burst.
+pub const SLOT_LIFETIME: Duration = Duration::from_secs(3);
 
 /// The most attempts to an endpoint that start in a second: 1 to 1,000.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,11 +47,23 @@ impl MaxPerSecond {
     }
 }
 
+/// The pace of a webhook.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pace {
+    /// The most attempts that start in a second.
+    pub max_per_second: MaxPerSecond,
+    /// When it was set. Slots of an earlier pace are not used, so that two do not add up.
+    pub since: Timestamp,
+}
+
 /// The time between two deliveries of a resume or a replay to one endpoint: 200 ms, or longer if
 /// the webhook has a lower pace.
-pub fn pacing_interval(limit: Option<MaxPerSecond>) -> Duration {
-    match limit {
-        Some(limit) => PACING_INTERVAL.max(Duration::from_micros(limit.interval_micros())),
+pub fn pacing_interval(pace: Option<Pace>) -> Duration {
+    match pace {
+        Some(pace) => {
+            let interval = Duration::from_micros(pace.max_per_second.interval_micros());
+            PACING_INTERVAL.max(interval)
+        }
         None => PACING_INTERVAL,
     }
 }
@@ -127,7 +141,10 @@ mod tests {
     #[test]
     fn low_limit_slows_resumes() {
         for (number, millis) in [(1, 1_000), (4, 250), (5, 200), (1_000, 200)] {
-            let interval = pacing_interval(Some(limit(number)));
+            let interval = pacing_interval(Some(Pace {
+                max_per_second: limit(number),
+                since: Timestamp::from_millis(0),
+            }));
             assert_eq!(interval, Duration::from_millis(millis), "{number}");
         }
         assert_eq!(pacing_interval(None), PACING_INTERVAL);

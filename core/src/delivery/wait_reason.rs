@@ -42,6 +42,11 @@ impl WaitReason {
         }
     }
 
+    /// Whether an attempt is made when the delivery is due. If not, it is paused then.
+    pub const fn allows_attempt(self) -> bool {
+        !matches!(self, Self::Endpoint | Self::Webhook)
+    }
+
     /// Why a pending delivery waits. `stored` is the reason that its latest change stored with it.
     /// The state of its webhook comes first, because no attempt is made until that changes.
     pub fn explain(

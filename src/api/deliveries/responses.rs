@@ -112,9 +112,9 @@ impl DeliverySummaryResponse {
         if response.waiting_for == Some(WaitReason::Endpoint.as_str()) && delivery.is_manual_retry()
         {
             // It is attempted although the endpoint is unreachable.
-            let waiting_for = Some(WaitReason::Schedule.as_str());
             return Self {
-                waiting_for,
+                next_attempt_at: next_attempt_at.map(Timestamp::to_rfc3339),
+                waiting_for: Some(WaitReason::Schedule.as_str()),
                 ..response
             };
         }
@@ -131,10 +131,14 @@ impl DeliverySummaryResponse {
             return self;
         }
         match webhook {
-            Some(webhook) => Self {
-                waiting_for: Some(webhook.explain_wait(next_attempt_at, stored).as_str()),
-                ..self
-            },
+            Some(webhook) => {
+                let reason = webhook.explain_wait(next_attempt_at, stored);
+                Self {
+                    next_attempt_at: self.next_attempt_at.filter(|_| reason.allows_attempt()),
+                    waiting_for: Some(reason.as_str()),
+                    ..self
+                }
+            }
             None => Self {
                 status: DeliveryStatus::Cancelled.as_str().to_owned(),
                 next_attempt_at: None,

@@ -10,7 +10,7 @@ use crate::{
     store::webhooks::WebhookRecord,
 };
 use nano_webhooks_core::{
-    delivery::{endpoint_health::EndpointHealth, failure::FailureKind, pace::MaxPerSecond},
+    delivery::{endpoint_health::EndpointHealth, failure::FailureKind},
     timestamp::Timestamp,
     webhook::Webhook,
 };
@@ -91,7 +91,7 @@ impl From<&WebhookRecord> for WebhookDetailResponse {
             description: record.metadata.description.clone(),
             signed: !record.secrets.is_empty(),
             disabled_reason: record.metadata.disabled_reason.clone(),
-            max_per_second: record.webhook.max_per_second.map(MaxPerSecond::get),
+            max_per_second: record.webhook.pace.map(|pace| pace.max_per_second.get()),
             health: HealthResponse::from(&record.health),
         }
     }

@@ -41,8 +41,9 @@ impl PacedWebhook {
             ..WebhookUpdate::default()
         };
         let webhooks = self.fixture.tables.store.webhooks();
+        let now = self.fixture.clock.now();
         let updated = webhooks
-            .update(&account("acme"), self.webhook, &update, START)
+            .update(&account("acme"), self.webhook, &update, now)
             .await;
         assert!(updated.unwrap().is_applied());
     }
@@ -132,8 +133,9 @@ async fn processes_share_slots() {
     paced.fixture.end_jobs(1, 2).await;
     assert_eq!(dispatch_batch(&other, &completed_jobs(3, 2)).await, []);
     assert_eq!(paced.waits().await, [250, 500, 750]);
-    paced.fixture.clock.advance(Duration::from_mins(1));
+    paced.fixture.clock.advance(Duration::from_secs(1));
     assert_eq!(paced.receive_due().await, 3);
+    paced.fixture.clock.advance(Duration::from_secs(59));
     paced.fixture.end_jobs(5, 3).await;
     assert_eq!(paced.waits().await, [60_250, 60_500]);
 }
@@ -233,13 +235,34 @@ async fn raised_limit_applies_at_once() {
     let paced = PacedWebhook::new("/ok", 1).await;
     paced.fixture.end_jobs(1, 20).await;
     assert_eq!(paced.waits().await.last(), Some(&19_000));
-    paced.limit(10).await;
     paced.fixture.clock.advance(Duration::from_millis(1));
+    paced.limit(10).await;
     let before = paced.fixture.requests();
     paced.fixture.end_jobs(100, 3).await;
     // The second slot opens 100 ms before its time.
     assert_eq!(paced.fixture.requests(), before + 2);
     assert_eq!(paced.waits().await[0], 201);
+}
+
+/// Slots of an earlier limit are not used, so that two limits do not add up.
+#[tokio::test]
+async fn changed_limit_does_not_add_up() {
+    let paced = PacedWebhook::new("/ok", 5).await;
+    paced.fixture.end_jobs(1, 11).await;
+    for (limit, first) in [(6, 100), (5, 200)] {
+        paced.fixture.clock.advance(Duration::from_millis(1));
+        paced.limit(limit).await;
+        paced.fixture.end_jobs(first, 10).await;
+    }
+    let mut arrivals = Vec::new();
+    for _ in 0..100 {
+        paced.fixture.clock.advance(Duration::from_millis(100));
+        arrivals.push(paced.receive_due().await);
+    }
+    assert_eq!(arrivals.iter().sum::<usize>() + 3, 31, "three were direct");
+    for second in arrivals.windows(10) {
+        assert!(second.iter().sum::<usize>() <= 6, "{arrivals:?}");
+    }
 }
 
 /// Slots that are missed while no worker runs are reserved again, so the limit holds afterwards.

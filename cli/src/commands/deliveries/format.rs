@@ -57,8 +57,8 @@ pub fn format_line(delivery: &ListedDelivery, now: Timestamp) -> String {
 /// Formats when the next attempt is due, and what it waits for if that is not its time.
 fn format_wait(next_attempt_at: Option<Timestamp>, reason: WaitReason, now: Timestamp) -> String {
     let next = match next_attempt_at {
-        Some(time) => format!(", next {}", format_relative(time, now)),
-        None => String::new(),
+        Some(time) if reason.allows_attempt() => format!(", next {}", format_relative(time, now)),
+        _ => String::new(),
     };
     match reason {
         WaitReason::Schedule => next,
@@ -145,6 +145,9 @@ fn describe_next_step(delivery: &Delivery, reason: Option<WaitReason>, now: Time
         }
         DeliveryState::Cancelled => "none: the webhook does not subscribe to the event".to_owned(),
         DeliveryState::Paused => "an attempt".to_owned(),
+        DeliveryState::Pending(_) if reason.is_some_and(|reason| !reason.allows_attempt()) => {
+            "an attempt".to_owned()
+        }
         DeliveryState::Pending(due_at) if due_at <= now => format!(
             "an attempt, due since {} or in flight",
             format_relative(due_at, now)
