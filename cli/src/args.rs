@@ -490,7 +490,7 @@ where
 }
 
 fn parse_secret(text: &str) -> Result<Secret, SecretError> {
-    Secret::parse(text.to_owned())
+    Secret::from_stored(text.to_owned())
 }
 
 fn parse_limit(text: &str) -> Result<usize, &'static str> {

@@ -18,6 +18,18 @@ pub enum SecretError {
     /// The text after `whsec_` is not base64.
     #[error("expected base64 with padding after `whsec_`")]
     Base64,
+    /// The key after `whsec_` is too short or too long.
+    #[error("expected base64 of 24 to 64 bytes after `whsec_`")]
+    KeyLength,
+    /// The text is an entry of a list of secrets.
+    #[error("expected a secret that begins with `whsec_`, without `v1,` before it")]
+    VersionPrefix,
+    /// The text has a control character.
+    #[error("expected no control characters")]
+    ControlCharacter,
+    /// The text has only white space.
+    #[error("expected more than white space")]
+    Blank,
 }
 
 impl Secret {
@@ -25,9 +37,33 @@ impl Secret {
     pub const STANDARD_PREFIX: &'static str = "whsec_";
     /// The length in characters.
     pub const LENGTH_RANGE: RangeInclusive<usize> = 8..=256;
+    /// The length of the key of a Standard Webhooks secret, in bytes (Standard Webhooks 1.0.0,
+    /// "Signature scheme").
+    pub const KEY_LENGTH_RANGE: RangeInclusive<usize> = 24..=64;
 
-    /// Parses a secret.
+    /// Parses a new secret.
     pub fn parse(text: String) -> Result<Self, SecretError> {
+        let secret = Self::from_stored(text)?;
+        if secret.0.chars().any(char::is_control) {
+            return Err(SecretError::ControlCharacter);
+        }
+        if secret.0.trim().is_empty() {
+            return Err(SecretError::Blank);
+        }
+        if secret.0.starts_with("v1,whsec_") || secret.0.starts_with("v1a,whsec_") {
+            return Err(SecretError::VersionPrefix);
+        }
+        match secret.decode_whsec() {
+            Some(key) if !Self::KEY_LENGTH_RANGE.contains(&key.len()) => {
+                Err(SecretError::KeyLength)
+            }
+            _ => Ok(secret),
+        }
+    }
+
+    /// Parses a secret that was stored. Earlier versions accepted shorter keys, and secrets that
+    /// [`Self::parse`] refuses.
+    pub fn from_stored(text: String) -> Result<Self, SecretError> {
         let secret = Self(Zeroizing::new(text));
         if !Self::LENGTH_RANGE.contains(&secret.0.chars().count()) {
             return Err(SecretError::Length);
@@ -82,7 +118,8 @@ mod tests {
         Secret::parse(text.to_owned())
     }
 
-    /// A secret has 8 to 256 characters, and base64 follows `whsec_`.
+    /// A secret has 8 to 256 characters that can be typed, and base64 of a long key follows
+    /// `whsec_`.
     #[test]
     fn malformed_secret_is_refused() {
         assert!(parse("1234567").is_err());
@@ -95,13 +132,18 @@ mod tests {
             "whsec_YWJj=",
             "whsec_YW Jj",
             "whsec_\u{e9}\u{e9}",
+            "v1,whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw",
+            "a secret\n",
+            "a\0secret",
+            "         ",
+            "\u{a0}\u{a0}\u{a0}\u{a0}\u{a0}\u{a0}\u{a0}\u{a0}",
         ] {
-            assert!(parse(wrong).is_err(), "{wrong}");
+            assert!(parse(wrong).is_err(), "{wrong:?}");
         }
-        assert_eq!(
-            *parse("whsec_bmFubw==").unwrap().standard_webhooks_key(),
-            *b"nano"
-        );
+        for (length, is_valid) in [(1, false), (23, false), (24, true), (64, true), (65, false)] {
+            let text = format!("whsec_{}", STANDARD.encode(vec![7; length]));
+            assert_eq!(parse(&text).is_ok(), is_valid, "{length}");
+        }
         assert_eq!(
             *parse("my secret").unwrap().standard_webhooks_key(),
             *b"my secret"
@@ -120,5 +162,17 @@ mod tests {
     fn debug_hides_secret() {
         let secret = Secret::parse("open sesame".to_owned()).unwrap();
         assert_eq!(format!("{secret:?}"), "Secret(…)");
+    }
+
+    /// What earlier versions accepted is still read.
+    #[test]
+    fn stored_secret_stays_valid() {
+        for text in ["whsec_bmFubw==", "a secret\n", "         "] {
+            assert!(parse(text).is_err(), "{text:?}");
+            let stored = Secret::from_stored(text.to_owned()).unwrap();
+            assert_eq!(stored.expose(), text);
+        }
+        let stored = Secret::from_stored("whsec_bmFubw==".to_owned()).unwrap();
+        assert_eq!(*stored.standard_webhooks_key(), *b"nano");
     }
 }

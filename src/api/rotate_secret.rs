@@ -55,8 +55,9 @@ fn new_secret_schema() -> Object {
         .schema_type(SchemaType::from_iter([Type::String, Type::Null]))
         .description(Some(
             "The new secret. If it is absent or `null`, one is generated. After the prefix \
-             `whsec_` it must be base64 with padding.",
+             `whsec_` it must be base64 of 24 to 64 bytes, with padding.",
         ))
+        .pattern(Some(schemas::PRINTABLE_TEXT))
         .min_length(Some(*Secret::LENGTH_RANGE.start()))
         .max_length(Some(*Secret::LENGTH_RANGE.end()))
         .build()

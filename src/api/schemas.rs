@@ -21,6 +21,10 @@ use nano_webhooks_core::{
     webhook::{WebhookId, WebhookStatus},
 };
 
+/// Text without control characters that is not only white space.
+pub(super) const PRINTABLE_TEXT: &str =
+    r"^[^\x00-\x1f\x7f-\x9f]*[^\s\x00-\x1f\x7f-\x9f][^\x00-\x1f\x7f-\x9f]*$";
+
 /// The id of a webhook.
 pub(super) fn webhook_id() -> Object {
     ObjectBuilder::new()

@@ -183,7 +183,7 @@ impl Secrets<'_> {
     ) -> Result<Secret> {
         match &stored.encoding {
             SecretEncoding::Plain { plain } => {
-                Secret::parse(plain.to_string()).map_err(|_| Error::corrupt_item("secret"))
+                Secret::from_stored(plain.to_string()).map_err(|_| Error::corrupt_item("secret"))
             }
             SecretEncoding::Encrypted {
                 data_key,

@@ -167,9 +167,10 @@ fn secret_schema() -> Object {
     nullable_string()
         .description(Some(
             "The secret that signs requests to the endpoint. `null` means that they are not \
-             signed. After the prefix `whsec_` it must be base64 with padding. It is never \
-             returned.",
+             signed. It has no control characters. After the prefix `whsec_` it must be base64 of \
+             24 to 64 bytes, with padding. It is never returned.",
         ))
+        .pattern(Some(schemas::PRINTABLE_TEXT))
         .min_length(Some(*Secret::LENGTH_RANGE.start()))
         .max_length(Some(*Secret::LENGTH_RANGE.end()))
         .build()
