@@ -7,6 +7,9 @@ use std::{
     sync::Arc,
 };
 
+use lambda_http::request::LambdaRequest;
+use lambda_runtime::LambdaEvent;
+use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use tokio::sync::Semaphore;
 
 use crate::{
@@ -33,6 +36,32 @@ pub async fn run_lambda<E: fmt::Display>(run: impl AsyncFnOnce() -> Result<(), E
             ExitCode::FAILURE
         }
     }
+}
+
+/// The characters of a query string that a URI cannot contain. The percent sign is not among them,
+/// so what is encoded keeps its meaning.
+const NOT_IN_QUERY: &AsciiSet = &CONTROLS
+    .add(b' ')
+    .add(b'"')
+    .add(b'#')
+    .add(b'<')
+    .add(b'>')
+    .add(b'`')
+    .add(b'\\')
+    .add(b'^')
+    .add(b'{')
+    .add(b'|')
+    .add(b'}');
+
+/// Encodes the characters of a query string that a URI cannot contain. API Gateway passes them on,
+/// and the conversion to a request would panic.
+pub fn encode_query(mut event: LambdaEvent<LambdaRequest>) -> LambdaEvent<LambdaRequest> {
+    if let LambdaRequest::ApiGatewayV2(request) = &mut event.payload
+        && let Some(query) = &mut request.raw_query_string
+    {
+        *query = utf8_percent_encode(query, NOT_IN_QUERY).to_string();
+    }
+    event
 }
 
 /// Signals to an extension that the function has handled an invocation. Clones share the signal.
@@ -64,5 +93,38 @@ impl InvocationSignal {
 impl Drop for RunningInvocation {
     fn drop(&mut self) {
         self.0.add_permits(1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use lambda_http::{Request, aws_lambda_events::apigw::ApiGatewayV2httpRequest};
+    use lambda_runtime::Context;
+
+    use super::*;
+
+    fn query_after_conversion(query: &str) -> String {
+        let mut gateway_request = ApiGatewayV2httpRequest::default();
+        gateway_request.raw_query_string = Some(query.to_owned());
+        let payload = LambdaRequest::ApiGatewayV2(gateway_request);
+        let event = encode_query(LambdaEvent::new(payload, Context::default()));
+        let request: Request = event.payload.into();
+        request.uri().query().unwrap_or_default().to_owned()
+    }
+
+    /// Every character in a query is converted, and what is encoded stays as it is.
+    #[test]
+    fn any_query_is_converted() {
+        for character in (0..=u8::MAX).map(char::from).chain(['日', '\u{2028}']) {
+            let query = query_after_conversion(&format!("q=a{character}b"));
+            assert!(
+                query.starts_with("q=a") && query.ends_with('b'),
+                "{character:?}: {query}"
+            );
+        }
+        for query in ["status=a%20%22b", "%", "%zz", "&&==", "a=b&c=d+e"] {
+            assert_eq!(query_after_conversion(query), query);
+        }
+        assert_eq!(query_after_conversion("q=<b> \"\0"), "q=%3Cb%3E%20%22%00");
     }
 }

@@ -8,9 +8,11 @@ use nano_webhooks::{
     client::webhook_client::Timeouts,
     clock::Clock,
     config::{Config, ConfigDefaults, env_var, retry_queue_url},
+    lambda::encode_query,
     queue::RetryQueue,
     store::{Store, data_keys::DataKeyCache},
 };
+use tower::ServiceExt;
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
@@ -42,5 +44,6 @@ async fn run() -> Result<(), lambda_http::Error> {
         )
         .with_operator_notices(operator_notices),
     });
-    lambda_http::run(router).await
+    let adapter = lambda_http::Adapter::from(router);
+    lambda_runtime::run(adapter.map_request(encode_query)).await
 }
