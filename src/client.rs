@@ -1,5 +1,6 @@
 //! Requests to endpoints: guarded targets and bounded exchanges.
 
+mod byte_meter;
 mod connector;
 mod phase_recorder;
 mod pool;
@@ -7,4 +8,5 @@ pub mod resolver;
 pub(crate) mod response_body;
 pub mod target_guard;
 pub mod tls;
+mod tls_diagnosis;
 pub mod webhook_client;

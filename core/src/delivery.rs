@@ -13,6 +13,7 @@ pub mod scheduled_retry;
 pub mod secret_backoff;
 pub mod status;
 pub mod timings;
+pub mod tls_fault;
 pub mod wait_reason;
 
 use std::{sync::Arc, time::Duration};
@@ -366,8 +367,8 @@ mod tests {
             (2, &timeout, due_in(3600)),
             (3, &timeout, DeliveryState::Failed),
             (1, &status(500, None), due_in(10)),
-            (1, &status(503, Some("60")), due_in(60)),
-            (1, &status(429, Some("60")), due_in(60)),
+            (1, &status(503, Some("60")), due_in(66)),
+            (1, &status(429, Some("60")), due_in(66)),
             (1, &status(404, Some("60")), due_in(10)),
             (1, &status(503, Some("soon")), due_in(10)),
             (3, &status(503, Some("60")), DeliveryState::Failed),

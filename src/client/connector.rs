@@ -17,18 +17,23 @@ use std::{
 
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use http::{Uri, uri::Scheme};
-use hyper_rustls::MaybeHttpsStream;
 use hyper_util::rt::TokioIo;
 use nano_webhooks_core::delivery::{
     failure::{Failure, TimeoutStage},
     timings::Phase,
+    tls_fault::TlsFault,
 };
-use rustls::pki_types::ServerName;
+use rustls::{ClientConfig, pki_types::ServerName};
 use tokio::net::TcpStream;
-use tokio_rustls::TlsConnector;
+use tokio_rustls::{TlsConnector, client::TlsStream};
+use tokio_util::either::Either;
 use tower::Service;
 
-use super::phase_recorder::PhaseRecorder;
+use super::{
+    byte_meter::MeteredStream,
+    phase_recorder::PhaseRecorder,
+    tls_diagnosis::{NoClientCertificate, explain_handshake},
+};
 
 /// How long one address has before the next one is tried as well (RFC 8305, section 8: 100 ms to
 /// 2 s).
@@ -64,16 +69,16 @@ pub(super) struct ConnectError(pub Failure);
 /// Makes connections to the target of the current attempt.
 #[derive(Clone)]
 pub(super) struct Connector {
-    tls: TlsConnector,
+    tls: Arc<ClientConfig>,
     timeout: Duration,
     connections_opened: Arc<AtomicUsize>,
 }
 
-type Connection = MaybeHttpsStream<TokioIo<TcpStream>>;
+type Connection = TokioIo<MeteredStream<Either<TcpStream, TlsStream<TcpStream>>>>;
 
 impl Connector {
     /// Makes a connector. `timeout` covers resolving, connecting and the TLS handshake.
-    pub(super) fn new(tls: TlsConnector, timeout: Duration) -> Self {
+    pub(super) fn new(tls: Arc<ClientConfig>, timeout: Duration) -> Self {
         Self {
             tls,
             timeout,
@@ -113,17 +118,27 @@ impl Connector {
         let _ = tcp.set_nodelay(true);
         if uri.scheme() == Some(&Scheme::HTTP) {
             target.recorder.mark(Phase::Wait);
-            return Ok(MaybeHttpsStream::Http(TokioIo::new(tcp)));
+            return Ok(TokioIo::new(MeteredStream::new(Either::Left(tcp))));
         }
         target.recorder.mark(Phase::Tls);
-        let host = uri.host().ok_or(Failure::Tls)?;
-        let host = host.trim_matches(['[', ']']).to_owned();
-        let name = ServerName::try_from(host).map_err(|_| Failure::Tls)?;
-        let stream = TokioIo::new(TokioIo::new(tcp));
-        let tls = self.tls.connect(name, stream).await;
-        let tls = tls.map_err(|_| Failure::Tls)?;
+        let tls = self.handshake(uri.host().unwrap_or_default(), tcp).await?;
         target.recorder.mark(Phase::Wait);
-        Ok(MaybeHttpsStream::Https(TokioIo::new(tls)))
+        Ok(TokioIo::new(MeteredStream::new(Either::Right(tls))))
+    }
+}
+
+impl Connector {
+    async fn handshake(&self, host: &str, tcp: TcpStream) -> Result<TlsStream<TcpStream>, Failure> {
+        let host = host.trim_matches(['[', ']']).to_owned();
+        let name = ServerName::try_from(host).map_err(|_| Failure::Tls(TlsFault::WrongName))?;
+        // Each handshake has its own, which notes what the server asks for.
+        let client_certificate = Arc::new(NoClientCertificate::default());
+        let mut config = ClientConfig::clone(&self.tls);
+        config.client_auth_cert_resolver = client_certificate.clone();
+        let connected = TlsConnector::from(Arc::new(config))
+            .connect(name, tcp)
+            .await;
+        connected.map_err(|error| Failure::Tls(explain_handshake(&error, &client_certificate)))
     }
 }
 

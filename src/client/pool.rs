@@ -9,13 +9,20 @@ use std::{
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
 use hyper_util::{
-    client::legacy,
+    client::legacy::{
+        self,
+        connect::{CaptureConnection, capture_connection},
+    },
     rt::{TokioExecutor, TokioTimer},
 };
 use nano_webhooks_core::delivery::failure::Failure;
-use tokio_rustls::TlsConnector;
+use rustls::ClientConfig;
 
-use super::connector::{ConnectError, Connector, ResolvedTarget};
+use super::{
+    byte_meter::{ByteMeter, MAX_BYTES_BEFORE_HEADERS, TooManyBytes},
+    connector::{ConnectError, Connector, ResolvedTarget},
+    tls_diagnosis::explain_alert,
+};
 
 /// The longest response head, in bytes.
 const MAX_RESPONSE_HEAD: usize = 16 * 1024;
@@ -38,25 +45,52 @@ type HttpClient = legacy::Client<Connector, Full<Bytes>>;
 pub(super) struct SharedPool(Arc<Mutex<Pool>>);
 
 impl SharedPool {
-    pub(super) fn new(tls: TlsConnector, connect_timeout: Duration) -> Self {
+    pub(super) fn new(tls: Arc<ClientConfig>, connect_timeout: Duration) -> Self {
         let connector = Connector::new(tls, connect_timeout);
         Self(Arc::new(Mutex::new(Pool::new(connector))))
     }
 
-    /// Sends a request over an idle connection or a new one to the target.
+    /// Sends a request over an idle connection or a new one to the target. If an idle connection
+    /// ends before it returns anything, the server had closed it, and the request is sent once more
+    /// over a new connection.
     pub(super) async fn send(
         &self,
         target: ResolvedTarget,
-        request: http::Request<Full<Bytes>>,
+        mut request: http::Request<Full<Bytes>>,
     ) -> Result<http::Response<Incoming>, Failure> {
+        let again = request.clone();
+        let connection = capture_connection(&mut request);
         let client = self.current();
-        let response = target.scope(client.request(request)).await;
-        response.map_err(|error| classify_error(&error))
+        let error = match target.clone().scope(client.request(request)).await {
+            Ok(response) => return Ok(start_body(response)),
+            Err(error) => error,
+        };
+        if !is_reused_without_response(&connection) {
+            return Err(classify_error(&error));
+        }
+        tracing::info!(
+            event = again
+                .headers()
+                .get("webhook-id")
+                .and_then(|id| id.to_str().ok()),
+            "Sent a request again over a new connection: the endpoint had closed the idle one"
+        );
+        let unpooled = self.unpooled();
+        match target.scope(unpooled.request(again)).await {
+            Ok(response) => Ok(start_body(response)),
+            Err(error) => Err(classify_error(&error)),
+        }
     }
 
     fn current(&self) -> HttpClient {
         let mut pool = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         pool.current()
+    }
+
+    /// A client that makes a new connection for each request.
+    fn unpooled(&self) -> HttpClient {
+        let pool = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        build_client(pool.connector.clone(), 0)
     }
 }
 
@@ -69,7 +103,7 @@ struct Pool {
 impl Pool {
     fn new(connector: Connector) -> Self {
         Self {
-            client: build_client(connector.clone()),
+            client: build_client(connector.clone(), MAX_IDLE_PER_HOST),
             connector,
             max_connections: MAX_CONNECTIONS_PER_POOL,
         }
@@ -79,18 +113,41 @@ impl Pool {
     fn current(&mut self) -> HttpClient {
         if self.connector.connections_opened() >= self.max_connections {
             self.connector = self.connector.renew();
-            self.client = build_client(self.connector.clone());
+            self.client = build_client(self.connector.clone(), MAX_IDLE_PER_HOST);
         }
         self.client.clone()
     }
 }
 
-fn build_client(connector: Connector) -> HttpClient {
+/// The header section of a response has been received.
+fn start_body(response: http::Response<Incoming>) -> http::Response<Incoming> {
+    if let Some(meter) = response.extensions().get::<ByteMeter>() {
+        meter.start_body();
+    }
+    response
+}
+
+fn is_reused_without_response(connection: &CaptureConnection) -> bool {
+    let mut extras = http::Extensions::new();
+    if let Some(connected) = connection.connection_metadata().as_ref() {
+        connected.get_extras(&mut extras);
+    }
+    match extras.get::<ByteMeter>() {
+        Some(meter) => meter.is_reused_without_response(),
+        None => false,
+    }
+}
+
+fn build_client(connector: Connector, max_idle_per_host: usize) -> HttpClient {
     legacy::Client::builder(TokioExecutor::new())
         .pool_timer(TokioTimer::new())
         .pool_idle_timeout(IDLE_TIMEOUT)
-        .pool_max_idle_per_host(MAX_IDLE_PER_HOST)
+        .pool_max_idle_per_host(max_idle_per_host)
         .http1_max_buf_size(MAX_RESPONSE_HEAD)
+        // As browsers and curl do.
+        .http1_allow_obsolete_multiline_headers_in_responses(true)
+        .http1_allow_spaces_after_header_name_in_responses(true)
+        .http1_ignore_invalid_headers_in_responses(true)
         .build(connector)
 }
 
@@ -106,9 +163,25 @@ fn classify_error(error: &legacy::Error) -> Failure {
         {
             return Failure::InvalidResponse;
         }
+        if let Some(fault) = explain_alert(cause) {
+            return Failure::Tls(fault);
+        }
+        if is_too_many_bytes(cause) {
+            return Failure::ResponseTooLarge(MAX_BYTES_BEFORE_HEADERS);
+        }
         source = cause.source();
     }
     Failure::Connect
+}
+
+fn is_too_many_bytes(error: &(dyn StdError + 'static)) -> bool {
+    let Some(error) = error.downcast_ref::<std::io::Error>() else {
+        return false;
+    };
+    match error.get_ref() {
+        Some(cause) => cause.is::<TooManyBytes>(),
+        None => false,
+    }
 }
 
 #[cfg(test)]
@@ -121,7 +194,7 @@ mod tests {
     };
 
     use super::*;
-    use crate::client::{phase_recorder::PhaseRecorder, tls::tls_connector};
+    use crate::client::{phase_recorder::PhaseRecorder, tls::tls_config};
 
     const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
 
@@ -163,7 +236,7 @@ mod tests {
     /// connections is bounded for any number of hosts.
     #[tokio::test]
     async fn open_connections_are_bounded() {
-        let pool = SharedPool::new(tls_connector(None).unwrap(), CONNECT_TIMEOUT);
+        let pool = SharedPool::new(Arc::new(tls_config(None).unwrap()), CONNECT_TIMEOUT);
         pool.0.lock().unwrap().max_connections = 3;
         let open = Arc::new(AtomicUsize::new(0));
         let mut hosts = Vec::new();

@@ -2,27 +2,22 @@
 
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
-use nano_webhooks_core::delivery::failure::Failure;
 
 /// How much of a response body is read, in bytes.
-const MAX_BODY_READ: usize = 16 * 1024;
+pub(super) const MAX_BODY_READ: usize = 16 * 1024;
 /// How much of it is kept, in bytes.
 pub(crate) const MAX_BODY_KEPT: usize = 1024;
 
 /// Reads up to [`MAX_BODY_READ`] bytes and keeps the beginning in `excerpt`. The rest is left
-/// unread.
+/// unread, and so is what follows an error.
 ///
 /// Updates `excerpt` with every frame, because the deadline may cancel this function.
-pub(super) async fn read_excerpt(
-    mut body: Incoming,
-    excerpt: &mut Option<String>,
-) -> Result<(), Failure> {
+pub(super) async fn read_excerpt(mut body: Incoming, excerpt: &mut Option<String>) {
     let mut read = 0;
     let mut kept = Vec::new();
     while read < MAX_BODY_READ
-        && let Some(frame) = body.frame().await
+        && let Some(Ok(frame)) = body.frame().await
     {
-        let frame = frame.map_err(|_| Failure::InvalidResponse)?;
         let Ok(data) = frame.into_data() else {
             continue;
         };
@@ -34,7 +29,6 @@ pub(super) async fn read_excerpt(
             *excerpt = Some(truncate_excerpt(&kept));
         }
     }
-    Ok(())
 }
 
 /// Decodes the bytes and truncates the text, because a replacement character is longer than the

@@ -4,9 +4,11 @@ use std::{path::Path, sync::Arc};
 
 use rustls::{
     ClientConfig, RootCertStore,
+    client::WebPkiServerVerifier,
     pki_types::{CertificateDer, pem, pem::PemObject},
 };
-use tokio_rustls::TlsConnector;
+
+use super::tls_diagnosis::DiagnosingVerifier;
 
 /// The file with extra certificate authorities cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -16,8 +18,8 @@ pub struct CaFileError {
     source: Option<pem::Error>,
 }
 
-/// Makes a connector that trusts Mozilla's root certificates and those of `extra_ca`.
-pub(super) fn tls_connector(extra_ca: Option<&Path>) -> Result<TlsConnector, CaFileError> {
+/// Makes a configuration that trusts Mozilla's root certificates and those of `extra_ca`.
+pub(super) fn tls_config(extra_ca: Option<&Path>) -> Result<ClientConfig, CaFileError> {
     let mut roots = RootCertStore {
         roots: webpki_roots::TLS_SERVER_ROOTS.to_vec(),
     };
@@ -25,12 +27,18 @@ pub(super) fn tls_connector(extra_ca: Option<&Path>) -> Result<TlsConnector, CaF
         add_certificates(&mut roots, path)?;
     }
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let config = ClientConfig::builder_with_provider(provider)
+    let verifier =
+        WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider.clone()).build();
+    let verifier = DiagnosingVerifier::new(verifier.expect("there are root certificates"));
+    let mut config = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .expect("the provider supports TLS 1.2 and 1.3")
-        .with_root_certificates(roots)
+        .dangerous()
+        // It verifies as the default verifier does.
+        .with_custom_certificate_verifier(Arc::new(verifier))
         .with_no_client_auth();
-    Ok(TlsConnector::from(Arc::new(config)))
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(config)
 }
 
 fn add_certificates(roots: &mut RootCertStore, path: &Path) -> Result<(), CaFileError> {

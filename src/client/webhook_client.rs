@@ -30,7 +30,7 @@ use super::{
     pool::SharedPool,
     response_body::read_excerpt,
     target_guard::TargetGuard,
-    tls::{CaFileError, tls_connector},
+    tls::{CaFileError, tls_config},
 };
 
 /// The deadlines of an exchange.
@@ -55,6 +55,9 @@ impl Timeouts {
     };
 }
 
+/// How long a response body is read.
+const BODY_READ_TIME: Duration = Duration::from_secs(1);
+
 /// Sends signed requests to endpoints. Clones share the connections.
 #[derive(Clone)]
 pub struct WebhookClient {
@@ -72,7 +75,7 @@ impl WebhookClient {
         timeouts: Timeouts,
         extra_ca: Option<&Path>,
     ) -> Result<Self, CaFileError> {
-        let tls = tls_connector(extra_ca)?;
+        let tls = Arc::new(tls_config(extra_ca)?);
         Ok(Self {
             guard: Arc::new(guard),
             pool: SharedPool::new(tls, timeouts.connect),
@@ -158,6 +161,16 @@ fn to_http_request(
     http_request
 }
 
+/// What a status code means; `None` for a success. A redirect has a target to register instead
+/// (RFC 9110, section 15.4); 304 does not.
+const fn classify_status(status: u16) -> Option<Failure> {
+    match status {
+        200..=299 => None,
+        301 | 302 | 303 | 307 | 308 => Some(Failure::Redirect(status)),
+        _ => Some(Failure::Status(status)),
+    }
+}
+
 /// One exchange with an endpoint.
 struct Exchange {
     client: WebhookClient,
@@ -185,10 +198,11 @@ impl Exchange {
             Ok(()) = is_cut => None,
             () = tokio::time::sleep(self.client.timeouts.total) => None,
         };
-        outcome.failure = match ended {
-            Some(result) => result.err(),
-            None if outcome.status_code.is_some() => Some(Failure::Timeout(TimeoutStage::Body)),
-            None => Some(Failure::Timeout(TimeoutStage::AwaitingResponse)),
+        // A status that was received is never hidden by what happens to the body.
+        outcome.failure = match (outcome.status_code, ended) {
+            (Some(status), _) => classify_status(status),
+            (None, Some(result)) => result.err(),
+            (None, None) => Some(Failure::Timeout(TimeoutStage::AwaitingResponse)),
         };
         (outcome.duration, outcome.timings) = self.recorder.finish();
         outcome
@@ -207,12 +221,10 @@ impl Exchange {
         if let Some(value) = response.headers().get(&RETRY_AFTER) {
             outcome.retry_after = value.to_str().ok().map(str::to_owned);
         }
-        read_excerpt(response.into_body(), &mut outcome.body_excerpt).await?;
-        match status {
-            200..=299 => Ok(()),
-            300..=399 => Err(Failure::Redirect(status)),
-            _ => Err(Failure::Status(status)),
-        }
+        let read = read_excerpt(response.into_body(), &mut outcome.body_excerpt);
+        // The body is for the log only, so one that drips does not hold the attempt up.
+        let _ = tokio::time::timeout(BODY_READ_TIME, read).await;
+        Ok(())
     }
 
     /// Resolves and checks the target for every request. A name may have changed since a pooled

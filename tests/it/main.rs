@@ -12,6 +12,7 @@ mod canonical_json;
 mod cost;
 mod dispatch;
 mod events;
+mod exchange;
 mod extension;
 mod fault_matrix;
 mod late_attempts;

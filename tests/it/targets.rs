@@ -15,7 +15,7 @@ use nano_webhooks::client::{
     webhook_client::{Timeouts, WebhookClient},
 };
 use nano_webhooks_core::{
-    delivery::{attempt::AttemptOutcome, failure::Failure},
+    delivery::{attempt::AttemptOutcome, failure::Failure, tls_fault::TlsFault},
     endpoint_url::EndpointUrl,
     target_policy::TargetPolicy,
 };
@@ -113,7 +113,7 @@ async fn checked_address_is_connected() {
     let url = canary.url("changing.example");
     assert_eq!(
         attempt(&guard, &url).await.failure,
-        Some(Failure::Tls),
+        Some(Failure::Tls(TlsFault::Closed)),
         "the connection reached the listener, which has no TLS"
     );
     assert_eq!((canary.connected(), left.lock().unwrap().len()), (1, 1));

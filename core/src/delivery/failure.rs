@@ -4,6 +4,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use super::tls_fault::TlsFault;
+
 /// How far an attempt had come when its deadline passed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TimeoutStage {
@@ -11,8 +13,6 @@ pub enum TimeoutStage {
     Connect,
     /// Sending the request or waiting for the response.
     AwaitingResponse,
-    /// Reading the response body.
-    Body,
 }
 
 /// Why an attempt failed.
@@ -22,8 +22,8 @@ pub enum Failure {
     Dns,
     /// The connection failed or was closed before a response.
     Connect,
-    /// The TLS handshake failed.
-    Tls,
+    /// The TLS handshake failed for this reason.
+    Tls(TlsFault),
     /// The deadline passed at this stage.
     Timeout(TimeoutStage),
     /// This rule of the target policy blocks the address.
@@ -32,8 +32,10 @@ pub enum Failure {
     Redirect(u16),
     /// The endpoint returned a status other than 2xx.
     Status(u16),
-    /// The response is not valid HTTP, or its body ended early.
+    /// The response is not valid HTTP.
     InvalidResponse,
+    /// The response has this many bytes before its final header section, or more.
+    ResponseTooLarge(usize),
 }
 
 /// The kind of a [`Failure`], as it is stored and shown.
@@ -93,12 +95,12 @@ impl Failure {
         match self {
             Self::Dns => FailureKind::Dns,
             Self::Connect => FailureKind::Connect,
-            Self::Tls => FailureKind::Tls,
+            Self::Tls(_) => FailureKind::Tls,
             Self::Timeout(_) => FailureKind::Timeout,
             Self::Blocked(_) => FailureKind::Blocked,
             Self::Redirect(_) => FailureKind::Redirect,
             Self::Status(_) => FailureKind::Status,
-            Self::InvalidResponse => FailureKind::InvalidResponse,
+            Self::InvalidResponse | Self::ResponseTooLarge(_) => FailureKind::InvalidResponse,
         }
     }
 }
@@ -114,10 +116,7 @@ impl fmt::Display for Failure {
                 "The connection failed or was closed before a response. \
                  Check that the server is running and reachable on this port.",
             ),
-            Self::Tls => f.write_str(
-                "The TLS handshake failed. Check that the certificate is valid, matches the \
-                 host name, and is sent with its chain.",
-            ),
+            Self::Tls(fault) => fault.fmt(f),
             Self::Timeout(TimeoutStage::Connect) => f.write_str(
                 "No connection within the deadline. Check that the server is reachable, and \
                  that its DNS and TLS respond quickly.",
@@ -125,10 +124,6 @@ impl fmt::Display for Failure {
             Self::Timeout(TimeoutStage::AwaitingResponse) => f.write_str(
                 "Connected, but no response within the deadline. \
                  Return 2xx at once and process the event afterwards.",
-            ),
-            Self::Timeout(TimeoutStage::Body) => f.write_str(
-                "The response started but did not end within the deadline. \
-                 Send a short body, or none.",
             ),
             Self::Blocked(rule) => write!(
                 f,
@@ -144,8 +139,13 @@ impl fmt::Display for Failure {
                 f,
                 "The endpoint returned status {status}. Return a 2xx status to accept the event."
             ),
-            Self::InvalidResponse => f.write_str(
-                "The response is not valid HTTP or ended early. Check the server's response.",
+            Self::InvalidResponse => {
+                f.write_str("The response is not valid HTTP. Check the server's response.")
+            }
+            Self::ResponseTooLarge(limit) => write!(
+                f,
+                "The response has more than {limit} bytes before its final header section. \
+                 Send one short response."
             ),
         }
     }

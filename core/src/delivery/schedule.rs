@@ -18,7 +18,7 @@ impl RetrySchedule {
     /// The delay after attempt `number`, 1 for the first; `None` after the last attempt.
     ///
     /// `jitter` is from 0 to 1. `retry_after` can only lengthen the delay, up to
-    /// [`RetrySchedule::MAX_WAIT`].
+    /// [`RetrySchedule::MAX_WAIT`] and up to 20 % of jitter more.
     pub fn delay_after(
         &self,
         number: u32,
@@ -29,6 +29,8 @@ impl RetrySchedule {
         let factor = 1.0 + Self::JITTER * (2.0 * jitter - 1.0);
         let delay = self.0.get(index)?.mul_f64(factor);
         let requested = retry_after.unwrap_or_default().min(Self::MAX_WAIT);
+        // Only upward, because the endpoint is not to be called before.
+        let requested = requested.mul_f64(1.0 + Self::JITTER * jitter);
         Some(delay.max(requested))
     }
 }
@@ -132,9 +134,17 @@ mod tests {
     #[test]
     fn retry_after_only_lengthens_delay() {
         let schedule: RetrySchedule = "10s".parse().unwrap();
-        for (requested, expected) in [(1, 10), (60, 60), (1_000_000, 24 * 60 * 60)] {
+        let day = 24 * 60 * 60;
+        for (requested, jitter, expected) in [
+            (1, 0.5, 10),
+            (60, 0.0, 60),
+            (60, 0.5, 66),
+            (60, 1.0, 72),
+            (1_000_000, 0.0, day),
+            (1_000_000, 1.0, day + day / 5),
+        ] {
             let requested = Some(Duration::from_secs(requested));
-            let delay = schedule.delay_after(1, 0.5, requested);
+            let delay = schedule.delay_after(1, jitter, requested);
             assert_eq!(delay, Some(Duration::from_secs(expected)));
         }
         assert_eq!(

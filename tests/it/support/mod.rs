@@ -23,3 +23,4 @@ pub mod stream;
 pub mod sweep_fixture;
 pub mod tables;
 pub mod webhooks;
+pub mod wire;
