@@ -170,7 +170,10 @@ fn explain_certificate(error: &CertificateError) -> TlsFault {
         CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
             TlsFault::WrongName
         }
-        CertificateError::UnknownIssuer => TlsFault::UnknownIssuer,
+        // An authority with the name of a trusted one issued the certificate.
+        CertificateError::BadSignature | CertificateError::UnknownIssuer => {
+            TlsFault::UnknownIssuer
+        }
         CertificateError::Other(OtherError(error)) => match error.downcast_ref() {
             Some(fault) => *fault,
             None => TlsFault::Other,

@@ -284,6 +284,7 @@ async fn certificate_faults_are_named() {
         chain.push(unknown.certificate.der().clone());
         (chain, key)
     };
+    let same_name = Authority::new("authority").issue(|_| {});
     let self_signed = {
         let certified = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
         (vec![certified.cert.der().clone()], certified.signing_key)
@@ -305,6 +306,7 @@ async fn certificate_faults_are_named() {
             Some(TlsFault::MissingIntermediate),
         ),
         (unknown_chain, Some(TlsFault::UnknownIssuer)),
+        (same_name, Some(TlsFault::UnknownIssuer)),
     ] {
         let failure = fault_of(&authority, server(identity)).await;
         assert_eq!(failure, expected.map(Failure::Tls));
