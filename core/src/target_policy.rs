@@ -40,6 +40,12 @@ impl fmt::Display for TargetPolicy {
     }
 }
 
+/// The rule that blocks plain HTTP.
+pub const NOT_HTTPS: &str = "it is not https";
+/// The rule that blocks an address. It does not say which range the address is in, because a name
+/// could then be used to explore a network.
+pub const NOT_ALLOWED: &str = "it resolves to an address that is not allowed";
+
 /// The target policy with the ranges that the operator allows in addition.
 #[derive(Clone, Debug)]
 pub struct TargetRules {
@@ -56,24 +62,35 @@ impl TargetRules {
     /// The rule that blocks the scheme of a URL; `None` if the scheme is allowed.
     pub fn blocked_scheme(&self, url: &Url) -> Option<&'static str> {
         if self.policy == TargetPolicy::Public && url.scheme() != "https" {
-            return Some("not https");
+            return Some(NOT_HTTPS);
+        }
+        None
+    }
+
+    /// The rule that blocks a host name before it is resolved; `None` if it is allowed. Names below
+    /// `localhost` mean this machine, whatever a name server says (RFC 6761, section 6.3).
+    pub fn blocked_name(&self, name: &str) -> Option<&'static str> {
+        let name = name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase();
+        let is_local = name == "localhost" || name.ends_with(".localhost");
+        if self.policy == TargetPolicy::Public && is_local {
+            return Some(NOT_ALLOWED);
         }
         None
     }
 
     /// The rule that blocks an address; `None` if the address is allowed.
     pub fn blocked_address(&self, address: IpAddr) -> Option<&'static str> {
-        match self.policy {
-            TargetPolicy::Any => None,
-            TargetPolicy::Public if self.allowed.iter().any(|range| range.contains(&address)) => {
-                None
-            }
-            TargetPolicy::Public => blocked_reason(address),
+        if self.policy == TargetPolicy::Any {
+            return None;
         }
+        if self.allowed.iter().any(|range| range.contains(&address)) {
+            return None;
+        }
+        blocked_reason(address).map(|_| NOT_ALLOWED)
     }
 }
 
-/// Ranges that are not public, with the rule that the error message names.
+/// Ranges that are not public, with their names.
 ///
 /// See also the IANA special-purpose address registries.
 const BLOCKED_RANGES: &[(&str, &str)] = &[
@@ -118,7 +135,7 @@ static PARSED_UNICAST: LazyLock<IpNet> = LazyLock::new(|| {
         .expect("the constant is a CIDR range")
 });
 
-/// The rule by which an address is not public; `None` for a public address.
+/// The name of the range by which an address is not public; `None` for a public address.
 pub fn blocked_reason(address: IpAddr) -> Option<&'static str> {
     if address.is_ipv6() && !PARSED_UNICAST.contains(&address) {
         return Some("not a global unicast address");
@@ -223,11 +240,24 @@ mod tests {
         let http = Url::parse("http://10.1.2.3/").unwrap();
         let rules = TargetRules::new(TargetPolicy::Public, vec!["10.1.0.0/16".parse().unwrap()]);
         assert_eq!(rules.blocked_address(private), None);
-        assert_eq!(rules.blocked_scheme(&http), Some("not https"));
+        assert_eq!(rules.blocked_scheme(&http), Some(NOT_HTTPS));
         let other: IpAddr = "10.2.2.3".parse().unwrap();
-        assert_eq!(rules.blocked_address(other), Some("private address"));
+        assert_eq!(rules.blocked_address(other), Some(NOT_ALLOWED));
         let any = TargetRules::new(TargetPolicy::Any, vec![]);
         assert_eq!(any.blocked_address(private), None);
         assert_eq!(any.blocked_scheme(&http), None);
+    }
+
+    #[test]
+    fn names_of_this_machine_are_blocked() {
+        let rules = TargetRules::new(TargetPolicy::Public, vec![]);
+        for name in ["localhost", "LocalHost.", "x.localhost", "a.b.localhost."] {
+            assert_eq!(rules.blocked_name(name), Some(NOT_ALLOWED), "{name}");
+        }
+        for name in ["localhost.example", "notlocalhost", "example.com."] {
+            assert_eq!(rules.blocked_name(name), None, "{name}");
+        }
+        let any = TargetRules::new(TargetPolicy::Any, vec![]);
+        assert_eq!(any.blocked_name("localhost"), None);
     }
 }

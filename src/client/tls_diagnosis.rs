@@ -171,9 +171,7 @@ fn explain_certificate(error: &CertificateError) -> TlsFault {
             TlsFault::WrongName
         }
         // An authority with the name of a trusted one issued the certificate.
-        CertificateError::BadSignature | CertificateError::UnknownIssuer => {
-            TlsFault::UnknownIssuer
-        }
+        CertificateError::BadSignature | CertificateError::UnknownIssuer => TlsFault::UnknownIssuer,
         CertificateError::Other(OtherError(error)) => match error.downcast_ref() {
             Some(fault) => *fault,
             None => TlsFault::Other,

@@ -674,8 +674,8 @@ async fn private_address_is_not_called() {
     assert_eq!(
         attempt.detail.as_deref(),
         Some(
-            "The target policy does not allow this address (loopback address). \
-             Use a public https address."
+            "The target policy does not allow this target (it resolves to an address that is not \
+             allowed). Use a public https address."
         )
     );
 }

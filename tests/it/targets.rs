@@ -17,7 +17,7 @@ use nano_webhooks::client::{
 use nano_webhooks_core::{
     delivery::{attempt::AttemptOutcome, failure::Failure, tls_fault::TlsFault},
     endpoint_url::EndpointUrl,
-    target_policy::TargetPolicy,
+    target_policy::{NOT_ALLOWED, TargetPolicy},
 };
 use tokio::net::TcpListener;
 
@@ -91,11 +91,7 @@ async fn rebinding_reaches_nothing() {
     let guard = TargetGuard::new(TargetPolicy::Public, vec![]).with_resolver(resolver);
     let url = canary.url("rebinding.example");
     assert_eq!(guard.check_registration(&url).await, Ok(()));
-    for rule in [
-        "loopback address",
-        "loopback address",
-        "not a global unicast address",
-    ] {
+    for rule in [NOT_ALLOWED, NOT_ALLOWED, NOT_ALLOWED] {
         let outcome = attempt(&guard, &url).await;
         assert_eq!(outcome.failure, Some(Failure::Blocked(rule)));
     }
@@ -119,7 +115,7 @@ async fn checked_address_is_connected() {
     assert_eq!((canary.connected(), left.lock().unwrap().len()), (1, 1));
     assert_eq!(
         attempt(&guard, &url).await.failure,
-        Some(Failure::Blocked("loopback address"))
+        Some(Failure::Blocked(NOT_ALLOWED))
     );
     assert_eq!(canary.connected(), 1);
 }

@@ -127,7 +127,7 @@ impl fmt::Display for Failure {
             ),
             Self::Blocked(rule) => write!(
                 f,
-                "The target policy does not allow this address ({rule}). \
+                "The target policy does not allow this target ({rule}). \
                  Use a public https address."
             ),
             Self::Redirect(status) => write!(
