@@ -147,6 +147,20 @@ def test_counter_sees_allowed_connection(start, dns, options, servers, url, name
     assert counter.count_connections() == 1
 
 
+@pytest.mark.parametrize("policy", ["public", "any"])
+def test_denied_range_is_not_reached(start, dns, options, counters, url, name, policy):
+    """A denied range wins over an allowed one and over the policy `any`."""
+    options = [policy if option == "public" else option for option in options]
+    ranges = ("--allow-cidr", "127.0.0.0/8", "--deny-cidr", "127.0.0.1/32")
+    service = start(*options, *ranges, env=dns.env)
+    dns.set({name: "127.0.0.1"})
+    assert_rejected(service.api.create({"url": url, "events": EVENTS}))
+    dns.set({name: ALLOWED})
+    webhook = service.api.subscribe(url)
+    dns.set({name: "127.0.0.1"})
+    assert_blocked(deliver_job(service, service.api, webhook))
+
+
 def test_untrusted_certificate_receives_no_request(start, dns, receiver, url, name):
     dns.set({name: ALLOWED})
     options = (

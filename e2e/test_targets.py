@@ -24,7 +24,8 @@ IPV4 = """
     https://127.0.0.1.:{p}/ https://127.1.:{p}/ https://2130706433.:{p}/ https://0x7f000001.:{p}/
     https://4294967296:{p}/ https://6425673729:{p}/ https://256.0.0.1:{p}/ https://383.0.0.1:{p}/
     https://127.0.0.1.1:{p}/ https://0x100000000:{p}/ https://127.0.0.08:{p}/
-    https://.127.0.0.1:{p}/ https://0:{p}/ https://00:{p}/ https://0x0:{p}/ https://0x:{p}/
+    https://.127.0.0.1:{p}/ https://127.0.0.1..:{p}/ https://0:{p}/ https://00:{p}/
+    https://0x0:{p}/ https://0x:{p}/
     https://0.:{p}/ https://0.0.0.0:{p}/ https://0.1:{p}/ https://10.0.0.1:{p}/
     https://012.0.0.1:{p}/ https://10.1:{p}/ https://100.64.0.1:{p}/ https://172.16.0.1:{p}/
     https://192.168.0.1:{p}/ https://3232235521:{p}/ https://224.0.0.1:{p}/
@@ -224,7 +225,7 @@ SCHEMES = """
 
 # Hosts that look like an address and are names by the URL standard, which do not resolve.
 UNRESOLVED = """
-    https://127.0.0.1..:{p}/ https://०.०.०.०:{p}/ https://127.0.0.1⁄.example.com:{p}/
+    https://०.०.०.०:{p}/ https://127.0.0.1⁄.example.com:{p}/
     https://127.0.0.1,hooks.example.com:{p}/ https://'127.0.0.1':{p}/ https://https://127.0.0.1:{p}/
     https://127.0.0.1.example:{p}/ https://127.0.0.l:{p}/ https://I27.O.O.I:{p}/
     https://localhost-:{p}/ https://1ocalhost:{p}/ https://lосаlhоst:{p}/ https://127_0_0_1:{p}/

@@ -37,6 +37,8 @@ pub struct Config {
     pub targets: TargetPolicy,
     /// `ALLOW_CIDRS`: ranges that are allowed in addition to public addresses.
     pub allow_cidrs: Vec<IpNet>,
+    /// `DENY_CIDRS`: ranges that are not allowed, whatever else is.
+    pub deny_cidrs: Vec<IpNet>,
     /// `RETRY_SCHEDULE`: the delays between attempts.
     pub retry_schedule: RetrySchedule,
     /// `RETENTION_DAYS`: how long settled deliveries are kept.
@@ -216,6 +218,7 @@ impl Config {
             },
             targets: settings.parse("TARGETS")?.unwrap_or(defaults.targets),
             allow_cidrs: settings.cidrs("ALLOW_CIDRS")?,
+            deny_cidrs: settings.cidrs("DENY_CIDRS")?,
             retry_schedule: settings.parse("RETRY_SCHEDULE")?.unwrap_or_default(),
             retention: Duration::from_hours(24 * u64::from(retention_days)),
             disable_after: settings
@@ -259,6 +262,7 @@ impl Config {
     /// Makes the target guard of these settings.
     pub fn guard(&self) -> TargetGuard {
         TargetGuard::new(self.targets, self.allow_cidrs.clone())
+            .with_denied(self.deny_cidrs.clone())
     }
 
     /// Makes an HTTP client with that guard.
@@ -378,6 +382,7 @@ mod tests {
         let config = read(&[
             ("TARGETS", "any"),
             ("ALLOW_CIDRS", "10.0.0.0/8, fd00::/8"),
+            ("DENY_CIDRS", "10.1.0.0/16"),
             ("RETRY_SCHEDULE", "1s,2s"),
             ("RETENTION_DAYS", "7"),
             ("DISABLE_AFTER", "36h"),
@@ -389,6 +394,7 @@ mod tests {
         .unwrap();
         assert_eq!(config.targets, TargetPolicy::Any);
         assert_eq!(config.allow_cidrs.len(), 2);
+        assert_eq!(config.deny_cidrs.len(), 1);
         assert_eq!(config.retry_schedule.to_string(), "1s,2s");
         assert_eq!(config.retention, Duration::from_hours(168));
         assert_eq!(config.disable_after, Duration::from_hours(36));
@@ -413,6 +419,7 @@ mod tests {
         for (name, value) in [
             ("TARGETS", "private"),
             ("ALLOW_CIDRS", "10.0.0.0/8, office"),
+            ("DENY_CIDRS", "10.1.0.0"),
             ("RETRY_SCHEDULE", "soon"),
             ("RETENTION_DAYS", "0"),
             ("DISABLE_AFTER", "0s"),

@@ -136,6 +136,9 @@ pub struct ServeArgs {
     /// Address range that may be called in addition to the public ones; may be repeated
     #[arg(long = "allow-cidr", env = "ALLOW_CIDRS", value_delimiter = ',')]
     pub allow_cidrs: Vec<IpNet>,
+    /// Address range that may not be called, whatever else is allowed; may be repeated
+    #[arg(long = "deny-cidr", env = "DENY_CIDRS", value_delimiter = ',')]
+    pub deny_cidrs: Vec<IpNet>,
     /// Delays between attempts, separated by commas
     #[arg(long, env = "RETRY_SCHEDULE", default_value_t = RetrySchedule::default())]
     pub retry_schedule: RetrySchedule,

@@ -122,6 +122,7 @@ fn read_config(args: &ServeArgs) -> anyhow::Result<Config> {
     let mut config = Config::from_env(env_var, ConfigDefaults::LOCAL)?;
     config.targets = args.targets;
     config.allow_cidrs.clone_from(&args.allow_cidrs);
+    config.deny_cidrs.clone_from(&args.deny_cidrs);
     config.retry_schedule = args.retry_schedule.clone();
     config.extra_ca_file.clone_from(&args.ca_file);
     Ok(config)

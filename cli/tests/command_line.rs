@@ -61,6 +61,7 @@ fn malformed_option_is_usage_error() {
         (&["serve", "--targets", "private"][..], "--targets"),
         (&["serve", "--retry-schedule", "soon"], "--retry-schedule"),
         (&["serve", "--allow-cidr", "office"], "--allow-cidr"),
+        (&["serve", "--deny-cidr", "10.1.0.0"], "--deny-cidr"),
         (&["serve", "--listen", "here"], "--listen"),
         (&["keys", "create", "--account", ""], "--account"),
         (&["job", "complete", "--data", "[1]"], "--data"),

@@ -3,7 +3,7 @@
 use std::{fmt, sync::Arc};
 
 use http::Uri;
-use url::Url;
+use url::{Host, Url};
 
 /// The URL that a webhook points to: `http` or `https`, kept as the owner wrote it.
 ///
@@ -85,6 +85,16 @@ impl EndpointUrl {
         })))
     }
 
+    /// Whether the host is an address or a name that the DNS can hold: at most 253 characters, in
+    /// labels of 1 to 63 (RFC 1035, section 2.3.4).
+    pub fn has_resolvable_host(&self) -> bool {
+        let Some(Host::Domain(name)) = self.0.url.host() else {
+            return true;
+        };
+        let name = name.strip_suffix('.').unwrap_or(name);
+        name.len() <= 253 && name.split('.').all(|label| (1..=63).contains(&label.len()))
+    }
+
     /// The URL as the owner wrote it.
     pub fn as_str(&self) -> &str {
         &self.0.original
@@ -145,6 +155,34 @@ mod tests {
             "https://example.com/a@b",
         ] {
             assert_eq!(EndpointUrl::parse(url).unwrap().as_str(), url);
+        }
+    }
+
+    #[test]
+    fn names_that_cannot_resolve_are_found() {
+        let label = "a".repeat(63);
+        let longest = format!("{label}.{label}.{label}.{}", "a".repeat(61));
+        for (host, expected) in [
+            ("example.com", true),
+            ("example.com.", true),
+            ("internal", true),
+            ("xn--bcher-kva.example", true),
+            ("127.0.0.1", true),
+            ("[::1]", true),
+            (&format!("{label}.example"), true),
+            (&longest, true),
+            (&format!("{longest}."), true),
+            ("a..example", false),
+            (".example", false),
+            ("example.com..", false),
+            (&format!("a{label}.example"), false),
+            (&format!("a{longest}"), false),
+            // 50 characters as written, more than 63 in the DNS.
+            (&format!("{}.example", "ü".repeat(50)), true),
+            (&format!("{}.example", "üß水".repeat(17)), false),
+        ] {
+            let url = EndpointUrl::parse(&format!("https://{host}/")).unwrap();
+            assert_eq!(url.has_resolvable_host(), expected, "{host}");
         }
     }
 

@@ -46,17 +46,28 @@ pub const NOT_HTTPS: &str = "it is not https";
 /// could then be used to explore a network.
 pub const NOT_ALLOWED: &str = "it resolves to an address that is not allowed";
 
-/// The target policy with the ranges that the operator allows in addition.
+/// The target policy with the ranges that the operator allows in addition or denies.
 #[derive(Clone, Debug)]
 pub struct TargetRules {
     policy: TargetPolicy,
     allowed: Vec<IpNet>,
+    denied: Vec<IpNet>,
 }
 
 impl TargetRules {
     /// Makes rules of a policy and the ranges that are allowed in addition to public addresses.
     pub const fn new(policy: TargetPolicy, allowed: Vec<IpNet>) -> Self {
-        Self { policy, allowed }
+        Self {
+            policy,
+            allowed,
+            denied: Vec::new(),
+        }
+    }
+
+    /// Denies ranges, whatever the policy is and whichever ranges are allowed.
+    #[must_use]
+    pub fn with_denied(self, denied: Vec<IpNet>) -> Self {
+        Self { denied, ..self }
     }
 
     /// The rule that blocks the scheme of a URL; `None` if the scheme is allowed.
@@ -80,6 +91,16 @@ impl TargetRules {
 
     /// The rule that blocks an address; `None` if the address is allowed.
     pub fn blocked_address(&self, address: IpAddr) -> Option<&'static str> {
+        // A connection to an IPv4-mapped address goes to the IPv4 address (RFC 4291, section
+        // 2.5.5.2).
+        let reached = [address, address.to_canonical()];
+        if self
+            .denied
+            .iter()
+            .any(|range| reached.iter().any(|address| range.contains(address)))
+        {
+            return Some(NOT_ALLOWED);
+        }
         if self.policy == TargetPolicy::Any {
             return None;
         }
@@ -246,6 +267,35 @@ mod tests {
         let any = TargetRules::new(TargetPolicy::Any, vec![]);
         assert_eq!(any.blocked_address(private), None);
         assert_eq!(any.blocked_scheme(&http), None);
+    }
+
+    /// Denied ranges win over the policy and over allowed ranges.
+    #[test]
+    fn operator_can_deny_ranges() {
+        let denied = ["10.1.2.0/24", "93.184.215.14/32", "2606:4700::/32"];
+        let denied: Vec<IpNet> = denied.iter().map(|range| range.parse().unwrap()).collect();
+        let allowed = vec!["10.1.0.0/16".parse().unwrap()];
+        let public = TargetRules::new(TargetPolicy::Public, allowed).with_denied(denied.clone());
+        let any = TargetRules::new(TargetPolicy::Any, vec![]).with_denied(denied);
+        for address in [
+            "10.1.2.3",
+            "::ffff:10.1.2.3",
+            "93.184.215.14",
+            "2606:4700::1",
+        ] {
+            let parsed = address.parse().unwrap();
+            assert_eq!(
+                public.blocked_address(parsed),
+                Some(NOT_ALLOWED),
+                "{address}"
+            );
+            assert_eq!(any.blocked_address(parsed), Some(NOT_ALLOWED), "{address}");
+        }
+        for address in ["10.1.3.3", "93.184.215.15", "2606:4701::1"] {
+            let parsed = address.parse().unwrap();
+            assert_eq!(public.blocked_address(parsed), None, "{address}");
+            assert_eq!(any.blocked_address(parsed), None, "{address}");
+        }
     }
 
     #[test]

@@ -291,8 +291,12 @@ pub(super) async fn delete(
     Ok(ok(DeleteWebhookResponse { id: webhook.get() }))
 }
 
-/// Checks a URL against the target policy.
+/// Checks that the host of a URL can resolve, and the target policy.
 async fn check_target(state: &AppState, url: &EndpointUrl) -> Result<(), ApiError> {
+    if !url.has_resolvable_host() {
+        let expected = "expected a host name of at most 253 characters, each part of 1 to 63";
+        return Err(ApiError::field("url", expected));
+    }
     state
         .guard
         .check_registration(url)

@@ -41,6 +41,13 @@ impl TargetGuard {
         }
     }
 
+    /// Denies ranges, whatever the policy is and whichever ranges are allowed.
+    #[must_use]
+    pub fn with_denied(self, denied: Vec<IpNet>) -> Self {
+        let rules = self.rules.with_denied(denied);
+        Self { rules, ..self }
+    }
+
     /// Replaces the resolver.
     #[must_use]
     pub fn with_resolver(self, resolver: Resolver) -> Self {
@@ -202,6 +209,32 @@ mod tests {
                 blocked.is_some(),
                 "{addresses:?}"
             );
+        }
+    }
+
+    /// A denied range refuses names that resolve to it and literals, whatever the policy is.
+    #[tokio::test]
+    async fn denied_range_refuses_names_and_literals() {
+        let resolver = Resolver::new(Arc::new(|_| {
+            Box::pin(async { Ok(vec!["93.184.215.14".parse().unwrap()]) })
+        }));
+        for policy in [TargetPolicy::Public, TargetPolicy::Any] {
+            let guard = TargetGuard::new(policy, vec!["93.184.0.0/16".parse().unwrap()])
+                .with_denied(vec!["93.184.215.0/24".parse().unwrap()])
+                .with_resolver(resolver.clone());
+            for host in ["name.example", "93.184.215.14", "[::ffff:93.184.215.14]"] {
+                let target = url(&format!("https://{host}/"));
+                assert_eq!(
+                    guard.resolve(&target).await,
+                    Err(Failure::Blocked(NOT_ALLOWED)),
+                    "{policy}: {host}"
+                );
+                assert!(
+                    guard.check_registration(&target).await.is_err(),
+                    "{policy}: {host}"
+                );
+            }
+            assert!(guard.resolve(&url("https://93.184.216.14/")).await.is_ok());
         }
     }
 

@@ -102,6 +102,7 @@ fn serve_args() -> ServeArgs {
         dynamodb_endpoint: None,
         targets: TargetPolicy::Any,
         allow_cidrs: Vec::new(),
+        deny_cidrs: Vec::new(),
         retry_schedule: RetrySchedule::default(),
         ca_file: None,
         api_key: None,

@@ -88,6 +88,10 @@ async fn invalid_url_is_described() {
             json!("https://me@example.com/"),
             "url: expected a URL without user name or password",
         ),
+        (
+            json!("https://hooks..example.com/"),
+            "url: expected a host name of at most 253 characters, each part of 1 to 63",
+        ),
     ] {
         let body = valid_with("url", url).to_string();
         assert_refused(&app, &body, message).await;
