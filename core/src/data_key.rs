@@ -130,7 +130,7 @@ impl DataKey {
         let associated_data = associated_data(account, webhook);
         let secret = self.aead.decrypt(ciphertext, &associated_data)?;
         let secret = String::from_utf8(secret).map_err(|_| DecryptError)?;
-        Secret::parse(secret).map_err(|_| DecryptError)
+        Secret::from_stored(secret).map_err(|_| DecryptError)
     }
 
     /// A keyed hash of a hash. It identifies the hashed text and, without the key, cannot be
@@ -228,6 +228,24 @@ mod tests {
         ] {
             let decrypted = key.decrypt(&account, webhook, &ciphertext);
             assert_eq!(decrypted, Err(DecryptError));
+        }
+    }
+
+    /// Secrets that earlier versions accepted and new webhooks may not have are decrypted.
+    #[test]
+    fn secret_of_earlier_version_is_decrypted() {
+        let (acme, one) = (account("acme"), webhook(1));
+        let key = data_key(1, 1);
+        for text in [
+            "whsec_bmFubw==",
+            "with\ttab",
+            "v1,whsec_bmFubw==",
+            "        ",
+        ] {
+            assert!(Secret::parse(text.to_owned()).is_err(), "{text:?}");
+            let stored = Secret::from_stored(text.to_owned()).unwrap();
+            let ciphertext = key.encrypt(&acme, one, &stored, NONCE);
+            assert_eq!(key.decrypt(&acme, one, &ciphertext), Ok(stored), "{text:?}");
         }
     }
 
