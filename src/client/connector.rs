@@ -30,9 +30,7 @@ use tokio_util::either::Either;
 use tower::Service;
 
 use super::{
-    byte_meter::MeteredStream,
-    phase_recorder::PhaseRecorder,
-    tls_diagnosis::{NoClientCertificate, explain_handshake},
+    byte_meter::MeteredStream, phase_recorder::PhaseRecorder, tls_diagnosis::diagnose_handshake,
 };
 
 /// How long one address has before the next one is tried as well (RFC 8305, section 8: 100 ms to
@@ -131,14 +129,8 @@ impl Connector {
     async fn handshake(&self, host: &str, tcp: TcpStream) -> Result<TlsStream<TcpStream>, Failure> {
         let host = host.trim_matches(['[', ']']).to_owned();
         let name = ServerName::try_from(host).map_err(|_| Failure::Tls(TlsFault::WrongName))?;
-        // Each handshake has its own, which notes what the server asks for.
-        let client_certificate = Arc::new(NoClientCertificate::default());
-        let mut config = ClientConfig::clone(&self.tls);
-        config.client_auth_cert_resolver = client_certificate.clone();
-        let connected = TlsConnector::from(Arc::new(config))
-            .connect(name, tcp)
-            .await;
-        connected.map_err(|error| Failure::Tls(explain_handshake(&error, &client_certificate)))
+        let handshake = TlsConnector::from(self.tls.clone()).connect(name, tcp);
+        diagnose_handshake(handshake).await.map_err(Failure::Tls)
     }
 }
 

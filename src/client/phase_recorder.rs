@@ -21,6 +21,8 @@ struct PhaseStarts {
     phases: Vec<(Phase, Duration)>,
     /// When the target was resolved. Connecting or sending the request follows.
     resolved: Option<Duration>,
+    /// The time that a reused connection took that had been closed. It belongs to no phase.
+    lost: Duration,
 }
 
 impl PhaseRecorder {
@@ -32,9 +34,9 @@ impl PhaseRecorder {
         }
     }
 
-    /// The time since the attempt started.
+    /// The time since the attempt started, without what a closed connection took.
     pub(super) fn elapsed(&self) -> Duration {
-        self.stopwatch.elapsed()
+        self.stopwatch.elapsed().saturating_sub(self.lock().lost)
     }
 
     /// Records that a phase starts now.
@@ -43,7 +45,15 @@ impl PhaseRecorder {
         if phase == Phase::Receive {
             starts.mark_request_on_reused_connection();
         }
-        starts.phases.push((phase, self.stopwatch.elapsed()));
+        let elapsed = self.stopwatch.elapsed().saturating_sub(starts.lost);
+        starts.phases.push((phase, elapsed));
+    }
+
+    /// Records that the request is sent again from the start, over a new connection.
+    pub(super) fn mark_resend(&self) {
+        let mut starts = self.lock();
+        let resolved = starts.resolved.unwrap_or_default();
+        starts.lost = self.stopwatch.elapsed().saturating_sub(resolved);
     }
 
     /// Records that the target is resolved.
@@ -56,7 +66,8 @@ impl PhaseRecorder {
         let duration = self.stopwatch.elapsed();
         let mut starts = self.lock();
         starts.mark_request_on_reused_connection();
-        (duration, PhaseTimings::new(&starts.phases, duration))
+        let end = duration.saturating_sub(starts.lost);
+        (duration, PhaseTimings::new(&starts.phases, end))
     }
 
     fn lock(&self) -> MutexGuard<'_, PhaseStarts> {
@@ -74,5 +85,36 @@ impl PhaseStarts {
         if let Some(resolved) = self.resolved {
             self.phases.push((Phase::Wait, resolved));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The time on a connection that the endpoint had closed belongs to no phase and shortens no
+    /// deadline.
+    #[test]
+    fn time_on_closed_connection_is_left_out() {
+        let lost = Duration::from_millis(50);
+        let recorder = PhaseRecorder::start();
+        recorder.mark(Phase::Dns);
+        recorder.mark_resolved();
+        let closed = Stopwatch::start();
+        while closed.elapsed() < lost * 2 {
+            std::thread::yield_now();
+        }
+        recorder.mark_resend();
+        assert!(recorder.elapsed() + lost < recorder.stopwatch.elapsed());
+        recorder.mark(Phase::Connect);
+        recorder.mark(Phase::Wait);
+        recorder.mark(Phase::Receive);
+        let (duration, timings) = recorder.finish();
+        let phases = [timings.dns, timings.connect, timings.wait, timings.receive];
+        let sum = phases.map(|micros| Duration::from_micros(micros.unwrap()));
+        assert!(
+            sum.iter().sum::<Duration>() + lost < duration,
+            "{timings:?}"
+        );
     }
 }

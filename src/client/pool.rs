@@ -75,6 +75,7 @@ impl SharedPool {
                 .and_then(|id| id.to_str().ok()),
             "Sent a request again over a new connection: the endpoint had closed the idle one"
         );
+        target.recorder.mark_resend();
         let unpooled = self.unpooled();
         match target.scope(unpooled.request(again)).await {
             Ok(response) => Ok(start_body(response)),

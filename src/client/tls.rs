@@ -8,7 +8,7 @@ use rustls::{
     pki_types::{CertificateDer, pem, pem::PemObject},
 };
 
-use super::tls_diagnosis::DiagnosingVerifier;
+use super::tls_diagnosis::{DiagnosingVerifier, NoClientCertificate};
 
 /// The file with extra certificate authorities cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -36,7 +36,7 @@ pub(super) fn tls_config(extra_ca: Option<&Path>) -> Result<ClientConfig, CaFile
         .dangerous()
         // It verifies as the default verifier does.
         .with_custom_certificate_verifier(Arc::new(verifier))
-        .with_no_client_auth();
+        .with_client_cert_resolver(Arc::new(NoClientCertificate));
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     Ok(config)
 }

@@ -2,6 +2,7 @@
 
 use std::{
     error::Error as StdError,
+    future::Future,
     io,
     sync::{
         Arc,
@@ -21,6 +22,12 @@ use rustls::{
     sign::CertifiedKey,
 };
 use webpki::EndEntityCert;
+
+tokio::task_local! {
+    /// Whether the server of the current handshake asked for a client certificate. All handshakes
+    /// share one configuration, because sessions are resumed only with the one that made them.
+    static WANTS_CLIENT_CERTIFICATE: Arc<AtomicBool>;
+}
 
 /// Verifies certificates as the TLS library does, and says more about an unknown issuer.
 #[derive(Debug)]
@@ -56,6 +63,12 @@ impl ServerCertVerifier for DiagnosingVerifier {
                 let fault = OtherError(Arc::new(fault));
                 Err(Error::InvalidCertificate(CertificateError::Other(fault)))
             }
+            Err(Error::InvalidCertificate(CertificateError::Other(OtherError(error))))
+                if is_authority(&*error) && is_self_issued(end_entity) =>
+            {
+                let fault = OtherError(Arc::new(TlsFault::SelfSigned));
+                Err(Error::InvalidCertificate(CertificateError::Other(fault)))
+            }
             verified => verified,
         }
     }
@@ -89,22 +102,33 @@ fn explain_unknown_issuer(
     end_entity: &CertificateDer<'_>,
     intermediates: &[CertificateDer<'_>],
 ) -> TlsFault {
-    match EndEntityCert::try_from(end_entity) {
-        Ok(certificate) if certificate.issuer() == certificate.subject() => TlsFault::SelfSigned,
-        _ if intermediates.is_empty() => TlsFault::MissingIntermediate,
-        _ => TlsFault::UnknownIssuer,
+    if is_self_issued(end_entity) {
+        TlsFault::SelfSigned
+    } else if intermediates.is_empty() {
+        TlsFault::MissingIntermediate
+    } else {
+        TlsFault::UnknownIssuer
     }
 }
 
-/// Has no client certificate, and notes that the server asked for one.
-#[derive(Debug, Default)]
-pub(super) struct NoClientCertificate {
-    was_asked: AtomicBool,
+fn is_self_issued(certificate: &CertificateDer<'_>) -> bool {
+    EndEntityCert::try_from(certificate)
+        .is_ok_and(|certificate| certificate.issuer() == certificate.subject())
 }
+
+/// Whether the certificate was refused because it is an authority's, as those are that `openssl req
+/// -x509` makes.
+fn is_authority(error: &(dyn StdError + 'static)) -> bool {
+    matches!(error.downcast_ref(), Some(webpki::Error::CaUsedAsEndEntity))
+}
+
+/// Has no client certificate, and notes that the server asked for one.
+#[derive(Debug)]
+pub(super) struct NoClientCertificate;
 
 impl ResolvesClientCert for NoClientCertificate {
     fn resolve(&self, _: &[&[u8]], _: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
-        self.was_asked.store(true, Ordering::Relaxed);
+        let _ = WANTS_CLIENT_CERTIFICATE.try_with(|wants| wants.store(true, Ordering::Relaxed));
         None
     }
 
@@ -113,23 +137,25 @@ impl ResolvesClientCert for NoClientCertificate {
     }
 }
 
-impl NoClientCertificate {
-    fn was_asked(&self) -> bool {
-        self.was_asked.load(Ordering::Relaxed)
-    }
+/// Runs a handshake and finds out why it fails.
+pub(super) async fn diagnose_handshake<T>(
+    handshake: impl Future<Output = io::Result<T>>,
+) -> Result<T, TlsFault> {
+    let wants_certificate = Arc::new(AtomicBool::new(false));
+    let connected = WANTS_CLIENT_CERTIFICATE.scope(wants_certificate.clone(), handshake);
+    connected
+        .await
+        .map_err(|error| explain_handshake(&error, wants_certificate.load(Ordering::Relaxed)))
 }
 
-/// Why a handshake failed.
-pub(super) fn explain_handshake(error: &io::Error, client: &NoClientCertificate) -> TlsFault {
+fn explain_handshake(error: &io::Error, wants_certificate: bool) -> TlsFault {
     let fault = match find_tls_error(error) {
         Some(error) => explain_tls_error(error),
         None => TlsFault::Closed,
     };
     match fault {
         // TLS 1.2 has no alert of its own for this.
-        TlsFault::NoCommonCipherSuite | TlsFault::Closed | TlsFault::Other
-            if client.was_asked() =>
-        {
+        TlsFault::NoCommonCipherSuite | TlsFault::Closed | TlsFault::Other if wants_certificate => {
             TlsFault::ClientCertificateWanted
         }
         fault => fault,

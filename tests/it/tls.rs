@@ -1,6 +1,9 @@
 //! Outgoing HTTPS: the certificates that the client trusts, and why a handshake fails.
 
-use std::{io::Write, sync::Arc};
+use std::{
+    io::Write,
+    sync::{Arc, Mutex},
+};
 
 use nano_webhooks::client::{
     target_guard::TargetGuard,
@@ -12,7 +15,7 @@ use nano_webhooks_core::{
 };
 use rcgen::{BasicConstraints, Certificate, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use rustls::{
-    ConfigBuilder, ServerConfig, WantsVerifier,
+    ConfigBuilder, HandshakeKind, ServerConfig, WantsVerifier,
     pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer},
 };
 use tokio::{
@@ -294,8 +297,16 @@ async fn certificate_faults_are_named() {
     let wrong_name = authority.issue(|params| {
         *params = CertificateParams::new(["other.example".to_owned()]).unwrap();
     });
+    // As `openssl req -x509` makes it.
+    let self_signed_authority = {
+        let mut params = CertificateParams::new(["localhost".to_owned()]).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let key = KeyPair::generate().unwrap();
+        (vec![params.self_signed(&key).unwrap().der().clone()], key)
+    };
     for (identity, expected) in [
         (authority.issue(|_| {}), None),
+        (self_signed_authority, Some(TlsFault::SelfSigned)),
         (with_chain, None),
         (expired, Some(TlsFault::Expired)),
         (early, Some(TlsFault::NotYetValid)),
@@ -350,4 +361,37 @@ async fn handshake_faults_are_named() {
         let failure = attempt_over_tls(&authority, wire.await.port).await;
         assert_eq!(failure, Some(Failure::Tls(expected)));
     }
+}
+
+/// A second connection resumes the TLS session of the first.
+#[tokio::test]
+async fn sessions_are_resumed() {
+    let authority = Authority::new("authority");
+    let acceptor = TlsAcceptor::from(Arc::new(server(authority.issue(|_| {}))));
+    let kinds = Arc::new(Mutex::new(Vec::new()));
+    let seen = kinds.clone();
+    let wire = Wire::start(move |tcp, _| {
+        let (acceptor, seen) = (acceptor.clone(), seen.clone());
+        async move {
+            let mut tls = acceptor.accept(tcp).await.unwrap();
+            seen.lock().unwrap().push(tls.get_ref().1.handshake_kind());
+            let _ = tls.read(&mut [0; 1024]).await;
+            let response = b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
+            let _ = tls.write_all(response).await;
+            let _ = tls.shutdown().await;
+        }
+    })
+    .await;
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    file.write_all(authority.certificate.pem().as_bytes())
+        .unwrap();
+    let client = client_with_ca(file.path());
+    let url = format!("https://localhost:{}/hook", wire.port);
+    for _ in 0..2 {
+        assert_eq!(post(&client, &url).await.failure, None);
+    }
+    assert_eq!(
+        *kinds.lock().unwrap(),
+        [Some(HandshakeKind::Full), Some(HandshakeKind::Resumed)]
+    );
 }
