@@ -188,8 +188,8 @@ impl Delivery {
         self.paced_since = None;
     }
 
-    /// Whether the next attempt has a slot of this pace at `now`. A slot that was missed, because no
-    /// worker ran, is reserved again: otherwise all that were missed would be used at once.
+    /// Whether the next attempt has a slot of this pace at `now`. A slot that was missed, because
+    /// no worker ran, is reserved again: otherwise all that were missed would be used at once.
     pub fn has_slot(&self, pace: Pace, now: Timestamp) -> bool {
         match self.state {
             DeliveryState::Pending(slot) => {

@@ -205,8 +205,8 @@ string_enum_schema!(
     "Why an attempt failed. `dns`: the host name did not resolve. `connect`: no connection, \
      or it was closed before a response. `tls`: the TLS handshake failed. `timeout`: no response \
      headers in time. `blocked`: the target policy does not allow the address. `redirect`: the \
-     endpoint responded with a 3xx status. `status`: the endpoint responded with a status other \
-     than 2xx and 3xx. `invalid_response`: the response was not valid HTTP, or too long.",
+     endpoint responded with 301, 302, 303, 307 or 308. `status`: the endpoint responded with \
+     another status that is not 2xx. `invalid_response`: the response was not valid HTTP, or too long.",
     FailureKind::ALL.map(|kind| json!(kind))
 );
 string_enum_schema!(

@@ -367,8 +367,8 @@ impl Leases<'_> {
                 .expression_attribute_values(":reason", attr_s(reason.as_str())),
             None => update.update_expression(
                 "SET expires_at = :expires \
-                 REMOVE next_attempt_at, sweep_at, due_shard, leased_until, waiting_for, deferrals, \
-                 paced_since",
+                 REMOVE next_attempt_at, sweep_at, due_shard, leased_until, waiting_for, \
+                 deferrals, paced_since",
             ),
         }
     }

@@ -18,8 +18,8 @@ use super::{
 
 /// The attribute of the counter: when the next slot is, in microseconds since the epoch.
 const NEXT_SLOT: &str = "next_slot";
-/// The attribute of the counter: the start of the pace that its slots have. Another pace starts from
-/// now, so that new deliveries do not wait behind the slots of a slower one.
+/// The attribute of the counter: the start of the pace that its slots have. Another pace starts
+/// from now, so that new deliveries do not wait behind the slots of a slower one.
 const PACED_SINCE: &str = "paced_since";
 /// How often a reservation is repeated because another process changed the counter between its two
 /// requests.

@@ -185,7 +185,8 @@ impl ReplayStepper<'_> {
             .update_expression(
                 "SET #status = :pending, next_attempt_at = :due, sweep_at = :sweep, \
                  due_shard = :shard, state_key = :state_key, resume_status = :status, \
-                 replay = :replay, waiting_for = :rate REMOVE expires_at, leased_until, paced_since",
+                 replay = :replay, waiting_for = :rate \
+                 REMOVE expires_at, leased_until, paced_since",
             )
             .condition_expression(
                 "#status = :status AND attempt_count = :count \
