@@ -28,7 +28,7 @@ use crate::{
 };
 use attempt::{Attempt, AttemptOutcome};
 use breaker::AfterFailure;
-use pace::{Pace, SLOT_LIFETIME};
+use pace::{Pace, slot_lifetime};
 use schedule::RetrySchedule;
 use secret_backoff::secret_backoff;
 use status::DeliveryStatus;
@@ -99,7 +99,8 @@ pub struct Delivery {
     pub state: DeliveryState,
     /// Why the delivery waits, if its state does not say so; `None` unless it is pending.
     pub waiting_for: Option<WaitReason>,
-    /// The number of consecutive deferrals because the secrets could not be decrypted.
+    /// The number of consecutive deferrals because the secrets could not be decrypted, or of slots
+    /// that it missed in a row.
     pub deferrals: u32,
     /// The start of the pace that its slot belongs to, if it waits for its slot.
     pub paced_since: Option<Timestamp>,
@@ -174,8 +175,15 @@ impl Delivery {
 
     /// Defers the next attempt until its slot, because deliveries of the webhook are spaced in
     /// time. Uses no attempt. A requested retry stays requested.
-    pub const fn wait_for_slot(&mut self, slot: Timestamp, pace: Pace) {
+    pub fn wait_for_slot(&mut self, slot: Timestamp, pace: Pace) {
+        let missed = match self.waiting_for {
+            Some(WaitReason::Rate) if self.paced_since == Some(pace.since) => {
+                self.deferrals.saturating_add(1)
+            }
+            _ => 0,
+        };
         self.clear_wait();
+        self.deferrals = missed;
         self.state = DeliveryState::Pending(slot);
         self.waiting_for = Some(WaitReason::Rate);
         self.paced_since = Some(pace.since);
@@ -195,7 +203,7 @@ impl Delivery {
             DeliveryState::Pending(slot) => {
                 self.waiting_for == Some(WaitReason::Rate)
                     && self.paced_since == Some(pace.since)
-                    && now <= slot + SLOT_LIFETIME
+                    && now <= slot + slot_lifetime(self.deferrals)
             }
             _ => false,
         }

@@ -17,7 +17,16 @@ pub const SLOT_TOLERANCE: Duration = Duration::from_millis(100);
 /// How long after its time a slot can be used. Messages of the queue have delays of whole seconds,
 /// and are rarely later. What is later reserves another slot, so that a pause of all workers is not
 /// followed by a burst.
-pub const SLOT_LIFETIME: Duration = Duration::from_secs(3);
+const SLOT_LIFETIME: Duration = Duration::from_secs(3);
+/// The longest lifetime of a slot.
+const MAX_SLOT_LIFETIME: Duration = Duration::from_mins(1);
+
+/// How long after its time a slot can be used by a delivery that missed `missed` slots in a row. It
+/// doubles each time, so that messages that are always late do not miss all slots.
+pub fn slot_lifetime(missed: u32) -> Duration {
+    let factor = 2_u32.saturating_pow(missed);
+    SLOT_LIFETIME.saturating_mul(factor).min(MAX_SLOT_LIFETIME)
+}
 
 /// The most attempts to an endpoint that start in a second: 1 to 1,000.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -50,10 +50,15 @@ impl PacedWebhook {
 
     /// Passes every message that is due, and returns the number of requests that followed.
     async fn receive_due(&self) -> usize {
+        self.receive_late(Duration::ZERO).await
+    }
+
+    /// Passes every message that was due so long ago.
+    async fn receive_late(&self, late: Duration) -> usize {
         let before = self.fixture.requests();
         for delivery in self.fixture.deliveries(self.webhook).await {
             if let DeliveryState::Pending(due) = delivery.state
-                && due <= self.fixture.clock.now()
+                && due + late <= self.fixture.clock.now()
             {
                 let message = nano_webhooks_core::delivery::scheduled_retry::RetryMessage {
                     key: delivery.key.clone(),
@@ -277,6 +282,20 @@ async fn missed_slots_are_reserved_again() {
         paced.fixture.clock.advance(Duration::from_secs(1));
         assert_eq!(paced.receive_due().await, 1);
     }
+}
+
+/// Messages that are always late do not miss every slot: a delivery that missed one has more time
+/// for the next.
+#[tokio::test]
+async fn late_messages_are_sent() {
+    let paced = PacedWebhook::new("/ok", 1).await;
+    paced.fixture.end_jobs(1, 8).await;
+    assert_eq!(paced.fixture.requests(), 1);
+    for _ in 0..24 {
+        paced.fixture.clock.advance(Duration::from_secs(1));
+        paced.receive_late(Duration::from_secs(4)).await;
+    }
+    assert_eq!((paced.fixture.requests(), paced.waits().await), (8, vec![]));
 }
 
 /// A delivery whose endpoint has no free place for an attempt keeps its slot.
