@@ -1,4 +1,4 @@
-//! Schedules attempts: sends their messages, and leaves what is not sent to the next sweep.
+//! Schedules attempts: sends their messages, and leaves those that fail to the next sweep.
 
 use std::time::Duration;
 

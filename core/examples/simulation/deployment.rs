@@ -33,7 +33,7 @@ pub const START: Timestamp = Timestamp::from_millis(1_800_000_000_000);
 const WRITE_TIME: Duration = Duration::from_millis(5);
 /// How long a write keeps the partition of a webhook's deliveries busy: 1,000 per second.
 const PARTITION_TIME: Duration = Duration::from_millis(1);
-/// The deliveries of the backlog have used one to so many steps of the schedule.
+/// The deliveries of the backlog have used between one and this number of steps of the schedule.
 const BACKLOG_STEPS: usize = 5;
 const SEED: u64 = 42;
 

@@ -11,7 +11,7 @@
 //! # Simplifications
 //!
 //! - Each account has one webhook and an event every 10 s. The stream has 40 lanes (four shards),
-//!   each of which handles a batch at a time.
+//!   each with one batch at a time.
 //! - Every process knows an endpoint's health as soon as it changes. Each change is written, no
 //!   write conflicts, and no two workers ask for the same probe.
 //! - The partition of a webhook's deliveries accepts 1,000 writes per second and delays further
@@ -42,7 +42,7 @@ use scenario::{Policy, QueueOrder, Scenario};
 const HOUR: Duration = Duration::from_hours(1);
 const HALF_HOUR: Duration = Duration::from_mins(30);
 
-/// Three hours of 1,000 accounts, one of which has a million deliveries due.
+/// Three hours of 1,000 accounts, one with a million deliveries due.
 const OUTAGE: Scenario = Scenario {
     policy: Policy::Before,
     accounts: 1_000,
@@ -231,7 +231,7 @@ fn grouped(number: u64) -> String {
 mod tests {
     use super::*;
 
-    /// 20 accounts, of which one endpoint is dead and one slow.
+    /// 20 accounts: one endpoint is dead and one is slow.
     const SMALL_OUTAGE: Scenario = Scenario {
         accounts: 20,
         backlog: 2_000,

@@ -13,7 +13,7 @@ use nano_webhooks_core::{
 
 /// The account whose endpoint is dead and has a backlog.
 pub const BACKLOG_ACCOUNT: usize = 0;
-/// One of so many accounts has a dead endpoint, and one a slow endpoint.
+/// In each group of this many accounts, one has a dead endpoint and one a slow endpoint.
 const ACCOUNTS_PER_BAD_ENDPOINT: usize = 20;
 /// The share of first attempts to healthy endpoints that get an error status.
 const ERROR_SHARE: f64 = 0.02;

@@ -19,7 +19,7 @@ use crate::{
 
 /// The time between two events of an account.
 const EVENT_INTERVAL: Duration = Duration::from_secs(10);
-/// Four shards, of each of which ten batches run at a time.
+/// Four shards, each with ten batches at a time.
 const LANES: usize = 40;
 const MAX_BATCH: usize = 100;
 /// How long a batch waits for one attempt.

@@ -1,4 +1,4 @@
-//! Messages that SQS does not take: the next sweep sends them, whoever sent them first.
+//! Messages that SQS does not take: the next sweep sends them, whichever part sent them first.
 
 use axum::http::StatusCode;
 use nano_webhooks::dispatch::Dispatcher;
