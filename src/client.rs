@@ -2,10 +2,13 @@
 
 mod byte_meter;
 mod connector;
+pub mod local_failure;
+mod lookup_slots;
 mod phase_recorder;
 mod pool;
 pub mod resolver;
 pub(crate) mod response_body;
+mod system_resolver;
 pub mod target_guard;
 pub mod tls;
 mod tls_diagnosis;

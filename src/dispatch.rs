@@ -238,8 +238,11 @@ impl Dispatcher {
             return;
         };
         let mut delivery = lease.delivery.clone();
-        self.attempter(&self.direct_client)
-            .finish(record, &attempt.sent, &mut delivery, &outcome);
+        let attempter = self.attempter(&self.direct_client);
+        match &outcome {
+            Ok(outcome) => attempter.finish(record, &attempt.sent, &mut delivery, outcome),
+            Err(failure) => attempter.defer(&mut delivery, *failure),
+        }
         let completer = self.completer();
         if let Err(error) = completer.write(lease, &delivery).await {
             let key = &delivery.key;
@@ -249,7 +252,9 @@ impl Dispatcher {
                 "Could not record a late attempt; it is repeated when its lease ends"
             );
         }
-        completer.update_health(record, &delivery, outcome).await;
+        if let Ok(outcome) = outcome {
+            completer.update_health(record, &delivery, outcome).await;
+        }
     }
 
     /// Handles a batch of the retry queue. The response names the messages that must be received

@@ -26,6 +26,8 @@ pub enum Counter {
     Attempts,
     /// Attempts that failed, by kind of failure.
     FailedAttempts(FailureKind),
+    /// Attempts that this process could not make. They are deferred and do not count as attempts.
+    DeferredAttempts,
     /// Deliveries that received a 2xx response.
     Delivered,
     /// Deliveries whose retry schedule is exhausted.

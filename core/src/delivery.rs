@@ -2,6 +2,7 @@
 
 pub mod attempt;
 pub mod breaker;
+pub mod deferral_backoff;
 pub mod endpoint_health;
 pub mod failure;
 pub mod health_notice;
@@ -10,7 +11,6 @@ pub mod pace;
 pub mod retry_after;
 pub mod schedule;
 pub mod scheduled_retry;
-pub mod secret_backoff;
 pub mod status;
 pub mod timings;
 pub mod tls_fault;
@@ -28,9 +28,9 @@ use crate::{
 };
 use attempt::{Attempt, AttemptOutcome};
 use breaker::AfterFailure;
+use deferral_backoff::DeferralBackoff;
 use pace::{Pace, slot_lifetime};
 use schedule::RetrySchedule;
-use secret_backoff::secret_backoff;
 use status::DeliveryStatus;
 use wait_reason::WaitReason;
 
@@ -99,8 +99,8 @@ pub struct Delivery {
     pub state: DeliveryState,
     /// Why the delivery waits, if its state does not say so; `None` unless it is pending.
     pub waiting_for: Option<WaitReason>,
-    /// The number of consecutive deferrals because the secrets could not be decrypted, or of slots
-    /// that it missed in a row.
+    /// The number of consecutive deferrals because the secrets could not be decrypted or the attempt
+    /// could not be made, or of slots that it missed in a row.
     pub deferrals: u32,
     /// The start of the pace that its slot belongs to, if it waits for its slot.
     pub paced_since: Option<Timestamp>,
@@ -167,9 +167,21 @@ impl Delivery {
     /// Defers the next attempt, because the webhook's secrets cannot be decrypted now. Uses no
     /// attempt. `jitter` is a number from 0 to 1.
     pub fn wait_for_secret(&mut self, now: Timestamp, jitter: f64) {
-        self.state = DeliveryState::Pending(now + secret_backoff(self.deferrals, jitter));
+        let wait = DeferralBackoff::SECRET.wait(self.deferrals, jitter);
+        self.state = DeliveryState::Pending(now + wait);
         self.waiting_for = Some(WaitReason::Secret);
         self.paced_since = None;
+        self.deferrals = self.deferrals.saturating_add(1);
+    }
+
+    /// Defers the next attempt, because the process could not make it. Uses no attempt. A requested
+    /// retry stays requested. `jitter` is a number from 0 to 1.
+    pub fn defer_attempt(&mut self, now: Timestamp, jitter: f64) {
+        if self.waiting_for.is_some() {
+            self.clear_wait();
+        }
+        let wait = DeferralBackoff::ATTEMPT.wait(self.deferrals, jitter);
+        self.state = DeliveryState::Pending(now + wait);
         self.deferrals = self.deferrals.saturating_add(1);
     }
 
@@ -392,6 +404,20 @@ mod tests {
             );
             assert_eq!(delivery.state, expected, "{step} {outcome:?}");
         }
+    }
+
+    /// The waits of an attempt that could not be made grow, and count apart from other waits.
+    #[test]
+    fn deferred_attempt_uses_no_attempt() {
+        let mut delivery = delivery(2);
+        delivery.wait_for_secret(NOW, 0.0);
+        for (seconds, deferrals) in [(1, 1), (2, 2), (4, 3)] {
+            delivery.defer_attempt(NOW, 0.0);
+            assert_eq!(delivery.state, due_in(seconds));
+            let waits = (delivery.waiting_for, delivery.deferrals);
+            assert_eq!(waits, (None, deferrals));
+        }
+        assert_eq!((delivery.attempt_count, delivery.schedule_step), (0, 2));
     }
 
     /// The waits for the secret grow. An attempt or a request for one starts them again.

@@ -12,7 +12,9 @@ use std::{
 use libfuzzer_sys::fuzz_target;
 use nano_webhooks::client::target_guard::TargetGuard;
 use nano_webhooks_core::target_policy::{NOT_ALLOWED, NOT_HTTPS, TargetPolicy, blocked_reason};
-use nano_webhooks_core::{delivery::failure::Failure, endpoint_url::EndpointUrl};
+use nano_webhooks_core::{
+    account_id::AccountId, delivery::failure::Failure, endpoint_url::EndpointUrl,
+};
 use nano_webhooks_fuzz::poll_ready;
 use url::Host;
 
@@ -67,12 +69,13 @@ fn check(input: &str) {
         Host::Ipv6(ip) => IpAddr::V6(ip),
         Host::Domain(_) => return,
     };
-    let guard = |policy| poll_ready(TargetGuard::new(policy, vec![]).resolve(&endpoint));
+    let account = AccountId::parse("acme").expect("an account id");
+    let guard = |policy| poll_ready(TargetGuard::new(policy, vec![]).resolve(&account, &endpoint));
     let address = SocketAddr::new(ip, url.port_or_known_default().expect("a port"));
     assert_eq!(guard(TargetPolicy::Any), Ok(vec![address]));
     let expected = match blocked_reason(ip) {
-        _ if url.scheme() == "http" => Err(Failure::Blocked(NOT_HTTPS)),
-        Some(_) => Err(Failure::Blocked(NOT_ALLOWED)),
+        _ if url.scheme() == "http" => Err(Failure::Blocked(NOT_HTTPS).into()),
+        Some(_) => Err(Failure::Blocked(NOT_ALLOWED).into()),
         None => Ok(vec![address]),
     };
     assert_eq!(guard(TargetPolicy::Public), expected);

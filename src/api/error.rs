@@ -20,7 +20,7 @@ use utoipa::{
 };
 
 use super::schemas;
-use crate::store;
+use crate::{client::local_failure::LocalFailure, store};
 
 /// `Retry-After` of a 503 response, in seconds.
 const UNAVAILABLE_RETRY_AFTER: i64 = 1;
@@ -128,6 +128,12 @@ impl From<store::Error> for ApiError {
             }
             store::Error::Internal(_) | store::Error::Unreadable(_) => Self::internal(error),
         }
+    }
+}
+
+impl From<LocalFailure> for ApiError {
+    fn from(failure: LocalFailure) -> Self {
+        Self::Unavailable(InternalCause(Arc::new(failure)))
     }
 }
 

@@ -167,7 +167,10 @@ async fn attempt_test_event(
         traceparent: None,
         version: crate::VERSION,
     };
-    let (attempt, outcome) = state.client.attempt(&webhook.url, request, &payload).await;
+    let attempted = state
+        .client
+        .attempt(account, &webhook.url, request, &payload);
+    let (attempt, outcome) = attempted.await?;
     if outcome.is_success() {
         record_success(state, account, record, outcome.observation()).await;
     }

@@ -137,7 +137,7 @@ pub(super) async fn create(
     let now = state.clock.now();
     let idempotency_key = parse_idempotency_key(&headers)?;
     let new = request.into_new_webhook()?;
-    check_target(&state, &new.url).await?;
+    check_target(&state, &account, &new.url).await?;
     let idempotency_key = idempotency_key.map(|key| bind_idempotency_key(key, &new, now));
     let limit = state.webhooks_per_account;
     let outcome = state
@@ -221,7 +221,7 @@ pub(super) async fn update(
         }
     }
     if let Some(url) = &update.url {
-        check_target(&state, url).await?;
+        check_target(&state, &account, url).await?;
     }
     let now = state.clock.now();
     let outcome = state
@@ -292,14 +292,18 @@ pub(super) async fn delete(
 }
 
 /// Checks that the host of a URL can resolve, and the target policy.
-async fn check_target(state: &AppState, url: &EndpointUrl) -> Result<(), ApiError> {
+async fn check_target(
+    state: &AppState,
+    account: &AccountId,
+    url: &EndpointUrl,
+) -> Result<(), ApiError> {
     if !url.has_resolvable_host() {
         let expected = "expected a host name of at most 253 characters, each part of 1 to 63";
         return Err(ApiError::field("url", expected));
     }
     state
         .guard
-        .check_registration(url)
+        .check_registration(account, url)
         .await
         .map_err(|error| ApiError::field("url", error.to_string()))
 }

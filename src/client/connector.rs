@@ -30,7 +30,10 @@ use tokio_util::either::Either;
 use tower::Service;
 
 use super::{
-    byte_meter::MeteredStream, phase_recorder::PhaseRecorder, tls_diagnosis::diagnose_handshake,
+    byte_meter::MeteredStream,
+    local_failure::{ExchangeError, LocalFailure},
+    phase_recorder::PhaseRecorder,
+    tls_diagnosis::diagnose_handshake,
 };
 
 /// How long one address has before the next one is tried as well (RFC 8305, section 8: 100 ms to
@@ -61,8 +64,8 @@ impl ResolvedTarget {
 
 /// The connection failed.
 #[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub(super) struct ConnectError(pub Failure);
+#[error("the connection failed: {0:?}")]
+pub(super) struct ConnectError(pub ExchangeError);
 
 /// Makes connections to the target of the current attempt.
 #[derive(Clone)]
@@ -97,21 +100,24 @@ impl Connector {
     async fn connect_within_timeout(self, uri: Uri) -> Result<Connection, ConnectError> {
         let target = RESOLVED_TARGET
             .try_with(ResolvedTarget::clone)
-            .map_err(|_| ConnectError(Failure::Connect))?;
+            .map_err(|_| ConnectError(Failure::Connect.into()))?;
         let remaining = self.timeout.saturating_sub(target.recorder.elapsed());
         let connect = self.connect(&uri, &target);
-        match tokio::time::timeout(remaining, connect).await {
-            Ok(connection) => connection.map_err(ConnectError),
-            Err(_) => Err(ConnectError(Failure::Timeout(TimeoutStage::Connect))),
-        }
+        let connected = tokio::time::timeout(remaining, connect).await;
+        let timed_out = Failure::Timeout(TimeoutStage::Connect);
+        connected
+            .unwrap_or(Err(timed_out.into()))
+            .map_err(ConnectError)
     }
 
-    async fn connect(&self, uri: &Uri, target: &ResolvedTarget) -> Result<Connection, Failure> {
+    async fn connect(
+        &self,
+        uri: &Uri,
+        target: &ResolvedTarget,
+    ) -> Result<Connection, ExchangeError> {
         target.recorder.mark(Phase::Connect);
         self.connections_opened.fetch_add(1, Ordering::Relaxed);
-        let tcp = connect_happy_eyeballs(&target.addresses)
-            .await
-            .ok_or(Failure::Connect)?;
+        let tcp = connect_happy_eyeballs(&target.addresses).await?;
         // Nagle's algorithm delays small requests. A socket that refuses the option still works.
         let _ = tcp.set_nodelay(true);
         if uri.scheme() == Some(&Scheme::HTTP) {
@@ -150,13 +156,14 @@ impl Service<Uri> for Connector {
 
 /// Connects to the first address that accepts. The next address is tried when one fails, and in
 /// parallel when one does not respond.
-async fn connect_happy_eyeballs(addresses: &[SocketAddr]) -> Option<TcpStream> {
+async fn connect_happy_eyeballs(addresses: &[SocketAddr]) -> Result<TcpStream, ExchangeError> {
     let mut waiting = addresses.iter();
     let mut connecting = FuturesUnordered::new();
+    let mut error = ExchangeError::Endpoint(Failure::Connect);
     loop {
         match waiting.next() {
             Some(address) => connecting.push(TcpStream::connect(address)),
-            None if connecting.is_empty() => return None,
+            None if connecting.is_empty() => return Err(error),
             None => {}
         }
         let timeout = if waiting.len() == 0 {
@@ -164,8 +171,14 @@ async fn connect_happy_eyeballs(addresses: &[SocketAddr]) -> Option<TcpStream> {
         } else {
             HAPPY_EYEBALLS_DELAY
         };
-        if let Ok(Some(Ok(tcp))) = tokio::time::timeout(timeout, connecting.next()).await {
-            return Some(tcp);
+        match tokio::time::timeout(timeout, connecting.next()).await {
+            Ok(Some(Ok(tcp))) => return Ok(tcp),
+            Ok(Some(Err(failed))) => {
+                if let Some(failure) = LocalFailure::from_io(&failed) {
+                    error = failure.into();
+                }
+            }
+            Ok(None) | Err(_) => {}
         }
     }
 }

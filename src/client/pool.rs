@@ -21,6 +21,7 @@ use rustls::ClientConfig;
 use super::{
     byte_meter::{ByteMeter, MAX_BYTES_BEFORE_HEADERS, TooManyBytes},
     connector::{ConnectError, Connector, ResolvedTarget},
+    local_failure::ExchangeError,
     tls_diagnosis::explain_alert,
 };
 
@@ -57,7 +58,7 @@ impl SharedPool {
         &self,
         target: ResolvedTarget,
         mut request: http::Request<Full<Bytes>>,
-    ) -> Result<http::Response<Incoming>, Failure> {
+    ) -> Result<http::Response<Incoming>, ExchangeError> {
         let again = request.clone();
         let connection = capture_connection(&mut request);
         let client = self.current();
@@ -153,26 +154,26 @@ fn build_client(connector: Connector, max_idle_per_host: usize) -> HttpClient {
 }
 
 /// Finds the cause in the chain of the library's error.
-fn classify_error(error: &legacy::Error) -> Failure {
+fn classify_error(error: &legacy::Error) -> ExchangeError {
     let mut source: Option<&(dyn StdError + 'static)> = error.source();
     while let Some(cause) = source {
-        if let Some(ConnectError(failure)) = cause.downcast_ref() {
-            return failure.clone();
+        if let Some(ConnectError(error)) = cause.downcast_ref() {
+            return error.clone();
         }
         if let Some(http) = cause.downcast_ref::<hyper::Error>()
             && http.is_parse()
         {
-            return Failure::InvalidResponse;
+            return Failure::InvalidResponse.into();
         }
         if let Some(fault) = explain_alert(cause) {
-            return Failure::Tls(fault);
+            return Failure::Tls(fault).into();
         }
         if is_too_many_bytes(cause) {
-            return Failure::ResponseTooLarge(MAX_BYTES_BEFORE_HEADERS);
+            return Failure::ResponseTooLarge(MAX_BYTES_BEFORE_HEADERS).into();
         }
         source = cause.source();
     }
-    Failure::Connect
+    Failure::Connect.into()
 }
 
 fn is_too_many_bytes(error: &(dyn StdError + 'static)) -> bool {

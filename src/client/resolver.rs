@@ -1,117 +1,182 @@
-//! Resolves host names through the system's resolver. Nothing is cached, so that a changed record
-//! takes effect at once.
+//! Resolves host names. Nothing is cached, so that a changed record takes effect at once.
 
 use std::{
     collections::HashMap,
-    fmt, io,
+    fmt,
     net::IpAddr,
-    sync::{Arc, Mutex, PoisonError},
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll},
     time::Duration,
 };
 
-use futures_util::future::{BoxFuture, FutureExt};
-use tokio::sync::watch;
+use futures_util::future::{BoxFuture, FutureExt, Shared, WeakShared};
+use nano_webhooks_core::{account_id::AccountId, delivery::failure::Failure};
+use tokio::time::timeout;
 
-use crate::clock::Stopwatch;
+use super::{
+    local_failure::{ExchangeError, LocalFailure},
+    lookup_slots::{LookupSlot, LookupSlots},
+    system_resolver::SystemResolver,
+    webhook_client::Timeouts,
+};
 
-/// How long attempts join a lookup that another attempt started. It is longer than the system's
-/// resolver takes to give up (resolv.conf(5): 5 s, twice, for each server).
-const SHARE_TIMEOUT: Duration = Duration::from_secs(30);
+/// The longest time of a lookup: all that an attempt has to connect.
+const LOOKUP_TIMEOUT: Duration = Timeouts::QUEUED.connect;
+
+/// The addresses of a name. There is at least one.
+pub type LookupResult = Result<Vec<IpAddr>, ExchangeError>;
 
 /// A function that looks up a name.
-pub type Lookup = Arc<dyn Fn(String) -> BoxFuture<'static, io::Result<Vec<IpAddr>>> + Send + Sync>;
+pub type Lookup = Arc<dyn Fn(String) -> BoxFuture<'static, LookupResult> + Send + Sync>;
 
-/// Resolves host names.
+type SharedLookup = Shared<BoxFuture<'static, LookupResult>>;
+
+/// Resolves host names, within limits for each account and in all.
 ///
-/// The system's resolver takes a thread for each lookup and cannot be cancelled. Attempts share a
-/// lookup of the same name while it runs, so a dead name server costs one thread for each name
-/// instead of one for each attempt.
+/// Attempts of an account share a lookup of the same name while it runs. It ends when none of them
+/// waits for it any longer.
 #[derive(Clone)]
 pub struct Resolver {
     lookup: Lookup,
-    share_timeout: Duration,
-    lookups: InFlightLookups,
+    slots: LookupSlots,
+    running: RunningLookups,
 }
 
-type InFlightLookups = Arc<Mutex<HashMap<String, InFlightLookup>>>;
+/// The lookups that attempts can join, by account and name. Each has a number, because one that has
+/// ended may be replaced before it is removed.
+#[derive(Clone, Default)]
+struct RunningLookups(Arc<Mutex<LookupTable>>);
 
-/// The addresses, once the lookup has ended.
-type LookupResult = Option<Vec<IpAddr>>;
+#[derive(Default)]
+struct LookupTable {
+    lookups: HashMap<LookupKey, (u64, WeakShared<BoxFuture<'static, LookupResult>>)>,
+    started: u64,
+}
 
-struct InFlightLookup {
-    started: Stopwatch,
-    result: watch::Receiver<LookupResult>,
+#[derive(Clone, PartialEq, Eq, Hash)]
+struct LookupKey {
+    account: AccountId,
+    name: String,
+}
+
+/// A lookup in progress. Dropping it ends the lookup, unless others have joined it.
+pub struct RunningLookup(SharedLookup);
+
+impl Future for RunningLookup {
+    type Output = LookupResult;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<LookupResult> {
+        self.0.poll_unpin(context)
+    }
 }
 
 impl Resolver {
-    /// Makes a resolver that uses the system's.
+    /// Makes a resolver that looks names up as the system does.
     pub fn system() -> Self {
-        Self::new(Arc::new(|name| lookup_host(name).boxed()))
+        let system = Arc::new(SystemResolver::new());
+        Self::new(Arc::new(move |name| {
+            let system = system.clone();
+            async move { system.lookup(&name).await }.boxed()
+        }))
     }
 
     /// Makes a resolver that calls `lookup`.
     pub fn new(lookup: Lookup) -> Self {
         Self {
             lookup,
-            share_timeout: SHARE_TIMEOUT,
-            lookups: Arc::default(),
+            slots: LookupSlots::default(),
+            running: RunningLookups::default(),
         }
     }
 
-    /// Looks up the addresses of a name. Returns none if the name does not resolve.
-    pub async fn lookup(&self, name: &str) -> Vec<IpAddr> {
-        let mut result = self.join_or_start(name);
-        match result.wait_for(Option::is_some).await {
-            Ok(addresses) => addresses.clone().unwrap_or_default(),
-            Err(_) => Vec::new(),
-        }
-    }
-
-    /// Joins a running lookup or starts one. It runs to its end even if every attempt that waits
-    /// for it is cancelled.
-    fn join_or_start(&self, name: &str) -> watch::Receiver<LookupResult> {
-        let mut lookups = self.lookups.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(running) = lookups.get(name)
-            && running.started.elapsed() < self.share_timeout
-        {
-            return running.result.clone();
-        }
-        let (sender, receiver) = watch::channel(None);
-        let running = InFlightLookup {
-            started: Stopwatch::start(),
-            result: receiver.clone(),
+    /// Starts to look up a name for an account, or joins the lookup that another attempt started.
+    ///
+    /// # Errors
+    /// If there is no slot for the lookup.
+    pub async fn start(
+        &self,
+        account: &AccountId,
+        name: &str,
+    ) -> Result<RunningLookup, LocalFailure> {
+        let key = LookupKey {
+            account: account.clone(),
+            name: name.to_owned(),
         };
-        lookups.insert(name.to_owned(), running);
-        let lookup = (self.lookup)(name.to_owned());
-        let lookups = self.lookups.clone();
-        tokio::spawn(run_lookup(name.to_owned(), lookup, lookups, sender));
-        receiver
+        if let Some(running) = self.running.find(&key) {
+            return Ok(RunningLookup(running));
+        }
+        let lookup = match self.slots.acquire(account).await {
+            Some(slot) => Some(self.join_or_start(key, slot)),
+            None => self.running.find(&key),
+        };
+        lookup.map(RunningLookup).ok_or(LocalFailure::NoLookupSlot)
     }
-}
 
-async fn lookup_host(name: String) -> io::Result<Vec<IpAddr>> {
-    let addresses = tokio::net::lookup_host((name, 0)).await?;
-    Ok(addresses.map(|address| address.ip()).collect())
+    /// Another attempt may have started the lookup while this one waited for its slot.
+    fn join_or_start(&self, key: LookupKey, slot: LookupSlot) -> SharedLookup {
+        let mut table = self.running.lock();
+        if let Some((_, running)) = table.lookups.get(&key)
+            && let Some(running) = running.upgrade()
+        {
+            return running;
+        }
+        table.started += 1;
+        let entry = LookupEntry {
+            key: key.clone(),
+            number: table.started,
+            running: self.running.clone(),
+        };
+        let lookup = (self.lookup)(key.name.clone());
+        let lookup = run_lookup(lookup, slot, entry).boxed().shared();
+        let joinable = lookup.downgrade().expect("the lookup has not been polled");
+        let number = table.started;
+        table.lookups.insert(key, (number, joinable));
+        lookup
+    }
 }
 
 async fn run_lookup(
-    name: String,
-    lookup: BoxFuture<'static, io::Result<Vec<IpAddr>>>,
-    lookups: InFlightLookups,
-    sender: watch::Sender<LookupResult>,
-) {
-    let addresses = lookup.await.unwrap_or_default();
-    forget(&name, &lookups, &sender);
-    sender.send_replace(Some(addresses));
+    lookup: BoxFuture<'static, LookupResult>,
+    mut slot: LookupSlot,
+    _entry: LookupEntry,
+) -> LookupResult {
+    tokio::select! {
+        biased;
+        result = timeout(LOOKUP_TIMEOUT, lookup) => {
+            result.unwrap_or(Err(Failure::NameServer.into()))
+        }
+        () = slot.revoked() => Err(LocalFailure::NoLookupSlot.into()),
+    }
 }
 
-/// Removes a lookup that has ended, unless a later one has replaced it.
-fn forget(name: &str, lookups: &InFlightLookups, sender: &watch::Sender<LookupResult>) {
-    let mut lookups = lookups.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(running) = lookups.get(name)
-        && running.result.same_channel(&sender.subscribe())
-    {
-        lookups.remove(name);
+impl RunningLookups {
+    fn find(&self, key: &LookupKey) -> Option<SharedLookup> {
+        let table = self.lock();
+        let (_, running) = table.lookups.get(key)?;
+        running.upgrade()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, LookupTable> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The place of a lookup among those that can be joined. Dropping it removes the lookup.
+struct LookupEntry {
+    key: LookupKey,
+    number: u64,
+    running: RunningLookups,
+}
+
+impl Drop for LookupEntry {
+    fn drop(&mut self) {
+        let mut table = self.running.lock();
+        if let Some((number, _)) = table.lookups.get(&self.key)
+            && *number == self.number
+        {
+            table.lookups.remove(&self.key);
+        }
     }
 }
 
@@ -128,6 +193,7 @@ mod tests {
     use tokio::sync::Semaphore;
 
     use super::*;
+    use crate::client::lookup_slots::MAX_LOOKUPS_PER_ACCOUNT;
 
     /// A resolver whose lookups wait for `gate`, and the number of lookups that started. The nth
     /// lookup finds the address 10.0.0.n.
@@ -141,7 +207,7 @@ mod tests {
         (Resolver::new(lookup), started)
     }
 
-    async fn gated_lookup(gate: Arc<Semaphore>, index: usize) -> io::Result<Vec<IpAddr>> {
+    async fn gated_lookup(gate: Arc<Semaphore>, index: usize) -> LookupResult {
         gate.acquire().await.unwrap().forget();
         Ok(vec![address(index)])
     }
@@ -150,46 +216,80 @@ mod tests {
         IpAddr::from([10, 0, 0, u8::try_from(index).unwrap()])
     }
 
-    /// A name that hangs takes one lookup, however many attempts wait for it and are cancelled.
+    fn account(name: &str) -> AccountId {
+        AccountId::parse(name).unwrap()
+    }
+
+    async fn start(resolver: &Resolver, name: &str) -> RunningLookup {
+        start_for(resolver, "acme", name).await
+    }
+
+    async fn start_for(resolver: &Resolver, owner: &str, name: &str) -> RunningLookup {
+        resolver.start(&account(owner), name).await.unwrap()
+    }
+
+    /// A name that hangs takes one lookup, however many attempts of the account wait for it.
     #[tokio::test]
     async fn hanging_name_takes_one_lookup() {
         let gate = Arc::new(Semaphore::new(0));
         let (resolver, started) = gated_resolver(gate.clone());
+        let mut waiting = Vec::new();
         for _ in 0..20 {
-            assert_eq!(resolver.lookup("hangs.example").now_or_never(), None);
+            waiting.push(start(&resolver, "hangs.example").await);
         }
-        assert_eq!(started.load(Ordering::Relaxed), 1);
-        assert_eq!(resolver.lookup("other.example").now_or_never(), None);
-        assert_eq!(started.load(Ordering::Relaxed), 2);
-        let joined = resolver.lookup("hangs.example");
-        gate.add_permits(2);
-        assert_eq!(joined.await, [address(0)]);
+        let other = start(&resolver, "other.example").await;
+        let stranger = start_for(&resolver, "stranger", "hangs.example").await;
+        assert_eq!(started.load(Ordering::Relaxed), 3);
+        gate.add_permits(3);
+        for waiting in waiting {
+            assert_eq!(waiting.await, Ok(vec![address(0)]));
+        }
+        assert_eq!(other.await, Ok(vec![address(1)]));
+        assert_eq!(stranger.await, Ok(vec![address(2)]));
     }
 
+    /// A lookup ends when nothing waits for it, and the next one starts again.
     #[tokio::test]
-    async fn old_lookup_is_not_joined() {
+    async fn abandoned_lookup_ends() {
         let gate = Arc::new(Semaphore::new(0));
-        let (mut resolver, _) = gated_resolver(gate.clone());
-        resolver.share_timeout = Duration::ZERO;
-        assert_eq!(resolver.lookup("hangs.example").now_or_never(), None);
-        let second = resolver.lookup("hangs.example");
-        gate.add_permits(2);
-        assert_eq!(second.await, [address(1)]);
+        let (resolver, started) = gated_resolver(gate.clone());
+        let mut first = start(&resolver, "hangs.example").await;
+        assert!((&mut first).now_or_never().is_none());
+        drop(first);
+        assert!(resolver.running.lock().lookups.is_empty());
+        let second = start(&resolver, "hangs.example").await;
+        assert_eq!(started.load(Ordering::Relaxed), 2);
+        gate.add_permits(1);
+        assert_eq!(second.await, Ok(vec![address(1)]));
+        assert!(resolver.running.lock().lookups.is_empty());
     }
 
+    /// An account whose names hang is refused further lookups. Other accounts are not.
     #[tokio::test]
-    async fn ended_lookup_is_forgotten() {
-        let (resolver, _) = gated_resolver(Arc::new(Semaphore::new(3)));
-        for index in 0..3 {
-            assert_eq!(resolver.lookup("example.com").await, [address(index)]);
+    async fn hanging_names_use_own_slots() {
+        let gate = Arc::new(Semaphore::new(0));
+        let (resolver, _) = gated_resolver(gate.clone());
+        let mut hanging = Vec::new();
+        for number in 0..MAX_LOOKUPS_PER_ACCOUNT {
+            hanging.push(start(&resolver, &format!("{number}.example")).await);
         }
-        assert!(resolver.lookups.lock().unwrap().is_empty());
+        let refused = resolver.start(&account("acme"), "one-more.example").await;
+        assert_eq!(refused.err(), Some(LocalFailure::NoLookupSlot));
+        let joined = start(&resolver, "0.example").await;
+        let other = start_for(&resolver, "other", "other.example").await;
+        gate.add_permits(hanging.len() + 1);
+        for lookup in hanging {
+            assert!(lookup.await.is_ok());
+        }
+        assert!(joined.await.is_ok());
+        assert!(other.await.is_ok());
     }
 
     #[tokio::test]
-    async fn failed_lookup_has_no_addresses() {
-        let lookup: Lookup = Arc::new(|_| async { Err(io::Error::other("refused")) }.boxed());
+    async fn failed_lookup_keeps_its_reason() {
+        let lookup: Lookup = Arc::new(|_| async { Err(Failure::Dns.into()) }.boxed());
         let resolver = Resolver::new(lookup);
-        assert!(resolver.lookup("example.com").await.is_empty());
+        let result = start(&resolver, "example.com").await.await;
+        assert_eq!(result, Err(ExchangeError::Endpoint(Failure::Dns)));
     }
 }

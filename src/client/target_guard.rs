@@ -7,13 +7,17 @@ use std::{
 
 use ipnet::IpNet;
 use nano_webhooks_core::{
+    account_id::AccountId,
     delivery::failure::Failure,
     endpoint_url::EndpointUrl,
     target_policy::{TargetPolicy, TargetRules},
 };
 use url::Host;
 
-use super::resolver::Resolver;
+use super::{
+    local_failure::ExchangeError,
+    resolver::{Resolver, RunningLookup},
+};
 
 /// How long a name may take to resolve when a webhook is registered. A name that takes longer is
 /// accepted, like a name that does not resolve yet.
@@ -54,46 +58,103 @@ impl TargetGuard {
         Self { resolver, ..self }
     }
 
-    /// Checks a URL when a webhook is created or changed.
+    /// Checks a URL when an account creates or changes a webhook.
     ///
     /// A name that does not resolve is accepted. Its attempts will fail with `dns`.
-    pub async fn check_registration(&self, url: &EndpointUrl) -> Result<(), TargetBlockedError> {
-        let resolved = tokio::time::timeout(REGISTRATION_LOOKUP_TIMEOUT, self.resolve(url)).await;
-        match resolved {
-            Ok(Err(Failure::Blocked(rule))) => Err(TargetBlockedError(rule)),
+    pub async fn check_registration(
+        &self,
+        account: &AccountId,
+        url: &EndpointUrl,
+    ) -> Result<(), TargetBlockedError> {
+        let resolve = self.resolve(account, url);
+        match tokio::time::timeout(REGISTRATION_LOOKUP_TIMEOUT, resolve).await {
+            Ok(Err(ExchangeError::Endpoint(Failure::Blocked(rule)))) => {
+                Err(TargetBlockedError(rule))
+            }
             _ => Ok(()),
         }
     }
 
-    /// Resolves the host of a URL and checks every address.
+    /// Resolves the host of an account's URL and checks every address.
     ///
-    /// Fails with [`Failure::Blocked`] if the policy refuses the scheme or one of the addresses,
-    /// and with [`Failure::Dns`] if there is no address.
-    pub async fn resolve(&self, url: &EndpointUrl) -> Result<Vec<SocketAddr>, Failure> {
+    /// # Errors
+    /// See [`Self::start`] and [`Resolution::finish`].
+    pub async fn resolve(
+        &self,
+        account: &AccountId,
+        url: &EndpointUrl,
+    ) -> Result<Vec<SocketAddr>, ExchangeError> {
+        self.start(account, url).await?.finish().await
+    }
+
+    /// Starts to resolve the host of an account's URL. It waits only for a slot for the lookup.
+    ///
+    /// # Errors
+    /// [`Failure::Blocked`] if the policy refuses the scheme or the name; [`ExchangeError::Local`]
+    /// if no slot becomes free.
+    pub async fn start(
+        &self,
+        account: &AccountId,
+        url: &EndpointUrl,
+    ) -> Result<Resolution<'_>, ExchangeError> {
         let url = url.url();
         if let Some(rule) = self.rules.blocked_scheme(url) {
-            return Err(Failure::Blocked(rule));
+            return Err(Failure::Blocked(rule).into());
         }
-        let port = url.port_or_known_default().ok_or(Failure::Dns)?;
-        let addresses: Vec<IpAddr> = match url.host().ok_or(Failure::Dns)? {
-            Host::Ipv4(address) => vec![address.into()],
-            Host::Ipv6(address) => vec![address.into()],
+        let host = match url.host().ok_or(Failure::Dns)? {
+            Host::Ipv4(address) => ResolvingHost::Address(address.into()),
+            Host::Ipv6(address) => ResolvingHost::Address(address.into()),
             Host::Domain(name) => {
                 if let Some(rule) = self.rules.blocked_name(name) {
-                    return Err(Failure::Blocked(rule));
+                    return Err(Failure::Blocked(rule).into());
                 }
-                self.resolver.lookup(name).await
+                ResolvingHost::Name(self.resolver.start(account, name).await?)
             }
         };
-        if addresses.is_empty() {
-            return Err(Failure::Dns);
-        }
+        Ok(Resolution {
+            rules: &self.rules,
+            host,
+            port: url.port_or_known_default().ok_or(Failure::Dns)?,
+        })
+    }
+}
+
+/// A target that is being resolved.
+pub struct Resolution<'a> {
+    rules: &'a TargetRules,
+    host: ResolvingHost,
+    port: u16,
+}
+
+enum ResolvingHost {
+    Address(IpAddr),
+    Name(RunningLookup),
+}
+
+impl Resolution<'_> {
+    /// Whether the host is a name.
+    pub(super) const fn is_lookup(&self) -> bool {
+        matches!(self.host, ResolvingHost::Name(_))
+    }
+
+    /// Waits for the addresses and checks each of them.
+    ///
+    /// # Errors
+    /// [`Failure::Blocked`] if the policy refuses one of the addresses; else as the lookup failed.
+    pub async fn finish(self) -> Result<Vec<SocketAddr>, ExchangeError> {
+        let addresses = match self.host {
+            ResolvingHost::Address(address) => vec![address],
+            ResolvingHost::Name(lookup) => lookup.await?,
+        };
         let mut targets = Vec::with_capacity(addresses.len());
         for address in addresses {
             if let Some(rule) = self.rules.blocked_address(address) {
-                return Err(Failure::Blocked(rule));
+                return Err(Failure::Blocked(rule).into());
             }
-            targets.push(SocketAddr::new(address, port));
+            targets.push(SocketAddr::new(address, self.port));
+        }
+        if targets.is_empty() {
+            return Err(Failure::Dns.into());
         }
         Ok(targets)
     }
@@ -106,6 +167,18 @@ mod tests {
     use nano_webhooks_core::target_policy::{NOT_ALLOWED, NOT_HTTPS};
 
     use super::*;
+
+    fn account() -> AccountId {
+        AccountId::parse("acme").unwrap()
+    }
+
+    async fn resolve(guard: &TargetGuard, url: &EndpointUrl) -> Result<Vec<SocketAddr>, Failure> {
+        match guard.resolve(&account(), url).await {
+            Ok(targets) => Ok(targets),
+            Err(ExchangeError::Endpoint(failure)) => Err(failure),
+            Err(ExchangeError::Local(failure)) => panic!("{failure}"),
+        }
+    }
 
     fn url(text: &str) -> EndpointUrl {
         EndpointUrl::parse(text).unwrap()
@@ -136,12 +209,12 @@ mod tests {
         ] {
             let target = url(&format!("https://{literal}/hook"));
             assert!(
-                matches!(guard.resolve(&target).await, Err(Failure::Blocked(_))),
+                matches!(resolve(&guard, &target).await, Err(Failure::Blocked(_))),
                 "{literal}"
             );
             assert!(
                 guard
-                    .check_registration(&target)
+                    .check_registration(&account(), &target)
                     .await
                     .unwrap_err()
                     .to_string()
@@ -155,17 +228,17 @@ mod tests {
     async fn public_policy_needs_https() {
         let guard = TargetGuard::new(TargetPolicy::Public, vec!["10.1.0.0/16".parse().unwrap()]);
         assert_eq!(
-            guard.resolve(&url("http://1.1.1.1/")).await,
+            resolve(&guard, &url("http://1.1.1.1/")).await,
             Err(Failure::Blocked(NOT_HTTPS))
         );
-        assert!(guard.resolve(&url("https://1.1.1.1/")).await.is_ok());
-        assert!(guard.resolve(&url("https://10.1.2.3/")).await.is_ok());
+        assert!(resolve(&guard, &url("https://1.1.1.1/")).await.is_ok());
+        assert!(resolve(&guard, &url("https://10.1.2.3/")).await.is_ok());
         assert_eq!(
-            guard.resolve(&url("https://10.2.2.3/")).await,
+            resolve(&guard, &url("https://10.2.2.3/")).await,
             Err(Failure::Blocked(NOT_ALLOWED))
         );
         assert_eq!(
-            guard.resolve(&url("http://10.1.2.3/")).await,
+            resolve(&guard, &url("http://10.1.2.3/")).await,
             Err(Failure::Blocked(NOT_HTTPS)),
             "an allowed range does not allow plain HTTP"
         );
@@ -175,8 +248,8 @@ mod tests {
     async fn unresolved_name_is_accepted_at_registration() {
         let guard = TargetGuard::new(TargetPolicy::Public, vec![]);
         let target = url("https://no-such-host.invalid/");
-        assert_eq!(guard.check_registration(&target).await, Ok(()));
-        assert_eq!(guard.resolve(&target).await, Err(Failure::Dns));
+        assert_eq!(guard.check_registration(&account(), &target).await, Ok(()));
+        assert_eq!(resolve(&guard, &target).await, Err(Failure::Dns));
     }
 
     #[tokio::test]
@@ -198,14 +271,14 @@ mod tests {
                 Box::pin(async { Ok(found) })
             }));
             let guard = TargetGuard::new(TargetPolicy::Public, vec![]).with_resolver(resolver);
-            let resolved = guard.resolve(&name).await.map(|_| ());
+            let resolved = resolve(&guard, &name).await.map(|_| ());
             assert_eq!(
                 resolved,
                 blocked.map_or(Ok(()), |rule| Err(Failure::Blocked(rule))),
                 "{addresses:?}"
             );
             assert_eq!(
-                guard.check_registration(&name).await.is_err(),
+                guard.check_registration(&account(), &name).await.is_err(),
                 blocked.is_some(),
                 "{addresses:?}"
             );
@@ -225,16 +298,20 @@ mod tests {
             for host in ["name.example", "93.184.215.14", "[::ffff:93.184.215.14]"] {
                 let target = url(&format!("https://{host}/"));
                 assert_eq!(
-                    guard.resolve(&target).await,
+                    resolve(&guard, &target).await,
                     Err(Failure::Blocked(NOT_ALLOWED)),
                     "{policy}: {host}"
                 );
                 assert!(
-                    guard.check_registration(&target).await.is_err(),
+                    guard.check_registration(&account(), &target).await.is_err(),
                     "{policy}: {host}"
                 );
             }
-            assert!(guard.resolve(&url("https://93.184.216.14/")).await.is_ok());
+            assert!(
+                resolve(&guard, &url("https://93.184.216.14/"))
+                    .await
+                    .is_ok()
+            );
         }
     }
 
@@ -242,7 +319,7 @@ mod tests {
     async fn any_policy_allows_private_http() {
         let guard = TargetGuard::new(TargetPolicy::Any, vec![]);
         assert_eq!(
-            guard.resolve(&url("http://127.0.0.1:9000/")).await,
+            resolve(&guard, &url("http://127.0.0.1:9000/")).await,
             Ok(vec!["127.0.0.1:9000".parse().unwrap()])
         );
     }

@@ -14,6 +14,7 @@ use http::{HeaderName, HeaderValue, Method, header::RETRY_AFTER};
 use http_body_util::Full;
 use hyper::body::Bytes;
 use nano_webhooks_core::{
+    account_id::AccountId,
     delivery::{
         attempt::{Attempt, AttemptOutcome, WebhookRequest},
         failure::{Failure, TimeoutStage},
@@ -22,14 +23,14 @@ use nano_webhooks_core::{
     endpoint_url::EndpointUrl,
 };
 use tokio::sync::oneshot;
-use url::Host;
 
 use super::{
     connector::ResolvedTarget,
+    local_failure::{ExchangeError, LocalFailure},
     phase_recorder::PhaseRecorder,
     pool::SharedPool,
     response_body::read_excerpt,
-    target_guard::TargetGuard,
+    target_guard::{Resolution, TargetGuard},
     tls::{CaFileError, tls_config},
 };
 
@@ -88,21 +89,26 @@ impl WebhookClient {
         self.timeouts
     }
 
-    /// Posts `body` to `url`, within the client's deadlines.
+    /// Posts `body` to `url` for an account, within the client's deadlines.
+    ///
+    /// # Errors
+    /// If this process cannot make the attempt now.
     pub async fn attempt(
         &self,
+        account: &AccountId,
         url: &EndpointUrl,
         request: WebhookRequest<'_>,
         body: &str,
-    ) -> (Attempt, AttemptOutcome) {
-        let outcome = self.start(url, &request, body).await;
-        (Attempt::new(&request, &outcome), outcome)
+    ) -> Result<(Attempt, AttemptOutcome), LocalFailure> {
+        let outcome = self.start(account, url, &request, body).await?;
+        Ok((Attempt::new(&request, &outcome), outcome))
     }
 
-    /// Starts to post `body` to `url`. The exchange ends within the client's deadlines, and makes
-    /// progress only while it is polled.
+    /// Starts to post `body` to `url` for an account. The exchange ends within the client's
+    /// deadlines, and makes progress only while it is polled.
     pub fn start(
         &self,
+        account: &AccountId,
         url: &EndpointUrl,
         request: &WebhookRequest<'_>,
         body: &str,
@@ -111,8 +117,8 @@ impl WebhookClient {
         let (cut, is_cut) = oneshot::channel();
         let exchange = Exchange {
             client: self.clone(),
+            account: account.clone(),
             url: url.clone(),
-            recorder: PhaseRecorder::start(),
         };
         OpenExchange {
             outcome: Box::pin(exchange.run(http_request, is_cut)),
@@ -121,15 +127,18 @@ impl WebhookClient {
     }
 }
 
-/// An exchange that has started. It resolves to its outcome.
+/// An exchange that has started. It resolves to its outcome, or to the reason why this process
+/// could not make the attempt.
 pub struct OpenExchange {
-    outcome: Pin<Box<dyn Future<Output = AttemptOutcome> + Send>>,
+    outcome: Pin<Box<dyn Future<Output = ExchangeResult> + Send>>,
     cut: oneshot::Sender<()>,
 }
 
+type ExchangeResult = Result<AttemptOutcome, LocalFailure>;
+
 impl OpenExchange {
     /// Ends the exchange now, as if its deadline had passed.
-    pub async fn cut(self) -> AttemptOutcome {
+    pub async fn cut(self) -> ExchangeResult {
         // The receiver is dropped only when the exchange has ended by itself.
         let _ = self.cut.send(());
         self.outcome.await
@@ -137,9 +146,9 @@ impl OpenExchange {
 }
 
 impl Future for OpenExchange {
-    type Output = AttemptOutcome;
+    type Output = ExchangeResult;
 
-    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<AttemptOutcome> {
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<ExchangeResult> {
         self.outcome.as_mut().poll(context)
     }
 }
@@ -174,16 +183,23 @@ const fn classify_status(status: u16) -> Option<Failure> {
 /// One exchange with an endpoint.
 struct Exchange {
     client: WebhookClient,
+    account: AccountId,
     url: EndpointUrl,
-    recorder: PhaseRecorder,
 }
 
 impl Exchange {
     async fn run(
         self,
         request: http::Request<Full<Bytes>>,
-        is_cut: oneshot::Receiver<()>,
-    ) -> AttemptOutcome {
+        mut is_cut: oneshot::Receiver<()>,
+    ) -> ExchangeResult {
+        let started = tokio::select! {
+            biased;
+            started = self.client.guard.start(&self.account, &self.url) => started,
+            Ok(()) = &mut is_cut => Err(LocalFailure::NoLookupSlot.into()),
+        };
+        // The time for the endpoint starts now: it is not the reason for what came before.
+        let recorder = PhaseRecorder::start();
         let mut outcome = AttemptOutcome {
             duration: Duration::ZERO,
             timings: PhaseTimings::default(),
@@ -192,30 +208,35 @@ impl Exchange {
             retry_after: None,
             body_excerpt: None,
         };
+        let exchange = self.exchange(started, request, &recorder, &mut outcome);
         let ended = tokio::select! {
             biased;
-            result = self.exchange(request, &mut outcome) => Some(result),
+            result = exchange => Some(result),
             Ok(()) = is_cut => None,
             () = tokio::time::sleep(self.client.timeouts.total) => None,
         };
         // A status that was received is never hidden by what happens to the body.
         outcome.failure = match (outcome.status_code, ended) {
             (Some(status), _) => classify_status(status),
-            (None, Some(result)) => result.err(),
+            (None, Some(Ok(()))) => None,
+            (None, Some(Err(ExchangeError::Endpoint(failure)))) => Some(failure),
+            (None, Some(Err(ExchangeError::Local(failure)))) => return Err(failure),
             (None, None) => Some(Failure::Timeout(TimeoutStage::AwaitingResponse)),
         };
-        (outcome.duration, outcome.timings) = self.recorder.finish();
-        outcome
+        (outcome.duration, outcome.timings) = recorder.finish();
+        Ok(outcome)
     }
 
     async fn exchange(
         &self,
+        started: Result<Resolution<'_>, ExchangeError>,
         request: http::Request<Full<Bytes>>,
+        recorder: &PhaseRecorder,
         outcome: &mut AttemptOutcome,
-    ) -> Result<(), Failure> {
-        let target = self.resolve_target().await?;
+    ) -> Result<(), ExchangeError> {
+        let target = self.resolve_target(started?, recorder).await?;
         let response = self.client.pool.send(target, request).await?;
-        self.recorder.mark(Phase::Receive);
+        recorder.mark(Phase::Receive);
         let status = response.status().as_u16();
         outcome.status_code = Some(status);
         if let Some(value) = response.headers().get(&RETRY_AFTER) {
@@ -229,17 +250,20 @@ impl Exchange {
 
     /// Resolves and checks the target for every request. A name may have changed since a pooled
     /// connection was made.
-    async fn resolve_target(&self) -> Result<ResolvedTarget, Failure> {
-        if matches!(self.url.url().host(), Some(Host::Domain(_))) {
-            self.recorder.mark(Phase::Dns);
+    async fn resolve_target(
+        &self,
+        resolution: Resolution<'_>,
+        recorder: &PhaseRecorder,
+    ) -> Result<ResolvedTarget, ExchangeError> {
+        if resolution.is_lookup() {
+            recorder.mark(Phase::Dns);
         }
-        let resolve = self.client.guard.resolve(&self.url);
-        let resolved = tokio::time::timeout(self.client.timeouts.connect, resolve).await;
-        let addresses = resolved.unwrap_or(Err(Failure::Timeout(TimeoutStage::Connect)))?;
-        self.recorder.mark_resolved();
+        let resolved = tokio::time::timeout(self.client.timeouts.connect, resolution.finish());
+        let addresses = resolved.await.unwrap_or(Err(Failure::NameServer.into()))?;
+        recorder.mark_resolved();
         Ok(ResolvedTarget {
             addresses: Arc::from(addresses),
-            recorder: self.recorder.clone(),
+            recorder: recorder.clone(),
         })
     }
 }

@@ -15,8 +15,12 @@ use nano_webhooks_core::{
 };
 
 use crate::{
-    client::webhook_client::{OpenExchange, WebhookClient},
+    client::{
+        local_failure::LocalFailure,
+        webhook_client::{OpenExchange, WebhookClient},
+    },
     clock::Clock,
+    error_chain::error_chain,
     metrics::{Counter, Histogram, Metrics},
     random,
     store::webhooks::WebhookRecord,
@@ -60,21 +64,29 @@ impl SentRequest {
 }
 
 impl Attempter<'_> {
-    /// Makes the next attempt of a delivery and updates the delivery.
+    /// Makes the next attempt of a delivery and updates the delivery. `None` if this process could
+    /// not make it: then it is deferred.
     pub(super) async fn attempt(
         &self,
         record: &WebhookRecord,
         secrets: &[Secret],
         delivery: &mut Delivery,
-    ) -> AttemptOutcome {
+    ) -> Option<AttemptOutcome> {
         let (sent, exchange) = self.start(&record.webhook, secrets, delivery);
-        let outcome = exchange.await;
-        self.finish(record, &sent, delivery, &outcome);
-        outcome
+        match exchange.await {
+            Ok(outcome) => {
+                self.finish(record, &sent, delivery, &outcome);
+                Some(outcome)
+            }
+            Err(failure) => {
+                self.defer(delivery, failure);
+                None
+            }
+        }
     }
 
-    /// Starts the next attempt of a delivery. [`Self::finish`] must follow once the exchange has
-    /// ended.
+    /// Starts the next attempt of a delivery. [`Self::finish`] or [`Self::defer`] must follow once
+    /// the exchange has ended.
     pub(super) fn start(
         &self,
         webhook: &Webhook,
@@ -88,8 +100,25 @@ impl Attempter<'_> {
             signatures: signing::sign(secrets, &delivery.key.event, started_at, payload),
         };
         let request = sent.as_webhook_request(delivery);
-        let exchange = self.client.start(&webhook.url, &request, &delivery.payload);
+        let account = &delivery.key.account;
+        let exchange = self
+            .client
+            .start(account, &webhook.url, &request, &delivery.payload);
         (sent, exchange)
+    }
+
+    /// Defers the next attempt of a delivery, because this process could not make it. The endpoint
+    /// has no part in that.
+    pub(super) fn defer(&self, delivery: &mut Delivery, failure: LocalFailure) {
+        tracing::warn!(
+            account = delivery.key.account.as_str(),
+            webhook = %delivery.key.webhook,
+            event = delivery.key.event.as_str(),
+            error = error_chain(&failure),
+            "Could not make an attempt; it is deferred"
+        );
+        self.metrics.increment(Counter::DeferredAttempts);
+        delivery.defer_attempt(self.clock.now(), random::unit_f64());
     }
 
     /// Adds an attempt to its delivery and decides what is next.

@@ -311,7 +311,9 @@ impl FirstAttempts<'_> {
             && !defer_rest.load(Ordering::Relaxed)
             && slot.is_none_or(|(slot, _)| pace::is_open(slot, now))
         {
-            return self.attempt(endpoint, secrets, started, defer_rest).await;
+            return self
+                .attempt(endpoint, plan, secrets, started, defer_rest)
+                .await;
         }
         match (plan.unattempted, &endpoint.secrets, slot) {
             (Unattempted::WaitForEndpoint, _, _) => started.delivery.wait_for_endpoint(),
@@ -331,14 +333,15 @@ impl FirstAttempts<'_> {
     async fn attempt(
         &self,
         endpoint: &EndpointBatch<'_>,
+        plan: AttemptPlan,
         secrets: &[Secret],
         mut started: StartedDelivery,
         defer_rest: &AtomicBool,
     ) -> FirstAttempt {
         let webhook = &endpoint.record.webhook;
         let (sent, mut exchange) = self.attempter.start(webhook, secrets, &started.delivery);
-        let outcome = if let Ok(outcome) = timeout(self.batch_wait, &mut exchange).await {
-            outcome
+        let result = if let Ok(result) = timeout(self.batch_wait, &mut exchange).await {
+            result
         } else {
             defer_rest.store(true, Ordering::Relaxed);
             if let Some(permit) = self.admit_late(endpoint).await {
@@ -346,6 +349,17 @@ impl FirstAttempts<'_> {
                 return FirstAttempt::Late(LateDelivery { started, attempt });
             }
             exchange.cut().await
+        };
+        let outcome = match result {
+            Ok(outcome) => outcome,
+            Err(failure) => {
+                defer_rest.store(true, Ordering::Relaxed);
+                self.attempter.defer(&mut started.delivery, failure);
+                if let Unattempted::WaitForEndpoint = plan.unattempted {
+                    started.delivery.wait_for_endpoint();
+                }
+                return FirstAttempt::Unattempted(started);
+            }
         };
         self.attempter
             .finish(endpoint.record, &sent, &mut started.delivery, &outcome);

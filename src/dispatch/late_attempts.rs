@@ -13,7 +13,7 @@ use nano_webhooks_core::{account_id::AccountId, delivery::attempt::AttemptOutcom
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
 use super::{attempt::SentRequest, in_flight::EndpointKey};
-use crate::client::webhook_client::OpenExchange;
+use crate::client::{local_failure::LocalFailure, webhook_client::OpenExchange};
 
 /// The most late attempts to one endpoint in this process.
 pub const MAX_LATE_PER_ENDPOINT: usize = 32;
@@ -47,7 +47,7 @@ pub(super) struct LatePermit {
 /// An attempt that its batch no longer waits for. Dropping it ends the exchange.
 pub(super) struct LateAttempt {
     pub(super) sent: SentRequest,
-    exchange: AbortOnDropHandle<AttemptOutcome>,
+    exchange: AbortOnDropHandle<Result<AttemptOutcome, LocalFailure>>,
     _permit: LatePermit,
 }
 
@@ -62,7 +62,7 @@ impl LateAttempt {
     }
 
     /// Waits until the exchange has ended. `None` if it panicked.
-    pub(super) async fn outcome(&mut self) -> Option<AttemptOutcome> {
+    pub(super) async fn outcome(&mut self) -> Option<Result<AttemptOutcome, LocalFailure>> {
         (&mut self.exchange).await.ok()
     }
 }

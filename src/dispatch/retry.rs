@@ -28,9 +28,9 @@ use nano_webhooks_core::{
     delivery::{
         Delivery, DeliveryKey, DeliveryState,
         breaker::BreakerDecision,
+        deferral_backoff::DeferralBackoff,
         lease::fits_in_queue,
         pace::{self, Pace},
-        secret_backoff::secret_backoff,
     },
     secret::Secret,
     timestamp::Timestamp,
@@ -230,9 +230,11 @@ impl RetryWorker<'_> {
         let outcome = self.attempter.attempt(record, secrets, &mut delivery).await;
         self.completer.write(&lease, &delivery).await?;
         drop(permit);
-        self.completer
-            .update_health(record, &delivery, outcome)
-            .await;
+        if let Some(outcome) = outcome {
+            self.completer
+                .update_health(record, &delivery, outcome)
+                .await;
+        }
         Ok(())
     }
 
@@ -323,7 +325,7 @@ impl RetryWorker<'_> {
     async fn wait_for_secret(self, message: &RetryMessage, now: Timestamp) -> Result<()> {
         let leases = self.store.leases();
         let deferrals = leases.count_deferrals(&message.key).await?;
-        let due = now + secret_backoff(deferrals, random::unit_f64());
+        let due = now + DeferralBackoff::SECRET.wait(deferrals, random::unit_f64());
         let deferrals = deferrals.saturating_add(1);
         let outcome = leases
             .wait_for_secret(&message.key, message.attempt_count, deferrals, due, now)

@@ -83,6 +83,7 @@ const fn emf_counter(counter: Counter) -> EmfCounter {
         Counter::Events => EmfCounter::Plain("Events"),
         Counter::Attempts => EmfCounter::Plain("Attempts"),
         Counter::FailedAttempts(kind) => EmfCounter::FailedAttempts(kind),
+        Counter::DeferredAttempts => EmfCounter::Plain("DeferredAttempts"),
         Counter::Delivered => EmfCounter::Plain("Delivered"),
         Counter::Failed => EmfCounter::Plain("Failed"),
         Counter::Poison => EmfCounter::Plain("Poison"),

@@ -58,6 +58,11 @@ fn render_attempts(text: &mut Exposition, registry: &Registry) {
         let failed = count(registry, Counter::FailedAttempts(kind));
         text.labeled("failed_attempts_total", "failure", kind.as_str(), failed);
     }
+    text.counter(
+        "deferred_attempts_total",
+        "Attempts that this process could not make now, such as without free file descriptors.",
+        count(registry, Counter::DeferredAttempts),
+    );
 }
 
 fn render_deliveries(text: &mut Exposition, registry: &Registry) {

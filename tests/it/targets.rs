@@ -21,7 +21,7 @@ use nano_webhooks_core::{
 };
 use tokio::net::TcpListener;
 
-use crate::support::client::post;
+use crate::support::client::{account, post};
 
 /// A listener on the loopback addresses that counts connections and closes each at once.
 struct ConnectionCounter {
@@ -90,7 +90,7 @@ async fn rebinding_reaches_nothing() {
     ]);
     let guard = TargetGuard::new(TargetPolicy::Public, vec![]).with_resolver(resolver);
     let url = canary.url("rebinding.example");
-    assert_eq!(guard.check_registration(&url).await, Ok(()));
+    assert_eq!(guard.check_registration(&account(), &url).await, Ok(()));
     for rule in [NOT_ALLOWED, NOT_ALLOWED, NOT_ALLOWED] {
         let outcome = attempt(&guard, &url).await;
         assert_eq!(outcome.failure, Some(Failure::Blocked(rule)));

@@ -87,6 +87,7 @@ fn metrics() -> Value {
         Counter::Events,
         Counter::Attempts,
         Counter::FailedAttempts(FailureKind::Dns),
+        Counter::DeferredAttempts,
         Counter::Delivered,
         Counter::Failed,
         Counter::Poison,

@@ -20,6 +20,8 @@ pub enum TimeoutStage {
 pub enum Failure {
     /// The host name does not resolve.
     Dns,
+    /// The name servers of the host do not answer, or report an error.
+    NameServer,
     /// The connection failed or was closed before a response.
     Connect,
     /// The TLS handshake failed for this reason.
@@ -42,7 +44,7 @@ pub enum Failure {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FailureKind {
-    /// See [`Failure::Dns`].
+    /// See [`Failure::Dns`] and [`Failure::NameServer`].
     Dns,
     /// See [`Failure::Connect`].
     Connect,
@@ -93,7 +95,7 @@ impl Failure {
     /// The kind of this failure.
     pub const fn kind(&self) -> FailureKind {
         match self {
-            Self::Dns => FailureKind::Dns,
+            Self::Dns | Self::NameServer => FailureKind::Dns,
             Self::Connect => FailureKind::Connect,
             Self::Tls(_) => FailureKind::Tls,
             Self::Timeout(_) => FailureKind::Timeout,
@@ -111,6 +113,10 @@ impl fmt::Display for Failure {
         match self {
             Self::Dns => f.write_str(
                 "The host name does not resolve. Check the URL and the DNS records of its host.",
+            ),
+            Self::NameServer => f.write_str(
+                "The host name could not be resolved: its name servers do not answer, or report \
+                 an error. Check the DNS of its domain.",
             ),
             Self::Connect => f.write_str(
                 "The connection failed or was closed before a response. \

@@ -10,6 +10,7 @@ use nano_webhooks::{
     clock::Clock,
 };
 use nano_webhooks_core::{
+    account_id::AccountId,
     delivery::attempt::{AttemptOutcome, WebhookRequest},
     endpoint_url::EndpointUrl,
     event::EventId,
@@ -52,6 +53,12 @@ pub async fn post(client: &WebhookClient, url: &str) -> AttemptOutcome {
         version: "0",
     };
     let url = EndpointUrl::parse(url).unwrap();
-    let (_, outcome) = client.attempt(&url, request, "{}").await;
+    let attempted = client.attempt(&account(), &url, request, "{}").await;
+    let (_, outcome) = attempted.unwrap();
     outcome
+}
+
+/// The account whose attempts [`post`] makes.
+pub fn account() -> AccountId {
+    AccountId::parse("acme").unwrap()
 }
