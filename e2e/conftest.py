@@ -6,8 +6,12 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 from deployment import Deployment
-from network import CertificateAuthority, Dns
+from network import CertificateAuthority, Dns, bring_loopback_up
 from support import Receiver, Service
+
+
+def pytest_sessionstart():
+    bring_loopback_up()
 
 
 @pytest.fixture(scope="session")
@@ -85,7 +89,7 @@ def authority(tmp_path_factory):
     return CertificateAuthority(tmp_path_factory.mktemp("authority"))
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def dns(tmp_path_factory):
-    """The DNS names of services that are started with `env=dns.env`."""
+    """What names resolve to."""
     return Dns(tmp_path_factory.mktemp("dns"))

@@ -2,77 +2,106 @@
 
 import contextlib
 import datetime
+import fcntl
 import ipaddress
-import os
 import socket
 import ssl
+import struct
 import subprocess
-import sys
 import threading
 from pathlib import Path
 
-import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from support import build_environment, read_request
+from support import read_request
 
-RESOLVER = "libnss_wrapper.so"
 # Public addresses for names that later change to a private address. Nothing is sent to them.
 PUBLIC_V4 = "93.184.215.14"
 PUBLIC_V6 = "2606:2800:21f:cb07:6820:80da:af6b:8b2c"
 
 
+SIOCSIFFLAGS, IFF_UP, IFF_RUNNING = 0x8914, 0x1, 0x40
+RESOLV_CONF = "nameserver 127.0.0.1\nsearch lan.example\noptions timeout:10 attempts:2\n"
+HOSTS = "127.0.0.1 localhost\n::1 localhost\n"
+DNS_HEADER = struct.Struct(">HHHHHH")
+DNS_QUERY_END = struct.Struct(">HH")
+DNS_RECORD = struct.Struct(">HHIH")
+# Flags of a response with recursion available, without and with the code for a missing name.
+DNS_FOUND, DNS_MISSING = 0x8180, 0x8183
+DNS_TYPES = {1: socket.AF_INET, 28: socket.AF_INET6}
+
+
+def bring_loopback_up():
+    """Starts the loopback interface of the tests' network, see `e2e/run`."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+        fcntl.ioctl(any_socket, SIOCSIFFLAGS, struct.pack("16sh", b"lo", IFF_UP | IFF_RUNNING))
+
+
 class Dns:
-    """DNS records for processes that run with `env`. A change takes effect at once."""
+    """A name server, and the files by which every process of the tests finds it.
+
+    The tests have a network of their own, see `e2e/run`. A change takes effect at once.
+    """
 
     def __init__(self, folder):
-        self.file = Path(folder) / "hosts"
-        # The wrapper's default limit is 100 names.
-        self.env = {
-            "LD_PRELOAD": RESOLVER,
-            "NSS_WRAPPER_HOSTS": str(self.file),
-            "NSS_WRAPPER_MAX_HOSTENTS": "10000",
-        }
         self.names = {}
-        self.lock = threading.Lock()
-        # The wrapper reads the file again when the modification time changes by a second or more.
-        self.modified_at = 1_000_000_000
-        self.set({"probe.example": "192.0.2.77"})
-        lookup = "import socket; print(socket.getaddrinfo('probe.example', 443)[0][4][0])"
-        completed = subprocess.run(
-            [sys.executable, "-c", lookup],
-            env=build_environment(self.env),
-            capture_output=True,
-            text=True,
-        )
-        if completed.stdout.strip() != "192.0.2.77":
-            pytest.fail(
-                f"{RESOLVER} is missing, which these tests need for DNS names: "
-                "run `apt-get install libnss-wrapper`",
-                pytrace=False,
-            )
+        self.asked = []
+        self.hosts = Path(folder) / "hosts"
+        self.hosts.write_text(HOSTS)
+        resolv_conf = Path(folder) / "resolv.conf"
+        resolv_conf.write_text(RESOLV_CONF)
+        for file in (self.hosts, resolv_conf):
+            subprocess.run(["mount", "--bind", file, f"/etc/{file.name}"], check=True)
+        self.socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self.socket.bind(("127.0.0.1", 53))
+        threading.Thread(target=self._serve, daemon=True).start()
 
     def set(self, names):
         """Sets the records of some names.
 
-        A value is an address, a list of addresses in this order, or None.
+        A value is an address, a list of addresses, or None: then the questions are not answered.
+        Other names do not exist.
         """
-        with self.lock:
-            for name, addresses in names.items():
-                self.names[name] = [addresses] if isinstance(addresses, str) else addresses or []
-            lines = [
-                f"{address} {name}\n"
-                for name, addresses in self.names.items()
-                for address in addresses
-            ]
-            new_file = self.file.with_suffix(".new")
-            new_file.write_text("".join(lines))
-            self.modified_at += 1
-            os.utime(new_file, (self.modified_at, self.modified_at))
-            new_file.replace(self.file)
+        for name, addresses in names.items():
+            self.names[name] = [addresses] if isinstance(addresses, str) else addresses
+
+    def set_hosts(self, lines):
+        """Replaces the contents of the hosts file."""
+        self.hosts.write_text(HOSTS + lines)
+
+    def _serve(self):
+        while True:
+            query, client = self.socket.recvfrom(4096)
+            if response := self._respond(query):
+                self.socket.sendto(response, client)
+
+    def _respond(self, query):
+        labels, offset = [], DNS_HEADER.size
+        while length := query[offset]:
+            labels.append(query[offset + 1 : offset + 1 + length].decode())
+            offset += 1 + length
+        name = ".".join(labels).lower()
+        record_type, _ = DNS_QUERY_END.unpack_from(query, offset + 1)
+        question = query[DNS_HEADER.size : offset + 1 + DNS_QUERY_END.size]
+        self.asked.append(name)
+        addresses = self.names.get(name, [])
+        if addresses is None:
+            return None
+        records = b""
+        count = 0
+        for address in addresses:
+            family = socket.AF_INET6 if ":" in address else socket.AF_INET
+            if DNS_TYPES.get(record_type) == family:
+                data = socket.inet_pton(family, address)
+                # The name of the record is that of the question.
+                records += b"\xc0\x0c" + DNS_RECORD.pack(record_type, 1, 300, len(data)) + data
+                count += 1
+        flags = DNS_FOUND if addresses else DNS_MISSING
+        query_id = int.from_bytes(query[:2], "big")
+        return DNS_HEADER.pack(query_id, flags, 1, count, 0, 0) + question + records
 
 
 class CertificateAuthority:

@@ -83,7 +83,7 @@ def options(authority):
 
 @pytest.fixture(scope="module")
 def service(start, dns, options):
-    return start(*options, "--allow-cidr", f"{ALLOWED}/32", env=dns.env)
+    return start(*options, "--allow-cidr", f"{ALLOWED}/32")
 
 
 @pytest.fixture
@@ -139,7 +139,7 @@ def test_allowed_address_is_reached(service, api, dns, receiver, url, name, coun
 def test_counter_sees_allowed_connection(start, dns, options, servers, url, name):
     """A connection counter would see a connection if the policy allowed its address."""
     dns.set({name: "127.0.0.1"})
-    service = start(*options, "--allow-cidr", "127.0.0.0/8", env=dns.env)
+    service = start(*options, "--allow-cidr", "127.0.0.0/8")
     counter = servers[1][0]
     counter.clear()
     delivery = deliver_job(service, service.api, service.api.subscribe(url))
@@ -152,7 +152,7 @@ def test_denied_range_is_not_reached(start, dns, options, counters, url, name, p
     """A denied range wins over an allowed one and over the policy `any`."""
     options = [policy if option == "public" else option for option in options]
     ranges = ("--allow-cidr", "127.0.0.0/8", "--deny-cidr", "127.0.0.1/32")
-    service = start(*options, *ranges, env=dns.env)
+    service = start(*options, *ranges)
     dns.set({name: "127.0.0.1"})
     assert_rejected(service.api.create({"url": url, "events": EVENTS}))
     dns.set({name: ALLOWED})
@@ -172,7 +172,7 @@ def test_untrusted_certificate_receives_no_request(start, dns, receiver, url, na
         "--retry-schedule",
         "50ms",
     )
-    service = start(*options, env=dns.env)
+    service = start(*options)
     delivery = deliver_job(service, service.api, service.api.subscribe(url))
     assert [attempt["failure"] for attempt in delivery["attempts"]] == ["tls", "tls"]
     assert not receiver.requests_to(path_of(url))
@@ -317,7 +317,7 @@ def test_redirect_is_not_followed(service, api, dns, receiver, url, name, counte
 def test_proxy_variables_are_ignored(start, dns, options, receiver, url, name, counters):
     """Proxies in the environment neither receive a request nor excuse a private address."""
     dns.set({name: ALLOWED})
-    env = dict(dns.env)
+    env = {}
     for variable in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "FTP_PROXY", "SOCKS_PROXY", "PROXY"):
         env[variable] = env[variable.lower()] = f"http://127.0.0.1:{counters[0].port}"
     service = start(*options, "--allow-cidr", f"{ALLOWED}/32", env=env)

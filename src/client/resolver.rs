@@ -3,7 +3,6 @@
 use std::{
     collections::HashMap,
     fmt,
-    net::IpAddr,
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll},
@@ -15,17 +14,13 @@ use nano_webhooks_core::{account_id::AccountId, delivery::failure::Failure};
 use tokio::time::timeout;
 
 use super::{
-    local_failure::{ExchangeError, LocalFailure},
+    local_failure::LocalFailure,
     lookup_slots::{LookupSlot, LookupSlots},
-    system_resolver::SystemResolver,
-    webhook_client::Timeouts,
+    system_resolver::{LookupResult, SystemResolver},
 };
 
 /// The longest time of a lookup: all that an attempt has to connect.
-const LOOKUP_TIMEOUT: Duration = Timeouts::QUEUED.connect;
-
-/// The addresses of a name. There is at least one.
-pub type LookupResult = Result<Vec<IpAddr>, ExchangeError>;
+const LOOKUP_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A function that looks up a name.
 pub type Lookup = Arc<dyn Fn(String) -> BoxFuture<'static, LookupResult> + Send + Sync>;
@@ -188,12 +183,15 @@ impl fmt::Debug for Resolver {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::{
+        net::IpAddr,
+        sync::atomic::{AtomicUsize, Ordering},
+    };
 
     use tokio::sync::Semaphore;
 
     use super::*;
-    use crate::client::lookup_slots::MAX_LOOKUPS_PER_ACCOUNT;
+    use crate::client::{local_failure::ExchangeError, lookup_slots::MAX_LOOKUPS_PER_ACCOUNT};
 
     /// A resolver whose lookups wait for `gate`, and the number of lookups that started. The nth
     /// lookup finds the address 10.0.0.n.

@@ -26,10 +26,7 @@ use hickory_resolver::{
 use nano_webhooks_core::delivery::failure::Failure;
 use tokio::time::timeout;
 
-use super::{
-    local_failure::{ExchangeError, LocalFailure},
-    resolver::LookupResult,
-};
+use super::local_failure::{ExchangeError, LocalFailure};
 
 const HOSTS: &str = "/etc/hosts";
 const RESOLV_CONF: &str = "/etc/resolv.conf";
@@ -38,6 +35,9 @@ const RESOLV_CONF: &str = "/etc/resolv.conf";
 const RESOLUTION_DELAY: Duration = Duration::from_millis(50);
 /// The most questions on a TCP connection to a name server: more than all lookups ask.
 const MAX_QUESTIONS_PER_CONNECTION: usize = 1024;
+
+/// The addresses of a name. There is at least one.
+pub type LookupResult = Result<Vec<IpAddr>, ExchangeError>;
 
 /// The system's resolver. It reads its files again when they have changed.
 pub(super) struct SystemResolver {

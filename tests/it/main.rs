@@ -10,6 +10,7 @@ mod api;
 mod architecture;
 mod canonical_json;
 mod cost;
+mod deferred_attempts;
 mod dispatch;
 mod events;
 mod exchange;
