@@ -16,15 +16,15 @@ def pytest_sessionstart():
 
 @pytest.fixture(scope="session")
 def start(tmp_path_factory):
-    """Starts a service, `start(*options, env={…})`.
+    """Starts a service, `start(*options, env={…}, open_files=(soft, hard))`.
 
     Kills the services that still run at the end.
     """
     services = []
 
-    def start(*args, env=None):
+    def start(*args, env=None, open_files=None):
         log = tmp_path_factory.mktemp("service") / "log"
-        service = Service(args, log, env)
+        service = Service(args, log, env, open_files)
         services.append(service)
         return service
 

@@ -7,6 +7,7 @@ import http.server
 import itertools
 import json
 import os
+import resource
 import select
 import signal
 import socket
@@ -69,13 +70,20 @@ def run_command(*args, check=True, env=None):
     return completed
 
 
+def set_open_files(limits):
+    """Sets the limit of file descriptors of this process, if there is one."""
+    if limits:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
 class Process:
     """A running command of the binary.
 
-    Its stderr goes to the file `log`; its stdout is read without blocking.
+    Its stderr goes to the file `log`; its stdout is read without blocking. `open_files` is its soft
+    and hard limit of file descriptors.
     """
 
-    def __init__(self, args, log, env=None):
+    def __init__(self, args, log, env=None, open_files=None):
         self.log = Path(log)
         self.started_at = time.monotonic()
         with self.log.open("ab") as stderr:
@@ -85,6 +93,7 @@ class Process:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=stderr,
+                preexec_fn=lambda: set_open_files(open_files),
             )
         os.set_blocking(self.popen.stdout.fileno(), False)
         self.output = ""
@@ -128,7 +137,7 @@ class Process:
 class Service(Process):
     """A running `nano-webhooks serve` that is ready for requests."""
 
-    def __init__(self, args, log, env=None):
+    def __init__(self, args, log, env=None, open_files=None):
         super().__init__(
             [
                 "serve",
@@ -141,6 +150,7 @@ class Service(Process):
             ],
             log,
             env,
+            open_files,
         )
         try:
             ready = json.loads(self.wait_for_line("{"))

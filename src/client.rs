@@ -1,5 +1,6 @@
 //! Requests to endpoints: guarded targets and bounded exchanges.
 
+pub mod attempt_slots;
 mod byte_meter;
 mod connector;
 pub mod local_failure;

@@ -3,6 +3,7 @@
 
 mod background;
 mod data_dir;
+mod descriptor_shares;
 mod engine;
 mod lambda_record;
 mod preparation;
@@ -23,6 +24,7 @@ use tokio::time::timeout;
 
 use background::{BackgroundTasks, TaskInputs};
 use data_dir::DataDir;
+use descriptor_shares::DescriptorShares;
 use engine::Engine;
 use preparation::{Preparation, PreparedTables};
 use services::Services;
@@ -57,6 +59,7 @@ impl DevServer {
     /// Starts the service. Returns when it is ready for requests.
     pub async fn start(args: ServeArgs) -> anyhow::Result<Self> {
         let clock = Clock::system();
+        let shares = DescriptorShares::raise_limit();
         let config = read_config(&args)?;
         let jobs_table = read_jobs_table()?;
         let data_dir = open_data_dir(&args)?;
@@ -64,8 +67,9 @@ impl DevServer {
         let listener = bind(args.listen).await?;
         let api = listener.local_addr()?;
         let engine = Engine::start(&args, data_dir.as_ref()).await?;
+        let client = engine.client(shares);
         let preparation = Preparation {
-            client: engine.client(),
+            client: client.clone(),
             tables: &config.tables,
             jobs_table: &jobs_table,
             data_dir: data_dir.as_ref(),
@@ -75,13 +79,15 @@ impl DevServer {
             .run(args.api_key)
             .await
             .map_err(|error| engine.explain(error, &config.tables))?;
-        let (services, scheduled_retries) = Services::new(store, &config, clock);
+        let (services, scheduled_retries) = Services::new(store, &config, clock, shares);
         let tasks = BackgroundTasks::start(TaskInputs {
             listener,
             router: services.build_router()?,
             dispatcher: services.build_dispatcher()?,
             scheduled_retries,
+            concurrent_retries: shares.concurrent_retries(),
             engine: &engine,
+            client,
             jobs_table: jobs_table.clone(),
         });
         Ok(Self {

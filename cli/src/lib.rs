@@ -10,6 +10,7 @@ pub mod embedded_dynamodb;
 mod http_server;
 mod invocation;
 mod job_data;
+mod limited_http_client;
 mod local_client;
 mod received_request;
 mod store_error;

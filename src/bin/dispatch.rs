@@ -18,8 +18,11 @@ use nano_webhooks::{
     clock::{Clock, Deadline},
     config::{Config, ConfigDefaults, env_var, late_attempts_enabled, retry_queue_url, stack_name},
     dispatch::{
-        Dispatcher, InFlightLimiter, RECORDING_RESERVE, first_attempt::BATCH_WAIT,
-        lambda_event::Invocation, late_attempts::LateAttempts, operator_topic::OperatorTopic,
+        Dispatcher, InFlightLimiter, RECORDING_RESERVE,
+        first_attempt::BATCH_WAIT,
+        lambda_event::Invocation,
+        late_attempts::{LateAttempts, MAX_LATE},
+        operator_topic::OperatorTopic,
     },
     error_chain::error_chain,
     extension::Extension,
@@ -50,7 +53,7 @@ async fn run() -> Result<(), Error> {
         let invocations = InvocationSignal::default();
         return run_function(config, LateAttempts::disabled(), output, invocations).await;
     }
-    let late_attempts = LateAttempts::enabled();
+    let late_attempts = LateAttempts::enabled(MAX_LATE);
     let invocations = InvocationSignal::default();
     let end_of_invocation = AfterInvocation {
         invocations: invocations.clone(),

@@ -8,6 +8,9 @@ use nano_webhooks_core::delivery::failure::Failure;
 /// nothing about the endpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LocalFailure {
+    /// As many attempts were in progress as the process has file descriptors for.
+    #[error("no slot for an attempt was free")]
+    NoAttemptSlot,
     /// There was no slot for the lookup, or another account needed it.
     #[error("no slot for a lookup was free")]
     NoLookupSlot,

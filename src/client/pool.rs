@@ -51,6 +51,14 @@ impl SharedPool {
         Self(Arc::new(Mutex::new(Pool::new(connector))))
     }
 
+    /// Sets the number of connections after which a pool is replaced, at most as many as without.
+    pub(super) fn with_max_connections(self, max_connections: usize) -> Self {
+        let mut pool = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        pool.max_connections = pool.max_connections.min(max_connections);
+        drop(pool);
+        self
+    }
+
     /// Sends a request over an idle connection or a new one to the target. If an idle connection
     /// ends before it returns anything, the server had closed it, and the request is sent once more
     /// over a new connection.

@@ -25,6 +25,7 @@ use nano_webhooks_core::{
 use tokio::sync::oneshot;
 
 use super::{
+    attempt_slots::AttemptSlots,
     connector::ResolvedTarget,
     local_failure::{ExchangeError, LocalFailure},
     phase_recorder::PhaseRecorder,
@@ -56,6 +57,16 @@ impl Timeouts {
     };
 }
 
+/// The limits of a client, in addition to those of who calls it.
+#[derive(Clone, Debug)]
+pub struct ClientLimits {
+    /// The attempts at the same time. Several clients can share them.
+    pub attempts: AttemptSlots,
+    /// The most connections that a pool opens before another one replaces it, whose idle
+    /// connections then close.
+    pub connections_per_pool: usize,
+}
+
 /// How long a response body is read.
 const BODY_READ_TIME: Duration = Duration::from_secs(1);
 
@@ -64,6 +75,7 @@ const BODY_READ_TIME: Duration = Duration::from_secs(1);
 pub struct WebhookClient {
     guard: Arc<TargetGuard>,
     pool: SharedPool,
+    slots: AttemptSlots,
     timeouts: Timeouts,
 }
 
@@ -80,8 +92,19 @@ impl WebhookClient {
         Ok(Self {
             guard: Arc::new(guard),
             pool: SharedPool::new(tls, timeouts.connect),
+            slots: AttemptSlots::default(),
             timeouts,
         })
+    }
+
+    /// Sets further limits.
+    #[must_use]
+    pub fn with_limits(self, limits: &ClientLimits) -> Self {
+        Self {
+            pool: self.pool.with_max_connections(limits.connections_per_pool),
+            slots: limits.attempts.clone(),
+            ..self
+        }
     }
 
     /// The deadlines of an exchange.
@@ -193,6 +216,9 @@ impl Exchange {
         request: http::Request<Full<Bytes>>,
         mut is_cut: oneshot::Receiver<()>,
     ) -> ExchangeResult {
+        let Some(_slot) = self.client.slots.acquire().await else {
+            return Err(LocalFailure::NoAttemptSlot);
+        };
         let started = tokio::select! {
             biased;
             started = self.client.guard.start(&self.account, &self.url) => started,

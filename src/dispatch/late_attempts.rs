@@ -19,14 +19,14 @@ use crate::client::{local_failure::LocalFailure, webhook_client::OpenExchange};
 pub const MAX_LATE_PER_ENDPOINT: usize = 32;
 /// The most late attempts of one account in this process.
 pub const MAX_LATE_PER_ACCOUNT: usize = 64;
-/// The most late attempts in this process.
+/// The most late attempts in a function's process.
 pub const MAX_LATE: usize = 128;
 
 /// The late attempts of a process. Clones share them.
 #[derive(Clone, Default)]
 pub struct LateAttempts {
-    /// Whether the process goes on after a batch is acknowledged.
-    is_enabled: bool,
+    /// The most in this process; 0 if it may stop as soon as a batch is acknowledged.
+    max: usize,
     slots: Arc<Mutex<Slots>>,
     completions: TaskTracker,
 }
@@ -68,10 +68,10 @@ impl LateAttempt {
 }
 
 impl LateAttempts {
-    /// Late attempts of a process that runs until [`Self::drain`] has returned.
-    pub fn enabled() -> Self {
+    /// At most `max` late attempts, in a process that runs until [`Self::drain`] has returned.
+    pub fn enabled(max: usize) -> Self {
         Self {
-            is_enabled: true,
+            max,
             ..Self::default()
         }
     }
@@ -83,11 +83,8 @@ impl LateAttempts {
 
     /// Allows one more late attempt to an endpoint, if there is room for it.
     pub(super) fn try_admit(&self, endpoint: &EndpointKey) -> Option<LatePermit> {
-        if !self.is_enabled {
-            return None;
-        }
         let mut slots = lock(&self.slots);
-        if !slots.have_room(endpoint) {
+        if slots.total >= self.max || !slots.have_room(endpoint) {
             return None;
         }
         slots.total += 1;
@@ -119,8 +116,7 @@ impl Slots {
     fn have_room(&self, endpoint: &EndpointKey) -> bool {
         let of_account = self.per_account.get(&endpoint.account).copied();
         let of_endpoint = self.per_endpoint.get(endpoint).copied();
-        self.total < MAX_LATE
-            && of_account.unwrap_or(0) < MAX_LATE_PER_ACCOUNT
+        of_account.unwrap_or(0) < MAX_LATE_PER_ACCOUNT
             && of_endpoint.unwrap_or(0) < MAX_LATE_PER_ENDPOINT
     }
 }
@@ -171,7 +167,7 @@ mod tests {
 
     #[test]
     fn slots_are_limited_at_every_level() {
-        let late = LateAttempts::enabled();
+        let late = LateAttempts::enabled(MAX_LATE);
         let first = take_all(&late, &endpoint("acme", 1));
         assert_eq!(first.len(), MAX_LATE_PER_ENDPOINT);
         let second = take_all(&late, &endpoint("acme", 2));

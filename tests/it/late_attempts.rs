@@ -4,7 +4,10 @@ use std::{collections::HashMap, time::Duration};
 
 use futures_util::future::join_all;
 use nano_webhooks::{
-    dispatch::{Dispatcher, late_attempts::LateAttempts},
+    dispatch::{
+        Dispatcher,
+        late_attempts::{LateAttempts, MAX_LATE},
+    },
     store::holds::MAX_HOLDS_PER_WINDOW,
 };
 use nano_webhooks_core::{
@@ -30,7 +33,7 @@ async fn fixture() -> RetryFixture {
         dispatcher: Dispatcher {
             batch_wait: Duration::from_millis(50),
             direct_client: client(),
-            late_attempts: LateAttempts::enabled(),
+            late_attempts: LateAttempts::enabled(MAX_LATE),
             ..fixture.dispatcher.clone()
         },
         ..fixture
@@ -153,7 +156,7 @@ async fn late_failure_schedules_next_attempt() {
     let mut fixture = RetryFixture::new("10s").await;
     // The client of the fixture gives up after 300 ms.
     fixture.dispatcher.batch_wait = Duration::from_millis(50);
-    fixture.dispatcher.late_attempts = LateAttempts::enabled();
+    fixture.dispatcher.late_attempts = LateAttempts::enabled(MAX_LATE);
     let hanging = fixture.subscribe("/hang").await;
     fixture.end_jobs(1, 1).await;
     // Health is written at most once a second.

@@ -29,7 +29,11 @@ pub struct TaskInputs<'a> {
     pub router: Router,
     pub dispatcher: Dispatcher,
     pub scheduled_retries: mpsc::Receiver<ScheduledRetry>,
+    /// How many retries run at the same time.
+    pub concurrent_retries: usize,
     pub engine: &'a Engine,
+    /// A client of the engine.
+    pub client: aws_sdk_dynamodb::Client,
     pub jobs_table: String,
 }
 
@@ -41,11 +45,12 @@ impl BackgroundTasks {
         tracker.spawn(serve_api(inputs.listener, inputs.router, shutdown.clone()));
         let retry_timer = tracker.spawn(retry_timer::run(
             inputs.dispatcher.clone(),
+            inputs.concurrent_retries,
             inputs.scheduled_retries,
             shutdown.clone(),
         ));
         let poller = StreamPoller {
-            dynamodb: inputs.engine.client(),
+            dynamodb: inputs.client,
             source: StreamSource {
                 clock: inputs.dispatcher.clock.clone(),
                 dispatcher: inputs.dispatcher,

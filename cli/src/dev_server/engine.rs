@@ -1,17 +1,21 @@
 //! The DynamoDB engine of the service.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
+use aws_sdk_dynamodb::config::timeout::TimeoutConfig;
 use nano_webhooks::{aws, store::TableNames};
 
-use super::data_dir::DataDir;
+use super::{data_dir::DataDir, descriptor_shares::DescriptorShares};
 use crate::{
     args::ServeArgs,
     embedded_dynamodb::EmbeddedDynamoDb,
     http_server::bind,
-    local_client::{local_client, local_streams_client},
+    local_client::{limited_local_client, local_streams_client},
     store_error::{TablesLocation, explain_store_error},
 };
+
+/// The time-out of a request to the embedded engine. A busy machine is slow, but loses no request.
+const EMBEDDED_TIMEOUT: Duration = Duration::from_secs(10);
 
 pub struct Engine {
     pub endpoint: String,
@@ -37,12 +41,22 @@ impl Engine {
         })
     }
 
-    pub fn client(&self) -> aws_sdk_dynamodb::Client {
-        local_client(&self.endpoint, aws::timeouts())
+    pub fn client(&self, shares: DescriptorShares) -> aws_sdk_dynamodb::Client {
+        let max_requests = shares.engine_requests();
+        limited_local_client(&self.endpoint, self.timeouts(), max_requests)
     }
 
     pub fn streams_client(&self) -> aws_sdk_dynamodbstreams::Client {
-        local_streams_client(&self.endpoint, aws::timeouts())
+        local_streams_client(&self.endpoint, self.timeouts())
+    }
+
+    fn timeouts(&self) -> TimeoutConfig {
+        match self.embedded {
+            Some(_) => TimeoutConfig::builder()
+                .operation_timeout(EMBEDDED_TIMEOUT)
+                .build(),
+            None => aws::timeouts(),
+        }
     }
 
     /// Adds to an error of the tables where they are and what to check.

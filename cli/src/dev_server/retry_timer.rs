@@ -20,16 +20,17 @@ use tokio_util::{sync::CancellationToken, time::DelayQueue};
 pub const CHANNEL_CAPACITY: usize = 10_000;
 /// How many timers run. The sweep finds the deliveries of timers that were not accepted.
 const MAX_TIMERS: usize = 200_000;
-/// How many retries run at the same time. The dispatcher's limiter bounds how many of them send a
-/// request.
-const CONCURRENT_RETRIES: usize = 4_096;
+/// The most retries that run at the same time. The dispatcher's limiter bounds how many of them send
+/// a request.
+pub const MAX_CONCURRENT_RETRIES: usize = 4_096;
 /// The time between two runs of each scheduled job, as in the template.
 pub const SCHEDULE_INTERVAL: Duration = Duration::from_mins(1);
 
-/// Runs retries when they are due and the scheduled jobs every minute. Finishes running retries
-/// after `shutdown` is cancelled.
+/// Runs retries when they are due, at most `concurrency` at the same time, and the scheduled jobs
+/// every minute. Finishes running retries after `shutdown` is cancelled.
 pub async fn run(
     dispatcher: Dispatcher,
+    concurrency: usize,
     mut scheduled_retries: mpsc::Receiver<ScheduledRetry>,
     shutdown: CancellationToken,
 ) {
@@ -48,7 +49,7 @@ pub async fn run(
                     timers.insert(retry.message, delay);
                 }
             }
-            Some(expired) = timers.next(), if running_retries.len() < CONCURRENT_RETRIES => {
+            Some(expired) = timers.next(), if running_retries.len() < concurrency => {
                 running_retries.spawn(run_retry(dispatcher.clone(), expired.into_inner()));
             }
             Some(_) = running_retries.join_next() => {}

@@ -9,7 +9,7 @@ use axum::{
 use http::header::CONTENT_TYPE;
 use nano_webhooks::{
     api::{self, AppState},
-    client::webhook_client::Timeouts,
+    client::webhook_client::{ClientLimits, Timeouts, WebhookClient},
     clock::Clock,
     config::{Config, ConfigError},
     dispatch::{
@@ -22,7 +22,7 @@ use nano_webhooks::{
 use nano_webhooks_core::delivery::scheduled_retry::ScheduledRetry;
 use tokio::sync::mpsc;
 
-use super::retry_timer::CHANNEL_CAPACITY;
+use super::{descriptor_shares::DescriptorShares, retry_timer::CHANNEL_CAPACITY};
 
 pub struct Services<'a> {
     store: Store,
@@ -30,6 +30,8 @@ pub struct Services<'a> {
     metrics: Metrics,
     config: &'a Config,
     clock: Clock,
+    shares: DescriptorShares,
+    client_limits: ClientLimits,
 }
 
 impl<'a> Services<'a> {
@@ -38,6 +40,7 @@ impl<'a> Services<'a> {
         store: Store,
         config: &'a Config,
         clock: Clock,
+        shares: DescriptorShares,
     ) -> (Self, mpsc::Receiver<ScheduledRetry>) {
         let (sender, scheduled_retries) = mpsc::channel(CHANNEL_CAPACITY);
         let services = Self {
@@ -46,6 +49,8 @@ impl<'a> Services<'a> {
             metrics: Metrics::prometheus(),
             config,
             clock,
+            shares,
+            client_limits: shares.client_limits(),
         };
         (services, scheduled_retries)
     }
@@ -58,7 +63,7 @@ impl<'a> Services<'a> {
             retention: self.config.retention,
             account_claim: None,
             guard: self.config.guard(),
-            client: self.config.client(Timeouts::QUEUED)?,
+            client: self.build_client(Timeouts::QUEUED)?,
             clock: self.clock.clone(),
             webhooks_per_account: self.config.webhooks_per_account,
             max_test_events: self.config.max_test_events(),
@@ -74,11 +79,11 @@ impl<'a> Services<'a> {
     pub fn build_dispatcher(&self) -> Result<Dispatcher, ConfigError> {
         Ok(Dispatcher {
             store: self.store.clone(),
-            direct_client: self.config.client(Timeouts::DIRECT)?,
-            retry_client: self.config.client(Timeouts::QUEUED)?,
+            direct_client: self.build_client(Timeouts::DIRECT)?,
+            retry_client: self.build_client(Timeouts::QUEUED)?,
             queue: self.queue.clone(),
             batch_wait: BATCH_WAIT,
-            late_attempts: LateAttempts::enabled(),
+            late_attempts: LateAttempts::enabled(self.shares.late_attempts()),
             limiter: InFlightLimiter::default(),
             clock: self.clock.clone(),
             schedule: self.config.retry_schedule.clone(),
@@ -87,6 +92,11 @@ impl<'a> Services<'a> {
             operator_topic: None,
             metrics: self.metrics.clone(),
         })
+    }
+
+    fn build_client(&self, timeouts: Timeouts) -> Result<WebhookClient, ConfigError> {
+        let client = self.config.client(timeouts)?;
+        Ok(client.with_limits(&self.client_limits))
     }
 }
 
