@@ -145,6 +145,23 @@ fn present_phases(outcome: &AttemptOutcome) -> [bool; 5] {
     all.map(|phase| phase.is_some())
 }
 
+/// docs/RECEIVING.md names the cipher suites and key exchange groups that are offered, and no
+/// others.
+#[test]
+fn receiving_page_names_offers() {
+    let page = include_str!("../../docs/RECEIVING.md");
+    let suites = rustls::crypto::aws_lc_rs::DEFAULT_CIPHER_SUITES.iter();
+    let groups = rustls::crypto::aws_lc_rs::DEFAULT_KX_GROUPS.iter();
+    let mut offered: Vec<_> = suites.map(|suite| format!("{:?}", suite.suite())).collect();
+    offered.extend(groups.map(|group| format!("{:?}", group.name())));
+    offered.sort();
+    let (_, section) = page.split_once("## TLS").unwrap();
+    let quoted = section.split('`').skip(1).step_by(2);
+    let mut named: Vec<_> = quoted.map(str::to_owned).collect();
+    named.sort();
+    assert_eq!(named, offered);
+}
+
 /// A CA file without certificates is refused.
 #[test]
 fn ca_file_without_certificates_is_refused() {

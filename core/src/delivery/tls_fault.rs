@@ -19,7 +19,7 @@ pub enum TlsFault {
     UnknownIssuer,
     /// The server supports neither TLS 1.2 nor TLS 1.3.
     NoCommonVersion,
-    /// The server supports none of the offered cipher suites.
+    /// The server supports none of the offered cipher suites or key exchange groups.
     NoCommonCipherSuite,
     /// The server requires a client certificate.
     ClientCertificateWanted,
@@ -82,8 +82,9 @@ impl fmt::Display for TlsFault {
                 "The server supports neither TLS 1.2 nor TLS 1.3. Enable one of these versions."
             }
             Self::NoCommonCipherSuite => {
-                "The server shares no TLS cipher suite. Enable a suite of TLS 1.3, or ECDHE with \
-                 AES-GCM or ChaCha20-Poly1305 of TLS 1.2."
+                "The server shares no TLS cipher suite or no key exchange group. Enable a suite of \
+                 TLS 1.3, or ECDHE with AES-GCM or ChaCha20-Poly1305 of TLS 1.2, and one of the \
+                 groups X25519, P-256 and P-384."
             }
             Self::ClientCertificateWanted => {
                 "The server requires a client certificate, and none is sent. Accept requests \
