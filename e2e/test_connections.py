@@ -1,6 +1,7 @@
 """Connections to receivers: when idle ones end, and how many a receiver serves."""
 
 import collections
+import http.server
 import json
 import subprocess
 import threading
@@ -24,6 +25,7 @@ SERVERS = [
 PAUSES = [0.05, 0.11, 0.17, 0.23, 0.29, 0.35, NODE_DEFAULT / 1000]
 # Two events are written at once, so that a server gets them over two connections.
 EVENTS_PER_ROUND = 2
+SERIAL_EVENTS = 20
 
 
 class NodeServers:
@@ -118,3 +120,54 @@ def test_idle_edge_fails_no_attempt(start, node_servers, capsys):
     with capsys.disabled():
         print(f"\n{events * len(webhooks)} events: {reused} on a reused connection, {resent} resent")
     assert reused and resent
+
+
+class SerialHandler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+
+    def do_POST(self):
+        self.rfile.read(int(self.headers["Content-Length"]))
+        fails = self.path == "/flaky" and self.headers["X-Nano-Attempt"] == "1"
+        self.send_response(503 if fails else 200)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def serial_server():
+    """A server that serves one connection after the other, each until the client closes it."""
+    server = http.server.HTTPServer(("127.0.0.1", 0), SerialHandler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.server_close()
+
+
+def test_serial_receiver_is_not_starved(start, serial_server, capsys):
+    """A burst, retries and test events reach a receiver that serves one connection at a time. No
+    idle connection keeps it from accepting the next one.
+    """
+    service = start("--in-memory", "--retry-schedule", "100ms,1h")
+    api = service.api
+    steady = api.subscribe(f"{serial_server}/steady")
+    flaky = api.subscribe(f"{serial_server}/flaky")
+    started = time.monotonic()
+    put_jobs(service, [f"burst-{number}" for number in range(SERIAL_EVENTS)])
+    for _ in range(2):
+        test = api.call("POST", f"/api/v1/webhooks/{steady}/test", {})
+        assert (test.status, test.data["failure"]) == (200, None), test.text
+    assert_delivered_at_once(api, steady, SERIAL_EVENTS)
+    wait_until(
+        lambda: len(api.list_deliveries(flaky, status="delivered")) == SERIAL_EVENTS,
+        lambda: f"all retries are delivered: {api.list_deliveries(flaky)}",
+    )
+    elapsed = time.monotonic() - started
+    for row in api.list_deliveries(flaky):
+        attempts = api.get_delivery(flaky, row["event_id"]).data["attempts"]
+        assert [attempt["failure"] for attempt in attempts] == ["status", None], attempts
+    with capsys.disabled():
+        print(f"\n{2 * SERIAL_EVENTS} events to a serial receiver in {elapsed:.1f} s")

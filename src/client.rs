@@ -2,7 +2,9 @@
 
 pub mod attempt_slots;
 mod byte_meter;
+mod connection;
 mod connector;
+mod hosts;
 pub mod local_failure;
 mod lookup_slots;
 mod phase_recorder;

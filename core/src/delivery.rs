@@ -6,6 +6,7 @@ pub mod deferral_backoff;
 pub mod endpoint_health;
 pub mod failure;
 pub mod health_notice;
+pub mod host_concurrency;
 pub mod lease;
 pub mod pace;
 pub mod retry_after;

@@ -1,20 +1,18 @@
 //! Bounds the bytes that an exchange reads from its connection, whatever their framing: interim
 //! responses, chunk sizes with padding, chunk extensions and trailers.
 //!
-//! The meter is below the HTTP library, which reads without such a bound. A connection serves one
-//! exchange after the other, and each starts with its first write after a response.
+//! The meter is below the HTTP library, which reads without such a bound.
 
 use std::{
     io,
     pin::Pin,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        atomic::{AtomicUsize, Ordering},
     },
     task::{Context, Poll},
 };
 
-use hyper_util::client::legacy::connect::{Connected, Connection};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::response_body::MAX_BODY_READ;
@@ -30,29 +28,24 @@ const MAX_BYTES_OF_BODY: usize = MAX_BODY_READ;
 pub(super) struct TooManyBytes;
 
 /// Counts the bytes that are read from a connection. Clones share the count.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct ByteMeter(Arc<MeterState>);
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct MeterState {
     /// The bytes of this exchange.
     read: AtomicUsize,
     /// How many it may read.
     limit: AtomicUsize,
-    /// The exchanges that have started.
-    exchanges: AtomicUsize,
-    /// Whether the next write starts another exchange.
-    has_response: AtomicBool,
 }
 
 impl ByteMeter {
-    fn new() -> Self {
-        Self(Arc::new(MeterState {
-            read: AtomicUsize::new(0),
-            limit: AtomicUsize::new(MAX_BYTES_BEFORE_HEADERS),
-            exchanges: AtomicUsize::new(0),
-            has_response: AtomicBool::new(true),
-        }))
+    /// Starts to count the bytes of an exchange. Its request has not been written yet.
+    pub(super) fn start_exchange(&self) {
+        self.0.read.store(0, Ordering::Relaxed);
+        self.0
+            .limit
+            .store(MAX_BYTES_BEFORE_HEADERS, Ordering::Relaxed);
     }
 
     /// Starts to count the bytes of the body: the header section has been received.
@@ -60,22 +53,11 @@ impl ByteMeter {
         let read = self.0.read.load(Ordering::Relaxed);
         let limit = read.saturating_add(MAX_BYTES_OF_BODY);
         self.0.limit.store(limit, Ordering::Relaxed);
-        self.0.has_response.store(true, Ordering::Relaxed);
     }
 
-    /// Whether the connection had served an exchange before, and this one has received nothing.
-    pub(super) fn is_reused_without_response(&self) -> bool {
-        self.0.exchanges.load(Ordering::Relaxed) > 1 && self.0.read.load(Ordering::Relaxed) == 0
-    }
-
-    fn note_write(&self) {
-        if self.0.has_response.swap(false, Ordering::Relaxed) {
-            self.0.exchanges.fetch_add(1, Ordering::Relaxed);
-            self.0.read.store(0, Ordering::Relaxed);
-            self.0
-                .limit
-                .store(MAX_BYTES_BEFORE_HEADERS, Ordering::Relaxed);
-        }
+    /// Whether the exchange has received nothing.
+    pub(super) fn has_read_nothing(&self) -> bool {
+        self.0.read.load(Ordering::Relaxed) == 0
     }
 
     fn note_read(&self, bytes: usize) {
@@ -95,17 +77,8 @@ pub(super) struct MeteredStream<S> {
 }
 
 impl<S> MeteredStream<S> {
-    pub(super) fn new(stream: S) -> Self {
-        Self {
-            stream,
-            meter: ByteMeter::new(),
-        }
-    }
-}
-
-impl<S> Connection for MeteredStream<S> {
-    fn connected(&self) -> Connected {
-        Connected::new().extra(self.meter.clone())
+    pub(super) const fn new(stream: S, meter: ByteMeter) -> Self {
+        Self { stream, meter }
     }
 }
 
@@ -131,7 +104,6 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for MeteredStream<S> {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        self.meter.note_write();
         Pin::new(&mut self.stream).poll_write(context, bytes)
     }
 
@@ -140,7 +112,6 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for MeteredStream<S> {
         context: &mut Context<'_>,
         bytes: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.meter.note_write();
         Pin::new(&mut self.stream).poll_write_vectored(context, bytes)
     }
 

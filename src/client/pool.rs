@@ -1,202 +1,211 @@
 //! The pool of connections.
 
 use std::{
-    error::Error as StdError,
-    sync::{Arc, Mutex, PoisonError},
+    pin::pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     time::Duration,
 };
 
+use http::Uri;
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
-use hyper_util::{
-    client::legacy::{
-        self,
-        connect::{CaptureConnection, capture_connection},
-    },
-    rt::{TokioExecutor, TokioTimer},
-};
-use nano_webhooks_core::delivery::failure::Failure;
 use rustls::ClientConfig;
 
 use super::{
-    byte_meter::{ByteMeter, MAX_BYTES_BEFORE_HEADERS, TooManyBytes},
-    connector::{ConnectError, Connector, ResolvedTarget},
+    connection::Connection,
+    connector::{Connector, ResolvedTarget},
+    hosts::{HostKey, Hosts, IDLE_TIMEOUT_WHILE_WAITING},
     local_failure::ExchangeError,
-    tls_diagnosis::explain_alert,
 };
 
-/// The longest response head, in bytes.
-const MAX_RESPONSE_HEAD: usize = 16 * 1024;
-/// Idle connections to one host, which may serve many endpoints: as many as direct attempts are in
-/// flight.
-const MAX_IDLE_PER_HOST: usize = 256;
-/// Connections that a pool opens before a new pool replaces it and its idle connections close.
-///
-/// With 256 attempts in flight over older pools, this stays below the 1,024 file descriptors of a
-/// Lambda environment (Lambda quotas), for any number of hosts.
-const MAX_CONNECTIONS_PER_POOL: usize = 512;
-/// How long an idle connection is kept. It is shorter than the common keep-alive of servers, so
-/// that few connections are closed by the server first.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(20);
+/// How often idle connections are checked for their age.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 
-type HttpClient = legacy::Client<Connector, Full<Bytes>>;
+type Request = http::Request<Full<Bytes>>;
+type Response = http::Response<Incoming>;
 
 /// A pool of connections that clones share.
 #[derive(Clone)]
-pub(super) struct SharedPool(Arc<Mutex<Pool>>);
+pub(super) struct ConnectionPool {
+    connector: Connector,
+    hosts: SharedHosts,
+}
 
-impl SharedPool {
+#[derive(Clone, Default)]
+struct SharedHosts(Arc<Mutex<Hosts>>);
+
+impl SharedHosts {
+    fn lock(&self) -> MutexGuard<'_, Hosts> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl ConnectionPool {
     pub(super) fn new(tls: Arc<ClientConfig>, connect_timeout: Duration) -> Self {
-        let connector = Connector::new(tls, connect_timeout);
-        Self(Arc::new(Mutex::new(Pool::new(connector))))
+        Self {
+            connector: Connector::new(tls, connect_timeout),
+            hosts: SharedHosts::default(),
+        }
     }
 
-    /// Sets the number of connections after which a pool is replaced, at most as many as without.
-    pub(super) fn with_max_connections(self, max_connections: usize) -> Self {
-        let mut pool = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        pool.max_connections = pool.max_connections.min(max_connections);
-        drop(pool);
+    /// Sets the number of idle connections, at most as many as without.
+    pub(super) fn with_max_idle(self, max_idle: usize) -> Self {
+        let mut hosts = self.hosts.lock();
+        hosts.max_idle = hosts.max_idle.min(max_idle);
+        drop(hosts);
         self
     }
 
     /// Sends a request over an idle connection or a new one to the target. If an idle connection
-    /// ends before it returns anything, the server had closed it, and the request is sent once more
+    /// ends before it returns anything, the host had closed it, and the request is sent once more
     /// over a new connection.
     pub(super) async fn send(
         &self,
         target: ResolvedTarget,
-        mut request: http::Request<Full<Bytes>>,
-    ) -> Result<http::Response<Incoming>, ExchangeError> {
-        let again = request.clone();
-        let connection = capture_connection(&mut request);
-        let client = self.current();
-        let error = match target.clone().scope(client.request(request)).await {
-            Ok(response) => return Ok(start_body(response)),
-            Err(error) => error,
+        mut request: Request,
+    ) -> Result<(Response, PooledConnection), ExchangeError> {
+        let uri = to_origin_form(&mut request);
+        let (mut exchange, idle) = self.start_exchange(&uri);
+        if let Some(mut connection) = idle {
+            match connection.send(request.clone()).await {
+                Ok(response) => return Ok((response, exchange.respond(connection))),
+                Err(error) if !error.is_without_response => return Err(error.failure.into()),
+                Err(_) => {}
+            }
+            log_resend(&request);
+            target.recorder.mark_resend();
+            exchange.restart();
+        }
+        let send = self.send_over_new(&uri, &target, request);
+        let (response, connection) = exchange.wait(send).await?;
+        Ok((response, exchange.respond(connection)))
+    }
+
+    fn start_exchange(&self, uri: &Uri) -> (HostExchange, Option<Connection>) {
+        let host = HostKey::of(uri);
+        let idle = self.hosts.lock().start_exchange(&host);
+        let exchange = HostExchange {
+            hosts: self.hosts.clone(),
+            host,
+            is_new: idle.is_none(),
         };
-        if !is_reused_without_response(&connection) {
-            return Err(classify_error(&error));
-        }
-        tracing::info!(
-            event = again
-                .headers()
-                .get("webhook-id")
-                .and_then(|id| id.to_str().ok()),
-            "Sent a request again over a new connection: the endpoint had closed the idle one"
-        );
-        target.recorder.mark_resend();
-        let unpooled = self.unpooled();
-        match target.scope(unpooled.request(again)).await {
-            Ok(response) => Ok(start_body(response)),
-            Err(error) => Err(classify_error(&error)),
-        }
+        (exchange, idle)
     }
 
-    fn current(&self) -> HttpClient {
-        let mut pool = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        pool.current()
-    }
-
-    /// A client that makes a new connection for each request.
-    fn unpooled(&self) -> HttpClient {
-        let pool = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        build_client(pool.connector.clone(), 0)
+    async fn send_over_new(
+        &self,
+        uri: &Uri,
+        target: &ResolvedTarget,
+        request: Request,
+    ) -> Result<(Response, Connection), ExchangeError> {
+        let stream = self.connector.connect(uri, target).await?;
+        let mut connection = Connection::new(stream).await?;
+        match connection.send(request).await {
+            Ok(response) => Ok((response, connection)),
+            Err(error) => Err(error.failure.into()),
+        }
     }
 }
 
-struct Pool {
-    client: HttpClient,
-    connector: Connector,
-    max_connections: usize,
+/// Removes scheme and authority from the request's URI, and returns the whole URI.
+fn to_origin_form(request: &mut Request) -> Uri {
+    let path = request.uri().path_and_query();
+    let path = path.map_or(Uri::default(), |path| Uri::from(path.clone()));
+    std::mem::replace(request.uri_mut(), path)
 }
 
-impl Pool {
-    fn new(connector: Connector) -> Self {
-        Self {
-            client: build_client(connector.clone(), MAX_IDLE_PER_HOST),
-            connector,
-            max_connections: MAX_CONNECTIONS_PER_POOL,
+fn log_resend(request: &Request) {
+    let event = request.headers().get("webhook-id");
+    tracing::info!(
+        event = event.and_then(|id| id.to_str().ok()),
+        "Sent a request again over a new connection: the endpoint had closed the idle one"
+    );
+}
+
+/// An exchange in flight, counted by its host.
+struct HostExchange {
+    hosts: SharedHosts,
+    host: HostKey,
+    /// Whether there was no response yet on its connection.
+    is_new: bool,
+}
+
+impl HostExchange {
+    fn restart(&mut self) {
+        self.hosts.lock().restart_exchange(&self.host);
+        self.is_new = true;
+    }
+
+    /// Waits on a new connection. The host may accept it only when an idle one has closed.
+    async fn wait<F: Future>(&self, send: F) -> F::Output {
+        let mut send = pin!(send);
+        loop {
+            match tokio::time::timeout(IDLE_TIMEOUT_WHILE_WAITING, &mut send).await {
+                Ok(result) => return result,
+                Err(_) => self.hosts.lock().note_wait(&self.host),
+            }
         }
     }
 
-    /// The client for the next exchange. Exchanges over a replaced client are not interrupted.
-    fn current(&mut self) -> HttpClient {
-        if self.connector.connections_opened() >= self.max_connections {
-            self.connector = self.connector.renew();
-            self.client = build_client(self.connector.clone(), MAX_IDLE_PER_HOST);
+    fn respond(mut self, connection: Connection) -> PooledConnection {
+        self.hosts.lock().note_response(&self.host, self.is_new);
+        self.is_new = false;
+        PooledConnection {
+            connection,
+            exchange: self,
         }
-        self.client.clone()
     }
 }
 
-/// The header section of a response has been received.
-fn start_body(response: http::Response<Incoming>) -> http::Response<Incoming> {
-    if let Some(meter) = response.extensions().get::<ByteMeter>() {
-        meter.start_body();
-    }
-    response
-}
-
-fn is_reused_without_response(connection: &CaptureConnection) -> bool {
-    let mut extras = http::Extensions::new();
-    if let Some(connected) = connection.connection_metadata().as_ref() {
-        connected.get_extras(&mut extras);
-    }
-    match extras.get::<ByteMeter>() {
-        Some(meter) => meter.is_reused_without_response(),
-        None => false,
+impl Drop for HostExchange {
+    fn drop(&mut self) {
+        self.hosts.lock().end_exchange(&self.host, self.is_new);
     }
 }
 
-fn build_client(connector: Connector, max_idle_per_host: usize) -> HttpClient {
-    legacy::Client::builder(TokioExecutor::new())
-        .pool_timer(TokioTimer::new())
-        .pool_idle_timeout(IDLE_TIMEOUT)
-        .pool_max_idle_per_host(max_idle_per_host)
-        .http1_max_buf_size(MAX_RESPONSE_HEAD)
-        // As browsers and curl do.
-        .http1_allow_obsolete_multiline_headers_in_responses(true)
-        .http1_allow_spaces_after_header_name_in_responses(true)
-        .http1_ignore_invalid_headers_in_responses(true)
-        .build(connector)
+/// A connection whose exchange has had a response. Dropping it closes it.
+pub(super) struct PooledConnection {
+    connection: Connection,
+    exchange: HostExchange,
 }
 
-/// Finds the cause in the chain of the library's error.
-fn classify_error(error: &legacy::Error) -> ExchangeError {
-    let mut source: Option<&(dyn StdError + 'static)> = error.source();
-    while let Some(cause) = source {
-        if let Some(ConnectError(error)) = cause.downcast_ref() {
-            return error.clone();
+impl PooledConnection {
+    /// Ends the exchange after its body has been read to its end.
+    pub(super) async fn release(self) {
+        let Self {
+            mut connection,
+            exchange,
+        } = self;
+        if !connection.becomes_idle().await {
+            return;
         }
-        if let Some(http) = cause.downcast_ref::<hyper::Error>()
-            && http.is_parse()
-        {
-            return Failure::InvalidResponse.into();
+        let mut hosts = exchange.hosts.lock();
+        hosts.keep(&exchange.host, connection);
+        if hosts.start_sweep() {
+            tokio::spawn(sweep(Arc::downgrade(&exchange.hosts.0)));
         }
-        if let Some(fault) = explain_alert(cause) {
-            return Failure::Tls(fault).into();
-        }
-        if is_too_many_bytes(cause) {
-            return Failure::ResponseTooLarge(MAX_BYTES_BEFORE_HEADERS).into();
-        }
-        source = cause.source();
     }
-    Failure::Connect.into()
 }
 
-fn is_too_many_bytes(error: &(dyn StdError + 'static)) -> bool {
-    let Some(error) = error.downcast_ref::<std::io::Error>() else {
-        return false;
-    };
-    match error.get_ref() {
-        Some(cause) => cause.is::<TooManyBytes>(),
-        None => false,
+/// Closes connections that have been idle for too long, until there are none.
+async fn sweep(hosts: Weak<Mutex<Hosts>>) {
+    loop {
+        tokio::time::sleep(SWEEP_INTERVAL).await;
+        let Some(hosts) = hosts.upgrade() else {
+            return;
+        };
+        if !SharedHosts(hosts).lock().close_expired() {
+            return;
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::{
+        net::SocketAddr,
+        sync::atomic::{AtomicUsize, Ordering},
+    };
 
     use tokio::{
         io::{AsyncReadExt, AsyncWriteExt},
@@ -204,17 +213,20 @@ mod tests {
     };
 
     use super::*;
-    use crate::client::{phase_recorder::PhaseRecorder, tls::tls_config};
+    use crate::client::{
+        phase_recorder::PhaseRecorder, response_body::read_excerpt, tls::tls_config,
+    };
 
-    const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
+    const TIMEOUT: Duration = Duration::from_secs(20);
 
     /// A host that returns 200 to every request and counts its open connections.
-    async fn start_host(open: Arc<AtomicUsize>) -> std::net::SocketAddr {
+    async fn start_host(open: Arc<AtomicUsize>) -> SocketAddr {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         tokio::spawn(async move {
             loop {
                 let (stream, _) = listener.accept().await.unwrap();
+                open.fetch_add(1, Ordering::SeqCst);
                 tokio::spawn(serve_connection(stream, open.clone()));
             }
         });
@@ -222,7 +234,6 @@ mod tests {
     }
 
     async fn serve_connection(mut stream: TcpStream, open: Arc<AtomicUsize>) {
-        open.fetch_add(1, Ordering::SeqCst);
         let mut request = [0; 4096];
         while stream.read(&mut request).await.is_ok_and(|read| read > 0) {
             let response = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
@@ -231,38 +242,74 @@ mod tests {
         open.fetch_sub(1, Ordering::SeqCst);
     }
 
-    async fn send(pool: &SharedPool, address: std::net::SocketAddr) {
+    fn pool() -> ConnectionPool {
+        ConnectionPool::new(Arc::new(tls_config(None).unwrap()), TIMEOUT)
+    }
+
+    async fn send(pool: &ConnectionPool, address: SocketAddr) {
         let target = ResolvedTarget {
             addresses: Arc::from([address]),
             recorder: PhaseRecorder::start(),
         };
         let request = http::Request::get(format!("http://{address}/"));
         let request = request.body(Full::default()).unwrap();
-        let response = pool.send(target, request).await.unwrap();
+        let (response, connection) = pool.send(target, request).await.unwrap();
         assert_eq!(response.status(), http::StatusCode::OK);
+        assert!(read_excerpt(response.into_body(), &mut None).await);
+        connection.release().await;
     }
 
-    /// A pool that opened its share of connections is replaced, so that the number of open
-    /// connections is bounded for any number of hosts.
-    #[tokio::test]
-    async fn open_connections_are_bounded() {
-        let pool = SharedPool::new(Arc::new(tls_config(None).unwrap()), CONNECT_TIMEOUT);
-        pool.0.lock().unwrap().max_connections = 3;
-        let open = Arc::new(AtomicUsize::new(0));
-        let mut hosts = Vec::new();
-        for _ in 0..10 {
-            hosts.push(start_host(open.clone()).await);
-        }
-        for host in hosts.iter().cycle().take(30) {
-            send(&pool, *host).await;
-        }
-        let old_pools_are_closed = async {
-            while open.load(Ordering::SeqCst) > 3 {
+    /// Sends two requests at the same time, after which the pool knows that the host serves both.
+    async fn send_two(pool: &ConnectionPool, address: SocketAddr) {
+        tokio::join!(send(pool, address), send(pool, address));
+    }
+
+    async fn wait_for_open(open: &AtomicUsize, expected: usize) {
+        let is_reached = async {
+            while open.load(Ordering::SeqCst) != expected {
                 tokio::task::yield_now().await;
             }
         };
-        tokio::time::timeout(CONNECT_TIMEOUT, old_pools_are_closed)
-            .await
-            .expect("idle connections of replaced pools are closed");
+        let reached = tokio::time::timeout(TIMEOUT, is_reached).await;
+        reached.unwrap_or_else(|_| panic!("{expected} open connections, not {open:?}"));
+    }
+
+    /// Connections to hosts that serve one at a time, as far as is known, end with their exchange.
+    #[tokio::test]
+    async fn connection_to_unknown_host_is_closed() {
+        let (pool, open) = (pool(), Arc::new(AtomicUsize::new(0)));
+        let host = start_host(open.clone()).await;
+        for _ in 0..3 {
+            send(&pool, host).await;
+            wait_for_open(&open, 0).await;
+        }
+        assert!(pool.hosts.lock().is_empty());
+        send_two(&pool, host).await;
+        send(&pool, host).await;
+        wait_for_open(&open, 2).await;
+    }
+
+    /// The number of open connections is bounded for any number of hosts. The oldest are closed.
+    #[tokio::test]
+    async fn idle_connections_are_bounded() {
+        let (pool, open) = (pool(), Arc::new(AtomicUsize::new(0)));
+        pool.hosts.lock().max_idle = 3;
+        for _ in 0..10 {
+            send_two(&pool, start_host(open.clone()).await).await;
+            assert!(pool.hosts.lock().count_idle() <= 3);
+        }
+        wait_for_open(&open, 3).await;
+    }
+
+    /// Idle connections are closed after a time, without another request.
+    #[tokio::test]
+    async fn idle_connections_expire() {
+        let (pool, open) = (pool(), Arc::new(AtomicUsize::new(0)));
+        let host = start_host(open.clone()).await;
+        send_two(&pool, host).await;
+        wait_for_open(&open, 2).await;
+        pool.hosts.lock().idle_timeout = Duration::ZERO;
+        wait_for_open(&open, 0).await;
+        assert!(pool.hosts.lock().is_empty());
     }
 }

@@ -9,15 +9,18 @@ pub(super) const MAX_BODY_READ: usize = 16 * 1024;
 pub(crate) const MAX_BODY_KEPT: usize = 1024;
 
 /// Reads up to [`MAX_BODY_READ`] bytes and keeps the beginning in `excerpt`. The rest is left
-/// unread, and so is what follows an error.
+/// unread, and so is what follows an error. True if the body was read to its end.
 ///
 /// Updates `excerpt` with every frame, because the deadline may cancel this function.
-pub(super) async fn read_excerpt(mut body: Incoming, excerpt: &mut Option<String>) {
+pub(super) async fn read_excerpt(mut body: Incoming, excerpt: &mut Option<String>) -> bool {
     let mut read = 0;
     let mut kept = Vec::new();
-    while read < MAX_BODY_READ
-        && let Some(Ok(frame)) = body.frame().await
-    {
+    while read < MAX_BODY_READ {
+        let frame = match body.frame().await {
+            Some(Ok(frame)) => frame,
+            Some(Err(_)) => return false,
+            None => return true,
+        };
         let Ok(data) = frame.into_data() else {
             continue;
         };
@@ -29,6 +32,7 @@ pub(super) async fn read_excerpt(mut body: Incoming, excerpt: &mut Option<String
             *excerpt = Some(truncate_excerpt(&kept));
         }
     }
+    false
 }
 
 /// Decodes the bytes and truncates the text, because a replacement character is longer than the

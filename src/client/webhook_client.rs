@@ -10,7 +10,10 @@ use std::{
     time::Duration,
 };
 
-use http::{HeaderName, HeaderValue, Method, header::RETRY_AFTER};
+use http::{
+    HeaderName, HeaderValue, Method,
+    header::{HOST, RETRY_AFTER},
+};
 use http_body_util::Full;
 use hyper::body::Bytes;
 use nano_webhooks_core::{
@@ -29,7 +32,7 @@ use super::{
     connector::ResolvedTarget,
     local_failure::{ExchangeError, LocalFailure},
     phase_recorder::PhaseRecorder,
-    pool::SharedPool,
+    pool::ConnectionPool,
     response_body::read_excerpt,
     target_guard::{Resolution, TargetGuard},
     tls::{CaFileError, tls_config},
@@ -62,9 +65,8 @@ impl Timeouts {
 pub struct ClientLimits {
     /// The attempts at the same time. Several clients can share them.
     pub attempts: AttemptSlots,
-    /// The most connections that a pool opens before another one replaces it, whose idle
-    /// connections then close.
-    pub connections_per_pool: usize,
+    /// The most idle connections of a client.
+    pub idle_connections: usize,
 }
 
 /// How long a response body is read.
@@ -74,7 +76,7 @@ const BODY_READ_TIME: Duration = Duration::from_secs(1);
 #[derive(Clone)]
 pub struct WebhookClient {
     guard: Arc<TargetGuard>,
-    pool: SharedPool,
+    pool: ConnectionPool,
     slots: AttemptSlots,
     timeouts: Timeouts,
 }
@@ -91,7 +93,7 @@ impl WebhookClient {
         let tls = Arc::new(tls_config(extra_ca)?);
         Ok(Self {
             guard: Arc::new(guard),
-            pool: SharedPool::new(tls, timeouts.connect),
+            pool: ConnectionPool::new(tls, timeouts.connect),
             slots: AttemptSlots::default(),
             timeouts,
         })
@@ -101,7 +103,7 @@ impl WebhookClient {
     #[must_use]
     pub fn with_limits(self, limits: &ClientLimits) -> Self {
         Self {
-            pool: self.pool.with_max_connections(limits.connections_per_pool),
+            pool: self.pool.with_max_idle(limits.idle_connections),
             slots: limits.attempts.clone(),
             ..self
         }
@@ -186,11 +188,21 @@ fn to_http_request(
     *http_request.method_mut() = Method::POST;
     *http_request.uri_mut() = url.uri().clone();
     let headers = http_request.headers_mut();
+    headers.insert(HOST, host_header(url));
     for (name, value) in request.headers() {
         let value = HeaderValue::try_from(value).expect("header values are printable ASCII");
         headers.append(HeaderName::from_static(name), value);
     }
     http_request
+}
+
+/// Host name and port, the port only if it is not the scheme's default one.
+fn host_header(url: &EndpointUrl) -> HeaderValue {
+    let authority = url
+        .uri()
+        .authority()
+        .map_or("", |authority| authority.as_str());
+    HeaderValue::from_str(authority).expect("an authority is printable ASCII")
 }
 
 /// What a status code means; `None` for a success. A redirect has a target to register instead
@@ -261,14 +273,18 @@ impl Exchange {
         outcome: &mut AttemptOutcome,
     ) -> Result<(), ExchangeError> {
         let target = self.resolve_target(started?, recorder).await?;
-        let response = self.client.pool.send(target, request).await?;
+        let (response, connection) = self.client.pool.send(target, request).await?;
         recorder.mark(Phase::Receive);
         let status = response.status().as_u16();
         outcome.status_code = Some(status);
         if let Some(value) = response.headers().get(&RETRY_AFTER) {
             outcome.retry_after = value.to_str().ok().map(str::to_owned);
         }
-        let read = read_excerpt(response.into_body(), &mut outcome.body_excerpt);
+        let read = async {
+            if read_excerpt(response.into_body(), &mut outcome.body_excerpt).await {
+                connection.release().await;
+            }
+        };
         // The body is for the log only, so one that drips does not hold the attempt up.
         let _ = tokio::time::timeout(BODY_READ_TIME, read).await;
         Ok(())

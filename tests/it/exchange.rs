@@ -8,15 +8,17 @@ use std::{
     time::Duration,
 };
 
+use futures_util::future::join_all;
 use nano_webhooks_core::delivery::failure::{Failure, FailureKind, TimeoutStage};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
+    sync::Semaphore,
     time::timeout,
 };
 
 use crate::support::{
-    client::{client, client_with_timeout, post},
+    client::{client, client_with_timeout, post, post_two},
     wire::{Wire, read_request},
 };
 
@@ -185,7 +187,8 @@ async fn stale_connection_is_replaced() {
     });
     let wire = wire.await;
     let client = client();
-    for expected in 1..=5 {
+    post_two(&client, &wire.url()).await;
+    for expected in 3..=7 {
         let outcome = post(&client, &wire.url()).await;
         assert_eq!((outcome.status_code, outcome.failure), (Some(200), None));
         assert_eq!(wire.connections(), expected);
@@ -211,8 +214,33 @@ async fn other_ended_connections_are_failures() {
     });
     let wire = wire.await;
     let client = client();
-    assert_eq!(post(&client, &wire.url()).await.failure, None);
+    let first = post_two(&client, &wire.url()).await;
+    assert!(first.iter().all(|outcome| outcome.failure.is_none()));
     let cut = timeout(Duration::from_mins(1), post(&client, &wire.url())).await;
     assert_eq!(cut.unwrap().failure, Some(Failure::Connect));
-    assert_eq!(wire.connections(), 1);
+    assert_eq!(wire.connections(), 2);
+}
+
+/// A server whose workers each serve one connection until the client closes it gets all requests,
+/// more than it has workers, in a burst and afterward from another process.
+#[tokio::test]
+async fn servers_with_few_workers_are_not_starved() {
+    for workers in [1, 4] {
+        let free = Arc::new(Semaphore::new(workers));
+        let wire = Wire::start(move |mut stream, _| {
+            let free = free.clone();
+            async move {
+                let _worker = free.acquire().await.unwrap();
+                while read_request(&mut stream).await {
+                    let _ = stream.write_all(OK).await;
+                }
+            }
+        });
+        let url = wire.await.url();
+        let [burst, other] = [client(), client()];
+        for outcome in join_all((0..32).map(|_| post(&burst, &url))).await {
+            assert_eq!(outcome.failure, None);
+        }
+        assert_eq!(post(&other, &url).await.failure, None);
+    }
 }

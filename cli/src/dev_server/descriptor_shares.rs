@@ -45,7 +45,7 @@ impl DescriptorShares {
     pub fn client_limits(self) -> ClientLimits {
         ClientLimits {
             attempts: AttemptSlots::new(self.attempts()),
-            connections_per_pool: self.part,
+            idle_connections: self.part,
         }
     }
 
@@ -79,10 +79,10 @@ mod tests {
         for limit in [128, 256, 1_024, 10_240, 1_048_576, usize::MAX] {
             let shares = DescriptorShares::divide(limit);
             let attempts = shares.attempts();
-            let pools = 3 * shares.client_limits().connections_per_pool;
+            let idle = 3 * shares.client_limits().idle_connections;
             let engine = 2 * shares.engine_requests();
             assert!(attempts >= 24, "{limit}");
-            assert!(RESERVED + attempts + pools + engine + 3 * shares.part <= limit);
+            assert!(RESERVED + attempts + idle + engine + 3 * shares.part <= limit);
         }
     }
 

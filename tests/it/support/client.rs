@@ -62,3 +62,9 @@ pub async fn post(client: &WebhookClient, url: &str) -> AttemptOutcome {
 pub fn account() -> AccountId {
     AccountId::parse("acme").unwrap()
 }
+
+/// Makes two attempts at the same time. If the server responds to both, their connections can be
+/// reused: the client knows that the server serves more than one.
+pub async fn post_two(client: &WebhookClient, url: &str) -> [AttemptOutcome; 2] {
+    tokio::join!(post(client, url), post(client, url)).into()
+}
