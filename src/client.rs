@@ -4,6 +4,8 @@ pub mod attempt_slots;
 mod byte_meter;
 mod connection;
 mod connector;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod hosts;
 pub mod local_failure;
 mod lookup_slots;
