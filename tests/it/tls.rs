@@ -355,6 +355,17 @@ async fn wanted_client_certificate_is_named() {
     }
 }
 
+/// A server that speaks only HTTP/2 gets a sentence that says what to enable.
+#[tokio::test]
+async fn http2_only_server_is_named() {
+    let authority = Authority::new("authority");
+    let mut config = server(authority.issue(|_| {}));
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    let failure = fault_of(&authority, config).await.unwrap();
+    assert_eq!(failure, Failure::Tls(TlsFault::NoHttp1));
+    assert!(failure.to_string().contains("HTTP/1.1"), "{failure}");
+}
+
 /// Alerts of a server, and a server that ends the connection or does not speak TLS.
 #[tokio::test]
 async fn handshake_faults_are_named() {
