@@ -15,6 +15,7 @@ pub mod readable_duration;
 pub mod replay;
 pub mod secret;
 pub mod signing;
+pub mod static_headers;
 pub mod target_policy;
 pub mod timestamp;
 pub mod webhook;
