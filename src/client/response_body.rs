@@ -7,6 +7,8 @@ use hyper::body::Incoming;
 pub(super) const MAX_BODY_READ: usize = 16 * 1024;
 /// How much of it is kept, in bytes.
 pub(crate) const MAX_BODY_KEPT: usize = 1024;
+/// How much of it is kept as JSON, which is how attempts are stored, in bytes.
+const MAX_KEPT_AS_JSON: usize = 2 * MAX_BODY_KEPT;
 
 /// Reads up to [`MAX_BODY_READ`] bytes and keeps the beginning in `excerpt`. The rest is left
 /// unread, and so is what follows an error. True if the body was read to its end.
@@ -36,9 +38,53 @@ pub(super) async fn read_excerpt(mut body: Incoming, excerpt: &mut Option<String
 }
 
 /// Decodes the bytes and truncates the text, because a replacement character is longer than the
-/// byte that it replaces.
+/// byte that it replaces, and JSON writes a control character with six bytes.
 fn truncate_excerpt(bytes: &[u8]) -> String {
     let mut text = String::from_utf8_lossy(bytes).into_owned();
-    text.truncate(text.floor_char_boundary(MAX_BODY_KEPT));
+    let mut json_length = 0;
+    let mut end = 0;
+    for character in text.chars() {
+        json_length += length_in_json(character);
+        let next = end + character.len_utf8();
+        if next > MAX_BODY_KEPT || json_length > MAX_KEPT_AS_JSON {
+            break;
+        }
+        end = next;
+    }
+    text.truncate(end);
     text
+}
+
+const fn length_in_json(character: char) -> usize {
+    match character {
+        '"' | '\\' | '\n' | '\r' | '\t' | '\x08' | '\x0c' => 2,
+        '\0'..' ' => 6,
+        _ => character.len_utf8(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn excerpt_is_limited_as_text_and_as_json() {
+        let text = "a\tb \u{1b}[1m \u{fc}";
+        assert_eq!(truncate_excerpt(text.as_bytes()), text);
+        for (byte, expected) in [
+            (b'x', MAX_BODY_KEPT),
+            (b'\n', MAX_BODY_KEPT),
+            (b'"', MAX_BODY_KEPT),
+            (0x08, MAX_BODY_KEPT),
+            (0x7f, MAX_BODY_KEPT),
+            (0, 341),
+            (0x1b, 341),
+            (0xff, MAX_BODY_KEPT - 1),
+        ] {
+            let excerpt = truncate_excerpt(&[byte; MAX_BODY_KEPT]);
+            assert_eq!(excerpt.len(), expected, "{byte}");
+            let json = serde_json::to_string(&excerpt).unwrap();
+            assert!(json.len() <= MAX_KEPT_AS_JSON + 2, "{byte}");
+        }
+    }
 }
