@@ -110,6 +110,9 @@ def adapt_document(document, cursor):
             properties = document["components"]["schemas"].get(name, {}).get("properties", {})
             if "url" in properties:
                 properties["url"]["pattern"] = UNREACHABLE_URL
+                # Some names are reserved, and all headers have at most 4 KiB.
+                properties["headers"]["propertyNames"] = {"pattern": "^h[0-9]{1,3}$"}
+                properties["headers"]["additionalProperties"]["maxLength"] = 400
         for parameter in operation.get("parameters", []):
             # A cursor is only valid if a page of the same list returned it.
             if parameter["name"] == "cursor":

@@ -9,7 +9,8 @@
 //! webhooks                        due_index, delivery_log
 //! creation, rotation, update      deliveries       replay_record
 //! webhook_row                     delivery_row     poison, api_keys, rate_limits, checkpoints,
-//!                                                  test_event_slots, holds
+//! reencryption                                     test_event_slots, holds
+//! stored_headers
 //! secrets                         item_writer
 //! data_keys
 //! table_client, tables
@@ -39,12 +40,14 @@ mod paused;
 pub mod poison;
 pub mod probes;
 pub mod rate_limits;
+pub mod reencryption;
 mod replay_record;
 mod replay_step;
 pub mod replays;
 pub mod resumes;
 pub mod rotation;
 pub mod secrets;
+pub mod stored_headers;
 mod table_client;
 pub mod tables;
 pub mod test_event_slots;

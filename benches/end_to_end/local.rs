@@ -26,6 +26,7 @@ use nano_webhooks::{
 use nano_webhooks_cli::local_client;
 use nano_webhooks_core::{
     account_id::AccountId, endpoint_url::EndpointUrl, event_type::EventTypes,
+    static_headers::StaticHeaders,
 };
 use serde_json::{Value, json};
 use tokio::time::{MissedTickBehavior, interval, sleep};
@@ -172,6 +173,7 @@ impl Service {
             url: EndpointUrl::parse(url).expect("a URL"),
             events: EventTypes::parse(["job.completed"]).expect("known events"),
             secret: None,
+            headers: StaticHeaders::NONE,
             description: None,
             max_per_second: None,
         };

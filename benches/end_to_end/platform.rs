@@ -22,6 +22,7 @@ use nano_webhooks::{
 use nano_webhooks_cli::{embedded_dynamodb::EmbeddedDynamoDb, local_client};
 use nano_webhooks_core::{
     account_id::AccountId, endpoint_url::EndpointUrl, event_type::EventTypes, secret::Secret,
+    static_headers::StaticHeaders,
 };
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
@@ -113,6 +114,7 @@ impl Platform {
             url: EndpointUrl::parse(url).expect("a URL"),
             events: EventTypes::parse(["job.completed"]).expect("known events"),
             secret: Some(Secret::parse("my-secret-key".to_owned()).expect("a secret")),
+            headers: StaticHeaders::NONE,
             description: None,
             max_per_second: None,
         };

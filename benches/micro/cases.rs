@@ -18,6 +18,7 @@ use nano_webhooks_core::{
     event_type::EventType,
     secret::Secret,
     signing,
+    static_headers::StaticHeaders,
     timestamp::Timestamp,
     webhook::WebhookId,
 };
@@ -119,6 +120,7 @@ fn decide(delivery: &Delivery, outcome: &AttemptOutcome, schedule: &RetrySchedul
         started_at: NOW,
         signatures: None,
         traceparent: None,
+        static_headers: &StaticHeaders::NONE,
         version: "0",
     };
     let attempt = Attempt::new(&request, outcome);

@@ -1,4 +1,4 @@
-//! Data keys, which encrypt secrets at rest with AES-256-GCM (NIST SP 800-38D).
+//! Data keys, which encrypt secrets and static headers at rest with AES-256-GCM (NIST SP 800-38D).
 
 use std::fmt;
 
@@ -8,7 +8,9 @@ use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 use zeroize::{Zeroize, Zeroizing};
 
-use crate::{account_id::AccountId, secret::Secret, webhook::WebhookId};
+use crate::{
+    account_id::AccountId, secret::Secret, static_headers::StaticHeaders, webhook::WebhookId,
+};
 
 /// The length of a key, in bytes.
 const LEN: usize = 32;
@@ -108,29 +110,55 @@ impl DataKey {
     }
 
     /// Encrypts a secret for one webhook of one account.
-    pub fn encrypt(
+    pub fn encrypt_secret(
         &self,
         account: &AccountId,
         webhook: WebhookId,
         secret: &Secret,
         nonce: Nonce,
     ) -> String {
-        let associated_data = associated_data(account, webhook);
+        let associated_data = associated_data("secret", account, webhook);
         let secret = secret.expose().as_bytes();
         self.aead.encrypt(secret, &associated_data, nonce)
     }
 
     /// Decrypts a secret that was encrypted for this webhook.
-    pub fn decrypt(
+    pub fn decrypt_secret(
         &self,
         account: &AccountId,
         webhook: WebhookId,
         ciphertext: &str,
     ) -> Result<Secret, DecryptError> {
-        let associated_data = associated_data(account, webhook);
+        let associated_data = associated_data("secret", account, webhook);
         let secret = self.aead.decrypt(ciphertext, &associated_data)?;
         let secret = String::from_utf8(secret).map_err(|_| DecryptError)?;
         Secret::from_stored(secret).map_err(|_| DecryptError)
+    }
+
+    /// Encrypts the static headers of one webhook of one account.
+    pub fn encrypt_headers(
+        &self,
+        account: &AccountId,
+        webhook: WebhookId,
+        headers: &StaticHeaders,
+        nonce: Nonce,
+    ) -> String {
+        let associated_data = associated_data("headers", account, webhook);
+        let json = headers.to_json();
+        self.aead.encrypt(json.as_bytes(), &associated_data, nonce)
+    }
+
+    /// Decrypts static headers that were encrypted for this webhook.
+    pub fn decrypt_headers(
+        &self,
+        account: &AccountId,
+        webhook: WebhookId,
+        ciphertext: &str,
+    ) -> Result<StaticHeaders, DecryptError> {
+        let associated_data = associated_data("headers", account, webhook);
+        let json = Zeroizing::new(self.aead.decrypt(ciphertext, &associated_data)?);
+        let json = std::str::from_utf8(&json).map_err(|_| DecryptError)?;
+        StaticHeaders::from_json(json).ok_or(DecryptError)
     }
 
     /// A keyed hash of a hash. It identifies the hashed text and, without the key, cannot be
@@ -146,10 +174,10 @@ impl fmt::Debug for DataKey {
     }
 }
 
-/// The webhook that a secret is bound to. An id has no colon, so two webhooks never have the same
-/// text.
-fn associated_data(account: &AccountId, webhook: WebhookId) -> String {
-    format!("secret:{webhook}:{account}")
+/// The purpose and the webhook that a ciphertext is bound to. An id has no colon, so two webhooks
+/// never have the same text.
+fn associated_data(purpose: &'static str, account: &AccountId, webhook: WebhookId) -> String {
+    format!("{purpose}:{webhook}:{account}")
 }
 
 /// AES-256-GCM. A ciphertext is base64 of the nonce, the encrypted bytes and the tag.
@@ -161,7 +189,7 @@ impl Aead {
         let aad = Aad::from(associated_data.as_bytes());
         self.0
             .seal_in_place_append_tag(aead::Nonce::assume_unique_for_key(nonce), aad, &mut message)
-            .expect("a secret is shorter than the limit of AES-GCM");
+            .expect("secrets and headers are shorter than the limit of AES-GCM");
         STANDARD.encode([nonce.as_slice(), &message].concat())
     }
 
@@ -215,10 +243,10 @@ mod tests {
     fn secret_is_bound_to_webhook_and_key() {
         let (acme, one) = (account("acme"), webhook(1));
         let key = data_key(1, 1);
-        let ciphertext = key.encrypt(&acme, one, &secret(), NONCE);
-        assert_eq!(key.decrypt(&acme, one, &ciphertext), Ok(secret()));
+        let ciphertext = key.encrypt_secret(&acme, one, &secret(), NONCE);
+        assert_eq!(key.decrypt_secret(&acme, one, &ciphertext), Ok(secret()));
         assert_eq!(
-            data_key(2, 1).decrypt(&acme, one, &ciphertext),
+            data_key(2, 1).decrypt_secret(&acme, one, &ciphertext),
             Ok(secret())
         );
         for (key, account, webhook) in [
@@ -226,7 +254,7 @@ mod tests {
             (data_key(1, 1), account("acme2"), webhook(1)),
             (data_key(1, 2), account("acme"), webhook(1)),
         ] {
-            let decrypted = key.decrypt(&account, webhook, &ciphertext);
+            let decrypted = key.decrypt_secret(&account, webhook, &ciphertext);
             assert_eq!(decrypted, Err(DecryptError));
         }
     }
@@ -244,26 +272,52 @@ mod tests {
         ] {
             assert!(Secret::parse(text.to_owned()).is_err(), "{text:?}");
             let stored = Secret::from_stored(text.to_owned()).unwrap();
-            let ciphertext = key.encrypt(&acme, one, &stored, NONCE);
-            assert_eq!(key.decrypt(&acme, one, &ciphertext), Ok(stored), "{text:?}");
+            let ciphertext = key.encrypt_secret(&acme, one, &stored, NONCE);
+            assert_eq!(
+                key.decrypt_secret(&acme, one, &ciphertext),
+                Ok(stored),
+                "{text:?}"
+            );
         }
+    }
+
+    /// Headers are decrypted for their own webhook only, and never as a secret, nor is a secret as
+    /// headers.
+    #[test]
+    fn headers_are_bound_to_webhook_and_purpose() {
+        let (acme, one) = (account("acme"), webhook(1));
+        let key = data_key(1, 1);
+        let headers = StaticHeaders::from_json(r#"[["X-Api-Key","open sesame"]]"#).unwrap();
+        let ciphertext = key.encrypt_headers(&acme, one, &headers, NONCE);
+        let decrypted = key.decrypt_headers(&acme, one, &ciphertext);
+        assert_eq!(decrypted, Ok(headers.clone()));
+        let other = key.decrypt_headers(&acme, webhook(2), &ciphertext);
+        assert_eq!(other, Err(DecryptError));
+        let other = data_key(1, 2).decrypt_headers(&acme, one, &ciphertext);
+        assert_eq!(other, Err(DecryptError));
+        let secret = Secret::parse(headers.to_json().to_string()).unwrap();
+        let ciphertext_of_secret = key.encrypt_secret(&acme, one, &secret, NONCE);
+        let as_headers = key.decrypt_headers(&acme, one, &ciphertext_of_secret);
+        assert_eq!(as_headers, Err(DecryptError));
+        let as_secret = key.decrypt_secret(&acme, one, &ciphertext);
+        assert_eq!(as_secret, Err(DecryptError));
     }
 
     #[test]
     fn changed_ciphertext_is_refused() {
         let (acme, one) = (account("acme"), webhook(1));
         let key = data_key(1, 3);
-        let ciphertext = key.encrypt(&acme, one, &secret(), NONCE);
+        let ciphertext = key.encrypt_secret(&acme, one, &secret(), NONCE);
         let bytes = STANDARD.decode(ciphertext).unwrap();
         for index in 0..bytes.len() {
             let mut changed = bytes.clone();
             changed[index] ^= 1;
-            let decrypted = key.decrypt(&acme, one, &STANDARD.encode(changed));
+            let decrypted = key.decrypt_secret(&acme, one, &STANDARD.encode(changed));
             assert_eq!(decrypted, Err(DecryptError), "{index}");
         }
         let truncated = STANDARD.encode(&bytes[..bytes.len() - 1]);
         for malformed in ["", "!", "AAAA", &truncated] {
-            let decrypted = key.decrypt(&acme, one, malformed);
+            let decrypted = key.decrypt_secret(&acme, one, malformed);
             assert_eq!(decrypted, Err(DecryptError), "{malformed}");
         }
     }
@@ -272,7 +326,7 @@ mod tests {
     #[test]
     fn ciphertext_of_another_library_is_read() {
         let ciphertext = "BwcHBwcHBwcHBwcH4oOPyi/d1NJ492FQZHAN7FKeOjonDFOE5bt6";
-        let decrypted = data_key(1, 1).decrypt(&account("acme"), webhook(1), ciphertext);
+        let decrypted = data_key(1, 1).decrypt_secret(&account("acme"), webhook(1), ciphertext);
         assert_eq!(decrypted, Ok(secret()));
     }
 

@@ -316,6 +316,7 @@ fn requested_delay(outcome: &AttemptOutcome, now: Timestamp) -> Option<Duration>
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::static_headers::StaticHeaders;
     use failure::{Failure, TimeoutStage};
     use timings::PhaseTimings;
 
@@ -365,6 +366,7 @@ mod tests {
             started_at: NOW,
             signatures: None,
             traceparent: None,
+            static_headers: &StaticHeaders::NONE,
             version: "0",
         };
         Attempt::new(&request, outcome)

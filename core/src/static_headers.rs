@@ -195,6 +195,7 @@ impl StaticHeaders {
 
     fn len_bytes(&self) -> usize {
         let lengths = self
+            .0
             .iter()
             .map(|header| header.name().len() + header.expose_value().len());
         lengths.sum()
@@ -206,18 +207,22 @@ impl StaticHeaders {
     }
 
     /// The headers, sorted by name.
-    pub fn iter(&self) -> std::slice::Iter<'_, StaticHeader> {
-        self.0.iter()
+    pub fn as_slice(&self) -> &[StaticHeader] {
+        &self.0
     }
 
     /// The names as the owner wrote them.
     pub fn names(&self) -> Vec<String> {
-        self.iter().map(|header| header.name().to_owned()).collect()
+        self.0
+            .iter()
+            .map(|header| header.name().to_owned())
+            .collect()
     }
 
     /// Writes the headers for encrypting: a JSON list of pairs.
     pub fn to_json(&self) -> Zeroizing<String> {
         let pairs: Vec<_> = self
+            .0
             .iter()
             .map(|header| (header.name(), header.expose_value()))
             .collect();
@@ -240,7 +245,7 @@ impl StaticHeaders {
     /// JSON. Leaves parts of less than eight bytes. The result is not longer than the text.
     pub fn redact(&self, text: &str) -> String {
         let mut parts = Zeroizing::new(Vec::new());
-        for header in self.iter() {
+        for header in &self.0 {
             for part in header.expose_value().split([' ', '\t']) {
                 if part.len() >= MIN_REDACTED {
                     let escaped = part.replace('\\', r"\\").replace('"', r#"\""#);

@@ -22,6 +22,24 @@ const MAX_MESSAGE: usize = 512;
 /// Characters. A shorter part of a secret may appear in a message by chance.
 const MIN_LEAK: usize = 6;
 
+const CREATE_FIELDS: [&str; 6] = [
+    "url",
+    "events",
+    "secret_key",
+    "headers",
+    "description",
+    "max_per_second",
+];
+const UPDATE_FIELDS: [&str; 7] = [
+    "url",
+    "events",
+    "status",
+    "secret_key",
+    "headers",
+    "description",
+    "max_per_second",
+];
+
 /// Starts of messages about the whole body, which name no field.
 const BODY_FAULTS: [&str; 2] = ["The request body ", "duplicate field `"];
 
@@ -36,7 +54,8 @@ fuzz_target!(|input: &[u8]| {
     if contains_start(input, LETTERS) || contains_start(input, DIGITS) {
         return;
     }
-    // The planted value is always the value of `secret_key`, unless the JSON is invalid before it.
+    // The planted value is always a secret or the value of a header, unless the JSON is invalid
+    // before it.
     for value in [
         format!("\"{LETTERS}\""),
         format!("\"{LETTERS}"),
@@ -49,10 +68,12 @@ fuzz_target!(|input: &[u8]| {
         DIGITS.to_owned(),
         format!("-{DIGITS}.5e3"),
     ] {
-        let planted = [b"{", before, b"\"secret_key\":", value.as_bytes(), after].concat();
-        for message in check(content_type, planted) {
-            assert!(!contains_start(message.as_bytes(), LETTERS), "{message}");
-            assert!(!contains_start(message.as_bytes(), DIGITS), "{message}");
+        for field in [&b"\"secret_key\":"[..], b"\"headers\":{\"X-Key\":"] {
+            let planted = [b"{", before, field, value.as_bytes(), after].concat();
+            for message in check(content_type, planted) {
+                assert!(!contains_start(message.as_bytes(), LETTERS), "{message}");
+                assert!(!contains_start(message.as_bytes(), DIGITS), "{message}");
+            }
         }
     }
 });
@@ -83,14 +104,8 @@ fn check(content_type: &[u8], body: Vec<u8>) -> Vec<String> {
     let request = || build_request(content_type, &body);
     let mut messages = Vec::new();
     for (fields, outcome) in [
-        (
-            &["url", "events", "secret_key", "description"][..],
-            poll_ready(parse_create_body(request())),
-        ),
-        (
-            &["url", "events", "status", "secret_key", "description"][..],
-            poll_ready(parse_update_body(request())),
-        ),
+        (&CREATE_FIELDS[..], poll_ready(parse_create_body(request()))),
+        (&UPDATE_FIELDS[..], poll_ready(parse_update_body(request()))),
         (
             &["secret_key", "grace_hours"][..],
             poll_ready(parse_rotate_body(request())),
@@ -118,7 +133,7 @@ fn check(content_type: &[u8], body: Vec<u8>) -> Vec<String> {
 }
 
 fn names_fault(fields: &[&str], message: &str) -> bool {
-    let field = message.split([':', '[']).next().unwrap_or_default();
+    let field = message.split([':', '[', '.']).next().unwrap_or_default();
     fields.contains(&field)
         || BODY_FAULTS.iter().any(|start| message.starts_with(start))
         || message.contains("unknown field `")
@@ -141,8 +156,12 @@ fn check_accepted(fields: &[&str], content_type: &[u8], body: &[u8]) {
     if let Some(secret) = object.get("secret_key").filter(|secret| !secret.is_null()) {
         assert!((8..=256).contains(&secret.as_str().expect("a string").chars().count()));
     }
+    if let Some(headers) = object.get("headers").filter(|headers| !headers.is_null()) {
+        let headers = headers.as_object().expect("an object");
+        assert!(headers.len() <= 10 && headers.values().all(Value::is_string));
+    }
     if let Some(events) = object.get("events") {
         let events = events.as_array().expect("an array");
-        assert!((1..=3).contains(&events.len()) && events.iter().all(Value::is_string));
+        assert!((1..=6).contains(&events.len()) && events.iter().all(Value::is_string));
     }
 }

@@ -1,7 +1,12 @@
 //! Deserializes the fields of request bodies. Errors say what is expected and do not repeat the
 //! value, which may be a secret.
 
-use serde::{Deserialize, Deserializer, de::Error as _};
+use std::fmt;
+
+use serde::{
+    Deserialize, Deserializer,
+    de::{DeserializeSeed, Error as _, MapAccess, SeqAccess, Visitor},
+};
 use serde_json::Value;
 
 use nano_webhooks_core::{
@@ -9,6 +14,7 @@ use nano_webhooks_core::{
     endpoint_url::EndpointUrl,
     event_type::{EventType, EventTypes},
     secret::Secret,
+    static_headers::{StaticHeaderName, StaticHeaders},
     timestamp::Timestamp,
     webhook::WebhookStatus,
 };
@@ -103,6 +109,90 @@ pub(super) fn deserialize_secret_update<'de, D: Deserializer<'de>>(
     from: D,
 ) -> Result<Option<Option<Secret>>, D::Error> {
     deserialize_secret(from).map(Some)
+}
+
+/// `headers` of a webhook, where `null` means none.
+pub(super) fn deserialize_headers<'de, D: Deserializer<'de>>(
+    from: D,
+) -> Result<StaticHeaders, D::Error> {
+    from.deserialize_any(HeadersVisitor)
+}
+
+/// `headers` of an update.
+pub(super) fn deserialize_headers_update<'de, D: Deserializer<'de>>(
+    from: D,
+) -> Result<Option<StaticHeaders>, D::Error> {
+    deserialize_headers(from).map(Some)
+}
+
+const EXPECTED_HEADERS: &str = "expected an object of header names and values, or null";
+
+/// Reads an object member by member, because a map of JSON would hide repeated names. By default a
+/// visitor's error repeats a value of another type.
+struct HeadersVisitor;
+
+impl<'de> Visitor<'de> for HeadersVisitor {
+    type Value = StaticHeaders;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(EXPECTED_HEADERS)
+    }
+
+    fn visit_unit<E>(self) -> Result<StaticHeaders, E> {
+        Ok(StaticHeaders::NONE)
+    }
+
+    fn visit_bool<E: serde::de::Error>(self, _: bool) -> Result<StaticHeaders, E> {
+        Err(E::custom(EXPECTED_HEADERS))
+    }
+
+    fn visit_i64<E: serde::de::Error>(self, _: i64) -> Result<StaticHeaders, E> {
+        Err(E::custom(EXPECTED_HEADERS))
+    }
+
+    fn visit_u64<E: serde::de::Error>(self, _: u64) -> Result<StaticHeaders, E> {
+        Err(E::custom(EXPECTED_HEADERS))
+    }
+
+    fn visit_f64<E: serde::de::Error>(self, _: f64) -> Result<StaticHeaders, E> {
+        Err(E::custom(EXPECTED_HEADERS))
+    }
+
+    fn visit_str<E: serde::de::Error>(self, _: &str) -> Result<StaticHeaders, E> {
+        Err(E::custom(EXPECTED_HEADERS))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, _: A) -> Result<StaticHeaders, A::Error> {
+        Err(A::Error::custom(EXPECTED_HEADERS))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<StaticHeaders, A::Error> {
+        let mut headers = StaticHeaders::default();
+        while let Some(name) = map.next_key::<String>()? {
+            let name = StaticHeaderName::parse(name).map_err(A::Error::custom)?;
+            map.next_value_seed(HeaderSeed {
+                name,
+                headers: &mut headers,
+            })?;
+        }
+        Ok(headers)
+    }
+}
+
+/// Adds a header with the value that follows its name, so that errors have the name in their path.
+struct HeaderSeed<'a> {
+    name: StaticHeaderName,
+    headers: &'a mut StaticHeaders,
+}
+
+impl<'de> DeserializeSeed<'de> for HeaderSeed<'_> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, from: D) -> Result<(), D::Error> {
+        let value = deserialize_string(from)?;
+        let added = self.headers.try_insert(self.name, value);
+        added.map_err(D::Error::custom)
+    }
 }
 
 /// `description` of a webhook, where `null` means none.

@@ -196,7 +196,7 @@ string_enum_schema!(
     "Why a pending delivery waits. `schedule`: until the next attempt of the retry schedule. \
      `endpoint`: until the endpoint responds again. `webhook`: until the webhook is enabled. \
      `rate`: until it is its turn, because deliveries to the endpoint are spaced in time. \
-     `secret`: until the webhook's secret can be decrypted.",
+     `secret`: until the webhook's secret and headers can be decrypted.",
     WaitReason::ALL.map(WaitReason::as_str)
 );
 string_enum_schema!(

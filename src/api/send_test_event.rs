@@ -150,14 +150,14 @@ async fn attempt_test_event(
 ) -> Result<TestEventResponse, ApiError> {
     let webhook = &record.webhook;
     let now = state.clock.now();
-    let secrets = state
+    let credentials = state
         .store
-        .secrets()
-        .decrypt_active(account, webhook.id, &record.secrets, now)
+        .webhooks()
+        .decrypt_credentials(account, record, now)
         .await?;
     let event_id = EventId::synthetic(now, account, SAMPLE_TASK_ID, event);
     let payload = sample_payload(event, account, webhook, now);
-    let signatures = signing::sign(&secrets, &event_id, now, payload.as_bytes());
+    let signatures = signing::sign(&credentials.secrets, &event_id, now, payload.as_bytes());
     let request = WebhookRequest {
         event_id: &event_id,
         event_type: event,
@@ -165,6 +165,7 @@ async fn attempt_test_event(
         started_at: now,
         signatures: signatures.as_ref(),
         traceparent: None,
+        static_headers: &credentials.headers,
         version: crate::VERSION,
     };
     let attempted = state

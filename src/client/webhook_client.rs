@@ -11,7 +11,7 @@ use std::{
 };
 
 use http::{
-    HeaderName, HeaderValue, Method,
+    HeaderMap, HeaderName, HeaderValue, Method,
     header::{HOST, RETRY_AFTER},
 };
 use http_body_util::Full;
@@ -187,13 +187,26 @@ fn to_http_request(
     let mut http_request = http::Request::new(Full::new(body));
     *http_request.method_mut() = Method::POST;
     *http_request.uri_mut() = url.uri().clone();
-    let headers = http_request.headers_mut();
-    headers.insert(HOST, host_header(url));
+    *http_request.headers_mut() = to_header_map(request);
+    http_request.headers_mut().insert(HOST, host_header(url));
+    http_request
+}
+
+/// No name occurs twice, whatever the static headers are.
+fn to_header_map(request: &WebhookRequest<'_>) -> HeaderMap {
+    let mut headers = HeaderMap::new();
     for (name, value) in request.headers() {
         let value = HeaderValue::try_from(value).expect("header values are printable ASCII");
-        headers.append(HeaderName::from_static(name), value);
+        headers.insert(HeaderName::from_static(name), value);
     }
-    http_request
+    for header in request.static_headers.as_slice() {
+        let name = HeaderName::try_from(header.name()).expect("header names are tokens");
+        let value = HeaderValue::try_from(header.expose_value());
+        let mut value = value.expect("header values are printable ASCII");
+        value.set_sensitive(true);
+        headers.entry(name).or_insert(value);
+    }
+    headers
 }
 
 /// Host name and port, the port only if it is not the scheme's default one.

@@ -8,8 +8,8 @@ use nano_webhooks_core::{
         failure::FailureKind,
         schedule::RetrySchedule,
     },
-    secret::Secret,
     signing::{self, Signatures},
+    static_headers::StaticHeaders,
     timestamp::Timestamp,
     webhook::Webhook,
 };
@@ -23,7 +23,7 @@ use crate::{
     error_chain::error_chain,
     metrics::{Counter, Histogram, Metrics},
     random,
-    store::webhooks::WebhookRecord,
+    store::{secrets::Credentials, webhooks::WebhookRecord},
 };
 
 /// Makes attempts.
@@ -47,6 +47,7 @@ enum AttemptOrigin {
 pub(super) struct SentRequest {
     started_at: Timestamp,
     signatures: Option<Signatures>,
+    static_headers: StaticHeaders,
 }
 
 impl SentRequest {
@@ -58,6 +59,7 @@ impl SentRequest {
             started_at: self.started_at,
             signatures: self.signatures.as_ref(),
             traceparent: delivery.traceparent.as_ref(),
+            static_headers: &self.static_headers,
             version: crate::VERSION,
         }
     }
@@ -69,10 +71,10 @@ impl Attempter<'_> {
     pub(super) async fn attempt(
         &self,
         record: &WebhookRecord,
-        secrets: &[Secret],
+        credentials: &Credentials,
         delivery: &mut Delivery,
     ) -> Option<AttemptOutcome> {
-        let (sent, exchange) = self.start(&record.webhook, secrets, delivery);
+        let (sent, exchange) = self.start(&record.webhook, credentials, delivery);
         match exchange.await {
             Ok(outcome) => {
                 self.finish(record, &sent, delivery, &outcome);
@@ -90,14 +92,16 @@ impl Attempter<'_> {
     pub(super) fn start(
         &self,
         webhook: &Webhook,
-        secrets: &[Secret],
+        credentials: &Credentials,
         delivery: &Delivery,
     ) -> (SentRequest, OpenExchange) {
         let started_at = self.clock.now();
         let payload = delivery.payload.as_bytes();
+        let secrets = &credentials.secrets;
         let sent = SentRequest {
             started_at,
             signatures: signing::sign(secrets, &delivery.key.event, started_at, payload),
+            static_headers: credentials.headers.clone(),
         };
         let request = sent.as_webhook_request(delivery);
         let account = &delivery.key.account;

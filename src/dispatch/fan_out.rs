@@ -14,12 +14,11 @@ use crate::{
     error_chain::error_chain,
     store::{
         Error, Result, Store,
+        secrets::Credentials,
         webhooks::{UnreadableWebhook, WebhookRecord},
     },
 };
-use nano_webhooks_core::{
-    account_id::AccountId, delivery::DeliveryKey, secret::Secret, webhook::WebhookId,
-};
+use nano_webhooks_core::{account_id::AccountId, delivery::DeliveryKey, webhook::WebhookId};
 
 /// How many accounts' webhooks are loaded at the same time.
 const CONCURRENT_LOADS: usize = 16;
@@ -28,7 +27,7 @@ const CONCURRENT_LOADS: usize = 16;
 pub(super) struct EndpointBatch<'a> {
     pub account: &'a AccountId,
     pub record: &'a WebhookRecord,
-    pub secrets: SigningSecrets,
+    pub credentials: EndpointCredentials,
     pub events: Vec<&'a FanOutEvent>,
 }
 
@@ -45,11 +44,10 @@ impl EndpointBatch<'_> {
     }
 }
 
-/// The secrets that sign an endpoint's requests.
-pub(super) enum SigningSecrets {
-    /// Without secrets, requests are not signed.
-    Available(Vec<Secret>),
-    /// The secrets cannot be decrypted now, so nothing is sent. The deliveries wait.
+/// What the requests to an endpoint need.
+pub(super) enum EndpointCredentials {
+    Available(Credentials),
+    /// They cannot be decrypted now, so nothing is sent. The deliveries wait.
     Unavailable,
 }
 
@@ -166,9 +164,9 @@ impl FanOut<'_> {
         Ok(())
     }
 
-    /// Decrypts the secrets of an endpoint. If that is not possible now, its deliveries wait. If a
-    /// secret is invalid, its events wait until the secret is repaired.
-    pub(super) async fn decrypt_secrets<'a>(
+    /// Decrypts what the requests to an endpoint need. If that is not possible now, its deliveries
+    /// wait. If a secret or a header is invalid, its events wait until it is repaired.
+    pub(super) async fn decrypt_credentials<'a>(
         self,
         endpoint: &mut EndpointBatch<'a>,
     ) -> Option<UnreadableBatch<'a>> {
@@ -176,15 +174,14 @@ impl FanOut<'_> {
             return None;
         }
         let webhook = endpoint.record.webhook.id;
-        let secrets = &endpoint.record.secrets;
         let decrypted = self
             .store
-            .secrets()
-            .decrypt_active(endpoint.account, webhook, secrets, self.clock.now())
+            .webhooks()
+            .decrypt_credentials(endpoint.account, endpoint.record, self.clock.now())
             .await;
         match decrypted {
-            Ok(secrets) => {
-                endpoint.secrets = SigningSecrets::Available(secrets);
+            Ok(credentials) => {
+                endpoint.credentials = EndpointCredentials::Available(credentials);
                 None
             }
             Err(error @ Error::Unreadable(_)) => {
@@ -199,7 +196,7 @@ impl FanOut<'_> {
             }
             // The store logs an unavailable key.
             Err(Error::KeyUnavailable(_)) => {
-                endpoint.secrets = SigningSecrets::Unavailable;
+                endpoint.credentials = EndpointCredentials::Unavailable;
                 None
             }
             Err(error @ (Error::Unavailable(_) | Error::Internal(_))) => {
@@ -207,7 +204,7 @@ impl FanOut<'_> {
                     account = endpoint.account.as_str(), %webhook, error = error_chain(&error),
                     "Could not decrypt secrets; the deliveries wait"
                 );
-                endpoint.secrets = SigningSecrets::Unavailable;
+                endpoint.credentials = EndpointCredentials::Unavailable;
                 None
             }
         }
@@ -270,7 +267,7 @@ fn group_by_endpoint<'a>(
                     .or_insert_with(|| EndpointBatch {
                         account,
                         record,
-                        secrets: SigningSecrets::Available(Vec::new()),
+                        credentials: EndpointCredentials::Available(Credentials::default()),
                         events: Vec::new(),
                     });
                 endpoint.events.push(event);

@@ -11,7 +11,7 @@ use super::{
     attempt::Attempter,
     attempt_limiter::AttemptLimiter,
     endpoint_health::ObservedAttempts,
-    fan_out::{EndpointBatch, FanOut, SigningSecrets, UnreadableBatch},
+    fan_out::{EndpointBatch, EndpointCredentials, FanOut, UnreadableBatch},
     hold_budget::HoldBudget,
     in_flight::EndpointKey,
     late_attempts::{LateAttempt, LateAttempts, LatePermit},
@@ -23,7 +23,7 @@ use crate::{
     concurrency,
     error_chain::error_chain,
     random,
-    store::{Result, webhooks::WebhookRecord},
+    store::{Result, secrets::Credentials, webhooks::WebhookRecord},
 };
 use nano_webhooks_core::{
     account_id::AccountId,
@@ -34,7 +34,6 @@ use nano_webhooks_core::{
         endpoint_health::{DispatchMode, is_unresponsive},
         pace::{self, Pace, Slots},
     },
-    secret::Secret,
     timestamp::Timestamp,
 };
 
@@ -126,10 +125,10 @@ impl FirstAttempts<'_> {
         .await
     }
 
-    /// Decrypts the secrets of an endpoint, and makes its first attempts. Each endpoint waits for
+    /// Decrypts what the requests to an endpoint need, and makes its first attempts. Each endpoint waits for
     /// its own data key only.
     async fn decrypt_and_deliver<'b>(&self, mut endpoint: EndpointBatch<'b>) -> EndpointResult<'b> {
-        let unreadable = self.fan_out.decrypt_secrets(&mut endpoint).await;
+        let unreadable = self.fan_out.decrypt_credentials(&mut endpoint).await;
         EndpointResult {
             unreadable,
             ..self.deliver_to_endpoint(endpoint).await
@@ -217,8 +216,8 @@ impl FirstAttempts<'_> {
         plan: AttemptPlan,
     ) -> Result<Option<(Slots, Pace)>> {
         let webhook = &endpoint.record.webhook;
-        match (webhook.pace, plan.unattempted, &endpoint.secrets) {
-            (Some(pace), Unattempted::Queue, SigningSecrets::Available(_))
+        match (webhook.pace, plan.unattempted, &endpoint.credentials) {
+            (Some(pace), Unattempted::Queue, EndpointCredentials::Available(_))
                 if !endpoint.events.is_empty() =>
             {
                 let count = endpoint.events.len();
@@ -281,8 +280,8 @@ impl FirstAttempts<'_> {
 
     /// Whether an attempt to the endpoint can be made.
     fn can_attempt(&self, endpoint: &EndpointBatch<'_>) -> bool {
-        let has_secrets = matches!(endpoint.secrets, SigningSecrets::Available(_));
-        has_secrets && !endpoint.events.is_empty() && self.has_time_for_attempt()
+        let has_credentials = matches!(endpoint.credentials, EndpointCredentials::Available(_));
+        has_credentials && !endpoint.events.is_empty() && self.has_time_for_attempt()
     }
 
     /// An attempt that the end of the invocation cuts short would make the endpoint look slow.
@@ -306,25 +305,25 @@ impl FirstAttempts<'_> {
             record: event.record,
             delivery: event.new_delivery(webhook, now),
         };
-        if let SigningSecrets::Available(secrets) = &endpoint.secrets
+        if let EndpointCredentials::Available(credentials) = &endpoint.credentials
             && self.has_time_for_attempt()
             && !defer_rest.load(Ordering::Relaxed)
             && slot.is_none_or(|(slot, _)| pace::is_open(slot, now))
         {
             return self
-                .attempt(endpoint, plan, secrets, started, defer_rest)
+                .attempt(endpoint, plan, credentials, started, defer_rest)
                 .await;
         }
-        match (plan.unattempted, &endpoint.secrets, slot) {
+        match (plan.unattempted, &endpoint.credentials, slot) {
             (Unattempted::WaitForEndpoint, _, _) => started.delivery.wait_for_endpoint(),
-            (Unattempted::Queue, SigningSecrets::Unavailable, _) => {
+            (Unattempted::Queue, EndpointCredentials::Unavailable, _) => {
                 started.delivery.wait_for_secret(now, random::unit_f64());
             }
-            (Unattempted::Queue, SigningSecrets::Available(_), Some((slot, pace))) => {
+            (Unattempted::Queue, EndpointCredentials::Available(_), Some((slot, pace))) => {
                 started.delivery.wait_for_slot(slot, pace);
             }
             // The delivery is due now.
-            (Unattempted::Queue, SigningSecrets::Available(_), None) => {}
+            (Unattempted::Queue, EndpointCredentials::Available(_), None) => {}
         }
         FirstAttempt::Unattempted(started)
     }
@@ -334,12 +333,14 @@ impl FirstAttempts<'_> {
         &self,
         endpoint: &EndpointBatch<'_>,
         plan: AttemptPlan,
-        secrets: &[Secret],
+        credentials: &Credentials,
         mut started: StartedDelivery,
         defer_rest: &AtomicBool,
     ) -> FirstAttempt {
         let webhook = &endpoint.record.webhook;
-        let (sent, mut exchange) = self.attempter.start(webhook, secrets, &started.delivery);
+        let (sent, mut exchange) = self
+            .attempter
+            .start(webhook, credentials, &started.delivery);
         let result = if let Ok(result) = timeout(self.batch_wait, &mut exchange).await {
             result
         } else {

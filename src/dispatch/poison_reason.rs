@@ -58,8 +58,8 @@ pub enum PoisonReason {
         /// The cause.
         source: Arc<store::Error>,
     },
-    /// A webhook's secret is invalid. Its deliveries wait until it is repaired.
-    #[error("the secret of webhook {webhook} cannot be read: {}", error_chain(.source))]
+    /// A webhook's secret or its headers are invalid. Its deliveries wait until it is repaired.
+    #[error("the secret or the headers of webhook {webhook} cannot be read: {}", error_chain(.source))]
     UnreadableSecret {
         /// The webhook.
         webhook: WebhookId,

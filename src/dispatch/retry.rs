@@ -20,6 +20,7 @@ use crate::{
         leases::{ClaimOutcome, Lease},
         poison::PoisonWebhook,
         replays::{ReplayKey, ReplayState},
+        secrets::Credentials,
         webhooks::WebhookRecord,
     },
 };
@@ -32,7 +33,6 @@ use nano_webhooks_core::{
         lease::fits_in_queue,
         pace::{self, Pace},
     },
-    secret::Secret,
     timestamp::Timestamp,
     webhook::WebhookStatus,
 };
@@ -98,14 +98,12 @@ impl RetryWorker<'_> {
         if self.pause_if_unavailable(message, &record, now).await? == Availability::Paused {
             return Ok(());
         }
-        let decrypted = self
-            .store
-            .secrets()
-            .decrypt_active(&key.account, key.webhook, &record.secrets, now)
+        let decrypted = webhooks
+            .decrypt_credentials(&key.account, &record, now)
             .await;
         match decrypted {
-            Ok(secrets) => self.attempt(message, &record, &secrets, now).await,
-            // Nothing is sent without its signature. The delivery waits, without using an attempt,
+            Ok(credentials) => self.attempt(message, &record, &credentials, now).await,
+            // Nothing is sent without its signature and headers. The delivery waits, without using an attempt,
             // until settings or permissions are corrected. The store logs an unavailable key.
             Err(Error::KeyUnavailable(_)) => self.wait_for_secret(message, now).await,
             Err(error @ Error::Internal(_)) => {
@@ -189,7 +187,7 @@ impl RetryWorker<'_> {
         self,
         message: &RetryMessage,
         record: &WebhookRecord,
-        secrets: &[Secret],
+        credentials: &Credentials,
         now: Timestamp,
     ) -> Result<()> {
         let key = &message.key;
@@ -227,7 +225,10 @@ impl RetryWorker<'_> {
                 return self.completer.write(&lease, &delivery).await;
             }
         }
-        let outcome = self.attempter.attempt(record, secrets, &mut delivery).await;
+        let outcome = self
+            .attempter
+            .attempt(record, credentials, &mut delivery)
+            .await;
         self.completer.write(&lease, &delivery).await?;
         drop(permit);
         if let Some(outcome) = outcome {

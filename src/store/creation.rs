@@ -13,6 +13,7 @@ use super::{
     item::{Item, attr_n, from_optional_item, to_item},
     key_schema::{self, PrimaryKey},
     secrets::{Fingerprint, to_stored_secret},
+    stored_headers::StoredHeaders,
     table_client::{TableClient, insert_if_absent, is_conflict},
     webhook_row::{WebhookFields, WebhookMetadata, WebhookRow},
 };
@@ -23,6 +24,7 @@ use nano_webhooks_core::{
     endpoint_url::EndpointUrl,
     event_type::EventTypes,
     secret::Secret,
+    static_headers::StaticHeaders,
     timestamp::Timestamp,
     webhook::{Webhook, WebhookId, WebhookStatus},
 };
@@ -36,6 +38,8 @@ pub struct NewWebhook {
     pub events: EventTypes,
     /// The secret that signs. Without one, requests are not signed.
     pub secret: Option<Secret>,
+    /// The headers that requests have in addition to those of the service.
+    pub headers: StaticHeaders,
     /// Its owner's note.
     pub description: Option<String>,
     /// The most attempts that start in a second.
@@ -109,10 +113,17 @@ pub(super) struct CreateRequest<'a> {
     pub(super) new: &'a NewWebhook,
     /// The maximum number of webhooks.
     pub(super) limit: u32,
-    /// The key that encrypts the secret; `None` if secrets are stored unencrypted.
+    /// The key that encrypts the secret and the headers; `None` if they are stored unencrypted.
     pub(super) data_key: Option<Arc<DataKey>>,
     pub(super) idempotency: Option<(&'a IdempotencyKey, Fingerprint)>,
     pub(super) now: Timestamp,
+}
+
+impl NewWebhook {
+    /// Whether a part of it is encrypted.
+    pub(super) const fn needs_data_key(&self) -> bool {
+        self.secret.is_some() || !self.headers.is_empty()
+    }
 }
 
 impl CreateRequest<'_> {
@@ -168,9 +179,9 @@ impl CreateRequest<'_> {
     }
 
     fn webhook_row(&self, webhook: &Webhook) -> WebhookRow {
+        let data_key = self.data_key.as_deref();
         let mut secrets = Vec::new();
         if let Some(secret) = &self.new.secret {
-            let data_key = self.data_key.as_deref();
             secrets.push(to_stored_secret(data_key, self.account, webhook.id, secret));
         }
         let PrimaryKey { pk, sk } = key_schema::webhook(self.account, webhook.id);
@@ -179,6 +190,7 @@ impl CreateRequest<'_> {
             sk,
             fields: WebhookFields::from_webhook(webhook),
             secrets,
+            headers: StoredHeaders::encode(data_key, self.account, webhook.id, &self.new.headers),
             metadata: WebhookMetadata {
                 created_at: self.now,
                 updated_at: self.now,

@@ -217,6 +217,7 @@ mod tests {
         endpoint_url::EndpointUrl,
         event::{EventId, MAX_PAYLOAD_LEN},
         signing::Signatures,
+        static_headers::{StaticHeaderName, StaticHeaders},
         webhook::WebhookId,
     };
 
@@ -258,6 +259,7 @@ mod tests {
                 nano: "v1=00".to_owned(),
                 standard: "v1,AA==".to_owned(),
             }),
+            static_headers: vec!["X-Api-Key".to_owned()],
             version: "1.2.3".to_owned(),
         }
     }
@@ -270,6 +272,7 @@ mod tests {
             detail: None,
             response_excerpt: None,
             signatures: None,
+            static_headers: Vec::new(),
             ..failed_attempt()
         }
     }
@@ -408,12 +411,13 @@ mod tests {
             status_code: Some(503),
             failure: Some(failure.kind()),
             detail: Some(failure.to_string()),
-            // JSON writes this character with six.
-            response_excerpt: Some("\u{1}".repeat(MAX_BODY_KEPT)),
+            // JSON writes this character with two.
+            response_excerpt: Some("\"".repeat(MAX_BODY_KEPT)),
             signatures: Some(Signatures {
                 nano: "v".repeat(67),
                 standard: "v".repeat(MAX_ACTIVE_SECRETS * 48),
             }),
+            static_headers: vec!["x".repeat(StaticHeaderName::MAX); StaticHeaders::MAX],
             version: "100.100.100".to_owned(),
         };
         let url = format!(

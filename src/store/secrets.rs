@@ -6,20 +6,16 @@ use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use super::{
-    data_keys::{DataKeys, no_provider},
+    data_keys::DataKeys,
     error::{Error, Result},
-    item::{Item, attr_s, primary_key, to_attribute},
-    key_schema,
-    table_client::{TableClient, WriteOutcome},
+    table_client::TableClient,
 };
-use crate::{concurrency, random};
+use crate::random;
 use nano_webhooks_core::{
-    account_id::AccountId, data_key::DataKey, secret::Secret, timestamp::Timestamp,
-    webhook::WebhookId,
+    account_id::AccountId, data_key::DataKey, secret::Secret, static_headers::StaticHeaders,
+    timestamp::Timestamp, webhook::WebhookId,
 };
 
-/// How many webhooks are re-encrypted at the same time.
-const REENCRYPT_CONCURRENCY: usize = 16;
 /// The attribute of a webhook that holds its secrets.
 pub(super) const SECRETS: &str = "secrets";
 
@@ -27,15 +23,16 @@ pub(super) const SECRETS: &str = "secrets";
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StoredSecret {
     #[serde(flatten)]
-    encoding: SecretEncoding,
+    pub(super) encoding: Encoding,
     /// When it stops signing; absent in the newest secret.
     #[serde(default, rename = "until", skip_serializing_if = "Option::is_none")]
     expires_at: Option<Timestamp>,
 }
 
+/// A text as it is stored.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
-enum SecretEncoding {
+pub(super) enum Encoding {
     /// Encrypted with the data key of this version.
     Encrypted {
         data_key: u32,
@@ -70,10 +67,16 @@ impl StoredSecret {
         self
     }
 
-    fn is_encrypted_with(&self, version: u32) -> bool {
-        match self.encoding {
-            SecretEncoding::Encrypted { data_key, .. } => data_key == version,
-            SecretEncoding::Plain { .. } => false,
+    pub(super) fn is_encrypted_with(&self, version: u32) -> bool {
+        self.encoding.is_encrypted_with(version)
+    }
+}
+
+impl Encoding {
+    pub(super) const fn is_encrypted_with(&self, version: u32) -> bool {
+        match self {
+            Self::Encrypted { data_key, .. } => *data_key == version,
+            Self::Plain { .. } => false,
         }
     }
 }
@@ -84,8 +87,8 @@ impl fmt::Debug for StoredSecret {
     }
 }
 
-/// The hash of a request as it is stored. The request may contain a secret, so a data key hashes it
-/// if there is one.
+/// The hash of a request as it is stored. The request may contain a secret or a header, so a data
+/// key hashes it if there is one.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Fingerprint {
     fingerprint: String,
@@ -93,31 +96,19 @@ pub struct Fingerprint {
     data_key: Option<u32>,
 }
 
-/// How many webhooks of a page were re-encrypted.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct ReencryptStats {
-    /// Webhooks whose secrets were encrypted with the active data key.
-    pub reencrypted: u64,
-    /// Webhooks whose secrets were encrypted with it before.
-    pub unchanged: u64,
-    /// Webhooks that another request changed at the same time. Another run must read them again.
-    pub conflicted: u64,
-}
-
-/// The position of the next page of webhooks to re-encrypt.
-#[derive(Clone, Debug)]
-pub struct ReencryptCursor(Item);
-
-enum ReencryptOutcome {
-    Reencrypted,
-    Unchanged,
-    Conflicted,
+/// What the requests to a webhook's endpoint need, decrypted.
+#[derive(Clone, Debug, Default)]
+pub struct Credentials {
+    /// The secrets that sign, newest first. Without any, requests are not signed.
+    pub secrets: Vec<Secret>,
+    /// The headers that requests have in addition to those of the service.
+    pub headers: StaticHeaders,
 }
 
 /// See [`Store::secrets`](super::Store::secrets).
 #[derive(Clone, Copy, Debug)]
 pub struct Secrets<'a> {
-    table: &'a TableClient,
+    pub(super) table: &'a TableClient,
     data_keys: DataKeys<'a>,
 }
 
@@ -132,6 +123,11 @@ impl Secrets<'_> {
     /// secrets are stored unencrypted.
     pub async fn active_data_key(self, now: Timestamp) -> Result<Option<Arc<DataKey>>> {
         self.data_keys.active(now).await
+    }
+
+    /// The data key of this version.
+    pub(super) async fn get_data_key(self, version: u32) -> Result<Arc<DataKey>> {
+        self.data_keys.get(version).await
     }
 
     /// Creates a data key and returns its version. It encrypts from now on in this process, and in
@@ -175,95 +171,27 @@ impl Secrets<'_> {
         Ok(secrets)
     }
 
-    async fn decrypt(
+    pub(super) async fn decrypt(
         self,
         account: &AccountId,
         webhook: WebhookId,
         stored: &StoredSecret,
     ) -> Result<Secret> {
         match &stored.encoding {
-            SecretEncoding::Plain { plain } => {
+            Encoding::Plain { plain } => {
                 Secret::from_stored(plain.to_string()).map_err(|_| Error::corrupt_item("secret"))
             }
-            SecretEncoding::Encrypted {
+            Encoding::Encrypted {
                 data_key,
                 ciphertext,
             } => {
                 let data_key = self.data_keys.get(*data_key).await?;
-                data_key.decrypt(account, webhook, ciphertext).map_err(|_| {
-                    Error::corrupt_item("secret: it was not encrypted for this webhook")
-                })
+                data_key
+                    .decrypt_secret(account, webhook, ciphertext)
+                    .map_err(|_| {
+                        Error::corrupt_item("secret: it was not encrypted for this webhook")
+                    })
             }
-        }
-    }
-
-    /// Encrypts a page of webhooks' secrets with the active data key. Returns the position of the
-    /// next page; `None` after the last one.
-    pub async fn reencrypt_page(
-        self,
-        cursor: Option<ReencryptCursor>,
-        now: Timestamp,
-    ) -> Result<(ReencryptStats, Option<ReencryptCursor>)> {
-        let Some(data_key) = self.data_keys.active(now).await? else {
-            return Err(no_provider());
-        };
-        let page = self
-            .table
-            .scan()
-            .consistent_read(true)
-            .filter_expression("begins_with(SK, :webhook) AND attribute_exists(#secrets)")
-            .expression_attribute_names("#secrets", SECRETS)
-            .expression_attribute_values(":webhook", attr_s(key_schema::WEBHOOK_PREFIX))
-            .set_exclusive_start_key(cursor.map(|cursor| cursor.0))
-            .send()
-            .await?;
-        let items = page.items.unwrap_or_default();
-        let outcomes = concurrency::map_concurrent(items, REENCRYPT_CONCURRENCY, |item| {
-            self.reencrypt_webhook(item, &data_key)
-        });
-        let mut stats = ReencryptStats::default();
-        for outcome in outcomes.await {
-            match outcome? {
-                ReencryptOutcome::Reencrypted => stats.reencrypted += 1,
-                ReencryptOutcome::Unchanged => stats.unchanged += 1,
-                ReencryptOutcome::Conflicted => stats.conflicted += 1,
-            }
-        }
-        Ok((stats, page.last_evaluated_key.map(ReencryptCursor)))
-    }
-
-    async fn reencrypt_webhook(self, item: Item, data_key: &DataKey) -> Result<ReencryptOutcome> {
-        let Some((account, webhook)) = parse_webhook_key(&item) else {
-            return Ok(ReencryptOutcome::Unchanged);
-        };
-        let Some(current) = item.get(SECRETS) else {
-            return Ok(ReencryptOutcome::Unchanged);
-        };
-        let mut secrets: Vec<StoredSecret> = serde_dynamo::from_attribute_value(current.clone())
-            .map_err(|_| Error::corrupt_item("list of secrets"))?;
-        let is_unchanged = secrets
-            .iter()
-            .all(|secret| secret.is_encrypted_with(data_key.version()));
-        if is_unchanged {
-            return Ok(ReencryptOutcome::Unchanged);
-        }
-        for stored in &mut secrets {
-            let secret = self.decrypt(&account, webhook, stored).await?;
-            stored.encoding = encode_secret(Some(data_key), &account, webhook, &secret);
-        }
-        let response = self
-            .table
-            .update(key_schema::webhook(&account, webhook))
-            .update_expression("SET #secrets = :updated")
-            .condition_expression("#secrets = :current")
-            .expression_attribute_names("#secrets", SECRETS)
-            .expression_attribute_values(":current", current.clone())
-            .expression_attribute_values(":updated", to_attribute(&secrets)?)
-            .send()
-            .await;
-        match WriteOutcome::from_response(response)? {
-            WriteOutcome::Applied => Ok(ReencryptOutcome::Reencrypted),
-            WriteOutcome::ConditionFailed => Ok(ReencryptOutcome::Conflicted),
         }
     }
 
@@ -299,14 +227,6 @@ impl Secrets<'_> {
     }
 }
 
-/// The webhook that a scanned item belongs to. The scan also finds items that are no webhooks.
-fn parse_webhook_key(item: &Item) -> Option<(AccountId, WebhookId)> {
-    let key = primary_key(item)?;
-    let account = key_schema::parse_account(&key.pk)?;
-    let webhook = key_schema::parse_webhook(&key.sk)?;
-    Some((account, webhook))
-}
-
 /// Makes the stored form of the newest secret of a webhook: encrypted, or plain without a data key.
 pub(super) fn to_stored_secret(
     data_key: Option<&DataKey>,
@@ -314,26 +234,18 @@ pub(super) fn to_stored_secret(
     webhook: WebhookId,
     secret: &Secret,
 ) -> StoredSecret {
-    StoredSecret {
-        encoding: encode_secret(data_key, account, webhook, secret),
-        expires_at: None,
-    }
-}
-
-fn encode_secret(
-    data_key: Option<&DataKey>,
-    account: &AccountId,
-    webhook: WebhookId,
-    secret: &Secret,
-) -> SecretEncoding {
-    match data_key {
-        None => SecretEncoding::Plain {
+    let encoding = match data_key {
+        None => Encoding::Plain {
             plain: Zeroizing::new(secret.expose().to_owned()),
         },
-        Some(data_key) => SecretEncoding::Encrypted {
+        Some(data_key) => Encoding::Encrypted {
             data_key: data_key.version(),
-            ciphertext: data_key.encrypt(account, webhook, secret, random::bytes()),
+            ciphertext: data_key.encrypt_secret(account, webhook, secret, random::bytes()),
         },
+    };
+    StoredSecret {
+        encoding,
+        expires_at: None,
     }
 }
 

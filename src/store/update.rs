@@ -6,10 +6,11 @@ use super::{
     error::Result,
     item::{attr_n, attr_s, to_attribute},
     secrets::{SECRETS, StoredSecret},
+    stored_headers::{HEADERS, StoredHeaders},
 };
 use nano_webhooks_core::{
     delivery::pace::MaxPerSecond, endpoint_url::EndpointUrl, event_type::EventTypes,
-    secret::Secret, timestamp::Timestamp, webhook::WebhookStatus,
+    secret::Secret, static_headers::StaticHeaders, timestamp::Timestamp, webhook::WebhookStatus,
 };
 
 /// The changes of a webhook. Fields that are `None` stay.
@@ -24,6 +25,8 @@ pub struct WebhookUpdate {
     pub status: Option<WebhookStatus>,
     /// The only secret that signs from now on; `Some(None)` ends signing.
     pub secret: Option<Option<Secret>>,
+    /// All static headers from now on; an empty set deletes them.
+    pub headers: Option<StaticHeaders>,
     /// Its owner's note; `Some(None)` deletes it.
     pub description: Option<Option<String>>,
     /// The most attempts that start in a second; `Some(None)` deletes the limit. A new pace starts,
@@ -45,10 +48,11 @@ impl WebhookUpdate {
         matches!(self.status, Some(WebhookStatus::Active))
     }
 
-    /// The update of the webhook's item. `secrets` replace those that are stored.
+    /// The update of the webhook's item. `secrets` and `headers` replace those that are stored.
     pub(super) fn build_update(
         &self,
         secrets: Option<Vec<StoredSecret>>,
+        headers: Option<Option<StoredHeaders>>,
         now: Timestamp,
     ) -> Result<UpdateBuilder> {
         let mut expression = UpdateExpression::default();
@@ -75,6 +79,11 @@ impl WebhookUpdate {
         }
         if let Some(secrets) = secrets {
             expression.set(SECRETS, to_attribute(&secrets)?);
+        }
+        match headers {
+            Some(Some(headers)) => expression.set(HEADERS, to_attribute(&headers)?),
+            Some(None) => expression.remove(HEADERS),
+            None => {}
         }
         match &self.description {
             Some(Some(description)) => expression.set("description", attr_s(description)),

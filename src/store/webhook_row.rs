@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     error::{Error, Result},
     secrets::StoredSecret,
+    stored_headers::StoredHeaders,
 };
 use nano_webhooks_core::{
     delivery::pace::{MaxPerSecond, Pace},
@@ -39,6 +40,8 @@ pub(super) struct WebhookRow {
     pub(super) fields: WebhookFields,
     #[serde(default)]
     pub(super) secrets: Vec<StoredSecret>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) headers: Option<StoredHeaders>,
     #[serde(flatten)]
     pub(super) metadata: WebhookMetadata,
 }

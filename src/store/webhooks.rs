@@ -13,7 +13,8 @@ use super::{
     key_schema, markers,
     notifications::{Notifications, OperatorNotices},
     rotation::{RotateOutcome, TooManyActiveSecrets, apply_rotation},
-    secrets::{SECRETS, Secrets, StoredSecret},
+    secrets::{Credentials, SECRETS, Secrets, StoredSecret},
+    stored_headers::StoredHeaders,
     table_client::{
         TRANSACTION_RETRY_LIMIT, TableClient, WriteOutcome, cancellation_reasons,
         sleep_with_backoff, too_many_conflicts,
@@ -47,6 +48,8 @@ pub struct WebhookRecord {
     pub webhook: Webhook,
     /// The stored secrets, the newest first. Without any, requests are not signed.
     pub secrets: Vec<StoredSecret>,
+    /// The stored static headers; `None` if there are none.
+    pub headers: Option<StoredHeaders>,
     /// The health of its endpoint.
     pub health: EndpointHealth,
     /// The number of writes of the health; 0 if an earlier version wrote it.
@@ -168,6 +171,25 @@ impl Webhooks<'_> {
         Ok(records)
     }
 
+    /// Decrypts what the requests to a webhook's endpoint need at `now`. The error is
+    /// [`Error::Unreadable`] if a part was encrypted for another webhook, which never changes.
+    pub async fn decrypt_credentials(
+        self,
+        account: &AccountId,
+        record: &WebhookRecord,
+        now: Timestamp,
+    ) -> Result<Credentials> {
+        let id = record.webhook.id;
+        let secrets = &record.secrets;
+        let secrets = self
+            .secrets
+            .decrypt_active(account, id, secrets, now)
+            .await?;
+        let headers = record.headers.as_ref();
+        let headers = self.secrets.decrypt_headers(account, id, headers).await?;
+        Ok(Credentials { secrets, headers })
+    }
+
     /// Whether the account has or had a webhook with this id. Deliveries of a deleted webhook stay
     /// readable.
     pub async fn ever_existed(self, account: &AccountId, id: WebhookId) -> Result<bool> {
@@ -199,9 +221,10 @@ impl Webhooks<'_> {
                 return Ok(outcome);
             }
         }
-        let data_key = match new.secret {
-            Some(_) => self.secrets.active_data_key(now).await?,
-            None => None,
+        let data_key = if new.needs_data_key() {
+            self.secrets.active_data_key(now).await?
+        } else {
+            None
         };
         let fingerprint = match idempotency {
             Some(key) => Some((key, self.secrets.fingerprint(&key.request_hash, now).await?)),
@@ -290,7 +313,15 @@ impl Webhooks<'_> {
             Some(None) => Some(Vec::new()),
             Some(Some(secret)) => Some(vec![self.secrets.encrypt(account, id, secret, now).await?]),
         };
-        let update_webhook = update.build_update(secrets, now)?;
+        let headers = match &update.headers {
+            None => None,
+            Some(headers) => Some(
+                self.secrets
+                    .encrypt_headers(account, id, headers, now)
+                    .await?,
+            ),
+        };
+        let update_webhook = update.build_update(secrets, headers, now)?;
         let mut writes = vec![
             self.table
                 .transact_update(key_schema::webhook(account, id), update_webhook),
@@ -465,6 +496,7 @@ fn parse_record(id: WebhookId, item: Item) -> Result<WebhookRecord> {
     Ok(WebhookRecord {
         webhook: row.fields.into_webhook(id)?,
         secrets: row.secrets,
+        headers: row.headers,
         health: EndpointHealth::default(),
         health_revision: 0,
         metadata: row.metadata,

@@ -19,6 +19,7 @@ use nano_webhooks_core::{
     event::MAX_PAYLOAD_LEN,
     event_type::EventType,
     secret::Secret,
+    static_headers::{StaticHeaderName, StaticHeaders},
 };
 
 /// `ParallelizationFactor` of the template, with which `ci/template_test.py` compares the page.
@@ -108,6 +109,15 @@ fn page_has_values_of_code() {
         (
             "`secret_key`",
             format!("{shortest} to {longest} characters"),
+        ),
+        ("`headers`", StaticHeaders::MAX.to_string()),
+        (
+            "names and values of `headers`",
+            format!("{} bytes", grouped(StaticHeaders::MAX_BYTES)),
+        ),
+        (
+            "a name in `headers`",
+            format!("{} bytes", StaticHeaderName::MAX),
         ),
         ("`events`", format!("{}, each once", EventType::ALL.len())),
         ("account id", format!("{} bytes", AccountId::MAX)),

@@ -27,6 +27,7 @@ mod replays;
 mod retries;
 mod rotation;
 mod secrets;
+mod static_headers;
 mod stream_readers;
 mod support;
 mod sweep;

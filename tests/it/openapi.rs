@@ -11,6 +11,7 @@ use nano_webhooks_core::{
     event::{EventId, traceparent::Traceparent},
     event_type::EventType,
     signing::Signatures,
+    static_headers::StaticHeaders,
     timestamp::Timestamp,
 };
 use serde_json::{Value, json};
@@ -187,6 +188,7 @@ async fn callback_headers_equal_sent_headers() {
             started_at: Timestamp::from_millis(1_734_948_000_000),
             signatures: Some(&signatures),
             traceparent: Some(&traceparent),
+            static_headers: &StaticHeaders::NONE,
             version: nano_webhooks::VERSION,
         };
         let described = document["webhooks"][event.as_str()]["post"]["parameters"]

@@ -452,7 +452,7 @@ async fn moved_secret_signs_nothing() {
     let poison = tables.items_under("POISON#").await;
     let reason = poison[0]["reason"].as_s().unwrap();
     assert!(
-        reason.contains("the secret of webhook 2 cannot be read"),
+        reason.contains("the secret or the headers of webhook 2 cannot be read"),
         "{reason}"
     );
 }

@@ -10,7 +10,7 @@ use nano_webhooks::{
     store::{
         Store,
         data_keys::{DataKeyCache, KeyProvider},
-        secrets::ReencryptStats,
+        reencryption::ReencryptStats,
     },
 };
 

@@ -13,6 +13,7 @@ use crate::{
     event::{EventId, traceparent::Traceparent},
     event_type::EventType,
     signing::Signatures,
+    static_headers::StaticHeaders,
     timestamp::Timestamp,
 };
 
@@ -73,16 +74,22 @@ pub struct Attempt {
     /// The beginning of the response body.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub response_excerpt: Option<String>,
-    /// The signature headers. The other headers follow from the delivery, see [`Self::to_request`].
+    /// The signature headers. The other headers of the service follow from the delivery, see
+    /// [`Self::logged_headers`].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub signatures: Option<Signatures>,
+    /// The names of the webhook's static headers at the time of the attempt.
+    #[serde(default, rename = "headers", skip_serializing_if = "Vec::is_empty")]
+    pub static_headers: Vec<String>,
     /// The version of this software in `User-Agent`.
     pub version: String,
 }
 
 impl Attempt {
-    /// Joins a request with its outcome.
+    /// Joins a request with its outcome. No value of a static header is kept, even if the endpoint
+    /// repeated it.
     pub fn new(request: &WebhookRequest<'_>, outcome: &AttemptOutcome) -> Self {
+        let excerpt = outcome.body_excerpt.as_deref();
         Self {
             number: request.attempt_number,
             started_at: request.started_at,
@@ -91,28 +98,36 @@ impl Attempt {
             status_code: outcome.status_code,
             failure: outcome.failure.as_ref().map(Failure::kind),
             detail: outcome.failure.as_ref().map(ToString::to_string),
-            response_excerpt: outcome.body_excerpt.clone(),
+            response_excerpt: excerpt.map(|text| request.static_headers.redact(text)),
             signatures: request.signatures.cloned(),
+            static_headers: request.static_headers.names(),
             version: request.version.to_owned(),
         }
     }
 
-    /// Restores the request that this attempt sent for a delivery's event.
-    pub fn to_request<'a>(
-        &'a self,
-        event_id: &'a EventId,
+    /// The request headers that this attempt sent for a delivery's event, for the log: values of
+    /// static headers are redacted.
+    pub fn logged_headers(
+        &self,
+        event_id: &EventId,
         event_type: EventType,
-        traceparent: Option<&'a Traceparent>,
-    ) -> WebhookRequest<'a> {
-        WebhookRequest {
+        traceparent: Option<&Traceparent>,
+    ) -> Vec<(&str, String)> {
+        let request = WebhookRequest {
             event_id,
             event_type,
             attempt_number: self.number,
             started_at: self.started_at,
             signatures: self.signatures.as_ref(),
             traceparent,
+            static_headers: &StaticHeaders::NONE,
             version: &self.version,
+        };
+        let mut headers: Vec<(&str, String)> = request.headers();
+        for name in &self.static_headers {
+            headers.push((name, StaticHeaders::REDACTED.to_owned()));
         }
+        headers
     }
 }
 
@@ -131,12 +146,14 @@ pub struct WebhookRequest<'a> {
     pub signatures: Option<&'a Signatures>,
     /// The job's trace context.
     pub traceparent: Option<&'a Traceparent>,
+    /// The headers that the webhook's owner chose.
+    pub static_headers: &'a StaticHeaders,
     /// The version of this software in `User-Agent`.
     pub version: &'a str,
 }
 
 impl WebhookRequest<'_> {
-    /// The request headers, with lowercase names.
+    /// The request headers of the service, with lowercase names.
     pub fn headers(&self) -> Vec<(&'static str, String)> {
         let timestamp = self.started_at.as_unix_seconds().to_string();
         let mut headers = vec![
@@ -190,6 +207,7 @@ mod tests {
             started_at: Timestamp::from_millis(1_734_948_000_999),
             signatures: None,
             traceparent: None,
+            static_headers: &StaticHeaders::NONE,
             version: "1.2.3",
         };
         let unsigned = [
@@ -224,5 +242,41 @@ mod tests {
             request.headers()[9..],
             [("traceparent", traceparent.as_str().to_owned())]
         );
+    }
+
+    /// The log of an attempt shows the names of static headers. A value is nowhere in the attempt,
+    /// although the endpoint repeated it.
+    #[test]
+    fn static_headers_are_redacted() {
+        let id = EventId::parse("evt_01JFS8TX800000000000000000").unwrap();
+        let static_headers = StaticHeaders::from_json(r#"[["x-api-key","open-sesame"]]"#).unwrap();
+        let request = WebhookRequest {
+            event_id: &id,
+            event_type: EventType::JobFailed,
+            attempt_number: 1,
+            started_at: Timestamp::from_millis(1_734_948_000_999),
+            signatures: None,
+            traceparent: None,
+            static_headers: &static_headers,
+            version: "1.2.3",
+        };
+        let outcome = AttemptOutcome {
+            duration: Duration::ZERO,
+            timings: PhaseTimings::default(),
+            status_code: Some(403),
+            failure: Some(Failure::Status(403)),
+            retry_after: None,
+            body_excerpt: Some("Invalid key: open-sesame".to_owned()),
+        };
+        let attempt = Attempt::new(&request, &outcome);
+        let excerpt = attempt.response_excerpt.as_deref();
+        assert_eq!(excerpt, Some("Invalid key: [redacted]"));
+        let stored = serde_json::to_string(&attempt).unwrap();
+        assert!(stored.contains(r#""headers":["x-api-key"]"#) && !stored.contains("sesame"));
+        let restored: Attempt = serde_json::from_str(&stored).unwrap();
+        let logged = restored.logged_headers(&id, EventType::JobFailed, None);
+        let (last, others) = logged.split_last().unwrap();
+        assert_eq!(*last, ("x-api-key", "[redacted]".to_owned()));
+        assert_eq!(others, request.headers());
     }
 }

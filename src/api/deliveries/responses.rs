@@ -226,7 +226,8 @@ pub(crate) struct AttemptResponse {
     /// The first part of the response body.
     #[schema(required)]
     response_excerpt: Option<String>,
-    /// The request headers that were sent.
+    /// The request headers that were sent. The values of static headers are `[redacted]`, also
+    /// where the endpoint repeated them in its response.
     #[schema(value_type = std::collections::BTreeMap<String, String>)]
     request_headers: Map<String, Value>,
 }
@@ -238,9 +239,8 @@ impl AttemptResponse {
         traceparent: Option<&Traceparent>,
         attempt: &Attempt,
     ) -> Self {
-        let request = attempt.to_request(event, event_type, traceparent);
         let mut request_headers = Map::new();
-        for (name, value) in request.headers() {
+        for (name, value) in attempt.logged_headers(event, event_type, traceparent) {
             request_headers.insert(name.to_owned(), value.into());
         }
         Self {

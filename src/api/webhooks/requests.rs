@@ -21,9 +21,9 @@ use crate::{
         error::ApiError,
         fields::{
             MAX_DESCRIPTION, deserialize_description, deserialize_description_update,
-            deserialize_events, deserialize_max_per_second, deserialize_max_per_second_update,
-            deserialize_secret, deserialize_secret_update, deserialize_url,
-            deserialize_webhook_status,
+            deserialize_events, deserialize_headers, deserialize_headers_update,
+            deserialize_max_per_second, deserialize_max_per_second_update, deserialize_secret,
+            deserialize_secret_update, deserialize_url, deserialize_webhook_status,
         },
         schemas::{self, WebhookStatusSchema},
     },
@@ -33,12 +33,19 @@ use crate::{
     },
 };
 use nano_webhooks_core::{
-    delivery::pace::MaxPerSecond, endpoint_url::EndpointUrl, event_type::EventTypes,
-    secret::Secret, timestamp::Timestamp, webhook::WebhookStatus,
+    delivery::pace::MaxPerSecond,
+    endpoint_url::EndpointUrl,
+    event_type::EventTypes,
+    secret::Secret,
+    static_headers::{StaticHeaderName, StaticHeaders},
+    timestamp::Timestamp,
+    webhook::WebhookStatus,
 };
 
 /// How long an `Idempotency-Key` is remembered.
 const IDEMPOTENCY_TTL: Duration = Duration::from_hours(24);
+/// The name of a header (RFC 9110, section 5.6.2).
+const HEADER_NAME: &str = "^[!#$%&'*+.^_`|~0-9A-Za-z-]+$";
 /// Limit of an `Idempotency-Key`, in bytes.
 const MAX_IDEMPOTENCY_KEY: usize = 255;
 
@@ -55,6 +62,9 @@ pub(crate) struct CreateWebhookRequest {
     #[serde(default, deserialize_with = "deserialize_secret")]
     #[schema(schema_with = secret_schema)]
     secret_key: Option<Secret>,
+    #[serde(default, deserialize_with = "deserialize_headers")]
+    #[schema(schema_with = headers_schema)]
+    headers: StaticHeaders,
     #[serde(default, deserialize_with = "deserialize_description")]
     #[schema(schema_with = description_schema)]
     description: Option<String>,
@@ -76,6 +86,7 @@ impl CreateWebhookRequest {
             url,
             events,
             secret: self.secret_key,
+            headers: self.headers,
             description: self.description,
             max_per_second: self.max_per_second,
         })
@@ -107,6 +118,9 @@ struct CanonicalFields<'a> {
     description: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     max_per_second: Option<u32>,
+    /// Sorted by name.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    headers: Vec<(&'a str, &'a str)>,
 }
 
 /// The SHA-256 of the parsed fields. Requests with equal fields have the same hash, whatever their
@@ -118,6 +132,12 @@ fn hash_fields(new: &NewWebhook) -> [u8; 32] {
         secret_key: new.secret.as_ref().map(Secret::expose),
         description: new.description.as_deref(),
         max_per_second: new.max_per_second.map(MaxPerSecond::get),
+        headers: new
+            .headers
+            .as_slice()
+            .iter()
+            .map(|header| (header.name(), header.expose_value()))
+            .collect(),
     };
     let json = Zeroizing::new(serde_json::to_vec(&fields).expect("all keys are strings"));
     Sha256::digest(json.as_slice()).into()
@@ -140,6 +160,9 @@ pub(crate) struct UpdateWebhookRequest {
     #[serde(default, deserialize_with = "deserialize_secret_update")]
     #[schema(schema_with = secret_schema)]
     secret_key: Option<Option<Secret>>,
+    #[serde(default, deserialize_with = "deserialize_headers_update")]
+    #[schema(schema_with = headers_schema)]
+    headers: Option<StaticHeaders>,
     // `Some(None)` is `null`.
     #[serde(default, deserialize_with = "deserialize_description_update")]
     #[schema(schema_with = description_schema)]
@@ -157,6 +180,7 @@ impl From<UpdateWebhookRequest> for WebhookUpdate {
             events: request.events,
             status: request.status,
             secret: request.secret_key,
+            headers: request.headers,
             description: request.description,
             max_per_second: request.max_per_second,
         }
@@ -173,6 +197,32 @@ fn secret_schema() -> Object {
         .pattern(Some(schemas::PRINTABLE_TEXT))
         .min_length(Some(*Secret::LENGTH_RANGE.start()))
         .max_length(Some(*Secret::LENGTH_RANGE.end()))
+        .build()
+}
+
+fn headers_schema() -> Object {
+    let value = ObjectBuilder::new()
+        .schema_type(Type::String)
+        .pattern(Some(r"^[!-~]([\t -~]*[!-~])?$"));
+    let name = ObjectBuilder::new()
+        .schema_type(Type::String)
+        .pattern(Some(HEADER_NAME))
+        .max_length(Some(StaticHeaderName::MAX))
+        .build();
+    ObjectBuilder::new()
+        .schema_type(SchemaType::from_iter([Type::Object, Type::Null]))
+        .description(Some(
+            "Headers that every request to the endpoint has in addition, such as the API key of a \
+             gateway: at most 10, with at most 4 KiB of names and values. They replace all earlier \
+             ones; `null` and `{}` mean none. Values are stored encrypted and never returned. \
+             Each name may be given once, whatever its case. Names that requests have already or \
+             that control the connection are refused: `Host`, `Content-*`, `Connection`, \
+             `Transfer-Encoding`, `TE`, `Trailer`, `Upgrade`, `Keep-Alive`, `Proxy-*`, `Expect`, \
+             `Accept`, `User-Agent`, `X-Nano-*`, `webhook-*` and `traceparent`.",
+        ))
+        .property_names(Some(name))
+        .additional_properties(Some(value))
+        .max_properties(Some(StaticHeaders::MAX))
         .build()
 }
 

@@ -53,6 +53,7 @@ impl From<&Webhook> for WebhookResponse {
     "updated_at": "2024-12-23T10:00:00Z",
     "description": "billing",
     "signed": true,
+    "headers": ["X-Api-Key"],
     "disabled_reason": null,
     "max_per_second": null,
     "health": {
@@ -74,6 +75,8 @@ pub(crate) struct WebhookDetailResponse {
     description: Option<String>,
     /// Whether the webhook has a secret, so that requests to the endpoint are signed.
     signed: bool,
+    /// The names of the static headers. Their values are not returned.
+    headers: Vec<String>,
     /// Why the webhook was disabled. `null` while it is active.
     #[schema(required)]
     disabled_reason: Option<String>,
@@ -90,6 +93,10 @@ impl From<&WebhookRecord> for WebhookDetailResponse {
             updated_at: record.metadata.updated_at.to_rfc3339(),
             description: record.metadata.description.clone(),
             signed: !record.secrets.is_empty(),
+            headers: match &record.headers {
+                Some(headers) => headers.names().to_vec(),
+                None => Vec::new(),
+            },
             disabled_reason: record.metadata.disabled_reason.clone(),
             max_per_second: record.webhook.pace.map(|pace| pace.max_per_second.get()),
             health: HealthResponse::from(&record.health),

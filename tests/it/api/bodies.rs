@@ -47,7 +47,7 @@ async fn invalid_field_is_named() {
             "secret",
             json!("12345678"),
             "secret: unknown field `secret`, expected one of \
-             `url`, `events`, `secret_key`, `description`",
+             `url`, `events`, `secret_key`, `headers`, `description`",
         ),
         (
             "secret_key",

@@ -215,6 +215,7 @@ fn created_webhook() -> Value {
         "updated_at": "2024-12-23T10:00:00Z",
         "description": "Production",
         "signed": false,
+        "headers": [],
         "disabled_reason": null,
         "max_per_second": null,
         "health": {

@@ -15,6 +15,7 @@ use nano_webhooks_core::{
     endpoint_url::EndpointUrl,
     event::EventId,
     event_type::EventType,
+    static_headers::StaticHeaders,
     target_policy::TargetPolicy,
 };
 
@@ -50,6 +51,7 @@ pub async fn post(client: &WebhookClient, url: &str) -> AttemptOutcome {
         started_at: Clock::system().now(),
         signatures: None,
         traceparent: None,
+        static_headers: &StaticHeaders::NONE,
         version: "0",
     };
     let url = EndpointUrl::parse(url).unwrap();

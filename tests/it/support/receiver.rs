@@ -64,6 +64,12 @@ impl Received {
         self.header("x-nano-signature") == format!("v1={expected}")
     }
 
+    /// What some gateways return: the headers that they reject, as text and in JSON.
+    fn echo(&self) -> String {
+        let headers = [self.header("authorization"), self.header("x-api-key")];
+        format!("{headers:?} {}", serde_json::json!(headers))
+    }
+
     pub fn json(&self) -> serde_json::Value {
         serde_json::from_str(&self.body).unwrap()
     }
@@ -72,6 +78,7 @@ impl Received {
 /// A receiver. The path decides its response:
 ///
 /// - `/status/500/…`: status 500
+/// - `/echo/500/…`: status 500, and the received headers `Authorization` and `X-Api-Key`
 /// - `/redirect/…`: a redirect to `/redirected`
 /// - `/hang/…`: no response
 /// - `/drip/…`: a body that never ends
@@ -149,6 +156,10 @@ impl Receiver {
     }
 }
 
+fn parse_status(part: Option<&str>) -> StatusCode {
+    StatusCode::from_u16(part.unwrap().parse().unwrap()).unwrap()
+}
+
 async fn receive(
     State(receiver): State<Receiver>,
     uri: Uri,
@@ -157,19 +168,19 @@ async fn receive(
 ) -> Response {
     let path = uri.path().to_owned();
     let body = String::from_utf8(body.to_vec()).unwrap();
-    receiver.received.lock().unwrap().push(Received {
+    let received = Received {
         path: path.clone(),
         headers,
         body,
-    });
+    };
+    let echo = received.echo();
+    receiver.received.lock().unwrap().push(received);
     receiver.count.send_modify(|count| *count += 1);
     let is_first = *receiver.count.borrow() == 1;
     let mut parts = path.split('/').skip(1);
     match parts.next() {
-        Some("status") => {
-            let status = StatusCode::from_u16(parts.next().unwrap().parse().unwrap()).unwrap();
-            (status, "as you asked").into_response()
-        }
+        Some("status") => (parse_status(parts.next()), "as you asked").into_response(),
+        Some("echo") => (parse_status(parts.next()), echo).into_response(),
         Some("redirect") => {
             (StatusCode::FOUND, [(LOCATION, receiver.url("/redirected"))]).into_response()
         }

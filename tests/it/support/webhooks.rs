@@ -9,7 +9,7 @@ use nano_webhooks::{
 };
 use nano_webhooks_core::{
     delivery::endpoint_health::EndpointHealth, endpoint_url::EndpointUrl, event_type::EventTypes,
-    secret::Secret, webhook::WebhookId,
+    secret::Secret, static_headers::StaticHeaders, webhook::WebhookId,
 };
 
 use crate::support::{accounts::account, tables::TestTables};
@@ -34,6 +34,7 @@ pub async fn subscribe_to(
         url: EndpointUrl::parse(url).unwrap(),
         events: EventTypes::parse(events.iter().copied()).unwrap(),
         secret: secret.map(|text| Secret::parse(text.to_owned()).unwrap()),
+        headers: StaticHeaders::NONE,
         description: None,
         max_per_second: None,
     };

@@ -168,7 +168,7 @@ fn describe_reason(delivery: &Delivery, reason: Option<WaitReason>) -> &'static 
         Some(WaitReason::Endpoint) => " when the endpoint responds again",
         Some(WaitReason::Webhook) => " when the webhook is enabled",
         Some(WaitReason::Rate) => ", spaced in time from others to the endpoint",
-        Some(WaitReason::Secret) => " if the webhook's secret can be decrypted by then",
+        Some(WaitReason::Secret) => " if the webhook's secret and headers can be decrypted by then",
         Some(WaitReason::Schedule) | None => "",
     }
 }
@@ -213,12 +213,12 @@ fn write_attempt(
     if let Some(excerpt) = &attempt.response_excerpt {
         writeln!(out, "  response  {}", escape_for_terminal(excerpt))?;
     }
-    let request = attempt.to_request(
+    let headers = attempt.logged_headers(
         &delivery.key.event,
         delivery.event_type,
         delivery.traceparent.as_ref(),
     );
-    for (name, value) in request.headers() {
+    for (name, value) in headers {
         writeln!(out, "  sent      {name}: {value}")?;
     }
     Ok(())
@@ -293,8 +293,8 @@ mod tests {
             (
                 pending(1000),
                 Secret,
-                "an attempt at 1970-01-01T00:00:01Z (in 1 s) if the webhook's secret can be \
-                 decrypted by then",
+                "an attempt at 1970-01-01T00:00:01Z (in 1 s) if the webhook's secret and \
+                 headers can be decrypted by then",
             ),
             (
                 DeliveryState::Paused,
