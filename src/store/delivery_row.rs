@@ -37,7 +37,7 @@ pub(super) struct DeliveryRow {
     url: String,
     #[serde(rename = "body")]
     payload: String,
-    traceparent: Option<Traceparent>,
+    traceparent: Option<String>,
     status: String,
     attempt_count: u32,
     step: u32,
@@ -68,6 +68,8 @@ impl DeliveryRow {
             EventType::parse(&self.event).ok_or_else(|| Error::corrupt_item("event type"))?;
         let attempts: Vec<Attempt> = serde_json::from_str(&self.attempts)
             .map_err(|_| Error::corrupt_item("list of attempts"))?;
+        // An invalid one is not sent, and does not make the delivery unreadable.
+        let traceparent = self.traceparent.as_deref().and_then(Traceparent::parse);
         let state_before_retry = match self.resume_status {
             Some(status) => Some(parse_state(&status, self.resume_at)?),
             None => None,
@@ -78,7 +80,7 @@ impl DeliveryRow {
             task_id: self.task_id,
             url: self.url,
             payload: self.payload.into(),
-            traceparent: self.traceparent,
+            traceparent,
             state: parse_state(&self.status, self.next_attempt_at)?,
             waiting_for: self.waiting_for,
             deferrals: self.deferrals,

@@ -1,13 +1,10 @@
 //! W3C Trace Context of a job.
 
-use serde::Deserialize;
-
 /// The longest value that is accepted. Version 00 has 55 characters; later versions may be longer.
 const MAX_LENGTH: usize = 256;
 
 /// A `traceparent` header (W3C Trace Context, section 3.2), which is passed on unchanged.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(transparent)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Traceparent(String);
 
 impl Traceparent {
