@@ -291,7 +291,7 @@ def test_deliveries_show_equals_api(service, api, receiver):
         f"status 503 after {attempt['duration_ms']} ms\n",
         f"  failure   status: {attempt['detail']}\n",
         r"  response  not \u{1b}[1mnow",
-        f"  sent      x-nano-signature: {attempt['request_headers']['x-nano-signature']}\n",
+        f"  sent      X-Nano-Signature: {attempt['request_headers']['X-Nano-Signature']}\n",
     ):
         assert part in text, (part, text)
     assert "  timings   connect " in text or "  timings   wait " in text

@@ -245,7 +245,7 @@ class Journey:
         expect(self.tab.text_block("Response, status 500", newest)).to_have_text(
             "KeyError: 'credits'"
         )
-        for name in ("x-nano-signature", "webhook-signature"):
+        for name in ("X-Nano-Signature", "webhook-signature"):
             expect(newest.get_by_role("row", name=name)).to_contain_text(
                 second["request_headers"][name]
             )

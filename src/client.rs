@@ -7,6 +7,7 @@ mod connector;
 #[cfg(fuzzing)]
 pub mod fuzzing;
 mod hosts;
+mod header_case;
 pub mod local_failure;
 mod lookup_slots;
 mod phase_recorder;

@@ -14,15 +14,15 @@ use crate::verify::{RotationRole, SignatureStatus, VerificationReport, verify};
 
 /// The headers that are printed, in this order.
 const PRINTED_HEADERS: [&str; 9] = [
-    "user-agent",
-    "x-nano-event",
-    "x-nano-attempt",
-    "x-nano-timestamp",
-    "x-nano-signature",
+    "User-Agent",
+    "X-Nano-Event",
+    "X-Nano-Attempt",
+    "X-Nano-Timestamp",
+    "X-Nano-Signature",
     "webhook-id",
     "webhook-timestamp",
     "webhook-signature",
-    "content-type",
+    "Content-Type",
 ];
 
 pub struct ReceivedRequest {

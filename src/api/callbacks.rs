@@ -217,6 +217,12 @@ fn sample_operational_event(event: EventType) -> Value {
 }
 
 fn header_parameters(event: EventType) -> Vec<Parameter> {
+    let mut parameters = required_headers(event);
+    parameters.extend(optional_headers());
+    parameters
+}
+
+fn required_headers(event: EventType) -> Vec<Parameter> {
     vec![
         header_parameter(
             "webhook-id",
@@ -254,6 +260,17 @@ fn header_parameters(event: EventType) -> Vec<Parameter> {
             "`nano-webhooks/` and its version.",
             schemas::string_with_pattern("^nano-webhooks/"),
         ),
+        header_parameter(
+            "Accept",
+            Required::True,
+            "`*/*`.",
+            schemas::string_enum(["*/*"]),
+        ),
+    ]
+}
+
+fn optional_headers() -> Vec<Parameter> {
+    vec![
         header_parameter(
             "webhook-signature",
             Required::False,

@@ -51,6 +51,7 @@ impl Connection {
         let stream = TokioIo::new(MeteredStream::new(stream, meter.clone()));
         let handshake = http1::Builder::new()
             .max_buf_size(MAX_RESPONSE_HEAD)
+            .title_case_headers(true)
             // As browsers and curl do.
             .allow_obsolete_multiline_headers_in_responses(true)
             .allow_spaces_after_header_name_in_responses(true)

@@ -30,6 +30,7 @@ use tokio::sync::oneshot;
 use super::{
     attempt_slots::AttemptSlots,
     connector::ResolvedTarget,
+    header_case::{HeaderCase, UnusualNames},
     local_failure::{ExchangeError, LocalFailure},
     phase_recorder::PhaseRecorder,
     pool::ConnectionPool,
@@ -77,6 +78,7 @@ const BODY_READ_TIME: Duration = Duration::from_secs(1);
 pub struct WebhookClient {
     guard: Arc<TargetGuard>,
     pool: ConnectionPool,
+    header_case: HeaderCase,
     slots: AttemptSlots,
     timeouts: Timeouts,
 }
@@ -94,6 +96,7 @@ impl WebhookClient {
         Ok(Self {
             guard: Arc::new(guard),
             pool: ConnectionPool::new(tls, timeouts.connect),
+            header_case: HeaderCase::default(),
             slots: AttemptSlots::default(),
             timeouts,
         })
@@ -144,6 +147,7 @@ impl WebhookClient {
             client: self.clone(),
             account: account.clone(),
             url: url.clone(),
+            unusual_names: UnusualNames::new(request.static_headers),
         };
         OpenExchange {
             outcome: Box::pin(exchange.run(http_request, is_cut)),
@@ -197,7 +201,8 @@ fn to_header_map(request: &WebhookRequest<'_>) -> HeaderMap {
     let mut headers = HeaderMap::new();
     for (name, value) in request.headers() {
         let value = HeaderValue::try_from(value).expect("header values are printable ASCII");
-        headers.insert(HeaderName::from_static(name), value);
+        let name = HeaderName::try_from(name).expect("header names are tokens");
+        headers.insert(name, value);
     }
     for header in request.static_headers.as_slice() {
         let name = HeaderName::try_from(header.name()).expect("header names are tokens");
@@ -233,6 +238,7 @@ struct Exchange {
     client: WebhookClient,
     account: AccountId,
     url: EndpointUrl,
+    unusual_names: UnusualNames,
 }
 
 impl Exchange {
@@ -281,11 +287,13 @@ impl Exchange {
     async fn exchange(
         &self,
         started: Result<Resolution<'_>, ExchangeError>,
-        request: http::Request<Full<Bytes>>,
+        mut request: http::Request<Full<Bytes>>,
         recorder: &PhaseRecorder,
         outcome: &mut AttemptOutcome,
     ) -> Result<(), ExchangeError> {
         let target = self.resolve_target(started?, recorder).await?;
+        let header_case = self.client.header_case.spell(&self.unusual_names).await;
+        request.extensions_mut().extend(header_case);
         let (response, connection) = self.client.pool.send(target, request).await?;
         recorder.mark(Phase::Receive);
         let status = response.status().as_u16();

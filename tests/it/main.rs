@@ -24,6 +24,7 @@ mod openapi;
 mod operational_events;
 mod poison;
 mod replays;
+mod request_head;
 mod retries;
 mod rotation;
 mod secrets;

@@ -196,14 +196,14 @@ async fn callback_headers_equal_sent_headers() {
             .unwrap();
         let described: BTreeSet<String> = described
             .iter()
-            .map(|header| header["name"].as_str().unwrap().to_lowercase())
+            .map(|header| header["name"].as_str().unwrap().to_owned())
             .collect();
         // The media type of the body is described with the body.
         let sent = request
             .headers()
             .into_iter()
             .map(|(name, _)| name.to_owned())
-            .filter(|name| name != "content-type");
+            .filter(|name| name != "Content-Type");
         assert_eq!(described, sent.collect(), "{}", event.as_str());
     }
 }

@@ -153,20 +153,21 @@ pub struct WebhookRequest<'a> {
 }
 
 impl WebhookRequest<'_> {
-    /// The request headers of the service, with lowercase names.
+    /// The request headers of the service, with names in the case that is sent.
     pub fn headers(&self) -> Vec<(&'static str, String)> {
         let timestamp = self.started_at.as_unix_seconds().to_string();
         let mut headers = vec![
-            ("content-type", "application/json".to_owned()),
-            ("user-agent", format!("nano-webhooks/{}", self.version)),
-            ("x-nano-event", self.event_type.as_str().to_owned()),
-            ("x-nano-attempt", self.attempt_number.to_string()),
-            ("x-nano-timestamp", timestamp.clone()),
+            ("Content-Type", "application/json".to_owned()),
+            ("User-Agent", format!("nano-webhooks/{}", self.version)),
+            ("Accept", "*/*".to_owned()),
+            ("X-Nano-Event", self.event_type.as_str().to_owned()),
+            ("X-Nano-Attempt", self.attempt_number.to_string()),
+            ("X-Nano-Timestamp", timestamp.clone()),
             ("webhook-id", self.event_id.to_string()),
             ("webhook-timestamp", timestamp),
         ];
         if let Some(signatures) = self.signatures {
-            headers.push(("x-nano-signature", signatures.nano.clone()));
+            headers.push(("X-Nano-Signature", signatures.nano.clone()));
             headers.push(("webhook-signature", signatures.standard.clone()));
         }
         if let Some(traceparent) = self.traceparent {
@@ -211,11 +212,12 @@ mod tests {
             version: "1.2.3",
         };
         let unsigned = [
-            ("content-type", "application/json"),
-            ("user-agent", "nano-webhooks/1.2.3"),
-            ("x-nano-event", "job.failed"),
-            ("x-nano-attempt", "3"),
-            ("x-nano-timestamp", "1734948000"),
+            ("Content-Type", "application/json"),
+            ("User-Agent", "nano-webhooks/1.2.3"),
+            ("Accept", "*/*"),
+            ("X-Nano-Event", "job.failed"),
+            ("X-Nano-Attempt", "3"),
+            ("X-Nano-Timestamp", "1734948000"),
             ("webhook-id", "evt_01JFS8TX800000000000000000"),
             ("webhook-timestamp", "1734948000"),
         ]
@@ -228,9 +230,9 @@ mod tests {
         };
         request.signatures = Some(&signatures);
         assert_eq!(
-            request.headers()[7..],
+            request.headers()[8..],
             [
-                ("x-nano-signature", "v1=00".into()),
+                ("X-Nano-Signature", "v1=00".into()),
                 ("webhook-signature", "v1,AA==".into())
             ]
         );
@@ -239,7 +241,7 @@ mod tests {
             Traceparent::parse("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01").unwrap();
         request.traceparent = Some(&traceparent);
         assert_eq!(
-            request.headers()[9..],
+            request.headers()[10..],
             [("traceparent", traceparent.as_str().to_owned())]
         );
     }

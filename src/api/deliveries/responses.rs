@@ -201,7 +201,7 @@ impl DeliveryResponse {
     "detail": "The endpoint returned status 503. Return a 2xx status to accept the event.",
     "response_excerpt": "Try again later",
     "request_headers": {
-        "content-type": "application/json",
+        "Content-Type": "application/json",
         "webhook-id": "evt_01JFSFB4807P0XDV4PAY2Y4PMB",
     },
 }))]

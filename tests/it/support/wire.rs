@@ -1,7 +1,7 @@
 //! A server that sends exactly the bytes that a test wants.
 
 use std::sync::{
-    Arc,
+    Arc, Mutex,
     atomic::{AtomicUsize, Ordering},
 };
 
@@ -67,4 +67,82 @@ pub async fn read_request(stream: &mut TcpStream) -> bool {
         }
     }
     true
+}
+
+/// What a server does after a response.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Keep {
+    /// It serves further requests on the connection.
+    Connection,
+    /// It closes the connection when the next request arrives.
+    FirstExchange,
+}
+
+/// A server that sends the same bytes for each request, and records the head of each request that
+/// it responds to.
+pub struct RecordingWire {
+    wire: Wire,
+    heads: Arc<Mutex<Vec<String>>>,
+}
+
+impl RecordingWire {
+    pub async fn start(response: &'static [u8], keep: Keep) -> Self {
+        let heads = Arc::new(Mutex::new(Vec::new()));
+        let recorded = heads.clone();
+        let wire = Wire::start(move |stream, _| {
+            serve_connection(stream, response, keep, recorded.clone())
+        });
+        Self {
+            wire: wire.await,
+            heads,
+        }
+    }
+
+    pub fn url(&self) -> String {
+        self.wire.url()
+    }
+
+    /// The request line and the header lines of each request.
+    pub fn heads(&self) -> Vec<String> {
+        self.heads.lock().unwrap().clone()
+    }
+}
+
+async fn serve_connection(
+    mut stream: TcpStream,
+    response: &'static [u8],
+    keep: Keep,
+    heads: Arc<Mutex<Vec<String>>>,
+) {
+    while let Some(head) = read_head(&mut stream).await {
+        heads.lock().unwrap().push(head);
+        let _ = stream.write_all(response).await;
+        if keep == Keep::FirstExchange {
+            let _ = stream.read(&mut [0]).await;
+            return;
+        }
+    }
+}
+
+/// Reads a request. Returns its head without the empty line; `None` if the connection ended before.
+async fn read_head(stream: &mut TcpStream) -> Option<String> {
+    let mut request = Vec::new();
+    loop {
+        let text = String::from_utf8_lossy(&request).into_owned();
+        if let Some((head, body)) = text.split_once("\r\n\r\n")
+            && body.len() >= content_length(head)
+        {
+            return Some(format!("{head}\r\n"));
+        }
+        match stream.read_buf(&mut request).await {
+            Ok(read) if read > 0 => {}
+            _ => return None,
+        }
+    }
+}
+
+fn content_length(head: &str) -> usize {
+    let lowercase = head.to_ascii_lowercase();
+    let (_, value) = lowercase.split_once("\r\ncontent-length: ").unwrap();
+    value.lines().next().unwrap().parse().unwrap()
 }
