@@ -125,6 +125,10 @@ class Visit:
     def follow(self, name):
         self.page.get_by_role("link", name=name, exact=True).click()
 
+    def expect_fact(self, text):
+        fact = self.page.locator("dl > div").filter(has_text=re.compile(f"^{re.escape(text)}$"))
+        expect(fact).to_be_visible()
+
     def expect_status(self, text):
         expect(self.status).to_have_text(text)
 
@@ -196,6 +200,7 @@ class Journey:
         self.page.get_by_label("Endpoint URL").fill(f"{self.receiver.url}/hook")
         self.page.get_by_label("Description").fill("Renders for the shop")
         self.page.get_by_label("Signing secret").fill(PLAIN_SECRET)
+        self.page.get_by_label("Headers optional").fill("X-Api-Key: gateway:key\n\nCookie: a=b")
         self.tab.press("Add the webhook")
         self.tab.expect_status("The webhook was added. Send it a test event.")
         (listed,) = self.api.list_webhooks().data
@@ -214,6 +219,41 @@ class Journey:
         self.tab.press("Refresh")
         expect(self.tab.rows()).to_have_count(1)
         expect(self.tab.rows()).to_contain_text("delivered")
+        (request,) = self.receiver.requests_to("/hook")
+        assert request.headers["x-api-key"] == "gateway:key"
+        assert request.headers["cookie"] == "a=b"
+        self.tab.expect_fact("HeadersCookieX-Api-Key")
+
+    def change_headers(self):
+        """Headers stay, are replaced as a whole, or are removed. Errors appear at their field."""
+        self.tab.go(f"webhooks/{self.webhook}/settings")
+        headers = self.page.get_by_label("Headers optional")
+        expect(headers).to_have_value("")
+        self.page.get_by_label("Description").fill("Renders")
+        self.save_settings()
+        for text, name in (("Host: example.org", "Host"), ("X-Key: é", "X-Key")):
+            headers.fill(text)
+            self.tab.press("Save changes")
+            expect(headers).to_be_focused()
+            expect(headers).to_have_attribute("aria-invalid", "true")
+            expect(headers).to_have_accessible_description(re.compile(f"^{name}: expected"))
+        headers.fill("X-Key: 1\nX-Key: 2")
+        self.tab.press("Save changes")
+        expect(headers).to_have_accessible_description(re.compile("^expected each name once"))
+        assert self.api.get(self.webhook)["headers"] == ["Cookie", "X-Api-Key"]
+        headers.fill("authorization: Bearer token")
+        self.save_settings()
+        assert self.api.get(self.webhook)["headers"] == ["authorization"]
+        self.page.get_by_label("Remove the headers authorization").check()
+        self.save_settings()
+        assert self.api.get(self.webhook)["headers"] == []
+        expect(self.page.get_by_label("Remove the headers")).to_have_count(0)
+        assert "Bearer token" not in self.page.content()
+
+    def save_settings(self):
+        self.tab.press("Save changes")
+        self.tab.expect_status("The changes are saved.")
+        expect(self.page.get_by_label("Headers optional")).to_have_value("")
 
     def find_failed_delivery(self):
         """Filters the list, goes back, and opens the failed delivery."""
@@ -249,6 +289,8 @@ class Journey:
             expect(newest.get_by_role("row", name=name)).to_contain_text(
                 second["request_headers"][name]
             )
+        expect(newest.get_by_role("row", name="X-Api-Key")).to_contain_text("[redacted]")
+        assert "gateway:key" not in self.page.content()
         expect(older.get_by_text(first["detail"])).to_be_hidden()
         older.get_by_text(f"Attempt {first['number']}").click()
         expect(older.get_by_text(first["detail"])).to_be_visible()
@@ -302,9 +344,7 @@ class Journey:
         expect(self.page.get_by_role("progressbar", name="Sent")).to_be_visible()
         self.tab.expect_status("The replay is done: 3 delivered, 0 failed.")
         for fact in ("Found3", "Sent3", "Delivered3", "Failed0"):
-            expect(
-                self.page.locator("dl > div").filter(has_text=re.compile(f"^{fact}$"))
-            ).to_be_visible()
+            self.tab.expect_fact(fact)
         wait_for_status(self.api, self.webhook, "delivered", 5)
         self.tab.save_screenshot("journey-replay")
 
@@ -389,6 +429,7 @@ def test_customer_registers_diagnoses_and_leaves(quick_service, visit, receiver)
         journey.retry_failed_delivery()
         journey.replay_outage()
         journey.rotate_secret()
+        journey.change_headers()
         journey.disable_and_enable()
         journey.delete()
         journey.leave()
@@ -647,6 +688,7 @@ def populated_portal(quick_service):
     secret = {
         "secret_key": PLAIN_SECRET,
         "description": "Renders for the shop, billed to the northern team",
+        "headers": {"X-Api-Key": "gateway key", "CF-Access-Client-Secret": "client secret"},
     }
     events = ["job.completed", "job.failed"]
     main = api.create({"url": f"{receiver.url}/hooks/renders", "events": events, **secret}).data[

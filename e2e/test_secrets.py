@@ -150,6 +150,8 @@ class Scenario:
         self.options = ("--data-dir", str(self.data_dir), "--retry-schedule", "50ms,100ms")
         self.env = {"RUST_LOG": "trace", "RUST_BACKTRACE": "full"}
         self.responses, self.printed, self.secrets, self.keys = {}, {}, {}, {}
+        # Values of static headers, which only endpoints receive.
+        self.headers = {}
         first = start(*self.options, env=self.env)
         self.run_first_process(first, receiver)
         self.tables = self.dump_tables(first)
@@ -172,6 +174,13 @@ class Scenario:
     def add_secret(self, name, value):
         self.secrets[name] = encode_variants(value)
         return value
+
+    def build_headers(self, name):
+        """Headers whose values are searched for."""
+        values = [f"{name}-{secrets.token_hex(12)}", f"{name}/{secrets.token_urlsafe(18)}=="]
+        for value in values:
+            self.headers[f"header {value}"] = encode_variants(value)
+        return {"X-Api-Key": values[0], "authorization": f"Bearer {values[1]}"}
 
     def run_keys(self, service, *args):
         """Runs `keys …`, also at the most verbose log level. Returns its stdout and its stderr."""
@@ -208,6 +217,8 @@ class Scenario:
                 api.call("GET", f"{HOOKS}/{webhook}/deliveries/{row['event_id']}", status=200)
         verify_signatures(receiver.requests_to("/fails"), standard)
         verify_signatures(receiver.requests_to("/accepts"), plain)
+        for request in receiver.requests_to("/echoes"):
+            assert f"header {request.headers['x-api-key']}" in self.headers
         self.change_webhooks(api)
         for account in (self.account, "other", "demo"):
             for options in ([], ["--json"]):
@@ -232,7 +243,12 @@ class Scenario:
         api.call("POST", HOOKS, self.build_body("/accepts", plain), 201, **idempotency)
         api.call("POST", HOOKS, self.build_body("/accepts", conflicting), 409, **idempotency)
         api.call("POST", HOOKS, self.build_body("/fails", standard), 201)
-        api.call("POST", HOOKS, self.build_body("/echoes", plain), 201)
+        headers = {"headers": self.build_headers("echoed")}
+        idempotency = {"Idempotency_Key": "scenario-2"}
+        api.call("POST", HOOKS, self.build_body("/echoes", plain) | headers, 201, **idempotency)
+        api.call("POST", HOOKS, self.build_body("/echoes", plain) | headers, 201, **idempotency)
+        other = {"headers": self.build_headers("conflicting")}
+        api.call("POST", HOOKS, self.build_body("/echoes", plain) | other, 409, **idempotency)
         api.call("POST", HOOKS, self.build_body("/deleted", deleted), 201)
 
     def send_invalid_requests(self, api):
@@ -248,6 +264,12 @@ class Scenario:
             valid | {"secret_key": f"whsec_{rejected}"},
             valid | {"unknown": rejected},
             valid | {"secret_key": "a valid one", "secretKey": rejected},
+            valid | {"headers": {"Host": rejected}},
+            valid | {"headers": {"X-Key": f"{rejected}\n"}},
+            valid | {"headers": {"X-Key": [rejected]}},
+            valid | {"headers": {f"X-Key: {rejected}": "x"}},
+            valid | {"headers": rejected},
+            valid | {"headers": [rejected]},
             valid | {"url": f"https://user:{rejected}@hooks.example.com/"},
             {"secret_key": rejected},
             valid_json[:-1],
@@ -268,6 +290,7 @@ class Scenario:
         api.call("PUT", HOOKS, valid, 405)
         api.call("POST", "/api/v1/nope", valid, 404)
         api.call("PATCH", f"{HOOKS}/99", {"secret_key": rejected}, 404)
+        api.call("PATCH", f"{HOOKS}/99", {"headers": {"X-Key": rejected}}, 404)
 
     def use_invalid_keys(self, service, api):
         """Uses a mistyped key and a revoked key, and revokes keys that cannot be revoked."""
@@ -292,11 +315,13 @@ class Scenario:
     def change_webhooks(self, api):
         new_plain = self.add_secret("changed", f"changed-{secrets.token_hex(12)}")
         new_standard = self.add_secret("changed whsec", generate_secret())
+        api.call("POST", f"{HOOKS}/3/test", {}, 200)
         api.call("PATCH", f"{HOOKS}/1", {"secret_key": new_plain}, 200)
         api.call("PATCH", f"{HOOKS}/2", {"secret_key": new_standard}, 200)
         api.call(
             "PATCH", f"{HOOKS}/3", {"secret_key": None, "description": "without a secret"}, 200
         )
+        api.call("PATCH", f"{HOOKS}/2", {"headers": self.build_headers("changed")}, 200)
         api.call("DELETE", f"{HOOKS}/4", status=200)
         for webhook in (1, 2, 3):
             api.call("GET", f"{HOOKS}/{webhook}", status=200)
@@ -389,12 +414,13 @@ def test_search_finds_every_encoding():
 
 def test_responses_contain_no_secret(scenario):
     assert len(scenario.responses) > 80
-    assert_absent(scenario.responses, scenario.secrets | scenario.keys)
+    assert_absent(scenario.responses, scenario.secrets | scenario.headers | scenario.keys)
 
 
 def test_log_contains_no_secret(scenario):
     assert scenario.log.count(" INFO ") > 80
-    assert_absent({"log": scenario.log.encode()}, scenario.secrets | scenario.keys)
+    log = {"log": scenario.log.encode()}
+    assert_absent(log, scenario.secrets | scenario.headers | scenario.keys)
 
 
 def test_command_output_contains_no_secret(scenario):
@@ -413,12 +439,13 @@ def test_sent_requests_contain_no_secret(scenario):
 
 def test_tables_contain_no_secret(scenario):
     assert len(scenario.tables) == 6
-    assert_absent(scenario.tables, scenario.secrets | scenario.keys)
+    assert_absent(scenario.tables, scenario.secrets | scenario.headers | scenario.keys)
 
 
 @pytest.mark.parametrize("when", ["stopped", "running", "killed"])
 def test_files_contain_no_secret(scenario, when):
-    assert_absent(getattr(scenario, when), scenario.secrets | scenario.keys)
+    files = getattr(scenario, when)
+    assert_absent(files, scenario.secrets | scenario.headers | scenario.keys)
 
 
 def test_api_key_file_is_private(scenario):
