@@ -6,8 +6,8 @@ mod connection;
 mod connector;
 #[cfg(fuzzing)]
 pub mod fuzzing;
-mod hosts;
 mod header_case;
+mod hosts;
 pub mod local_failure;
 mod lookup_slots;
 mod phase_recorder;
