@@ -74,12 +74,11 @@ pub async fn read_request(stream: &mut TcpStream) -> bool {
 pub enum Keep {
     /// It serves further requests on the connection.
     Connection,
-    /// It closes the connection when the next request arrives.
+    /// It closes the connection after the next request, without a response.
     FirstExchange,
 }
 
-/// A server that sends the same bytes for each request, and records the head of each request that
-/// it responds to.
+/// A server that sends the same bytes for each request, and records the head of each request.
 pub struct RecordingWire {
     wire: Wire,
     heads: Arc<Mutex<Vec<String>>>,
@@ -118,7 +117,9 @@ async fn serve_connection(
         heads.lock().unwrap().push(head);
         let _ = stream.write_all(response).await;
         if keep == Keep::FirstExchange {
-            let _ = stream.read(&mut [0]).await;
+            if let Some(head) = read_head(&mut stream).await {
+                heads.lock().unwrap().push(head);
+            }
             return;
         }
     }
