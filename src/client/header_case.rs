@@ -5,17 +5,18 @@
 //! spelling. The type of that extension is private: only the library's parser makes it. So a parser
 //! reads a response with the names, and requests get a copy of the response's extensions.
 
-use std::{fmt::Write, sync::Arc};
+use std::{
+    collections::HashMap,
+    fmt::Write,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
 
 use http::{Extensions, Request};
 use http_body_util::Empty;
 use hyper::{body::Bytes, client::conn::http1};
 use hyper_util::rt::TokioIo;
 use nano_webhooks_core::static_headers::StaticHeaders;
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex},
-    sync::OnceCell,
-};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 
 /// The names of the service that are not in title case.
 const LOWERCASE_NAMES: [&str; 4] = [
@@ -27,30 +28,50 @@ const LOWERCASE_NAMES: [&str; 4] = [
 /// The bytes that a connection in memory holds, more than of any request or response here.
 const BUFFER: usize = 16 * 1024;
 
-/// Makes the extensions of requests. Clones share those that all requests have.
+/// The most combinations of unusual names whose spelling is kept.
+pub const MAX_KEPT: usize = 256;
+
+/// Makes spellings, and keeps them. Clones share those that are kept.
 #[derive(Clone, Default)]
 pub(super) struct HeaderCase {
-    common: Arc<OnceCell<Extensions>>,
+    kept: Arc<Mutex<HashMap<UnusualNames, Spelling>>>,
+}
+
+/// How header names are written. Clones share it.
+#[derive(Clone, Default)]
+pub(super) struct Spelling(Arc<Extensions>);
+
+impl Spelling {
+    /// Sets how a request's header names are written.
+    pub(super) fn apply<B>(&self, request: &mut Request<B>) {
+        *request.extensions_mut() = Extensions::clone(&self.0);
+    }
 }
 
 impl HeaderCase {
-    /// The extensions of a request with these static headers. Only unusual names cost more than a
-    /// copy.
-    pub(super) async fn spell(&self, headers: &UnusualNames) -> Extensions {
-        if headers.0.is_empty() {
-            let common = self
-                .common
-                .get_or_init(|| Box::pin(spell(&LOWERCASE_NAMES)));
-            return common.await.clone();
+    /// The spelling of a request with these static headers.
+    pub(super) async fn spell(&self, headers: &UnusualNames) -> Spelling {
+        if let Some(spelling) = self.lock().get(headers) {
+            return spelling.clone();
         }
         let mut names = LOWERCASE_NAMES.to_vec();
         names.extend(headers.0.iter().map(String::as_str));
-        Box::pin(spell(&names)).await
+        let spelling = Spelling(Arc::new(Box::pin(spell(&names)).await));
+        let mut kept = self.lock();
+        if kept.len() >= MAX_KEPT {
+            kept.clear();
+        }
+        kept.insert(headers.clone(), spelling.clone());
+        spelling
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<UnusualNames, Spelling>> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// The names of static headers that are not in title case.
-#[derive(Default)]
+#[derive(Clone, Default, PartialEq, Eq, Hash)]
 pub(super) struct UnusualNames(Vec<String>);
 
 impl UnusualNames {
@@ -142,8 +163,19 @@ mod tests {
         }
         let case = HeaderCase::default();
         let common = case.spell(&UnusualNames::default()).await;
-        assert!(!common.is_empty());
+        assert!(!common.0.is_empty());
         let own = case.spell(&UnusualNames::new(&headers)).await;
-        assert!(!own.is_empty());
+        assert!(!own.0.is_empty());
+        assert_eq!(case.lock().len(), 2);
+    }
+
+    #[tokio::test]
+    async fn kept_spellings_are_bounded() {
+        let case = HeaderCase::default();
+        for number in 0..=MAX_KEPT {
+            let names = UnusualNames(vec![format!("x-{number}")]);
+            assert!(!case.spell(&names).await.0.is_empty());
+        }
+        assert_eq!(case.lock().len(), 1);
     }
 }

@@ -14,6 +14,7 @@ use rustls::ClientConfig;
 use super::{
     connection::Connection,
     connector::{Connector, ResolvedTarget},
+    header_case::Spelling,
     hosts::{HostKey, Hosts, IDLE_TIMEOUT_WHILE_WAITING},
     local_failure::ExchangeError,
 };
@@ -63,11 +64,14 @@ impl ConnectionPool {
         &self,
         target: ResolvedTarget,
         mut request: Request,
+        spelling: &Spelling,
     ) -> Result<(Response, PooledConnection), ExchangeError> {
         let uri = to_origin_form(&mut request);
         let (mut exchange, idle) = self.start_exchange(&uri);
         if let Some(mut connection) = idle {
-            match connection.send(request.clone()).await {
+            let mut first = request.clone();
+            spelling.apply(&mut first);
+            match connection.send(first).await {
                 Ok(response) => return Ok((response, exchange.respond(connection))),
                 Err(error) if !error.is_without_response => return Err(error.failure.into()),
                 Err(_) => {}
@@ -76,6 +80,7 @@ impl ConnectionPool {
             target.recorder.mark_resend();
             exchange.restart();
         }
+        spelling.apply(&mut request);
         let send = self.send_over_new(&uri, &target, request);
         let (response, connection) = exchange.wait(send).await?;
         Ok((response, exchange.respond(connection)))
@@ -253,7 +258,10 @@ mod tests {
         };
         let request = http::Request::get(format!("http://{address}/"));
         let request = request.body(Full::default()).unwrap();
-        let (response, connection) = pool.send(target, request).await.unwrap();
+        let (response, connection) = pool
+            .send(target, request, &Spelling::default())
+            .await
+            .unwrap();
         assert_eq!(response.status(), http::StatusCode::OK);
         assert!(read_excerpt(response.into_body(), &mut None).await);
         connection.release().await;

@@ -287,14 +287,14 @@ impl Exchange {
     async fn exchange(
         &self,
         started: Result<Resolution<'_>, ExchangeError>,
-        mut request: http::Request<Full<Bytes>>,
+        request: http::Request<Full<Bytes>>,
         recorder: &PhaseRecorder,
         outcome: &mut AttemptOutcome,
     ) -> Result<(), ExchangeError> {
         let target = self.resolve_target(started?, recorder).await?;
-        let header_case = self.client.header_case.spell(&self.unusual_names).await;
-        request.extensions_mut().extend(header_case);
-        let (response, connection) = self.client.pool.send(target, request).await?;
+        let spelling = self.client.header_case.spell(&self.unusual_names).await;
+        let sent = self.client.pool.send(target, request, &spelling).await;
+        let (response, connection) = sent?;
         recorder.mark(Phase::Receive);
         let status = response.status().as_u16();
         outcome.status_code = Some(status);
