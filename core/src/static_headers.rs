@@ -1,7 +1,7 @@
 //! The static headers of a webhook: its owner chose them, and every request to the endpoint has
 //! them.
 
-use std::fmt;
+use std::fmt::{self, Write};
 
 use zeroize::Zeroizing;
 
@@ -241,17 +241,16 @@ impl StaticHeaders {
     }
 
     /// Replaces the values in a text, because some endpoints repeat what they receive. Also replaces
-    /// the parts of a value between spaces, such as the token after `Bearer`, and their forms in
-    /// JSON. Leaves parts of less than eight bytes. The result is not longer than the text.
+    /// the parts of a value between spaces, such as the token after `Bearer`, if they have eight
+    /// bytes, and the forms of both in JSON and in URLs. The result is not longer than the text.
     pub fn redact(&self, text: &str) -> String {
         let mut parts = Zeroizing::new(Vec::new());
         for header in &self.0 {
-            for part in header.expose_value().split([' ', '\t']) {
+            let value = header.expose_value();
+            add_forms(&mut parts, value);
+            for part in value.split([' ', '\t']) {
                 if part.len() >= MIN_REDACTED {
-                    let escaped = part.replace('\\', r"\\").replace('"', r#"\""#);
-                    parts.push(escaped.replace('/', r"\/"));
-                    parts.push(escaped);
-                    parts.push(part.to_owned());
+                    add_forms(&mut parts, part);
                 }
             }
         }
@@ -265,6 +264,30 @@ impl StaticHeaders {
         redacted.truncate(redacted.floor_char_boundary(text.len()));
         redacted
     }
+}
+
+/// Adds a text, its forms in JSON, where some libraries escape more than others, and that in URLs.
+fn add_forms(parts: &mut Vec<String>, text: &str) {
+    let json = text.replace('\\', r"\\").replace('"', r#"\""#);
+    parts.push(json.replace('/', r"\/"));
+    let for_html = json.replace('&', r"\u0026").replace('<', r"\u003c");
+    parts.push(for_html.replace('>', r"\u003e"));
+    parts.push(json);
+    parts.push(percent_encode(text));
+    parts.push(text.to_owned());
+}
+
+/// Escapes what is not unreserved in URLs (RFC 3986, section 2.3).
+fn percent_encode(text: &str) -> String {
+    let mut encoded = String::new();
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
+            encoded.push(char::from(byte));
+        } else {
+            write!(encoded, "%{byte:02X}").expect("writing to a string succeeds");
+        }
+    }
+    encoded
 }
 
 /// Replaces the beginning of `part` at the end of the text, which may be cut off there.
@@ -515,22 +538,27 @@ mod tests {
             ("X-Longer", "abcd/efgh+1234==5678"),
             ("X-Quoted", r#"pass"word\1"#),
             ("X-Short", "1234567"),
+            ("X-Words", "a&b <c>"),
         ]);
         for (text, expected) in [
             ("", ""),
             ("nothing to see", "nothing to see"),
-            ("got Bearer abcd/efgh+1234==!", "got Bearer [redacted]!"),
+            ("got Bearer abcd/efgh+1234==!", "got [redacted]!"),
             ("abcd/efgh+1234==5678", "[redacted]"),
             ("abcd/efg", "[redacte"),
             (
                 r#"{"auth":"Bearer abcd\/efgh+1234=="}"#,
-                r#"{"auth":"Bearer [redacted]"}"#,
+                r#"{"auth":"[redacted]"}"#,
             ),
             (
                 r#"{"x":"pass\"word\\1"} pass"word\1"#,
                 r#"{"x":"[redacted]"} [redacted]"#,
             ),
-            ("1234567 stays", "1234567 stays"),
+            ("1234567 goes", "[redacted] g"),
+            ("a&b <c> or %61", "[redacted] or "),
+            (r"a\u0026b \u003cc\u003e", "[redacted]"),
+            ("a%26b%20%3Cc%3E", "[redacted]"),
+            ("a&b alone", "a&b alone"),
             ("é abcd/efgh+12", "é [redacted]"),
             ("é abcd/ef", "é abcd/ef"),
             ("cut off: abcd/efg", "cut off: [redacte"),

@@ -22,6 +22,10 @@ pub(super) const MAX_BYTES_BEFORE_HEADERS: usize = 64 * 1024;
 /// The most bytes after that, framing included.
 const MAX_BYTES_OF_BODY: usize = MAX_BODY_READ;
 
+/// The most bytes of a handshake or of an exchange with its TLS records: far more than the records
+/// of as many bytes need, unless they carry none.
+const MAX_RAW_BYTES: usize = 4 * (MAX_BYTES_BEFORE_HEADERS + MAX_BYTES_OF_BODY);
+
 /// An endpoint sent more bytes than an exchange may read.
 #[derive(Clone, Copy, Debug, thiserror::Error)]
 #[error("the response has too many bytes")]
@@ -40,6 +44,19 @@ struct MeterState {
 }
 
 impl ByteMeter {
+    /// A meter below TLS, of a connection that begins with its handshake.
+    pub(super) fn raw() -> Self {
+        let meter = Self::default();
+        meter.start_raw_exchange();
+        meter
+    }
+
+    /// Starts to count the raw bytes of an exchange.
+    pub(super) fn start_raw_exchange(&self) {
+        self.0.read.store(0, Ordering::Relaxed);
+        self.0.limit.store(MAX_RAW_BYTES, Ordering::Relaxed);
+    }
+
     /// Starts to count the bytes of an exchange. Its request has not been written yet.
     pub(super) fn start_exchange(&self) {
         self.0.read.store(0, Ordering::Relaxed);
@@ -125,5 +142,36 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for MeteredStream<S> {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
+
+    use super::*;
+
+    /// Bytes below TLS are bounded for the handshake and for each exchange, whatever they carry.
+    #[tokio::test]
+    async fn raw_bytes_are_bounded() {
+        let (stream, mut host) = duplex(1024);
+        tokio::spawn(async move { while host.write_all(&[0; 1024]).await.is_ok() {} });
+        let meter = ByteMeter::raw();
+        let mut stream = MeteredStream::new(stream, meter.clone());
+        for _ in 0..2 {
+            let mut read = 0;
+            let error = loop {
+                match stream.read(&mut [0; 1024]).await {
+                    Ok(count) => read += count,
+                    Err(error) => break error,
+                }
+            };
+            assert!(error.get_ref().unwrap().is::<TooManyBytes>());
+            assert!(
+                (MAX_RAW_BYTES..MAX_RAW_BYTES + 1024).contains(&read),
+                "{read}"
+            );
+            meter.start_raw_exchange();
+        }
     }
 }

@@ -16,8 +16,8 @@ use super::{
     tls_diagnosis::explain_alert,
 };
 
-/// The longest response head, in bytes.
-const MAX_RESPONSE_HEAD: usize = 16 * 1024;
+/// The most headers of a response.
+pub(super) const MAX_RESPONSE_HEADERS: usize = 1_024;
 
 /// How long a connection may take to become idle after the response. It takes no time, unless the
 /// host has not read the request.
@@ -30,6 +30,8 @@ type Driver = Pin<Box<dyn Future<Output = hyper::Result<()>> + Send>>;
 pub(super) struct Connection {
     sender: http1::SendRequest<Full<Bytes>>,
     meter: ByteMeter,
+    /// The meter below TLS.
+    raw_meter: ByteMeter,
     /// Starts with the first request.
     driver: Option<Driver>,
 }
@@ -42,15 +44,16 @@ pub(super) struct SendError {
 }
 
 impl Connection {
-    /// Speaks HTTP over a stream.
-    pub(super) async fn new<S>(stream: S) -> Result<Self, Failure>
+    /// Speaks HTTP over a stream. `raw_meter` counts its bytes below TLS.
+    pub(super) async fn new<S>(stream: S, raw_meter: ByteMeter) -> Result<Self, Failure>
     where
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
         let meter = ByteMeter::default();
         let stream = TokioIo::new(MeteredStream::new(stream, meter.clone()));
         let handshake = http1::Builder::new()
-            .max_buf_size(MAX_RESPONSE_HEAD)
+            .max_buf_size(MAX_BYTES_BEFORE_HEADERS)
+            .max_headers(MAX_RESPONSE_HEADERS)
             .title_case_headers(true)
             // As browsers and curl do.
             .allow_obsolete_multiline_headers_in_responses(true)
@@ -61,6 +64,7 @@ impl Connection {
         Ok(Self {
             sender,
             meter,
+            raw_meter,
             driver: Some(Box::pin(driver)),
         })
     }
@@ -72,6 +76,7 @@ impl Connection {
         request: http::Request<Full<Bytes>>,
     ) -> Result<http::Response<Incoming>, SendError> {
         self.meter.start_exchange();
+        self.raw_meter.start_raw_exchange();
         let response = self.sender.send_request(request);
         // The request is queued before anything is read, so it gets the error of a connection that
         // the host ends at once.
@@ -105,6 +110,9 @@ impl Connection {
 
 /// Finds the cause in the chain of the library's error.
 fn classify_error(error: &hyper::Error) -> Failure {
+    if error.is_parse_too_large() {
+        return Failure::ResponseTooLarge(MAX_BYTES_BEFORE_HEADERS);
+    }
     if error.is_parse() {
         return Failure::InvalidResponse;
     }
@@ -180,7 +188,7 @@ mod tests {
             }
             sent
         });
-        let mut connection = Connection::new(stream).await.unwrap();
+        let mut connection = Connection::new(stream, ByteMeter::default()).await.unwrap();
         let Ok(response) = connection.send(request(REQUEST_BODY)).await else {
             panic!("no response")
         };
@@ -205,7 +213,7 @@ mod tests {
             // The last bytes of the first request, and the beginning of the second one.
             while host.read_u8().await.unwrap() != b'P' {}
         });
-        let mut connection = Connection::new(stream).await.unwrap();
+        let mut connection = Connection::new(stream, ByteMeter::default()).await.unwrap();
         let Ok(response) = connection.send(request(REQUEST_BODY)).await else {
             panic!("no response")
         };

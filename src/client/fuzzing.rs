@@ -6,7 +6,7 @@ use nano_webhooks_core::delivery::failure::Failure;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::{
-    byte_meter::MAX_BYTES_BEFORE_HEADERS,
+    byte_meter::{ByteMeter, MAX_BYTES_BEFORE_HEADERS},
     connection::Connection,
     response_body::{MAX_BODY_READ, read_excerpt},
 };
@@ -28,7 +28,7 @@ pub async fn exchange_over<S>(stream: S, max_exchanges: usize) -> Vec<Exchange>
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
-    let connection = Connection::new(stream).await;
+    let connection = Connection::new(stream, ByteMeter::default()).await;
     let mut connection = connection.expect("there is no handshake");
     let mut exchanges = Vec::new();
     while exchanges.len() < max_exchanges {

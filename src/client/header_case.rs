@@ -57,6 +57,9 @@ impl HeaderCase {
         let mut names = LOWERCASE_NAMES.to_vec();
         names.extend(headers.0.iter().map(String::as_str));
         let spelling = Spelling(Arc::new(Box::pin(spell(&names)).await));
+        if spelling.0.is_empty() {
+            return spelling;
+        }
         let mut kept = self.lock();
         if kept.len() >= MAX_KEPT {
             kept.clear();

@@ -11,11 +11,8 @@ use nano_webhooks_core::delivery::host_concurrency::HostConcurrency;
 use super::connection::Connection;
 use crate::clock::Stopwatch;
 
-/// Idle connections to all hosts, as many as direct attempts are in flight.
-///
-/// With 256 exchanges in flight, this stays below the 1,024 file descriptors of a Lambda
-/// environment (Lambda quotas), for any number of hosts.
-const MAX_IDLE: usize = 256;
+/// Idle connections to all hosts, twice as many as attempts start in a burst.
+const MAX_IDLE: usize = 128;
 /// How long an idle connection is kept. It is shorter than the 5 s of Node, Apache and uvicorn, so
 /// that few connections are closed by the server first.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(4);
@@ -81,6 +78,22 @@ impl Host {
         self.new + self.served
     }
 
+    /// The connection that has been idle for the shortest time, if that is less than the time-out.
+    fn take_idle(&mut self, timeout: Duration) -> Option<Connection> {
+        while let Some(IdleConnection {
+            connection,
+            idle_for,
+        }) = self.idle.pop()
+        {
+            if idle_for.elapsed() >= timeout {
+                self.idle.clear();
+            } else if !connection.is_closed() {
+                return Some(connection);
+            }
+        }
+        None
+    }
+
     /// Closes the connections that have been idle for this time. True if there were any.
     fn close_idle(&mut self, timeout: Duration) -> bool {
         self.idle.retain(|idle| !idle.connection.is_closed());
@@ -94,13 +107,12 @@ impl Hosts {
     /// Starts an exchange, on an idle connection if there is one.
     pub(super) fn start_exchange(&mut self, key: &HostKey) -> Option<Connection> {
         let host = self.by_key.entry(key.clone()).or_default();
-        host.close_idle(self.idle_timeout);
-        let idle = host.idle.pop();
+        let idle = host.take_idle(self.idle_timeout);
         match idle {
             Some(_) => host.served += 1,
             None => host.new += 1,
         }
-        idle.map(|idle| idle.connection)
+        idle
     }
 
     /// An exchange starts over on a new connection: the host had closed its idle one.
@@ -117,9 +129,11 @@ impl Hosts {
             host.new -= 1;
             host.served += 1;
         }
-        host.idle.retain(|idle| !idle.connection.is_closed());
-        let other_served = host.served - 1 + host.idle.len();
-        host.concurrency = host.concurrency.after_response(other_served);
+        if host.concurrency != HostConcurrency::Many {
+            host.idle.retain(|idle| !idle.connection.is_closed());
+            let other_served = host.served - 1 + host.idle.len();
+            host.concurrency = host.concurrency.after_response(other_served);
+        }
     }
 
     /// A request waits on a new connection, perhaps for an idle one to close.

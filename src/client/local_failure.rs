@@ -14,6 +14,9 @@ pub enum LocalFailure {
     /// There was no slot for the lookup, or another account needed it.
     #[error("no slot for a lookup was free")]
     NoLookupSlot,
+    /// There was no socket for the lookup.
+    #[error("no socket for a lookup could be opened")]
+    NoSocket,
     /// The operating system refused a socket.
     #[error("out of file descriptors, ports or memory (os error {0})")]
     OutOfResources(i32),

@@ -28,11 +28,11 @@ pub const MAX_LOOKUPS_PER_ACCOUNT: usize = 8;
 pub const SLOT_WAIT: Duration = Duration::from_millis(500);
 
 /// The slots for lookups. Clones share them.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub(super) struct LookupSlots(Arc<SharedSlots>);
 
-#[derive(Default)]
 struct SharedSlots {
+    max: usize,
     table: Mutex<SlotTable>,
     released: Notify,
 }
@@ -66,6 +66,15 @@ impl LookupSlot {
 }
 
 impl LookupSlots {
+    /// Makes this many slots, at most [`MAX_LOOKUPS`].
+    pub(super) fn new(max: usize) -> Self {
+        Self(Arc::new(SharedSlots {
+            max: max.min(MAX_LOOKUPS),
+            table: Mutex::default(),
+            released: Notify::new(),
+        }))
+    }
+
     /// Takes a slot for an account. `None` if there is none within [`SLOT_WAIT`].
     pub(super) async fn acquire(&self, account: &AccountId) -> Option<LookupSlot> {
         match timeout(SLOT_WAIT, self.acquire_released(account)).await {
@@ -92,7 +101,7 @@ impl LookupSlots {
         if of_account >= MAX_LOOKUPS_PER_ACCOUNT {
             return None;
         }
-        if table.in_use.len() >= MAX_LOOKUPS {
+        if table.in_use.len() >= self.0.max {
             let index = table.find_revocable(of_account)?;
             // The receiver is dropped only when the lookup has ended.
             let _ = table.in_use.remove(index).revoke.send(());
@@ -175,7 +184,7 @@ mod tests {
 
     #[test]
     fn account_has_limit() {
-        let slots = LookupSlots::default();
+        let slots = LookupSlots::new(MAX_LOOKUPS);
         let taken = take(&slots, &account(1), usize::MAX);
         assert_eq!(taken.len(), MAX_LOOKUPS_PER_ACCOUNT);
     }
@@ -183,7 +192,7 @@ mod tests {
     /// Accounts that take all they can leave an equal share to each one that comes later.
     #[test]
     fn later_accounts_have_equal_share() {
-        let slots = LookupSlots::default();
+        let slots = LookupSlots::new(MAX_LOOKUPS);
         let mut taken = Vec::new();
         for number in 0..MAX_LOOKUPS {
             taken.extend(take(&slots, &account(number), usize::MAX));
@@ -198,7 +207,7 @@ mod tests {
     /// The oldest slot of the account with the most is revoked.
     #[test]
     fn oldest_slot_of_richest_account_is_revoked() {
-        let slots = LookupSlots::default();
+        let slots = LookupSlots::new(MAX_LOOKUPS);
         let mut rich = take(&slots, &account(0), MAX_LOOKUPS_PER_ACCOUNT);
         let mut others = Vec::new();
         for number in 1..=6 {
@@ -212,7 +221,7 @@ mod tests {
     /// With one slot for each account, a further account takes the oldest slot after a while.
     #[tokio::test]
     async fn old_slot_is_revoked_for_account_without_slot() {
-        let slots = LookupSlots::default();
+        let slots = LookupSlots::new(MAX_LOOKUPS);
         let mut taken = Vec::new();
         for number in 0..MAX_LOOKUPS {
             taken.extend(take(&slots, &account(number), 1));
@@ -226,7 +235,7 @@ mod tests {
     /// A waiting account takes the slot that is released.
     #[tokio::test]
     async fn released_slot_is_taken() {
-        let slots = LookupSlots::default();
+        let slots = LookupSlots::new(MAX_LOOKUPS);
         let mut taken = take(&slots, &account(1), usize::MAX);
         let waiting = account(1);
         let mut next = pin!(slots.acquire_released(&waiting));

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use http::Uri;
+use http::{StatusCode, Uri};
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
 use rustls::ClientConfig;
@@ -72,6 +72,8 @@ impl ConnectionPool {
             let mut first = request.clone();
             spelling.apply(&mut first);
             match connection.send(first).await {
+                // Some servers say that they close an idle connection (RFC 9110, section 15.5.9).
+                Ok(response) if response.status() == StatusCode::REQUEST_TIMEOUT => {}
                 Ok(response) => return Ok((response, exchange.respond(connection))),
                 Err(error) if !error.is_without_response => return Err(error.failure.into()),
                 Err(_) => {}
@@ -103,8 +105,8 @@ impl ConnectionPool {
         target: &ResolvedTarget,
         request: Request,
     ) -> Result<(Response, Connection), ExchangeError> {
-        let stream = self.connector.connect(uri, target).await?;
-        let mut connection = Connection::new(stream).await?;
+        let (stream, raw_meter) = self.connector.connect(uri, target).await?;
+        let mut connection = Connection::new(stream, raw_meter).await?;
         match connection.send(request).await {
             Ok(response) => Ok((response, connection)),
             Err(error) => Err(error.failure.into()),

@@ -15,7 +15,7 @@ use tokio::time::timeout;
 
 use super::{
     local_failure::LocalFailure,
-    lookup_slots::{LookupSlot, LookupSlots},
+    lookup_slots::{LookupSlot, LookupSlots, MAX_LOOKUPS},
     system_resolver::{LookupResult, SystemResolver},
 };
 
@@ -67,20 +67,25 @@ impl Future for RunningLookup {
 }
 
 impl Resolver {
-    /// Makes a resolver that looks names up as the system does.
-    pub fn system() -> Self {
+    /// Makes a resolver that looks names up as the system does, at most `max_lookups` at the same
+    /// time and at most [`MAX_LOOKUPS`].
+    pub fn system(max_lookups: usize) -> Self {
         let system = Arc::new(SystemResolver::new());
-        Self::new(Arc::new(move |name| {
+        let lookup: Lookup = Arc::new(move |name| {
             let system = system.clone();
             async move { system.lookup(&name).await }.boxed()
-        }))
+        });
+        Self {
+            slots: LookupSlots::new(max_lookups),
+            ..Self::new(lookup)
+        }
     }
 
     /// Makes a resolver that calls `lookup`.
     pub fn new(lookup: Lookup) -> Self {
         Self {
             lookup,
-            slots: LookupSlots::default(),
+            slots: LookupSlots::new(MAX_LOOKUPS),
             running: RunningLookups::default(),
         }
     }

@@ -74,6 +74,22 @@ impl SystemResolver {
     }
 }
 
+/// Reads the hosts file. A comment may have bytes that are not UTF-8.
+fn read_hosts() -> Hosts {
+    let Ok(bytes) = fs::read(HOSTS) else {
+        return Hosts::from_system().unwrap_or_default();
+    };
+    parse_hosts(&bytes)
+}
+
+fn parse_hosts(bytes: &[u8]) -> Hosts {
+    let text = String::from_utf8_lossy(bytes);
+    let mut hosts = Hosts::default();
+    let parsed = hosts.read_hosts_conf(text.as_bytes());
+    parsed.expect("a text in memory is readable");
+    hosts
+}
+
 fn file_version(file: &Path) -> Option<(SystemTime, u64)> {
     let metadata = fs::metadata(file).ok()?;
     Some((metadata.modified().ok()?, metadata.len()))
@@ -89,7 +105,7 @@ struct Configuration {
 
 impl Configuration {
     fn read() -> Self {
-        let hosts = Hosts::from_system().unwrap_or_default();
+        let hosts = read_hosts();
         if let Ok((config, options)) = read_system_conf() {
             return Self::new(hosts, &config, options);
         }
@@ -243,8 +259,11 @@ fn classify(error: &NetError) -> ExchangeError {
         }
         NetError::Io(error) => match LocalFailure::from_io(error) {
             Some(failure) => failure.into(),
+            // The operating system has an error number for what happened on the network.
+            None if error.raw_os_error().is_none() => LocalFailure::NoSocket.into(),
             None => Failure::NameServer.into(),
         },
+        NetError::NoConnections | NetError::Busy => LocalFailure::NoSocket.into(),
         _ => Failure::NameServer.into(),
     }
 }
@@ -367,13 +386,11 @@ mod tests {
         }
     }
 
-    fn configuration(hosts: &str, search: &[&str], servers: &[&NameServer]) -> Configuration {
-        let mut parsed = Hosts::default();
-        parsed.read_hosts_conf(hosts.as_bytes()).unwrap();
+    fn configuration(hosts: &[u8], search: &[&str], servers: &[&NameServer]) -> Configuration {
         let search = search.iter().map(|name| Name::from_str(name).unwrap());
         let servers = servers.iter().map(|server| server.config.clone());
         let config = ResolverConfig::from_parts(None, search.collect(), servers.collect());
-        Configuration::new(parsed, &config, ResolverOpts::default())
+        Configuration::new(parse_hosts(hosts), &config, ResolverOpts::default())
     }
 
     fn found(addresses: &[&str]) -> LookupResult {
@@ -404,7 +421,7 @@ mod tests {
             ),
         ])
         .await;
-        let resolver = configuration("", &[], &[&server]);
+        let resolver = configuration(b"", &[], &[&server]);
         for (name, expected) in [
             ("both.example", found(&["2001:db8::1", "192.0.2.1"])),
             ("v4.example", found(&["192.0.2.2"])),
@@ -428,7 +445,7 @@ mod tests {
             ("no-v4.example.", Nothing, Address("2001:db8::1")),
         ])
         .await;
-        let resolver = configuration("", &[], &[&server]);
+        let resolver = configuration(b"", &[], &[&server]);
         assert_eq!(
             resolver.lookup("no-v6.example").await,
             found(&["192.0.2.1"])
@@ -442,7 +459,7 @@ mod tests {
     #[tokio::test]
     async fn changed_answer_takes_effect() {
         let server = NameServer::start(&[]).await;
-        let resolver = configuration("", &[], &[&server]);
+        let resolver = configuration(b"", &[], &[&server]);
         let missing = resolver.lookup("a.example").await;
         assert_eq!(missing, Err(Failure::Dns.into()));
         for address in ["192.0.2.1", "192.0.2.2"] {
@@ -460,7 +477,7 @@ mod tests {
         let ignorant = NameServer::start(&[]).await;
         let knowing = NameServer::start(&known).await;
         for other in [&silent, &ignorant] {
-            let resolver = configuration("", &[], &[other, &knowing]);
+            let resolver = configuration(b"", &[], &[other, &knowing]);
             assert_eq!(resolver.lookup("a.example").await, found(&["192.0.2.1"]));
         }
     }
@@ -473,7 +490,7 @@ mod tests {
             ("there.example.", Address("192.0.2.2"), EMPTY),
         ])
         .await;
-        let hosts = "127.0.0.2 here.example here\n::1 Six\n127.0.0.3 here.example\n";
+        let hosts = b"# caf\xe9\n127.0.0.2 here.example here\n::1 Six\n127.0.0.3 here.example\n";
         let resolver = configuration(hosts, &[], &[&server]);
         for (name, expected) in [
             ("here.example", found(&["127.0.0.2", "127.0.0.3"])),
@@ -493,7 +510,7 @@ mod tests {
             ("a.b.corp.example.", Address("192.0.2.3"), EMPTY),
         ])
         .await;
-        let resolver = configuration("", &["corp.example", "lan.example"], &[&server]);
+        let resolver = configuration(b"", &["corp.example", "lan.example"], &[&server]);
         for (name, expected) in [
             ("hooks", found(&["192.0.2.2"])),
             ("a.b", found(&["192.0.2.3"])),

@@ -16,6 +16,7 @@ use url::Host;
 
 use super::{
     local_failure::ExchangeError,
+    lookup_slots::MAX_LOOKUPS,
     resolver::{Resolver, RunningLookup},
 };
 
@@ -41,7 +42,7 @@ impl TargetGuard {
     pub fn new(policy: TargetPolicy, allowed: Vec<IpNet>) -> Self {
         Self {
             rules: TargetRules::new(policy, allowed),
-            resolver: Resolver::system(),
+            resolver: Resolver::system(MAX_LOOKUPS),
         }
     }
 

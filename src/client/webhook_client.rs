@@ -34,6 +34,7 @@ use super::{
     local_failure::{ExchangeError, LocalFailure},
     phase_recorder::PhaseRecorder,
     pool::ConnectionPool,
+    resolver::Resolver,
     response_body::read_excerpt,
     target_guard::{Resolution, TargetGuard},
     tls::{CaFileError, tls_config},
@@ -68,6 +69,8 @@ pub struct ClientLimits {
     pub attempts: AttemptSlots,
     /// The most idle connections of a client.
     pub idle_connections: usize,
+    /// Looks up the names. Several clients can share its limit.
+    pub resolver: Resolver,
 }
 
 /// How long a response body is read.
@@ -105,7 +108,9 @@ impl WebhookClient {
     /// Sets further limits.
     #[must_use]
     pub fn with_limits(self, limits: &ClientLimits) -> Self {
+        let guard = TargetGuard::clone(&self.guard);
         Self {
+            guard: Arc::new(guard.with_resolver(limits.resolver.clone())),
             pool: self.pool.with_max_idle(limits.idle_connections),
             slots: limits.attempts.clone(),
             ..self

@@ -1,6 +1,7 @@
 //! What an endpoint may send: how many bytes, in which form, and when its connection may end.
 
 use std::{
+    fmt::Write as _,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -172,6 +173,46 @@ async fn sloppy_heads_are_accepted() {
     let wire = Wire::answering(unclear).await;
     let failure = post(&client(), &wire.url()).await.failure;
     assert_eq!(failure, Some(Failure::InvalidResponse));
+}
+
+/// A status is not hidden by many or long headers, up to a limit that the failure names.
+#[tokio::test]
+async fn many_headers_are_read() {
+    for (count, value, expected) in [
+        (110, 1, None),
+        (20, 1_500, None),
+        (1_100, 1, Some(Failure::ResponseTooLarge(64 * 1024))),
+        (40, 4_000, Some(Failure::ResponseTooLarge(64 * 1024))),
+    ] {
+        let mut head = "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n".to_owned();
+        for number in 0..count {
+            write!(head, "X-{number}: {}\r\n", "x".repeat(value)).unwrap();
+        }
+        head.push_str("\r\n");
+        let wire = Wire::answering(head.leak().as_bytes()).await;
+        let outcome = post(&client(), &wire.url()).await;
+        assert_eq!(outcome.failure, expected, "{count} {value}");
+    }
+}
+
+/// A server that says that it closes an idle connection gets the request over another one.
+#[tokio::test]
+async fn request_timeout_on_idle_connection_is_resent() {
+    let wire = Wire::start(|mut stream, _| async move {
+        if read_request(&mut stream).await {
+            let _ = stream.write_all(OK).await;
+            if stream.read(&mut [0]).await.is_ok_and(|read| read > 0) {
+                let closing = b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\n\r\n";
+                let _ = stream.write_all(closing).await;
+            }
+        }
+    });
+    let wire = wire.await;
+    let client = client();
+    post_two(&client, &wire.url()).await;
+    let outcome = post(&client, &wire.url()).await;
+    assert_eq!((outcome.status_code, outcome.failure), (Some(200), None));
+    assert_eq!(wire.connections(), 3);
 }
 
 /// A request on an idle connection that the endpoint closes without a response is sent again over a

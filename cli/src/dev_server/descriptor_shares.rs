@@ -1,6 +1,8 @@
 //! The file descriptors of the process: its limit, and who may use how many.
 
-use nano_webhooks::client::{attempt_slots::AttemptSlots, webhook_client::ClientLimits};
+use nano_webhooks::client::{
+    attempt_slots::AttemptSlots, resolver::Resolver, webhook_client::ClientLimits,
+};
 
 use super::retry_timer::MAX_CONCURRENT_RETRIES;
 
@@ -11,11 +13,15 @@ const PARTS: usize = 16;
 /// The most file descriptors that are divided. More are never used.
 const MAX_USED: usize = 65_536;
 
+/// The most sockets of an attempt: those of three addresses while it connects.
+const SOCKETS_PER_ATTEMPT: usize = 3;
+/// The most sockets of a lookup.
+const SOCKETS_PER_LOOKUP: usize = 8;
 /// How many file descriptors each use has, so that none of them takes those of another.
 ///
-/// Of 16 parts, attempts have six, the idle connections of the three clients one each, and requests
-/// to the embedded engine two, which are both ends of a connection. Connections to the API and to
-/// the engine's port have the rest.
+/// Of 16 parts, attempts have nine, lookups two, idle connections one and a half, and requests to
+/// the embedded engine two, which are both ends of a connection. Connections to the API and to the
+/// engine's port have the rest.
 #[derive(Clone, Copy, Debug)]
 pub struct DescriptorShares {
     part: usize,
@@ -45,7 +51,8 @@ impl DescriptorShares {
     pub fn client_limits(self) -> ClientLimits {
         ClientLimits {
             attempts: AttemptSlots::new(self.attempts()),
-            idle_connections: self.part,
+            idle_connections: (self.part / 2).max(1),
+            resolver: Resolver::system(self.lookups()),
         }
     }
 
@@ -60,12 +67,16 @@ impl DescriptorShares {
     }
 
     const fn attempts(self) -> usize {
-        6 * self.part
+        9 * self.part / SOCKETS_PER_ATTEMPT
     }
 
     /// The most requests to the embedded engine at the same time.
     pub const fn engine_requests(self) -> usize {
-        2 * self.part
+        self.part
+    }
+
+    fn lookups(self) -> usize {
+        (2 * self.part / SOCKETS_PER_LOOKUP).max(1)
     }
 }
 
@@ -78,11 +89,13 @@ mod tests {
     fn shares_fit_in_limit() {
         for limit in [128, 256, 1_024, 10_240, 1_048_576, usize::MAX] {
             let shares = DescriptorShares::divide(limit);
-            let attempts = shares.attempts();
+            let attempts = SOCKETS_PER_ATTEMPT * shares.attempts();
+            let lookups = SOCKETS_PER_LOOKUP * shares.lookups();
+            // The clients of first attempts, retries and test events.
             let idle = 3 * shares.client_limits().idle_connections;
             let engine = 2 * shares.engine_requests();
-            assert!(attempts >= 24, "{limit}");
-            assert!(RESERVED + attempts + idle + engine + 3 * shares.part <= limit);
+            assert!(shares.attempts() >= 15, "{limit}");
+            assert!(RESERVED + attempts + lookups + idle + engine + shares.part <= limit);
         }
     }
 

@@ -9,7 +9,10 @@ use axum::{
 use http::header::CONTENT_TYPE;
 use nano_webhooks::{
     api::{self, AppState},
-    client::webhook_client::{ClientLimits, Timeouts, WebhookClient},
+    client::{
+        target_guard::TargetGuard,
+        webhook_client::{ClientLimits, Timeouts, WebhookClient},
+    },
     clock::Clock,
     config::{Config, ConfigError},
     dispatch::{
@@ -62,7 +65,7 @@ impl<'a> Services<'a> {
             queue: self.queue.clone(),
             retention: self.config.retention,
             account_claim: None,
-            guard: self.config.guard(),
+            guard: self.build_guard(),
             client: self.build_client(Timeouts::QUEUED)?,
             clock: self.clock.clone(),
             webhooks_per_account: self.config.webhooks_per_account,
@@ -92,6 +95,11 @@ impl<'a> Services<'a> {
             operator_topic: None,
             metrics: self.metrics.clone(),
         })
+    }
+
+    fn build_guard(&self) -> TargetGuard {
+        let resolver = self.client_limits.resolver.clone();
+        self.config.guard().with_resolver(resolver)
     }
 
     fn build_client(&self, timeouts: Timeouts) -> Result<WebhookClient, ConfigError> {

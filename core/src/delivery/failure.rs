@@ -36,7 +36,7 @@ pub enum Failure {
     Status(u16),
     /// The response is not valid HTTP.
     InvalidResponse,
-    /// The response has this many bytes before its final header section, or more.
+    /// The response has this many bytes before its body or more, or too many headers.
     ResponseTooLarge(usize),
 }
 
@@ -150,8 +150,8 @@ impl fmt::Display for Failure {
             }
             Self::ResponseTooLarge(limit) => write!(
                 f,
-                "The response has more than {limit} bytes before its final header section. \
-                 Send one short response."
+                "The response has more than {limit} bytes before its body, or more than 1,024 \
+                 headers. Send one short response."
             ),
         }
     }

@@ -84,7 +84,8 @@ impl fmt::Display for TlsFault {
             Self::NoCommonCipherSuite => {
                 "The server shares no TLS cipher suite or no key exchange group. Enable a suite of \
                  TLS 1.3, or ECDHE with AES-GCM or ChaCha20-Poly1305 of TLS 1.2, and one of the \
-                 groups X25519, P-256 and P-384."
+                 groups X25519, P-256 and P-384, and use an RSA key or an ECDSA key on P-256 \
+                 or P-384."
             }
             Self::ClientCertificateWanted => {
                 "The server requires a client certificate, and none is sent. Accept requests \
