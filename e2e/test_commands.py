@@ -72,6 +72,15 @@ def test_key_is_created_listed_and_revoked(service, keys):
     assert list_keys(keys, "operated") == []
 
 
+def test_keys_are_listed_newest_first(keys):
+    create = lambda: keys("create", "--account", "ordered").stdout.strip()
+    created = [create() for _ in range(6)]
+    prefixes = [entry["prefix"] for entry in list_keys(keys, "ordered")]
+    newest_first = reversed(created)
+    assert len(prefixes) == 6
+    assert all(key.startswith(prefix) for key, prefix in zip(newest_first, prefixes))
+
+
 def test_revoke_rejects_key_of_other_account(service, keys):
     key = json.loads(keys("create", "--account", "owner", "--json").stdout)["api_key"]
     for account, other_key in (("thief", key), ("owner", "sk-nothing")):

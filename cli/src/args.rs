@@ -198,7 +198,7 @@ pub struct TablesArgs {
 pub enum KeysCommand {
     /// Create an API key and print it once
     Create(CreateKeyArgs),
-    /// List the API keys of an account by their prefix
+    /// List the API keys of an account, newest first
     List(ListKeysArgs),
     /// Revoke an API key at once
     Revoke(RevokeKeyArgs),

@@ -1,6 +1,6 @@
 //! `keys`: API keys.
 
-use std::io::Write;
+use std::{cmp::Reverse, io::Write};
 
 use anyhow::bail;
 use nano_webhooks::{clock::Clock, random};
@@ -34,8 +34,11 @@ pub async fn create(args: CreateKeyArgs) -> anyhow::Result<()> {
 
 pub async fn list(args: ListKeysArgs) -> anyhow::Result<()> {
     let store = open_store(&args.tables).await?;
+    let mut keys = store.api_keys().list(&args.account).await?;
+    // The store sorts by prefix, and a stable sort keeps that order for equal times.
+    keys.sort_by_key(|key| Reverse(key.created_at));
     let mut out = std::io::stdout();
-    for key in store.api_keys().list(&args.account).await? {
+    for key in keys {
         let created_at = key.created_at.to_rfc3339();
         if args.json {
             let row = json!({
