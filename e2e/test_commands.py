@@ -3,7 +3,9 @@
 import http.client
 import json
 import signal
+import socket
 import time
+import urllib.parse
 
 import pytest
 
@@ -179,6 +181,30 @@ def test_listen_explains_rotation(service, api, listen):
         assert "✓" in process.wait_for_line("webhook-signature ")
     assert "the previous one" in previous.wait_for_line("the secret was rotated")
     assert "a newer one" in new.wait_for_line("the secret was rotated")
+
+
+def send_raw(url, body=b"", target=b"/", headers=b""):
+    """Sends a POST request as it stands, and waits for the first part of the response."""
+    address = urllib.parse.urlsplit(url)
+    head = b"POST " + target + b" HTTP/1.1\r\nHost: x\r\n" + headers
+    with socket.create_connection((address.hostname, address.port), timeout=20) as connection:
+        connection.sendall(head + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+        connection.recv(4096)
+
+
+def test_listen_escapes_text_of_requests(listen):
+    """Nothing that a request contains can control the terminal."""
+    process, url = listen()
+    hostile = ["\x1b[2J", "\x07", "\rx", "\u009b2J", "\u202etxt", "\u2066x", "\u061cx"]
+    for text in hostile:
+        send_raw(url, body=f"body {text} end".encode())
+    send_raw(url, target="/\u009b2J\u202epath".encode())
+    send_raw(url, headers="X-Nano-Event: \u202eheader\r\n".encode())
+    process.wait_for_line("(not text)")
+    output = process.read_output()
+    assert output.count("body ") == len(hostile) and r"body \u{1b}[2J end" in output
+    assert r"/\u{9b}2J\u{202e}path" in output
+    assert not any(text in output for text in hostile)
 
 
 def test_listen_responds_with_status_and_delay(listen):

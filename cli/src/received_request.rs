@@ -10,7 +10,10 @@ use axum::{
 };
 use nano_webhooks_core::{secret::Secret, timestamp::Timestamp};
 
-use crate::verify::{RotationRole, SignatureStatus, VerificationReport, verify};
+use crate::{
+    terminal::escape_for_terminal,
+    verify::{RotationRole, SignatureStatus, VerificationReport, verify},
+};
 
 /// The headers that are printed, in this order.
 const PRINTED_HEADERS: [&str; 9] = [
@@ -54,7 +57,8 @@ impl ReceivedRequest {
         verify(&self.headers, &self.body, secret, now)
     }
 
-    /// Formats the request and the status of its signatures for a terminal.
+    /// Formats the request and the status of its signatures for a terminal. What could control the
+    /// terminal is escaped, because others have written the request.
     pub fn format(&self, report: &VerificationReport) -> String {
         let mut text = String::new();
         self.write(&mut text, report)
@@ -65,14 +69,17 @@ impl ReceivedRequest {
     fn write(&self, out: &mut impl Write, report: &VerificationReport) -> std::fmt::Result {
         let bold = Style::new().bold();
         let dimmed = Style::new().dimmed();
-        writeln!(out, "  {bold}{} {}{bold:#}", self.method, self.uri)?;
+        let method = escape_for_terminal(self.method.as_str());
+        let uri = escape_for_terminal(&self.uri.to_string());
+        writeln!(out, "  {bold}{method} {uri}{bold:#}")?;
         for name in PRINTED_HEADERS {
             for value in self.headers.get_all(name) {
-                let value = value.to_str().unwrap_or("(not text)");
+                let value = escape_for_terminal(value.to_str().unwrap_or("(not text)"));
                 writeln!(out, "  {dimmed}{name}:{dimmed:#} {value}")?;
             }
         }
-        writeln!(out, "\n  {}\n", String::from_utf8_lossy(&self.body))?;
+        let body = escape_for_terminal(&String::from_utf8_lossy(&self.body));
+        writeln!(out, "\n  {body}\n")?;
         let is_signed =
             report.nano != SignatureStatus::Missing || report.standard != SignatureStatus::Missing;
         write_status(out, "X-Nano-Signature", report.nano, is_signed)?;
@@ -95,28 +102,28 @@ fn write_status(
     is_signed: bool,
 ) -> std::fmt::Result {
     let (color, line) = match status {
-        SignatureStatus::Valid => (AnsiColor::Green, format!("✓ {header} is valid")),
+        SignatureStatus::Valid => (AnsiColor::Green, format!("✓ {header} valid")),
         SignatureStatus::MadeByOlderSecret => (
             AnsiColor::Yellow,
             format!(
-                "– {header} was made by an older secret of this webhook, which signs it until \
+                "– {header} made by an older secret of this webhook, which signs it until \
                  the grace time of the rotation ends"
             ),
         ),
         SignatureStatus::Invalid(reason) => {
-            (AnsiColor::Red, format!("✗ {header} is invalid: {reason}"))
+            (AnsiColor::Red, format!("✗ {header} invalid: {reason}"))
         }
         SignatureStatus::Missing if is_signed => (
             AnsiColor::Red,
-            format!("✗ {header} is missing: it was removed in transit"),
+            format!("✗ {header} missing: it was removed in transit"),
         ),
         SignatureStatus::Missing => (
             AnsiColor::Yellow,
-            format!("– {header} is missing: the webhook has no secret"),
+            format!("– {header} missing: the webhook has no secret"),
         ),
         SignatureStatus::NotChecked => (
             AnsiColor::Yellow,
-            format!("– {header} was not checked: pass the secret with --secret"),
+            format!("– {header} not checked: pass the secret with --secret"),
         ),
     };
     let style = color.on_default();
