@@ -1,5 +1,6 @@
 """The commands `demo`, `keys`, `job` and `listen`."""
 
+import contextlib
 import http.client
 import json
 import signal
@@ -205,6 +206,16 @@ def test_listen_escapes_text_of_requests(listen):
     assert output.count("body ") == len(hostile) and r"body \u{1b}[2J end" in output
     assert r"/\u{9b}2J\u{202e}path" in output
     assert not any(text in output for text in hostile)
+
+
+def test_listen_ends_when_reader_closes_pipe(listen):
+    """`listen | head` ends at the first request after `head` has ended, without a message."""
+    process, url = listen()
+    process.popen.stdout.close()
+    with contextlib.suppress(OSError):
+        send_raw(url)
+    assert process.popen.wait(timeout=20) == 0
+    assert process.read_log() == ""
 
 
 def test_listen_responds_with_status_and_delay(listen):

@@ -271,6 +271,37 @@ def test_deliveries_list_covers_deleted_webhook(service, api, receiver):
     assert "has no webhooks" in operate("deliveries", "list", "--account", "unknown").stderr
 
 
+def test_closed_pipe_ends_command_silently(service, api, receiver):
+    """A command whose output has no reader ends without a message, and with exit code 0."""
+    webhook = api.subscribe(f"{receiver.url}/piped")
+    service.put_job(f"{api.account} piped", api.account)
+    event = api.wait_for_delivery(webhook)["event_id"]
+    account = ["--account", api.account]
+    key = [*account, "--webhook", str(webhook)]
+    for args in (
+        ["keys", "create", *account],
+        ["keys", "list", *account],
+        ["deliveries", "list", *key],
+        ["deliveries", "list", *key, "--json"],
+        ["deliveries", "show", *key, event],
+        ["stats"],
+        ["stats", *account, "--json"],
+        ["job", "complete", "--account", "piped"],
+    ):
+        reader, writer = os.pipe()
+        os.close(reader)
+        completed = subprocess.run(
+            [BINARY, *args, "--dynamodb-endpoint", service.dynamodb],
+            env=build_environment(),
+            stdout=writer,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+        )
+        os.close(writer)
+        assert completed.returncode == 0 and "nano-webhooks:" not in completed.stderr, completed
+
+
 def test_deliveries_show_equals_api(service, api, receiver):
     """The command shows what the API shows, as JSON and as text without control characters."""
     operate = Operator(service)

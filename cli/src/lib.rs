@@ -17,6 +17,8 @@ mod store_error;
 mod terminal;
 mod verify;
 
+use std::process::ExitCode;
+
 use nano_webhooks::{
     config::{env_var, log_filter},
     error_chain::error_chain,
@@ -39,7 +41,13 @@ pub async fn run() -> anyhow::Result<()> {
     commands::run(command).await
 }
 
-/// Formats an error and its causes as one line, with control characters escaped.
-pub fn format_error(error: &anyhow::Error) -> String {
-    terminal::escape_for_terminal(&error_chain(error.as_ref()))
+/// Prints an error and its causes as one line, with control characters escaped. Prints nothing if
+/// the command ended because the reader of its output had closed the pipe.
+pub fn report_error(error: &anyhow::Error) -> ExitCode {
+    if terminal::is_closed_pipe(error) {
+        return ExitCode::SUCCESS;
+    }
+    let causes = terminal::escape_for_terminal(&error_chain(error.as_ref()));
+    terminal::print_remark(format_args!("nano-webhooks: {causes}"));
+    ExitCode::FAILURE
 }

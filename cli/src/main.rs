@@ -6,9 +6,6 @@ use std::process::ExitCode;
 async fn main() -> ExitCode {
     match nano_webhooks_cli::run().await {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("nano-webhooks: {}", nano_webhooks_cli::format_error(&error));
-            ExitCode::FAILURE
-        }
+        Err(error) => nano_webhooks_cli::report_error(&error),
     }
 }

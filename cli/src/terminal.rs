@@ -1,6 +1,28 @@
 //! Text for people at a terminal.
 
+use std::{
+    fmt,
+    io::{self, Write},
+};
+
 use nano_webhooks_core::timestamp::Timestamp;
+
+/// Prints a remark for the user on stderr, where it does not mix with the result of the command.
+/// The command goes on if stderr is closed.
+pub fn print_remark(remark: impl fmt::Display) {
+    let _ = writeln!(io::stderr(), "{remark}");
+}
+
+/// Whether a command ended because the reader of its output had closed the pipe.
+///
+/// Commands return the errors of their output as they are. A pipe that breaks in a client of the
+/// tables is a cause of another error.
+pub fn is_closed_pipe(error: &anyhow::Error) -> bool {
+    match error.downcast_ref::<io::Error>() {
+        Some(error) => error.kind() == io::ErrorKind::BrokenPipe,
+        None => false,
+    }
+}
 
 /// Escapes the characters of foreign text that could control a terminal.
 pub fn escape_for_terminal(text: &str) -> String {
@@ -57,7 +79,21 @@ pub fn pluralize(count: usize, singular: &str, plural: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use anyhow::Context;
+
     use super::*;
+
+    #[test]
+    fn only_own_output_is_closed_pipe() {
+        let broken = || io::Error::from(io::ErrorKind::BrokenPipe);
+        assert!(is_closed_pipe(&broken().into()));
+        assert!(!is_closed_pipe(
+            &io::Error::from(io::ErrorKind::NotFound).into()
+        ));
+        let of_client = io::Error::other(broken());
+        let explained = Err::<(), _>(of_client).context("cannot reach DynamoDB");
+        assert!(!is_closed_pipe(&explained.unwrap_err()));
+    }
 
     #[test]
     fn unsafe_characters_are_escaped() {

@@ -55,6 +55,32 @@ fn environment_does_not_change_demo() {
     assert!(demo.status.success(), "{}", stderr(&demo));
 }
 
+/// A command whose output has no reader ends silently, whether it runs for long or not.
+#[test]
+fn closed_pipe_ends_command_silently() {
+    let commands = [
+        &["demo"][..],
+        &[
+            "serve",
+            "--in-memory",
+            "--listen",
+            "127.0.0.1:0",
+            "--dynamodb-listen",
+            "127.0.0.1:0",
+        ],
+        &["listen", "--port", "0"],
+        &["--help"],
+        &["--version"],
+    ];
+    for args in commands {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let output = binary().args(args).stdout(writer).output().unwrap();
+        assert_eq!(stderr(&output), "", "{args:?}");
+        assert!(output.status.success(), "{args:?}: {}", output.status);
+    }
+}
+
 #[test]
 fn malformed_option_is_usage_error() {
     for (args, name) in [

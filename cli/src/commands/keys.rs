@@ -8,7 +8,10 @@ use nano_webhooks_core::api_key::ApiKey;
 use serde_json::json;
 
 use super::tables::open_store;
-use crate::args::{CreateKeyArgs, ListKeysArgs, RevokeKeyArgs};
+use crate::{
+    args::{CreateKeyArgs, ListKeysArgs, RevokeKeyArgs},
+    terminal::print_remark,
+};
 
 pub async fn create(args: CreateKeyArgs) -> anyhow::Result<()> {
     let account = args.account;
@@ -24,10 +27,7 @@ pub async fn create(args: CreateKeyArgs) -> anyhow::Result<()> {
         writeln!(out, "{created}")?;
     } else {
         writeln!(out, "{}", key.expose())?;
-        writeln!(
-            std::io::stderr(),
-            "Save this key. Only its hash is stored, so it cannot be shown again."
-        )?;
+        print_remark("Save this key. Only its hash is stored, so it cannot be shown again.");
     }
     Ok(())
 }

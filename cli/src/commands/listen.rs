@@ -1,10 +1,14 @@
 //! `listen`: a receiver for development.
 
-use std::{io::Write, time::Duration};
+use std::{
+    io::{ErrorKind, Write},
+    time::Duration,
+};
 
 use axum::{Router, extract::State, http::StatusCode};
 use nano_webhooks::clock::Clock;
 use nano_webhooks_core::secret::Secret;
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     args::ListenArgs,
@@ -18,15 +22,18 @@ struct ListenState {
     status: StatusCode,
     delay: Duration,
     clock: Clock,
+    /// Cancelled when stdout is closed.
+    output_closed: CancellationToken,
 }
 
-/// Prints requests until Ctrl-C or SIGTERM.
+/// Prints requests until Ctrl-C or SIGTERM, or until the reader of its output closes the pipe.
 pub async fn run(args: ListenArgs) -> anyhow::Result<()> {
     let state = ListenState {
         secret: args.secret,
         status: StatusCode::from_u16(args.respond)?,
         delay: Duration::from_secs_f64(args.delay),
         clock: Clock::system(),
+        output_closed: CancellationToken::new(),
     };
     let listener = bind(([127, 0, 0, 1], args.port).into()).await?;
     let address = listener.local_addr()?;
@@ -39,17 +46,22 @@ pub async fn run(args: ListenArgs) -> anyhow::Result<()> {
         "Listening on http://{address}/ and responding with {}. {signatures}",
         state.status
     )?;
+    let output_closed = state.output_closed.clone();
     let router = Router::new().fallback(receive).with_state(state);
     tokio::select! {
         result = axum::serve(listener, router).into_future() => Ok(result?),
         signal = shutdown_signal() => Ok(signal?),
+        () = output_closed.cancelled() => Ok(()),
     }
 }
 
 async fn receive(State(state): State<ListenState>, request: ReceivedRequest) -> StatusCode {
     let report = request.verify(state.secret.as_ref(), state.clock.now());
-    // Continue to receive when the terminal is closed.
-    let _ = write!(anstream::stdout(), "\n{}", request.format(&report));
+    if let Err(error) = write!(anstream::stdout(), "\n{}", request.format(&report))
+        && error.kind() == ErrorKind::BrokenPipe
+    {
+        state.output_closed.cancel();
+    }
     tokio::time::sleep(state.delay).await;
     state.status
 }

@@ -18,7 +18,11 @@ use super::{
     progress::start_unbounded_progress,
     tables::{dynamodb_client, load_config},
 };
-use crate::{args::ReEncryptArgs, dev_server::load_secrets_key, terminal::pluralize};
+use crate::{
+    args::ReEncryptArgs,
+    dev_server::load_secrets_key,
+    terminal::{pluralize, print_remark},
+};
 
 /// Encrypts every stored secret with the newest data key.
 pub async fn re_encrypt(args: ReEncryptArgs) -> anyhow::Result<()> {
@@ -29,7 +33,7 @@ pub async fn re_encrypt(args: ReEncryptArgs) -> anyhow::Result<()> {
     let clock = Clock::system();
     if args.new_key {
         let version = store.secrets().rotate_data_key(clock.now()).await?;
-        writeln!(std::io::stderr(), "Created data key {version}.")?;
+        print_remark(format_args!("Created data key {version}."));
     }
     let total = re_encrypt_all(&store, &clock).await?;
     let re_encrypted = pluralize_webhooks(total.reencrypted);

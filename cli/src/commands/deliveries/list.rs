@@ -19,7 +19,7 @@ use nano_webhooks_core::{
 use serde::Serialize;
 
 use super::format::{ListedDelivery, format_line};
-use crate::{args::ListDeliveriesArgs, commands::tables::open_store};
+use crate::{args::ListDeliveriesArgs, commands::tables::open_store, terminal::print_remark};
 
 /// How many pages of a webhook's log are read at most. A page reads 500 items, and filters may
 /// leave few of them.
@@ -82,10 +82,7 @@ pub async fn list(args: ListDeliveriesArgs) -> anyhow::Result<()> {
     deliveries.truncate(args.limit);
     print(deliveries, args.json)?;
     if truncated {
-        writeln!(
-            std::io::stderr(),
-            "There may be more deliveries: narrow the search, or raise --limit."
-        )?;
+        print_remark("There may be more deliveries: narrow the search, or raise --limit.");
     }
     Ok(())
 }
@@ -172,19 +169,19 @@ async fn resolve_webhooks(
         });
     }
     let ids: Vec<_> = webhooks.iter().map(|webhook| webhook.id).collect();
-    print_webhooks(account, &ids)?;
+    print_webhooks(account, &ids);
     Ok(webhooks)
 }
 
-fn print_webhooks(account: &AccountId, ids: &[WebhookId]) -> std::io::Result<()> {
-    let mut err = std::io::stderr();
+fn print_webhooks(account: &AccountId, ids: &[WebhookId]) {
     if ids.is_empty() {
-        return writeln!(
-            err,
+        print_remark(format_args!(
             "Account {account} has no webhooks. To list the deliveries of a deleted webhook, pass \
              --webhook."
-        );
+        ));
+        return;
     }
     let ids: Vec<_> = ids.iter().map(ToString::to_string).collect();
-    writeln!(err, "Webhooks of account {account}: {}.", ids.join(", "))
+    let ids = ids.join(", ");
+    print_remark(format_args!("Webhooks of account {account}: {ids}."));
 }

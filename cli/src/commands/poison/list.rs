@@ -13,7 +13,7 @@ use super::paging::{PAGE_SIZE, days_to_list};
 use crate::{
     args::ListPoisonArgs,
     commands::tables::{load_config, open_store},
-    terminal::{escape_for_terminal, format_relative},
+    terminal::{escape_for_terminal, format_relative, print_remark},
 };
 
 pub async fn list(args: ListPoisonArgs) -> anyhow::Result<()> {
@@ -41,7 +41,7 @@ pub async fn list(args: ListPoisonArgs) -> anyhow::Result<()> {
         }
     }
     if is_empty {
-        writeln!(std::io::stderr(), "No poison records.")?;
+        print_remark("No poison records.");
     }
     Ok(())
 }

@@ -22,7 +22,7 @@ use crate::{
         progress::{start_progress, start_unbounded_progress},
         tables::{find_jobs_table, load_config, open_store},
     },
-    terminal::{escape_for_terminal, pluralize},
+    terminal::{escape_for_terminal, pluralize, print_remark},
 };
 
 /// How many records are redriven at the same time.
@@ -195,7 +195,8 @@ impl RedriveCounts {
 
     fn print(&self) -> std::io::Result<()> {
         if self.records == 0 {
-            return writeln!(std::io::stderr(), "No poison records.");
+            print_remark("No poison records.");
+            return Ok(());
         }
         let hint = if self.due_deliveries > 0 {
             " The sweep sends them, usually within a minute, five events per second."

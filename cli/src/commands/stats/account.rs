@@ -19,7 +19,7 @@ use super::count::Count;
 use crate::{
     args::TablesArgs,
     commands::{progress::start_progress, tables::open_store},
-    terminal::{escape_for_terminal, format_relative, pluralize},
+    terminal::{escape_for_terminal, format_relative, pluralize, print_remark},
 };
 
 /// How many deliveries of a webhook are counted in each state.
@@ -39,7 +39,7 @@ pub async fn print(account: &AccountId, tables: &TablesArgs, as_json: bool) -> a
         .into_iter()
         .partition(Result::is_ok);
     if readable.is_empty() && unreadable.is_empty() {
-        writeln!(std::io::stderr(), "Account {account} has no webhooks.")?;
+        print_remark(format_args!("Account {account} has no webhooks."));
     }
     let webhooks = readable.into_iter().flatten().collect();
     let stats = load_stats(&store, account, webhooks, now).await?;
