@@ -1,38 +1,31 @@
-//! The command line: its commands, options and their value parsers.
+//! The commands and their options.
 
-use std::{
-    ffi::{OsStr, OsString},
-    fmt,
-    net::SocketAddr,
-    path::PathBuf,
-};
+use std::{net::SocketAddr, path::PathBuf};
 
-use clap::{
-    Arg, Args, Parser, Subcommand,
-    builder::{FalseyValueParser, TypedValueParser},
-    error::ErrorKind,
-};
+use clap::{Args, Parser, Subcommand, builder::FalseyValueParser};
 use ipnet::IpNet;
-use nano_webhooks::store::{key_schema, poison::PoisonId};
+use nano_webhooks::store::poison::PoisonId;
 use nano_webhooks_core::{
     account_id::AccountId,
     api_key::ApiKey,
     delivery::{schedule::RetrySchedule, status::DeliveryStatus},
     event::EventId,
     event_type::EventType,
-    secret::{Secret, SecretError},
+    secret::Secret,
     target_policy::TargetPolicy,
     webhook::WebhookId,
 };
 
-use crate::job_data::JobData;
+use crate::{
+    job_data::JobData,
+    value_parsers::{
+        HiddenValue, parse_day, parse_delay, parse_endpoint, parse_event_id, parse_event_type,
+        parse_limit, parse_secret, parse_status, parse_webhook_id,
+    },
+};
 
 /// The embedded engine of a `serve` with default options.
 pub const DEFAULT_DYNAMODB_ENDPOINT: &str = "http://127.0.0.1:8000";
-/// The most deliveries that `deliveries list` prints.
-const MAX_LIMIT: usize = 1_000;
-/// The longest delay of `listen`, in seconds.
-const MAX_DELAY: f64 = 3_600.0;
 
 /// Webhooks for finished jobs: local service and operator commands
 ///
@@ -46,14 +39,6 @@ const MAX_DELAY: f64 = 3_600.0;
 pub struct Cli {
     #[command(subcommand)]
     pub command: Command,
-}
-
-impl Cli {
-    /// Parses the arguments of this process. Prints a usage error and exits with status 2 if they
-    /// are malformed.
-    pub fn from_process_args() -> Self {
-        Self::parse_from(default_to_serve(std::env::args_os().collect()))
-    }
 }
 
 #[derive(Subcommand)]
@@ -116,40 +101,62 @@ impl Command {
 #[derive(Args, Clone)]
 pub struct ServeArgs {
     /// Address of the HTTP API; port 0 picks a free port
-    #[arg(long, env = "LISTEN", default_value = "127.0.0.1:8080")]
+    #[arg(long, env = "NANO_WEBHOOKS_LISTEN", default_value = "127.0.0.1:8080")]
     pub listen: SocketAddr,
     /// Address of the embedded DynamoDB; port 0 picks a free port
-    #[arg(long, env = "DYNAMODB_LISTEN", default_value = "127.0.0.1:8000")]
+    #[arg(
+        long,
+        env = "NANO_WEBHOOKS_DYNAMODB_LISTEN",
+        default_value = "127.0.0.1:8000"
+    )]
     pub dynamodb_listen: SocketAddr,
     /// Directory for the data
-    #[arg(long, env = "DATA_DIR", default_value = ".nano-webhooks")]
+    #[arg(long, env = "NANO_WEBHOOKS_DATA_DIR", default_value = ".nano-webhooks")]
     pub data_dir: PathBuf,
     /// Delete all data when the process ends
-    #[arg(long, env = "IN_MEMORY", value_parser = FalseyValueParser::new())]
+    #[arg(long, env = "NANO_WEBHOOKS_IN_MEMORY", value_parser = FalseyValueParser::new())]
     pub in_memory: bool,
     /// Use the DynamoDB engine at this URL instead of the embedded one
-    #[arg(long, env = "DYNAMODB_ENDPOINT", value_name = "URL", value_parser = parse_endpoint)]
+    #[arg(
+        long,
+        env = "NANO_WEBHOOKS_DYNAMODB_ENDPOINT",
+        value_name = "URL",
+        value_parser = parse_endpoint,
+    )]
     pub dynamodb_endpoint: Option<String>,
     /// Targets that may be called: any or public
-    #[arg(long, env = "TARGETS", default_value_t = TargetPolicy::Any)]
+    #[arg(long, env = "NANO_WEBHOOKS_TARGETS", default_value_t = TargetPolicy::Any)]
     pub targets: TargetPolicy,
     /// Address range that may be called in addition to the public ones; may be repeated
-    #[arg(long = "allow-cidr", env = "ALLOW_CIDRS", value_delimiter = ',')]
+    #[arg(
+        long = "allow-cidr",
+        env = "NANO_WEBHOOKS_ALLOW_CIDRS",
+        value_delimiter = ','
+    )]
     pub allow_cidrs: Vec<IpNet>,
     /// Address range that may not be called, whatever else is allowed; may be repeated
-    #[arg(long = "deny-cidr", env = "DENY_CIDRS", value_delimiter = ',')]
+    #[arg(
+        long = "deny-cidr",
+        env = "NANO_WEBHOOKS_DENY_CIDRS",
+        value_delimiter = ','
+    )]
     pub deny_cidrs: Vec<IpNet>,
     /// Delays between attempts, separated by commas
-    #[arg(long, env = "RETRY_SCHEDULE", default_value_t = RetrySchedule::default())]
+    #[arg(long, env = "NANO_WEBHOOKS_RETRY_SCHEDULE", default_value_t = RetrySchedule::default())]
     pub retry_schedule: RetrySchedule,
     /// PEM file with certificates to trust in addition to the public ones
-    #[arg(long, env = "EXTRA_CA_FILE", value_name = "FILE")]
+    #[arg(long, env = "NANO_WEBHOOKS_EXTRA_CA_FILE", value_name = "FILE")]
     pub ca_file: Option<PathBuf>,
     /// API key of the account `demo`; by default a key is created and stored in the data directory
-    #[arg(long, env = "API_KEY", hide_env_values = true, value_parser = HiddenValue(ApiKey::parse))]
+    #[arg(
+        long,
+        env = "NANO_WEBHOOKS_API_KEY",
+        hide_env_values = true,
+        value_parser = HiddenValue(ApiKey::parse),
+    )]
     pub api_key: Option<ApiKey>,
     /// Print one line of JSON on stdout when the service is ready
-    #[arg(long, env = "JSON", value_parser = FalseyValueParser::new())]
+    #[arg(long, env = "NANO_WEBHOOKS_JSON", value_parser = FalseyValueParser::new())]
     pub json: bool,
 }
 
@@ -270,7 +277,7 @@ pub struct ReEncryptArgs {
     pub new_key: bool,
     /// Data directory of the local `serve`, which has the key that wraps data keys; with --aws
     /// `SECRETS_KMS_KEY_ID` names the KMS key instead
-    #[arg(long, env = "DATA_DIR", default_value = ".nano-webhooks")]
+    #[arg(long, env = "NANO_WEBHOOKS_DATA_DIR", default_value = ".nano-webhooks")]
     pub data_dir: PathBuf,
     #[command(flatten)]
     pub tables: TablesArgs,
@@ -461,130 +468,4 @@ pub struct StatsArgs {
     pub json: bool,
     #[command(flatten)]
     pub tables: TablesArgs,
-}
-
-/// Parses a value that must stay secret. clap's own parsers print a malformed value.
-#[derive(Clone)]
-struct HiddenValue<T, E>(fn(&str) -> Result<T, E>);
-
-impl<T, E> TypedValueParser for HiddenValue<T, E>
-where
-    T: Clone + Send + Sync + 'static,
-    E: fmt::Display + Clone + 'static,
-{
-    type Value = T;
-
-    fn parse_ref(
-        &self,
-        command: &clap::Command,
-        option: Option<&Arg>,
-        value: &OsStr,
-    ) -> Result<T, clap::Error> {
-        let Self(parse) = self;
-        let reason = match value.to_str().map(parse) {
-            Some(Ok(parsed)) => return Ok(parsed),
-            Some(Err(error)) => error.to_string(),
-            None => "expected UTF-8 text".to_owned(),
-        };
-        let option = option.map(Arg::to_string).unwrap_or_default();
-        let message = format!("invalid value for '{option}': {reason}\n");
-        Err(clap::Error::raw(ErrorKind::ValueValidation, message).with_cmd(command))
-    }
-}
-
-fn parse_secret(text: &str) -> Result<Secret, SecretError> {
-    Secret::from_stored(text.to_owned())
-}
-
-fn parse_limit(text: &str) -> Result<usize, &'static str> {
-    match text.parse() {
-        Ok(limit) if (1..=MAX_LIMIT).contains(&limit) => Ok(limit),
-        _ => Err("expected a whole number from 1 to 1000"),
-    }
-}
-
-fn parse_delay(text: &str) -> Result<f64, &'static str> {
-    match text.parse() {
-        Ok(seconds) if (0.0..=MAX_DELAY).contains(&seconds) => Ok(seconds),
-        _ => Err("expected 0 to 3600 seconds"),
-    }
-}
-
-fn parse_day(text: &str) -> Result<String, &'static str> {
-    key_schema::parse_utc_day(text).ok_or("expected a day such as 2024-12-23")
-}
-
-fn parse_webhook_id(text: &str) -> Result<WebhookId, &'static str> {
-    WebhookId::parse(text).ok_or("expected the number of a webhook, such as 1")
-}
-
-fn parse_status(text: &str) -> Result<DeliveryStatus, &'static str> {
-    text.parse()
-        .map_err(|_| "expected pending, delivered, failed or cancelled")
-}
-
-fn parse_event_type(text: &str) -> Result<EventType, &'static str> {
-    EventType::parse(text).ok_or(
-        "expected job.completed, job.failed, webhook.disabled, webhook.failing, \
-         webhook.recovered or delivery.exhausted",
-    )
-}
-
-fn parse_event_id(text: &str) -> Result<EventId, &'static str> {
-    EventId::parse(text)
-        .ok_or("expected an event id as `deliveries list` prints it: evt_ and 26 characters")
-}
-
-fn parse_endpoint(text: &str) -> Result<String, &'static str> {
-    match url::Url::parse(text) {
-        Ok(url) if url.scheme() == "http" && url.has_host() => Ok(text.to_owned()),
-        _ => Err("expected a URL such as http://127.0.0.1:8000"),
-    }
-}
-
-/// Inserts `serve` if the arguments name no command and ask neither for help nor for the version.
-fn default_to_serve(mut args: Vec<OsString>) -> Vec<OsString> {
-    let is_serve = match args.get(1) {
-        None => true,
-        Some(first) => {
-            first.as_encoded_bytes().starts_with(b"-")
-                && !["--help", "-h", "--version", "-V"]
-                    .iter()
-                    .any(|flag| first == flag)
-        }
-    };
-    if is_serve {
-        args.insert(args.len().min(1), "serve".into());
-    }
-    args
-}
-
-#[cfg(test)]
-mod tests {
-    use clap::CommandFactory;
-
-    use super::*;
-
-    #[test]
-    fn definitions_are_consistent() {
-        Cli::command().debug_assert();
-    }
-
-    #[test]
-    fn missing_command_means_serve() {
-        for (args, expected) in [
-            (&["nano-webhooks"][..], &["nano-webhooks", "serve"][..]),
-            (
-                &["nano-webhooks", "--json"],
-                &["nano-webhooks", "serve", "--json"],
-            ),
-            (&["nano-webhooks", "--help"], &["nano-webhooks", "--help"]),
-            (&["nano-webhooks", "demo"], &["nano-webhooks", "demo"]),
-        ] {
-            assert_eq!(
-                default_to_serve(args.iter().map(Into::into).collect()),
-                expected
-            );
-        }
-    }
 }

@@ -29,7 +29,7 @@ use engine::Engine;
 use preparation::{Preparation, PreparedTables};
 use services::Services;
 
-use crate::{args::ServeArgs, http_server::bind};
+use crate::{args::ServeArgs, http_server::bind, settings::read_setting};
 
 pub use data_dir::load_secrets_key;
 pub use preparation::DEMO_ACCOUNT;
@@ -125,7 +125,7 @@ impl DevServer {
 }
 
 fn read_config(args: &ServeArgs) -> anyhow::Result<Config> {
-    let mut config = Config::from_env(env_var, ConfigDefaults::LOCAL)?;
+    let mut config = Config::from_env(read_setting, ConfigDefaults::LOCAL)?;
     config.targets = args.targets;
     config.allow_cidrs.clone_from(&args.allow_cidrs);
     config.deny_cidrs.clone_from(&args.deny_cidrs);

@@ -4,6 +4,7 @@
 //! benchmarks use them.
 
 mod args;
+mod command_line;
 mod commands;
 mod dev_server;
 pub mod embedded_dynamodb;
@@ -13,8 +14,10 @@ mod job_data;
 mod limited_http_client;
 mod local_client;
 mod received_request;
+mod settings;
 mod store_error;
 mod terminal;
+mod value_parsers;
 mod verify;
 
 use std::process::ExitCode;
@@ -31,7 +34,7 @@ pub use local_client::local_client;
 
 /// Parses the command line and runs its command.
 pub async fn run() -> anyhow::Result<()> {
-    let Cli { command } = Cli::from_process_args();
+    let Cli { command } = command_line::parse_process_args();
     let default_level = match command {
         // The engine warns of every rejected request, including failed conditions.
         Command::Serve(_) => "info,dynoxide=error",

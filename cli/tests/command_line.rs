@@ -45,8 +45,9 @@ fn environment_does_not_change_demo() {
     }
     let demo = demo
         .arg("demo")
-        .env("API_KEY", "not-an-api-key")
-        .env("LISTEN", "not-an-address")
+        .env("NANO_WEBHOOKS_API_KEY", "not-an-api-key")
+        .env("NANO_WEBHOOKS_LISTEN", "not-an-address")
+        .env("TARGETS", "all")
         .env("AWS_ENDPOINT_URL_DYNAMODB", "http://127.0.0.1:9")
         .env_remove("NO_PROXY")
         .env_remove("no_proxy")
@@ -105,18 +106,20 @@ fn malformed_option_is_usage_error() {
 fn rejected_option_is_named() {
     let mut missing_file = serve();
     missing_file.args(["--ca-file", "/no/such/file"]);
-    assert_rejected(missing_file, 1, "EXTRA_CA_FILE");
+    assert_rejected(missing_file, 1, "--ca-file");
 }
 
 /// A key is a secret, so the error does not repeat it.
 #[test]
 fn malformed_api_key_is_not_printed() {
-    let output = serve().env("API_KEY", "not-an-api-key").output().unwrap();
+    let variable = "NANO_WEBHOOKS_API_KEY";
+    let output = serve().env(variable, "not-an-api-key").output().unwrap();
     let printed = stderr(&output);
     assert_eq!(output.status.code(), Some(2));
     let expected = "invalid value for '--api-key <API_KEY>': expected `sk-`";
     assert!(printed.contains(expected), "{printed}");
     assert!(!printed.contains("not-an-api-key"));
+    assert!(printed.contains(variable), "{printed}");
 }
 
 #[test]
@@ -124,12 +127,62 @@ fn malformed_variable_is_named() {
     for (variable, value) in [
         ("WEBHOOKS_PER_ACCOUNT", "many"),
         ("RATE_LIMIT_PER_MINUTE", "-1"),
-        ("EXTRA_CA_FILE", "/no/such/file"),
+        ("NANO_WEBHOOKS_EXTRA_CA_FILE", "/no/such/file"),
     ] {
         let mut command = serve();
         command.env(variable, value);
         assert_rejected(command, 1, variable);
     }
+}
+
+/// A malformed variable of an option of `serve` is a usage error that names the variable, unless
+/// the option was given too.
+#[test]
+fn malformed_option_variable_is_named() {
+    for (variable, value) in [
+        ("NANO_WEBHOOKS_LISTEN", "here"),
+        ("NANO_WEBHOOKS_TARGETS", "all"),
+        ("NANO_WEBHOOKS_ALLOW_CIDRS", "10.0.0.0/8,office"),
+        ("NANO_WEBHOOKS_RETRY_SCHEDULE", "hourly"),
+    ] {
+        let mut command = binary();
+        command.arg("serve").env(variable, value);
+        assert_rejected(command, 2, variable);
+    }
+    let output = binary()
+        .args(["serve", "--targets=private"])
+        .env("NANO_WEBHOOKS_TARGETS", "all")
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(!stderr(&output).contains("NANO_WEBHOOKS_TARGETS"));
+}
+
+/// Variables without the prefix belong to other tools or to the functions.
+#[test]
+fn variables_without_prefix_do_not_change_serve() {
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let output = serve()
+        .envs([
+            ("API_KEY", "key-of-another-tool"),
+            ("LISTEN", "unix:/run/other.sock"),
+            ("TARGETS", "all"),
+            ("ALLOW_CIDRS", "corporate"),
+            ("DENY_CIDRS", "corporate"),
+            ("RETRY_SCHEDULE", "hourly"),
+            ("EXTRA_CA_FILE", "/no/such/file"),
+            ("JSON", "true"),
+        ])
+        // Without a reader `serve` ends when it is ready.
+        .stdout(writer)
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", stderr(&output));
+    let mut operator_command = binary();
+    operator_command.args(["stats", "--dynamodb-endpoint", "http://127.0.0.1:9"]);
+    operator_command.env("TARGETS", "all");
+    assert_rejected(operator_command, 1, "cannot reach DynamoDB");
 }
 
 /// An unreachable engine is explained with the last cause only.

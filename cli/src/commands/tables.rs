@@ -13,6 +13,7 @@ use nano_webhooks::{
 use crate::{
     args::TablesArgs,
     local_client::local_client,
+    settings::read_setting,
     store_error::{TablesLocation, explain_store_error},
 };
 
@@ -23,7 +24,7 @@ pub fn load_config(args: &TablesArgs) -> Result<Config, ConfigError> {
     } else {
         ConfigDefaults::LOCAL
     };
-    Config::from_env(env_var, defaults)
+    Config::from_env(read_setting, defaults)
 }
 
 pub async fn dynamodb_client(args: &TablesArgs) -> Client {

@@ -103,7 +103,9 @@ impl<'a> Services<'a> {
     }
 
     fn build_client(&self, timeouts: Timeouts) -> Result<WebhookClient, ConfigError> {
-        let client = self.config.client(timeouts)?;
+        let ca_file = self.config.extra_ca_file.as_deref();
+        let client = WebhookClient::new(self.config.guard(), timeouts, ca_file)
+            .map_err(|error| ConfigError::new("--ca-file (NANO_WEBHOOKS_EXTRA_CA_FILE)", error))?;
         Ok(client.with_limits(&self.client_limits))
     }
 }
