@@ -64,7 +64,7 @@ impl DevServer {
         let jobs_table = read_jobs_table()?;
         let data_dir = open_data_dir(&args)?;
         // Bound before the engine starts, so that an occupied port leaves no trace.
-        let listener = bind(args.listen).await?;
+        let listener = bind(args.listen, "--listen").await?;
         let api = listener.local_addr()?;
         let engine = Engine::start(&args, data_dir.as_ref()).await?;
         let client = engine.client(shares);

@@ -135,6 +135,38 @@ fn malformed_variable_is_named() {
     }
 }
 
+#[test]
+fn occupied_port_names_option() {
+    let occupied = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = occupied.local_addr().unwrap();
+    let port = address.port().to_string();
+    let free = "127.0.0.1:0";
+    let listen = address.to_string();
+    for (args, option) in [
+        (
+            &["serve", "--in-memory", "--listen", &listen][..],
+            "--listen",
+        ),
+        (
+            &[
+                "serve",
+                "--in-memory",
+                "--listen",
+                free,
+                "--dynamodb-listen",
+                &listen,
+            ],
+            "--dynamodb-listen",
+        ),
+        (&["listen", "--port", &port], "--port"),
+    ] {
+        let mut command = binary();
+        command.args(args);
+        let message = format!("choose another address or port with {option}: ");
+        assert_rejected(command, 1, &message);
+    }
+}
+
 /// A malformed variable of an option of `serve` is a usage error that names the variable, unless
 /// the option was given too.
 #[test]

@@ -22,12 +22,12 @@ use nano_webhooks_core::{
     api_key::ApiKey, delivery::schedule::RetrySchedule, event::JobOutcome, secret::Secret,
 };
 use serde_json::{Value, json};
-use tokio::{sync::mpsc, time::timeout};
+use tokio::{net::TcpListener, sync::mpsc, time::timeout};
 
 use crate::{
     args::ServeArgs,
     dev_server::{DEMO_ACCOUNT, DevServer},
-    http_server::{bind, ephemeral_port},
+    http_server::ephemeral_port,
     local_client::local_client,
     received_request::ReceivedRequest,
 };
@@ -113,7 +113,7 @@ fn serve_args() -> ServeArgs {
 /// Starts a receiver. Returns its URL and the requests that it gets.
 async fn start_receiver() -> anyhow::Result<(String, mpsc::Receiver<ReceivedRequest>)> {
     let (sender, requests) = mpsc::channel(8);
-    let listener = bind(ephemeral_port()).await?;
+    let listener = TcpListener::bind(ephemeral_port()).await?;
     let endpoint = format!("http://{}/webhooks/nano", listener.local_addr()?);
     let router = Router::new().fallback(receive).with_state(sender);
     tokio::spawn(axum::serve(listener, router).into_future());

@@ -35,7 +35,7 @@ pub async fn run(args: ListenArgs) -> anyhow::Result<()> {
         clock: Clock::system(),
         output_closed: CancellationToken::new(),
     };
-    let listener = bind(([127, 0, 0, 1], args.port).into()).await?;
+    let listener = bind(([127, 0, 0, 1], args.port).into(), "--port").await?;
     let address = listener.local_addr()?;
     let signatures = match state.secret {
         Some(_) => "Signatures are verified.",

@@ -32,7 +32,7 @@ impl Engine {
                 embedded: None,
             });
         }
-        let listener = bind(args.dynamodb_listen).await?;
+        let listener = bind(args.dynamodb_listen, "--dynamodb-listen").await?;
         let endpoint = format!("http://{}", listener.local_addr()?);
         let embedded = EmbeddedDynamoDb::start(listener, data_dir.map(DataDir::path))?;
         Ok(Self {
