@@ -3,14 +3,24 @@
 import contextlib
 import http.client
 import json
+import os
+import pty
 import signal
 import socket
+import subprocess
 import time
 import urllib.parse
 
 import pytest
 
-from support import PLAIN_SECRET, Process, run_command, verify_signatures
+from support import (
+    BINARY,
+    PLAIN_SECRET,
+    Process,
+    build_environment,
+    run_command,
+    verify_signatures,
+)
 
 
 def test_demo_shows_two_verified_webhooks():
@@ -82,6 +92,32 @@ def test_keys_are_listed_newest_first(keys):
     newest_first = reversed(created)
     assert len(prefixes) == 6
     assert all(key.startswith(prefix) for key, prefix in zip(newest_first, prefixes))
+
+
+@pytest.mark.parametrize("settings", [{}, {"NO_COLOR": "1"}])
+def test_log_has_colors_unless_turned_off(settings):
+    """The log of `serve` on a terminal has colors, unless `NO_COLOR` is set."""
+    terminal, stderr = pty.openpty()
+    with subprocess.Popen(
+        [BINARY, "serve", "--in-memory", *("--listen", "127.0.0.1:0"), "--json"]
+        + ["--dynamodb-listen", "127.0.0.1:0"],
+        env=build_environment({"TERM": "xterm", "RUST_LOG": "nano_webhooks=debug"} | settings),
+        stdout=subprocess.PIPE,
+        stderr=stderr,
+        text=True,
+    ) as process:
+        os.close(stderr)
+        api = urllib.parse.urlsplit(json.loads(process.stdout.readline())["api"])
+        connection = http.client.HTTPConnection(api.netloc, timeout=20)
+        connection.request("GET", "/api/v1/webhooks")
+        assert connection.getresponse().status == 401
+        connection.close()
+        log = os.read(terminal, 65536).decode()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=20) == 0
+    os.close(terminal)
+    assert log
+    assert ("\x1b[" in log) == (not settings), log
 
 
 def test_revoke_rejects_key_of_other_account(service, keys):

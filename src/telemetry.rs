@@ -1,9 +1,6 @@
 //! Logging: JSON lines when deployed, a readable form on a terminal.
 
-use std::{
-    io::{self, IsTerminal},
-    str::FromStr,
-};
+use std::{io, str::FromStr};
 
 use tracing::{Level, Metadata};
 use tracing_subscriber::{
@@ -20,8 +17,17 @@ const OWN_TARGETS: &str = env!("CARGO_CRATE_NAME");
 pub enum LogFormat {
     /// One JSON object for each line, for CloudWatch.
     Json,
-    /// For a person at a terminal.
-    Text,
+    /// For a person.
+    Text(LogColors),
+}
+
+/// Whether log lines have colors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogColors {
+    /// Log lines are plain text.
+    Off,
+    /// Log lines have escape sequences for colors.
+    On,
 }
 
 /// What is logged: levels, and targets with levels, separated by commas.
@@ -75,9 +81,9 @@ pub fn init_tracing(format: LogFormat, filter: LogFilter) {
                 .with_target(false);
             registry.with(lines.with_writer(io::stderr)).init();
         }
-        LogFormat::Text => {
+        LogFormat::Text(colors) => {
             let lines = layer()
-                .with_ansi(io::stderr().is_terminal())
+                .with_ansi(colors == LogColors::On)
                 .with_target(false);
             registry.with(lines.with_writer(io::stderr)).init();
         }

@@ -40,7 +40,10 @@ pub async fn run() -> anyhow::Result<()> {
         Command::Serve(_) => "info,dynoxide=error",
         _ => "error",
     };
-    telemetry::init_tracing(LogFormat::Text, log_filter(env_var, default_level)?);
+    telemetry::init_tracing(
+        LogFormat::Text(terminal::log_colors()),
+        log_filter(env_var, default_level)?,
+    );
     commands::run(command).await
 }
 

@@ -5,7 +5,18 @@ use std::{
     io::{self, Write},
 };
 
+use anstream::{AutoStream, ColorChoice};
+use nano_webhooks::telemetry::LogColors;
 use nano_webhooks_core::timestamp::Timestamp;
+
+/// Whether the log on stderr has colors: on a terminal, unless the user has turned colors off, as
+/// with `NO_COLOR`.
+pub fn log_colors() -> LogColors {
+    match AutoStream::choice(&io::stderr()) {
+        ColorChoice::Never => LogColors::Off,
+        _ => LogColors::On,
+    }
+}
 
 /// Prints a remark for the user on stderr, where it does not mix with the result of the command.
 /// The command goes on if stderr is closed.
