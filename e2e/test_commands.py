@@ -5,6 +5,7 @@ import http.client
 import json
 import os
 import pty
+import re
 import signal
 import socket
 import subprocess
@@ -72,6 +73,10 @@ def test_key_is_created_listed_and_revoked(service, keys):
         assert len(entry["prefix"]) < 20 and entry["created_at"].endswith("Z")
     text = keys("list", "--account", "operated").stdout
     assert first not in text and second not in text
+    header, *rows = text.splitlines()
+    assert header.split() == ["KEY", "CREATED", "LAST", "USED"] and len(rows) == 2
+    created_at = header.index("CREATED")
+    assert all(re.match(r"20\d\d-", row[created_at:]) for row in rows), text
 
     keys("revoke", "--account", "operated", first)
     assert (request_with(first), request_with(second)) == (401, 200)

@@ -162,9 +162,17 @@ def test_poison_list_shows_records(own_service, operate):
     assert large["image"] is None and odd["image"]["data"] == {"S": "{}"}
     assert odd["reason_code"] == "data_not_a_map" and large["reason_code"] == "missing_attribute"
     listed = operate("poison", "list", "--day", odd["id"][:10]).stdout
-    assert f"{odd['id']}\n  stored  {odd['stored_at']} (" in listed
-    assert "reason  `data`: expected a map (M)" in listed and "job     task_id=large" in listed
-    assert "not stored, too large" in listed and odd["stream"] in listed
+    header, *rows = listed.splitlines()
+    assert header.split() == ["ID", "STORED", "SUBJECT", "REASON"]
+    columns = [header.index(name) for name in ("STORED", "SUBJECT", "REASON")]
+    odd_row, large_row = (
+        next(row for row in rows if row.startswith(f"{record['id']} ")) for record in (odd, large)
+    )
+    stored, subject, reason = columns
+    assert odd_row[stored:].startswith(f"{odd['stored_at']} (")
+    assert odd_row[reason:].startswith("`data`: expected a map (M)")
+    assert large_row[subject:].startswith("task_id=large ")
+    assert "not stored, too large" in large_row[reason:]
     assert "\x1b" not in listed and r"task_id=odd\u{1b}[2J" in listed
     assert operate("poison", "list", "--day", "2024-12-23").stdout == ""
 
@@ -221,17 +229,16 @@ def test_deliveries_list_covers_all_webhooks(service, api, receiver):
         wait_until(lambda: len(api.list_deliveries(webhook)) == 3, "three recorded deliveries")
     listed = operate("deliveries", "list", "--account", api.account)
     assert f"{one}, {two}" in listed.stderr
-    lines = listed.stdout.splitlines()
-    ids = [line.split()[0] for line in lines]
+    header, *lines = listed.stdout.splitlines()
+    assert header.startswith("STATUS     EVENT ID ") and header.endswith("  NEXT ATTEMPT")
+    ids = [line.split()[1] for line in lines]
     assert len(ids) == 6 and ids == sorted(ids, reverse=True)
-    assert sum("delivered, 1 attempt" in line for line in lines) == 3
-    assert (
-        sum(
-            "pending, 1 attempt, last failure status, next " in line and "(in " in line
-            for line in lines
-        )
-        == 3
-    )
+    delivered = [line for line in lines if line.startswith("delivered  ")]
+    pending = [line for line in lines if line.startswith("pending    ")]
+    attempts, next_attempt = header.index("ATTEMPTS"), header.index("NEXT ATTEMPT")
+    assert [line[attempts:].split() for line in delivered] == [["1"]] * 3
+    assert [line[attempts:next_attempt].split() for line in pending] == [["1", "status"]] * 3
+    assert all("(in " in line[next_attempt:] for line in pending)
 
     rows = operate.list_deliveries(api.account)
     assert [row["event_id"] for row in rows] == ids
@@ -247,7 +254,8 @@ def test_deliveries_list_covers_all_webhooks(service, api, receiver):
         rows = operate.list_deliveries(api.account, *options)
         assert {(row["webhook_id"], row["event"]) for row in rows} == expected, options
     limited = operate("deliveries", "list", "--account", api.account, "--limit", "2")
-    assert limited.stdout.splitlines() == lines[:2] and "more" in limited.stderr
+    limited_ids = [line.split()[1] for line in limited.stdout.splitlines()[1:]]
+    assert limited_ids == ids[:2] and "more" in limited.stderr
 
 
 def test_deliveries_list_covers_deleted_webhook(service, api, receiver):
@@ -436,8 +444,11 @@ def test_stats_count_items(own_service, operate, receiver):
         0,
     )
     text = operate("stats", "--account", api.account).stdout
-    assert f"Webhook {failing}  {receiver.url}/failing  active\n  health   failing since " in text
-    assert "  pending  3 (1 overdue, 0 paused)\n  failed   0\n" in text
+    header, *rows = text.splitlines()
+    assert header.startswith("HEALTH ") and header.endswith("  URL") and len(rows) == 2
+    row = next(row for row in rows if row.startswith("failing  "))
+    assert row.split()[1:7] == [str(failing), "active", "3", "1", "0", "0"]
+    assert row[header.index("LAST FAILURE") :].split() == ["status", f"{receiver.url}/failing"]
 
     for status in ("disabled", "active"):
         assert api.update(healthy, status=status).status == 200
@@ -482,7 +493,7 @@ def test_commands_need_only_table_access(service, api, receiver):
     assert "pending" in run("deliveries", "show", *key, event)
     assert "Attempt 1" in run("deliveries", "retry", *key, event)
     assert "Overdue" in run("stats")
-    assert "Webhook" in run("stats", "--account", api.account)
+    assert "WEBHOOK" in run("stats", "--account", api.account)
     assert "poison" not in run("poison", "list", "--day", "2024-12-23")
 
     completed = run_command(
@@ -585,6 +596,28 @@ def test_malformed_argument_is_named(args, expected):
     """The error names the argument and the expected value."""
     completed = run_command(*args, check=False)
     assert completed.returncode == 2 and expected in completed.stderr, completed.stderr
+
+
+def test_status_has_color_on_terminal(service, api, receiver):
+    """A terminal shows the status of a delivery in color, unless `NO_COLOR` is set."""
+    webhook = api.subscribe(f"{receiver.url}/colored")
+    service.put_job(f"{api.account} colored", api.account)
+    wait_until(lambda: api.list_deliveries(webhook, status="delivered"), "a delivery")
+    args = ["deliveries", "list", "--account", api.account]
+    for settings, status in (({}, "\x1b[32mdelivered\x1b[0m "), ({"NO_COLOR": "1"}, "delivered ")):
+        master, slave = pty.openpty()
+        completed = subprocess.run(
+            [BINARY, *args, "--dynamodb-endpoint", service.dynamodb],
+            env=build_environment({"TERM": "xterm"} | settings),
+            stdout=slave,
+            stderr=subprocess.PIPE,
+            timeout=60,
+        )
+        os.close(slave)
+        shown = os.read(master, 65536).decode()
+        os.close(master)
+        assert completed.returncode == 0, completed
+        assert f"\n{status}" in shown, shown
 
 
 def run_on_terminal(*args):

@@ -16,6 +16,7 @@ mod local_client;
 mod received_request;
 mod settings;
 mod store_error;
+mod table;
 mod terminal;
 mod value_parsers;
 mod verify;

@@ -2,6 +2,7 @@
 
 mod format;
 mod list;
+mod table;
 
 use std::io::Write;
 

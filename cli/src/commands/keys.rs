@@ -3,14 +3,15 @@
 use std::{cmp::Reverse, io::Write};
 
 use anyhow::bail;
-use nano_webhooks::{clock::Clock, random};
+use nano_webhooks::{clock::Clock, random, store::api_keys::ApiKeySummary};
 use nano_webhooks_core::api_key::ApiKey;
 use serde_json::json;
 
 use super::tables::open_store;
 use crate::{
     args::{CreateKeyArgs, ListKeysArgs, RevokeKeyArgs},
-    terminal::print_remark,
+    table::Table,
+    terminal::{format_relative, print_remark},
 };
 
 pub async fn create(args: CreateKeyArgs) -> anyhow::Result<()> {
@@ -37,23 +38,33 @@ pub async fn list(args: ListKeysArgs) -> anyhow::Result<()> {
     let mut keys = store.api_keys().list(&args.account).await?;
     // The store sorts by prefix, and a stable sort keeps that order for equal times.
     keys.sort_by_key(|key| Reverse(key.created_at));
+    if args.json {
+        return print_json(keys);
+    }
+    if keys.is_empty() {
+        print_remark(format_args!("Account {} has no API keys.", args.account));
+    }
+    let now = Clock::system().now();
+    let mut table = Table::new(["KEY", "CREATED", "LAST USED"]);
+    for key in keys {
+        table.add_row([
+            format!("{}…", key.prefix),
+            format_relative(key.created_at, now),
+            key.last_used_on.unwrap_or_else(|| "never".to_owned()),
+        ]);
+    }
+    Ok(table.print()?)
+}
+
+fn print_json(keys: Vec<ApiKeySummary>) -> anyhow::Result<()> {
     let mut out = std::io::stdout();
     for key in keys {
-        let created_at = key.created_at.to_rfc3339();
-        if args.json {
-            let row = json!({
-                "prefix": key.prefix,
-                "created_at": created_at,
-                "last_used_on": key.last_used_on,
-            });
-            writeln!(out, "{row}")?;
-        } else {
-            let last_use = match key.last_used_on {
-                Some(day) => format!("last used {day}"),
-                None => "never used".to_owned(),
-            };
-            writeln!(out, "{}…  created {created_at}  {last_use}", key.prefix)?;
-        }
+        let row = json!({
+            "prefix": key.prefix,
+            "created_at": key.created_at.to_rfc3339(),
+            "last_used_on": key.last_used_on,
+        });
+        writeln!(out, "{row}")?;
     }
     Ok(())
 }

@@ -1,70 +1,17 @@
-//! Deliveries as text for a terminal.
+//! A delivery as text for a terminal.
 
-use std::{
-    fmt::{self, Write},
-    sync::Arc,
-};
+use std::fmt::{self, Write};
 
-use nano_webhooks::store::{delivery_log::DeliverySummary, webhooks::WebhookRecord};
+use nano_webhooks::store::webhooks::WebhookRecord;
 use nano_webhooks_core::{
     delivery::{
         Delivery, DeliveryState, attempt::Attempt, status::DeliveryStatus, timings::PhaseTimings,
         wait_reason::WaitReason,
     },
     timestamp::Timestamp,
-    webhook::WebhookId,
 };
 
 use crate::terminal::{escape_for_terminal, format_relative, pluralize};
-
-/// A delivery in a list.
-pub struct ListedDelivery {
-    pub webhook: WebhookId,
-    /// `None` if the webhook was deleted.
-    pub record: Option<Arc<WebhookRecord>>,
-    pub summary: DeliverySummary,
-}
-
-/// Formats a delivery as one line without its end.
-pub fn format_line(delivery: &ListedDelivery, now: Timestamp) -> String {
-    let DeliverySummary { event_id, row } = &delivery.summary;
-    let is_pending = row.status == DeliveryStatus::Pending.as_str();
-    let (status, next) = match &delivery.record {
-        _ if !is_pending => (row.status.as_str(), String::new()),
-        None => (DeliveryStatus::Cancelled.as_str(), String::new()),
-        Some(webhook) => {
-            let reason = webhook.explain_wait(row.next_attempt_at, row.waiting_for);
-            ("pending", format_wait(row.next_attempt_at, reason, now))
-        }
-    };
-    let failure = match row.last_failure {
-        Some(kind) => format!(", last failure {}", kind.as_str()),
-        None => String::new(),
-    };
-    let job = match &row.task_id {
-        Some(task_id) => format!("  {}", escape_for_terminal(task_id)),
-        None => String::new(),
-    };
-    format!(
-        "{event_id}  webhook {}  {}  {}{job}  {status}, {}{failure}{next}",
-        delivery.webhook,
-        row.created_at.to_rfc3339(),
-        row.event,
-        pluralize_attempts(row.attempt_count),
-    )
-}
-
-/// Formats when the next attempt is due, and what it waits for if that is not its time.
-fn format_wait(next_attempt_at: Option<Timestamp>, reason: WaitReason, now: Timestamp) -> String {
-    let next = match next_attempt_at {
-        Some(time) if reason.allows_attempt() => format!(", next {}", format_relative(time, now)),
-        _ => String::new(),
-    };
-    match reason {
-        WaitReason::Schedule => next,
-        reason => format!("{next}, waits for {}", reason.as_str()),
-    }
-}
 
 /// Formats a delivery with its attempts. `webhook` is `None` if it was deleted.
 pub fn format_delivery(
@@ -254,7 +201,7 @@ fn pluralize_attempts(count: u32) -> String {
 mod tests {
     use nano_webhooks_core::{
         account_id::AccountId, delivery::DeliveryKey, event::EventId, event_type::EventType,
-        replay::ReplayId,
+        replay::ReplayId, webhook::WebhookId,
     };
 
     use super::*;

@@ -18,7 +18,7 @@ use nano_webhooks_core::{
 };
 use serde::Serialize;
 
-use super::format::{ListedDelivery, format_line};
+use super::table::{ListedDelivery, print_table};
 use crate::{args::ListDeliveriesArgs, commands::tables::open_store, terminal::print_remark};
 
 /// How many pages of a webhook's log are read at most. A page reads 500 items, and filters may
@@ -80,26 +80,25 @@ pub async fn list(args: ListDeliveriesArgs) -> anyhow::Result<()> {
         )
     });
     deliveries.truncate(args.limit);
-    print(deliveries, args.json)?;
+    if args.json {
+        print_json(deliveries)?;
+    } else {
+        print_table(&deliveries, Clock::system().now())?;
+    }
     if truncated {
         print_remark("There may be more deliveries: narrow the search, or raise --limit.");
     }
     Ok(())
 }
 
-fn print(deliveries: Vec<ListedDelivery>, as_json: bool) -> anyhow::Result<()> {
-    let now = Clock::system().now();
+fn print_json(deliveries: Vec<ListedDelivery>) -> anyhow::Result<()> {
     let mut out = std::io::stdout();
     for delivery in deliveries {
-        if as_json {
-            let json = ListedDeliveryJson {
-                webhook_id: delivery.webhook.get(),
-                summary: DeliverySummaryResponse::new(delivery.summary, delivery.record.as_deref()),
-            };
-            writeln!(out, "{}", serde_json::to_string(&json)?)?;
-        } else {
-            writeln!(out, "{}", format_line(&delivery, now))?;
-        }
+        let json = ListedDeliveryJson {
+            webhook_id: delivery.webhook.get(),
+            summary: DeliverySummaryResponse::new(delivery.summary, delivery.record.as_deref()),
+        };
+        writeln!(out, "{}", serde_json::to_string(&json)?)?;
     }
     Ok(())
 }

@@ -2,10 +2,7 @@
 
 use std::io::Write;
 
-use nano_webhooks::{
-    clock::Clock,
-    store::poison::{PoisonRecord, PoisonWebhook},
-};
+use nano_webhooks::{clock::Clock, store::poison::PoisonRecord};
 use nano_webhooks_core::timestamp::Timestamp;
 use serde_json::{Map, Value, json};
 
@@ -13,7 +10,8 @@ use super::paging::{PAGE_SIZE, days_to_list};
 use crate::{
     args::ListPoisonArgs,
     commands::tables::{load_config, open_store},
-    terminal::{escape_for_terminal, format_relative, print_remark},
+    table::Table,
+    terminal::{format_relative, print_remark},
 };
 
 pub async fn list(args: ListPoisonArgs) -> anyhow::Result<()> {
@@ -21,6 +19,7 @@ pub async fn list(args: ListPoisonArgs) -> anyhow::Result<()> {
     let retention = load_config(&args.tables)?.retention;
     let now = Clock::system().now();
     let mut out = std::io::stdout();
+    let mut table = Table::new(["ID", "STORED", "SUBJECT", "REASON"]);
     let mut is_empty = true;
     for day in days_to_list(args.day, now, retention) {
         let mut cursor = None;
@@ -31,7 +30,7 @@ pub async fn list(args: ListPoisonArgs) -> anyhow::Result<()> {
                 if args.json {
                     writeln!(out, "{}", to_json(record))?;
                 } else {
-                    write!(out, "{}", format_record(record, now))?;
+                    table.add_row(format_row(record, now));
                 }
             }
             cursor = page.next;
@@ -40,6 +39,7 @@ pub async fn list(args: ListPoisonArgs) -> anyhow::Result<()> {
             }
         }
     }
+    table.print()?;
     if is_empty {
         print_remark("No poison records.");
     }
@@ -73,47 +73,24 @@ fn parse_or_quote(text: &str) -> Value {
     serde_json::from_str(text).unwrap_or_else(|_| Value::from(text))
 }
 
-fn format_record(record: &PoisonRecord, now: Timestamp) -> String {
-    match &record.poison.webhook {
-        Some(webhook) => format_webhook_record(record, webhook, now),
-        None => format_stream_record(record, now),
-    }
-}
-
-fn format_webhook_record(record: &PoisonRecord, webhook: &PoisonWebhook, now: Timestamp) -> String {
-    format!(
-        "{}\n  stored  {}\n  reason  {}\n  webhook {}, account {}\n",
-        escape_for_terminal(&record.id().to_string()),
-        format_relative(record.stored_at, now),
-        escape_for_terminal(&record.poison.reason),
-        webhook.id,
-        escape_for_terminal(webhook.account.as_str()),
-    )
-}
-
-fn format_stream_record(record: &PoisonRecord, now: Timestamp) -> String {
+fn format_row(record: &PoisonRecord, now: Timestamp) -> [String; 4] {
     let poison = &record.poison;
-    let image = if poison.image.is_some() {
-        ""
-    } else {
-        "\n  image   not stored, too large; `redrive` reads the current job"
+    let job = format_job_key(&poison.keys);
+    let subject = match &poison.webhook {
+        Some(webhook) => format!("webhook {} of account {}", webhook.id, webhook.account),
+        None if job.is_empty() => "(unknown)".to_owned(),
+        None => job,
     };
-    format!(
-        "{}\n  stored  {}\n  reason  {}\n  job     {}\n  stream  {}{image}\n",
-        escape_for_terminal(&record.id().to_string()),
-        format_relative(record.stored_at, now),
-        escape_for_terminal(&poison.reason),
-        escape_or_unknown(&format_job_key(&poison.keys)),
-        escape_or_unknown(&poison.stream),
-    )
-}
-
-fn escape_or_unknown(text: &str) -> String {
-    if text.is_empty() {
-        "(unknown)".to_owned()
-    } else {
-        escape_for_terminal(text)
+    let mut reason = poison.reason.clone();
+    if poison.webhook.is_none() && poison.image.is_none() {
+        reason += " (image not stored, too large; `redrive` reads the current job)";
     }
+    [
+        record.id().to_string(),
+        format_relative(record.stored_at, now),
+        subject,
+        reason,
+    ]
 }
 
 /// Formats the key of a job without types, such as `task_id=t1`.

@@ -1,7 +1,8 @@
 //! `stats --account`: the webhooks of an account.
 
-use std::io::Write;
+use std::io::{self, Write};
 
+use anstyle::{AnsiColor, Style};
 use anyhow::ensure;
 use indicatif::ProgressBar;
 use nano_webhooks::{
@@ -10,7 +11,9 @@ use nano_webhooks::{
     store::{self, Store, delivery_log::DeliveryFilter, webhooks::WebhookRecord},
 };
 use nano_webhooks_core::{
-    account_id::AccountId, delivery::status::DeliveryStatus, timestamp::Timestamp,
+    account_id::AccountId,
+    delivery::{endpoint_health::HealthState, status::DeliveryStatus},
+    timestamp::Timestamp,
     webhook::WebhookId,
 };
 use serde_json::{Value, json};
@@ -19,7 +22,8 @@ use super::count::Count;
 use crate::{
     args::TablesArgs,
     commands::{progress::start_progress, tables::open_store},
-    terminal::{escape_for_terminal, format_relative, pluralize, print_remark},
+    table::Table,
+    terminal::{format_relative, pluralize, print_remark},
 };
 
 /// How many deliveries of a webhook are counted in each state.
@@ -43,13 +47,13 @@ pub async fn print(account: &AccountId, tables: &TablesArgs, as_json: bool) -> a
     }
     let webhooks = readable.into_iter().flatten().collect();
     let stats = load_stats(&store, account, webhooks, now).await?;
-    let mut out = std::io::stdout();
-    for webhook_stats in stats {
-        if as_json {
+    if as_json {
+        let mut out = std::io::stdout();
+        for webhook_stats in stats {
             writeln!(out, "{}", webhook_stats.to_json())?;
-        } else {
-            webhook_stats.write(&mut out, now)?;
         }
+    } else {
+        print_table(&stats, now)?;
     }
     ensure!(
         unreadable.is_empty(),
@@ -57,6 +61,25 @@ pub async fn print(account: &AccountId, tables: &TablesArgs, as_json: bool) -> a
         pluralize(unreadable.len(), "webhook", "webhooks")
     );
     Ok(())
+}
+
+fn print_table(stats: &[WebhookStats], now: Timestamp) -> io::Result<()> {
+    let mut table = Table::new([
+        "HEALTH",
+        "WEBHOOK",
+        "STATUS",
+        "PENDING",
+        "OVERDUE",
+        "PAUSED",
+        "FAILED",
+        "FAILING SINCE",
+        "LAST FAILURE",
+        "URL",
+    ]);
+    for webhook_stats in stats {
+        webhook_stats.add_to(&mut table, now);
+    }
+    table.print()
 }
 
 /// A webhook and the counts of its deliveries.
@@ -137,43 +160,45 @@ impl WebhookStats {
         })
     }
 
-    fn write(&self, out: &mut impl Write, now: Timestamp) -> std::io::Result<()> {
-        writeln!(out, "{}", self.format_webhook())?;
-        writeln!(out, "  health   {}", self.format_health(now))?;
-        writeln!(
-            out,
-            "  pending  {} ({} overdue, {} paused)",
-            self.pending, self.overdue, self.paused
-        )?;
-        writeln!(out, "  failed   {}", self.failed)
-    }
-
-    fn format_webhook(&self) -> String {
-        let webhook = &self.record.webhook;
-        let mut line = format!(
-            "Webhook {}  {}  {}",
-            webhook.id,
-            escape_for_terminal(webhook.url.as_str()),
-            webhook.status.as_str()
+    fn add_to(&self, table: &mut Table<10>, now: Timestamp) {
+        let WebhookRecord {
+            webhook, health, ..
+        } = &self.record;
+        let state = health.state();
+        let failing_since = health.failing_since.map(|time| format_relative(time, now));
+        let last_failure = health.last_failure.map(|kind| kind.as_str().to_owned());
+        table.add_styled_row(
+            style_of(state),
+            [
+                state.as_str().to_owned(),
+                webhook.id.to_string(),
+                self.describe_status(),
+                self.pending.to_string(),
+                self.overdue.to_string(),
+                self.paused.to_string(),
+                self.failed.to_string(),
+                failing_since.unwrap_or_default(),
+                last_failure.unwrap_or_default(),
+                webhook.url.as_str().to_owned(),
+            ],
         );
-        if let Some(reason) = &self.record.metadata.disabled_reason {
-            line += ": ";
-            line += &escape_for_terminal(reason);
-        }
-        line
     }
 
-    fn format_health(&self, now: Timestamp) -> String {
-        let health = &self.record.health;
-        let since = match health.failing_since {
-            Some(time) => format!(" since {}", format_relative(time, now)),
-            None => String::new(),
-        };
-        let failure = match health.last_failure {
-            Some(kind) => format!(", last failure {}", kind.as_str()),
-            None => String::new(),
-        };
-        format!("{}{since}{failure}", health.state().as_str())
+    fn describe_status(&self) -> String {
+        let status = self.record.webhook.status.as_str();
+        match &self.record.metadata.disabled_reason {
+            Some(reason) => format!("{status}: {reason}"),
+            None => status.to_owned(),
+        }
+    }
+}
+
+const fn style_of(state: HealthState) -> Style {
+    match state {
+        HealthState::Healthy => AnsiColor::Green.on_default(),
+        HealthState::Slow => AnsiColor::Yellow.on_default(),
+        HealthState::Failing | HealthState::Unreachable => AnsiColor::Red.on_default(),
+        HealthState::Unknown => Style::new().dimmed(),
     }
 }
 
