@@ -78,7 +78,8 @@ def test_key_is_created_listed_and_revoked(service, keys):
     created_at = header.index("CREATED")
     assert all(re.match(r"20\d\d-", row[created_at:]) for row in rows), text
 
-    keys("revoke", "--account", "operated", first)
+    revoked = json.loads(keys("revoke", "--account", "operated", first, "--json").stdout)
+    assert revoked["account"] == "operated" and first.startswith(revoked["prefix"])
     assert (request_with(first), request_with(second)) == (401, 200)
     keys(
         "revoke",
@@ -145,7 +146,8 @@ def test_job_command_writes_job(service, api, receiver):
     run_command(
         "job", "complete", *options, "--task-id", "by-hand", "--type", "video", "--data", data
     )
-    run_command("job", "fail", *options)
+    written = json.loads(run_command("job", "fail", *options, "--json").stdout)
+    assert (written["account"], written["status"]) == (api.account, "failed")
     requests = receiver.wait_for("/job", 2)
     verify_signatures(requests, PLAIN_SECRET)
     completed, failed = sorted(requests, key=lambda request: request.json["event"])
@@ -156,6 +158,7 @@ def test_job_command_writes_job(service, api, receiver):
     )
     assert (
         failed.json["event"] == "job.failed"
+        and failed.json["task_id"] == written["task_id"]
         and failed.json["data"] == {}
         and failed.json["task_type"] == "image"
     )
@@ -178,9 +181,7 @@ def listen(tmp_path):
     def listen(*options):
         process = Process(["listen", "--port", "0", *options], tmp_path / "log")
         processes.append(process)
-        url = next(
-            word for word in process.wait_for_line("http://").split() if word.startswith("http://")
-        )
+        url = re.search(r'http://[^ "]+', process.wait_for_line("http://")).group()
         return process, url
 
     yield listen
@@ -204,6 +205,19 @@ def test_listen_reports_signature_status(service, api, listen):
         assert "✓" not in line and "✗" not in line, line
     assert f'"task_id":"{api.account}-listen"' in right.read_output()
     assert right.signal(signal.SIGTERM) == 0
+
+
+def test_listen_prints_json(service, api, listen):
+    """With `--json` the URL and each request are one line."""
+    process, url = listen("--secret", PLAIN_SECRET, "--json")
+    assert json.loads(process.wait_for_line("http://")) == {"url": url}
+    api.subscribe(url, PLAIN_SECRET)
+    service.put_job(f"{api.account}-json", api.account)
+    line = json.loads(process.wait_for_line('"x_nano_signature"'))
+    assert line["x_nano_signature"] == line["webhook_signature"] == {"status": "valid"}
+    assert (line["method"], line["uri"], line["stale_by_seconds"]) == ("POST", "/", None)
+    assert line["headers"]["X-Nano-Event"] == "job.completed" and line["rotated_secret"] is None
+    assert json.loads(line["body"])["task_id"] == f"{api.account}-json"
 
 
 def test_listen_explains_rotation(service, api, listen):

@@ -161,6 +161,8 @@ def test_command_encrypts_existing_secrets_again(deploy, kms, receiver):
     deployment.complete_jobs("one")
     second = run_command("secrets", "re-encrypt", "--new-key", "--aws", env=operator)
     assert second.stdout == first.stdout
+    third = run_command("secrets", "re-encrypt", "--aws", "--json", env=operator)
+    assert json.loads(third.stdout) == {"re_encrypted": 0, "unchanged": 1}
     assert [data_key["SK"]["S"] for data_key in list_data_keys(deployment)] == [
         "0000000001",
         "0000000002",

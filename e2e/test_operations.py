@@ -98,6 +98,9 @@ def test_sweep_sends_redriven_event_and_retry(own_service, operate, receiver):
         "arn:aws:dynamodb:"
     )
 
+    completed = operate("poison", "redrive", corrected["id"], "--json", check=False)
+    still_poison = json.loads(completed.stdout)
+    assert (still_poison["outcome"], still_poison["recorded"]) == ("still_poison", 0)
     completed = operate("poison", "redrive", corrected["id"], check=False)
     assert completed.returncode == 1
     assert f"{corrected['id']}: still poison: `account_id`: missing" in completed.stdout
@@ -143,10 +146,17 @@ def test_sweep_sends_redriven_event_and_retry(own_service, operate, receiver):
         (failing, 1),
     ]
     own_service.put_job("broken", api.account)
-    assert (
-        "1 event, 2 deliveries due"
-        in operate("poison", "redrive", "--all", "--day", broken["id"][:10]).stdout
-    )
+    (redriven,) = operate.json("poison", "redrive", "--all", "--day", broken["id"][:10])
+    assert redriven == {
+        "id": broken["id"],
+        "outcome": "redriven",
+        "event_id": redriven["event_id"],
+        "event": "job.completed",
+        "account": api.account,
+        "task_id": "broken",
+        "recorded": 2,
+        "already_recorded": 0,
+    }
     assert operate("poison", "redrive", "--all").stderr == "No poison records.\n"
     assert operate("poison", "list").stderr == "No poison records.\n"
 
@@ -408,15 +418,9 @@ def test_stats_count_items(own_service, operate, receiver):
     assert stats["poison"] == [{"day": poison["id"][:10], "records": 1, "complete": True}]
 
     # A manual retry makes one delivery overdue.
-    operate(
-        "deliveries",
-        "retry",
-        "--account",
-        api.account,
-        "--webhook",
-        str(failing),
-        rows[0]["event_id"],
-    )
+    key = ["--account", api.account, "--webhook", str(failing), rows[0]["event_id"]]
+    due = {"webhook_id": failing, "event_id": rows[0]["event_id"], "attempt": 2}
+    assert operate.json("deliveries", "retry", *key) == [due]
     (stats,) = operate.json("stats")
     assert (stats["pending"]["overdue"], stats["pending"]["waiting"]) == (1, 2)
     text = operate("stats").stdout

@@ -180,6 +180,9 @@ pub struct ListenArgs {
     /// Seconds to wait before each response
     #[arg(long, value_name = "SECONDS", default_value_t = 0.0, value_parser = parse_delay)]
     pub delay: f64,
+    /// Print one JSON object per line: the URL first, then each request
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// The tables that an operator command works on.
@@ -255,6 +258,9 @@ pub struct RevokeKeyArgs {
     pub account: AccountId,
     /// The key, or its prefix as `keys list` prints it
     pub key: String,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
     #[command(flatten)]
     pub tables: TablesArgs,
 }
@@ -279,6 +285,9 @@ pub struct ReEncryptArgs {
     /// `SECRETS_KMS_KEY_ID` names the KMS key instead
     #[arg(long, env = "NANO_WEBHOOKS_DATA_DIR", default_value = ".nano-webhooks")]
     pub data_dir: PathBuf,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
     #[command(flatten)]
     pub tables: TablesArgs,
 }
@@ -307,6 +316,9 @@ pub struct JobArgs {
     /// Data of the job, a JSON object: the result of a completed job, the error of a failed one
     #[arg(long, value_name = "JSON", default_value = "{}")]
     pub data: JobData,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
     #[command(flatten)]
     pub tables: TablesArgs,
 }
@@ -371,6 +383,9 @@ pub struct RedrivePoisonArgs {
         value_parser = parse_day,
     )]
     pub day: Option<String>,
+    /// Print one JSON object per line
+    #[arg(long)]
+    pub json: bool,
     #[command(flatten)]
     pub tables: TablesArgs,
 }
@@ -439,6 +454,9 @@ pub struct ShowDeliveryArgs {
 pub struct RetryDeliveryArgs {
     #[command(flatten)]
     pub delivery: DeliveryArgs,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
     #[command(flatten)]
     pub tables: TablesArgs,
 }

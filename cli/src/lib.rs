@@ -14,6 +14,7 @@ mod job_data;
 mod limited_http_client;
 mod local_client;
 mod received_request;
+mod request_json;
 mod settings;
 mod store_error;
 mod table;

@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// The headers that are printed, in this order.
-const PRINTED_HEADERS: [&str; 9] = [
+pub const PRINTED_HEADERS: [&str; 9] = [
     "User-Agent",
     "X-Nano-Event",
     "X-Nano-Attempt",

@@ -14,6 +14,7 @@ use nano_webhooks_core::{
 };
 
 pub use list::list;
+use serde_json::json;
 
 use super::tables::{load_config, open_store};
 use crate::args::{DeliveryArgs, RetryDeliveryArgs, ShowDeliveryArgs};
@@ -63,12 +64,22 @@ pub async fn retry(args: RetryDeliveryArgs) -> anyhow::Result<()> {
     if scheduled.is_none() {
         bail!("delivery {event} is being attempted; check the result with `deliveries show` first");
     }
-    writeln!(
-        std::io::stdout(),
-        "Attempt {} of {event} to webhook {webhook} is due. The next sweep sends it, usually \
-         within a minute.",
-        delivery.attempt_count + 1
-    )?;
+    let attempt = delivery.attempt_count + 1;
+    let mut out = std::io::stdout();
+    if args.json {
+        let due = json!({
+            "webhook_id": webhook.get(),
+            "event_id": event.as_str(),
+            "attempt": attempt,
+        });
+        writeln!(out, "{due}")?;
+    } else {
+        writeln!(
+            out,
+            "Attempt {attempt} of {event} to webhook {webhook} is due. The next sweep sends it, \
+             usually within a minute."
+        )?;
+    }
     Ok(())
 }
 

@@ -5,6 +5,7 @@ use std::io::Write;
 use aws_sdk_dynamodb::types::AttributeValue;
 use nano_webhooks::{clock::Clock, random, store};
 use nano_webhooks_core::event::JobOutcome;
+use serde_json::json;
 
 use super::tables::{dynamodb_client, load_jobs_table};
 use crate::args::JobArgs;
@@ -32,9 +33,19 @@ pub async fn put(args: JobArgs, outcome: JobOutcome) -> anyhow::Result<()> {
         .await
         .map_err(store::Error::from)?;
     let status = outcome.as_str();
-    writeln!(
-        std::io::stdout(),
-        "Wrote job {task_id} of account {account} with status {status}."
-    )?;
+    let mut out = std::io::stdout();
+    if args.json {
+        let written = json!({
+            "task_id": task_id,
+            "account": account.as_str(),
+            "status": status,
+        });
+        writeln!(out, "{written}")?;
+    } else {
+        writeln!(
+            out,
+            "Wrote job {task_id} of account {account} with status {status}."
+        )?;
+    }
     Ok(())
 }

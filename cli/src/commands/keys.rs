@@ -81,6 +81,12 @@ pub async fn revoke(args: RevokeKeyArgs) -> anyhow::Result<()> {
     if !outcome.is_applied() {
         bail!("account {account} has no key {prefix}…; list its keys with `keys list`");
     }
-    writeln!(std::io::stdout(), "Revoked {prefix}…")?;
+    let mut out = std::io::stdout();
+    if args.json {
+        let revoked = json!({ "account": account.as_str(), "prefix": prefix });
+        writeln!(out, "{revoked}")?;
+    } else {
+        writeln!(out, "Revoked {prefix}…")?;
+    }
     Ok(())
 }

@@ -1,19 +1,22 @@
 //! `listen`: a receiver for development.
 
 use std::{
-    io::{ErrorKind, Write},
+    io::{self, ErrorKind, Write},
+    net::SocketAddr,
     time::Duration,
 };
 
 use axum::{Router, extract::State, http::StatusCode};
 use nano_webhooks::clock::Clock;
 use nano_webhooks_core::secret::Secret;
+use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     args::ListenArgs,
     http_server::{bind, shutdown_signal},
     received_request::ReceivedRequest,
+    request_json,
 };
 
 #[derive(Clone)]
@@ -22,6 +25,7 @@ struct ListenState {
     status: StatusCode,
     delay: Duration,
     clock: Clock,
+    as_json: bool,
     /// Cancelled when stdout is closed.
     output_closed: CancellationToken,
 }
@@ -33,19 +37,12 @@ pub async fn run(args: ListenArgs) -> anyhow::Result<()> {
         status: StatusCode::from_u16(args.respond)?,
         delay: Duration::from_secs_f64(args.delay),
         clock: Clock::system(),
+        as_json: args.json,
         output_closed: CancellationToken::new(),
     };
     let listener = bind(([127, 0, 0, 1], args.port).into(), "--port").await?;
     let address = listener.local_addr()?;
-    let signatures = match state.secret {
-        Some(_) => "Signatures are verified.",
-        None => "Signatures are not checked; pass the webhook's secret with --secret.",
-    };
-    writeln!(
-        anstream::stdout(),
-        "Listening on http://{address}/ and responding with {}. {signatures}",
-        state.status
-    )?;
+    print_ready(address, &state)?;
     let output_closed = state.output_closed.clone();
     let router = Router::new().fallback(receive).with_state(state);
     tokio::select! {
@@ -55,9 +52,30 @@ pub async fn run(args: ListenArgs) -> anyhow::Result<()> {
     }
 }
 
+fn print_ready(address: SocketAddr, state: &ListenState) -> io::Result<()> {
+    let url = format!("http://{address}/");
+    if state.as_json {
+        return writeln!(io::stdout(), "{}", json!({ "url": url }));
+    }
+    let signatures = match state.secret {
+        Some(_) => "Signatures are verified.",
+        None => "Signatures are not checked; pass the webhook's secret with --secret.",
+    };
+    writeln!(
+        anstream::stdout(),
+        "Listening on {url} and responding with {}. {signatures}",
+        state.status
+    )
+}
+
 async fn receive(State(state): State<ListenState>, request: ReceivedRequest) -> StatusCode {
     let report = request.verify(state.secret.as_ref(), state.clock.now());
-    if let Err(error) = write!(anstream::stdout(), "\n{}", request.format(&report))
+    let printed = if state.as_json {
+        io::stdout().write_all(request_json::format_line(&request, &report).as_bytes())
+    } else {
+        write!(anstream::stdout(), "\n{}", request.format(&report))
+    };
+    if let Err(error) = printed
         && error.kind() == ErrorKind::BrokenPipe
     {
         state.output_closed.cancel();

@@ -14,6 +14,8 @@ use nano_webhooks::{
     },
 };
 
+use serde_json::json;
+
 use super::{
     progress::start_unbounded_progress,
     tables::{dynamodb_client, load_config},
@@ -44,11 +46,20 @@ pub async fn re_encrypt(args: ReEncryptArgs) -> anyhow::Result<()> {
             pluralize_webhooks(total.conflicted)
         );
     }
-    writeln!(
-        std::io::stdout(),
-        "Re-encrypted the secrets of {re_encrypted}; {} needed no change.",
-        total.unchanged
-    )?;
+    let mut out = std::io::stdout();
+    if args.json {
+        let counts = json!({
+            "re_encrypted": total.reencrypted,
+            "unchanged": total.unchanged,
+        });
+        writeln!(out, "{counts}")?;
+    } else {
+        writeln!(
+            out,
+            "Re-encrypted the secrets of {re_encrypted}; {} needed no change.",
+            total.unchanged
+        )?;
+    }
     Ok(())
 }
 

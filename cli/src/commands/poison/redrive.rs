@@ -1,6 +1,10 @@
 //! `poison redrive`: reads poison records again and creates the events of those that are valid now.
 
-use std::{collections::BTreeSet, io::Write, time::Duration};
+use std::{
+    collections::BTreeSet,
+    io::{self, Write},
+    time::Duration,
+};
 
 use anyhow::bail;
 use indicatif::ProgressBar;
@@ -14,6 +18,7 @@ use nano_webhooks::{
     },
 };
 use nano_webhooks_core::{delivery::lease::PACING_INTERVAL, timestamp::Timestamp};
+use serde_json::{Value, json};
 
 use super::paging::{PAGE_SIZE, days_to_list};
 use crate::{
@@ -36,6 +41,7 @@ pub async fn redrive(args: RedrivePoisonArgs) -> anyhow::Result<()> {
         clock: Clock::system(),
         retention: load_config(&args.tables)?.retention,
         counts: RedriveCounts::default(),
+        as_json: args.json,
     };
     let missing = if args.ids.is_empty() {
         run.redrive_days(args.day).await?;
@@ -44,7 +50,7 @@ pub async fn redrive(args: RedrivePoisonArgs) -> anyhow::Result<()> {
         run.redrive_ids(args.ids).await?
     };
     if run.counts.records > 0 || missing.is_empty() {
-        run.counts.print()?;
+        run.print_counts()?;
     }
     if !missing.is_empty() {
         bail!(
@@ -68,6 +74,7 @@ struct RedriveRun {
     clock: Clock,
     retention: Duration,
     counts: RedriveCounts,
+    as_json: bool,
 }
 
 impl RedriveRun {
@@ -125,10 +132,8 @@ impl RedriveRun {
             match result {
                 Ok(outcome) => {
                     self.counts.add(&outcome);
-                    let line = format!("{}: {}", records[index].id(), describe_outcome(&outcome));
-                    progress.suspend(|| {
-                        writeln!(std::io::stdout(), "{}", escape_for_terminal(&line))
-                    })?;
+                    let line = self.format_outcome(&records[index].id(), &outcome);
+                    progress.suspend(|| writeln!(std::io::stdout(), "{line}"))?;
                 }
                 Err(error) => last_error = Some(error),
             }
@@ -137,6 +142,24 @@ impl RedriveRun {
             Some(error) => Err(error.into()),
             None => Ok(()),
         }
+    }
+
+    fn format_outcome(&self, id: &PoisonId, outcome: &RedriveOutcome) -> String {
+        if self.as_json {
+            outcome_to_json(id, outcome).to_string()
+        } else {
+            escape_for_terminal(&format!("{id}: {}", describe_outcome(outcome)))
+        }
+    }
+
+    /// Prints the sums, which the lines of JSON already contain.
+    fn print_counts(&self) -> io::Result<()> {
+        if self.counts.records == 0 {
+            print_remark("No poison records.");
+        } else if !self.as_json {
+            self.counts.print()?;
+        }
+        Ok(())
     }
 
     async fn redrive_record(
@@ -193,11 +216,7 @@ impl RedriveCounts {
         }
     }
 
-    fn print(&self) -> std::io::Result<()> {
-        if self.records == 0 {
-            print_remark("No poison records.");
-            return Ok(());
-        }
+    fn print(&self) -> io::Result<()> {
         let hint = if self.due_deliveries > 0 {
             " The sweep sends them, usually within a minute, five events per second."
         } else {
@@ -249,6 +268,39 @@ fn describe_outcome(outcome: &RedriveOutcome) -> String {
             webhook.id, webhook.account
         ),
         RedriveOutcome::StillPoison { reason, .. } => format!("still poison: {reason}"),
+    }
+}
+
+fn outcome_to_json(id: &PoisonId, outcome: &RedriveOutcome) -> Value {
+    let id = id.to_string();
+    match outcome {
+        RedriveOutcome::Redriven {
+            event,
+            recorded,
+            already_recorded,
+        } => json!({
+            "id": id,
+            "outcome": "redriven",
+            "event_id": event.id.as_str(),
+            "event": event.outcome.event_type().as_str(),
+            "account": event.account.as_str(),
+            "task_id": event.task_id,
+            "recorded": recorded,
+            "already_recorded": already_recorded,
+        }),
+        RedriveOutcome::NotAnEvent => json!({ "id": id, "outcome": "not_an_event" }),
+        RedriveOutcome::WebhookResumed(webhook) => json!({
+            "id": id,
+            "outcome": "webhook_resumed",
+            "account": webhook.account.as_str(),
+            "webhook_id": webhook.id.get(),
+        }),
+        RedriveOutcome::StillPoison { reason, recorded } => json!({
+            "id": id,
+            "outcome": "still_poison",
+            "reason": reason.to_string(),
+            "recorded": recorded,
+        }),
     }
 }
 
