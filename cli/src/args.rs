@@ -3,6 +3,7 @@
 use std::{net::SocketAddr, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand, builder::FalseyValueParser};
+use clap_complete::Shell;
 use ipnet::IpNet;
 use nano_webhooks::store::poison::PoisonId;
 use nano_webhooks_core::{
@@ -17,6 +18,7 @@ use nano_webhooks_core::{
 };
 
 use crate::{
+    examples,
     job_data::JobData,
     value_parsers::{
         HiddenValue, parse_day, parse_delay, parse_endpoint, parse_event_id, parse_event_type,
@@ -27,6 +29,9 @@ use crate::{
 /// The embedded engine of a `serve` with default options.
 pub const DEFAULT_DYNAMODB_ENDPOINT: &str = "http://127.0.0.1:8000";
 
+/// The help is wrapped at this width, or at that of the terminal if it is narrower.
+const HELP_WIDTH: usize = 100;
+
 /// Webhooks for finished jobs: local service and operator commands
 ///
 /// Without a command, `serve` runs. Its options may follow directly, as in
@@ -34,6 +39,8 @@ pub const DEFAULT_DYNAMODB_ENDPOINT: &str = "http://127.0.0.1:8000";
 #[derive(Parser)]
 #[command(
     version,
+    max_term_width = HELP_WIDTH,
+    after_help = examples::PROGRAM,
     override_usage = "nano-webhooks [COMMAND]\n       nano-webhooks [OPTIONS OF serve]"
 )]
 pub struct Cli {
@@ -44,10 +51,12 @@ pub struct Cli {
 #[derive(Subcommand)]
 pub enum Command {
     /// Run the service on this machine (the default command)
+    #[command(after_help = examples::SERVE)]
     Serve(ServeArgs),
     /// Complete a job and show the signed webhook that its subscriber receives
     Demo,
     /// Run a receiver for development: print each request and verify its signatures
+    #[command(after_help = examples::LISTEN)]
     Listen(ListenArgs),
     /// Create, list and revoke API keys
     #[command(subcommand)]
@@ -78,7 +87,11 @@ pub enum Command {
     ///
     /// With --account: each webhook of the account, the health of its endpoint, and its pending,
     /// paused and failed deliveries, counted in the index `by_state` (at most 10,000 of each).
+    #[command(after_help = examples::STATS)]
     Stats(StatsArgs),
+    /// Print the completion script of a shell
+    #[command(after_help = examples::COMPLETIONS)]
+    Completions(CompletionsArgs),
 }
 
 impl Command {
@@ -86,7 +99,7 @@ impl Command {
     /// or none.
     pub fn tables(&self) -> Option<&TablesArgs> {
         match self {
-            Self::Serve(_) | Self::Demo | Self::Listen(_) => None,
+            Self::Serve(_) | Self::Demo | Self::Listen(_) | Self::Completions(_) => None,
             Self::Keys(command) => Some(command.tables()),
             Self::Job(JobCommand::Complete(args) | JobCommand::Fail(args)) => Some(&args.tables),
             Self::Secrets(SecretsCommand::ReEncrypt(args)) => Some(&args.tables),
@@ -207,10 +220,13 @@ pub struct TablesArgs {
 #[derive(Subcommand, Clone)]
 pub enum KeysCommand {
     /// Create an API key and print it once
+    #[command(after_help = examples::CREATE_KEY)]
     Create(CreateKeyArgs),
     /// List the API keys of an account, newest first
+    #[command(after_help = examples::LIST_KEYS)]
     List(ListKeysArgs),
     /// Revoke an API key at once
+    #[command(after_help = examples::REVOKE_KEY)]
     Revoke(RevokeKeyArgs),
 }
 
@@ -272,6 +288,7 @@ pub enum SecretsCommand {
     ///
     /// Run it after secrets were stored without a data key, and after a new data key was created.
     /// Secrets that are already encrypted with the newest data key do not change.
+    #[command(after_help = examples::RE_ENCRYPT)]
     ReEncrypt(ReEncryptArgs),
 }
 
@@ -296,8 +313,10 @@ pub struct ReEncryptArgs {
 #[derive(Subcommand, Clone)]
 pub enum JobCommand {
     /// Write a completed job
+    #[command(after_help = examples::JOB)]
     Complete(JobArgs),
     /// Write a failed job
+    #[command(after_help = examples::JOB)]
     Fail(JobArgs),
 }
 
@@ -327,6 +346,7 @@ pub struct JobArgs {
 #[derive(Subcommand, Clone)]
 pub enum PoisonCommand {
     /// List poison records, newest day first
+    #[command(after_help = examples::LIST_POISON)]
     List(ListPoisonArgs),
     /// Read poison records again and create the events of those that are valid now
     ///
@@ -335,6 +355,7 @@ pub enum PoisonCommand {
     /// uses the image that was stored with the record. It records a delivery for each subscribed
     /// webhook that has none for the event. The sweep sends these deliveries, usually within a
     /// minute. Records that are still invalid stay, and the exit status is 1.
+    #[command(after_help = examples::REDRIVE_POISON)]
     Redrive(RedrivePoisonArgs),
 }
 
@@ -394,11 +415,14 @@ pub struct RedrivePoisonArgs {
 #[derive(Subcommand, Clone)]
 pub enum DeliveriesCommand {
     /// List the deliveries of an account, newest first
+    #[command(after_help = examples::LIST_DELIVERIES)]
     List(ListDeliveriesArgs),
     /// Show one delivery: payload, attempts and next step
+    #[command(after_help = examples::SHOW_DELIVERY)]
     Show(ShowDeliveryArgs),
     /// Make the next attempt of a delivery due now; the next sweep sends it, usually within a
     /// minute
+    #[command(after_help = examples::RETRY_DELIVERY)]
     Retry(RetryDeliveryArgs),
 }
 
@@ -486,4 +510,11 @@ pub struct StatsArgs {
     pub json: bool,
     #[command(flatten)]
     pub tables: TablesArgs,
+}
+
+/// Options of `completions`.
+#[derive(Args, Clone)]
+pub struct CompletionsArgs {
+    /// Shell that the script is for
+    pub shell: Shell,
 }

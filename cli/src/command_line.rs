@@ -68,7 +68,7 @@ fn names_flag(arg: &OsString, flag: &str) -> bool {
 }
 
 /// Inserts `serve` if the arguments name no command and ask neither for help nor for the version.
-fn default_to_serve(mut args: Vec<OsString>) -> Vec<OsString> {
+pub fn default_to_serve(mut args: Vec<OsString>) -> Vec<OsString> {
     let is_serve = match args.get(1) {
         None => true,
         Some(first) => {

@@ -1,5 +1,6 @@
 //! The commands, one file for each.
 
+mod completions;
 mod deliveries;
 mod demo;
 mod job;
@@ -44,5 +45,6 @@ async fn run_subcommand(command: Command) -> anyhow::Result<()> {
         Command::Deliveries(DeliveriesCommand::Show(args)) => deliveries::show(args).await,
         Command::Deliveries(DeliveriesCommand::Retry(args)) => deliveries::retry(args).await,
         Command::Stats(args) => stats::run(args).await,
+        Command::Completions(args) => completions::print(&args),
     }
 }

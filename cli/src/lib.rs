@@ -8,6 +8,7 @@ mod command_line;
 mod commands;
 mod dev_server;
 pub mod embedded_dynamodb;
+mod examples;
 mod http_server;
 mod invocation;
 mod job_data;

@@ -72,6 +72,7 @@ fn closed_pipe_ends_command_silently() {
         &["listen", "--port", "0"],
         &["--help"],
         &["--version"],
+        &["completions", "bash"],
     ];
     for args in commands {
         let (reader, writer) = std::io::pipe().unwrap();
@@ -79,6 +80,31 @@ fn closed_pipe_ends_command_silently() {
         let output = binary().args(args).stdout(writer).output().unwrap();
         assert_eq!(stderr(&output), "", "{args:?}");
         assert!(output.status.success(), "{args:?}: {}", output.status);
+    }
+}
+
+#[test]
+fn completions_name_commands() {
+    for shell in ["bash", "elvish", "fish", "powershell", "zsh"] {
+        let output = binary().args(["completions", shell]).output().unwrap();
+        let script = String::from_utf8(output.stdout).unwrap();
+        assert!(output.status.success(), "{shell}");
+        for name in ["nano-webhooks", "deliveries", "in-memory"] {
+            assert!(script.contains(name), "{shell}: {name}");
+        }
+    }
+}
+
+/// Lines of help fit into 100 columns.
+#[test]
+fn help_is_wrapped() {
+    for args in [&["--help"][..], &["serve", "--help"], &["stats", "--help"]] {
+        let output = binary().args(args).output().unwrap();
+        let help = String::from_utf8(output.stdout).unwrap();
+        assert!(help.contains("Example"), "{help}");
+        for line in help.lines() {
+            assert!(line.chars().count() <= 100, "{line}");
+        }
     }
 }
 
