@@ -165,7 +165,7 @@ def test_poison_list_shows_records(own_service, operate):
     """The list shows reason, job and stream of each record, escapes control characters, and takes a
     day.
     """
-    odd_task = "odd\x1b[2J"
+    odd_task = "odd\x1b[2J\u009b2J\u202e"
     own_service.put_job(odd_task, "a", data={"S": "{}"})
     own_service.put_job("large", "a", account_id=None, data={"M": {"text": {"S": "x" * 270_000}}})
     odd, large = operate.wait_for_poison(odd_task, "large")
@@ -183,7 +183,9 @@ def test_poison_list_shows_records(own_service, operate):
     assert odd_row[reason:].startswith("`data`: expected a map (M)")
     assert large_row[subject:].startswith("task_id=large ")
     assert "not stored, too large" in large_row[reason:]
-    assert "\x1b" not in listed and r"task_id=odd\u{1b}[2J" in listed
+    assert r"task_id=odd\u{1b}[2J\u{9b}2J\u{202e}" in listed
+    listed_json = operate("poison", "list", "--json").stdout
+    assert not set("\x1b\u009b\u202e") & set(listed + listed_json)
     assert operate("poison", "list", "--day", "2024-12-23").stdout == ""
 
 

@@ -12,6 +12,7 @@ mod examples;
 mod http_server;
 mod invocation;
 mod job_data;
+mod json_line;
 mod limited_http_client;
 mod local_client;
 mod received_request;

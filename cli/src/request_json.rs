@@ -7,9 +7,9 @@ use crate::{
     verify::{RotationRole, SignatureStatus, VerificationReport},
 };
 
-/// Formats a request and the status of its signatures as one line.
-pub fn format_line(request: &ReceivedRequest, report: &VerificationReport) -> String {
-    let line = json!({
+/// The request and the status of its signatures.
+pub fn to_json(request: &ReceivedRequest, report: &VerificationReport) -> Value {
+    json!({
         "method": request.method.as_str(),
         "uri": request.uri.to_string(),
         "headers": headers_to_json(request),
@@ -18,8 +18,7 @@ pub fn format_line(request: &ReceivedRequest, report: &VerificationReport) -> St
         "webhook_signature": signature_to_json(report.standard),
         "rotated_secret": report.rotation.map(describe_role),
         "stale_by_seconds": report.stale_by,
-    });
-    format!("{line}\n")
+    })
 }
 
 /// The headers that `listen` prints, each with its first value.

@@ -49,7 +49,7 @@ pub fn escape_for_terminal(text: &str) -> String {
 }
 
 /// Whether a character is a control character, is invisible, or changes the writing direction.
-fn is_unsafe(character: char) -> bool {
+pub fn is_unsafe(character: char) -> bool {
     character.is_control()
         || matches!(
             character,

@@ -120,6 +120,11 @@ fn malformed_option_is_usage_error() {
         (&["job", "complete", "--data", "[1]"], "--data"),
         (&["serve", "--api-key", "sk-123"], "--api-key"),
         (&["listen", "--secret", "short"], "--secret"),
+        (&["keys"], "Usage: "),
+        (&["keys", "list"], "--account"),
+        (&["completions", "dash"], "dash"),
+        (&["start"], "start"),
+        (&["serve", "--port", "1"], "--port"),
     ] {
         let mut command = binary();
         command.args(args);

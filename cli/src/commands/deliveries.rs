@@ -17,7 +17,10 @@ pub use list::list;
 use serde_json::json;
 
 use super::tables::{load_config, open_store};
-use crate::args::{DeliveryArgs, RetryDeliveryArgs, ShowDeliveryArgs};
+use crate::{
+    args::{DeliveryArgs, RetryDeliveryArgs, ShowDeliveryArgs},
+    json_line::print_json,
+};
 
 pub async fn show(args: ShowDeliveryArgs) -> anyhow::Result<()> {
     let store = open_store(&args.tables).await?;
@@ -25,14 +28,13 @@ pub async fn show(args: ShowDeliveryArgs) -> anyhow::Result<()> {
     let key = &delivery.key;
     let webhooks = store.webhooks();
     let webhook = webhooks.get_record(&key.account, key.webhook).await?;
-    let mut out = std::io::stdout();
     if args.json {
         let response = DeliveryResponse::new(&delivery, webhook.as_ref());
-        writeln!(out, "{}", serde_json::to_string(&response)?)?;
+        print_json(&response)?;
     } else {
         let now = Clock::system().now();
         write!(
-            out,
+            std::io::stdout(),
             "{}",
             format::format_delivery(&delivery, webhook.as_ref(), now)
         )?;
@@ -65,17 +67,16 @@ pub async fn retry(args: RetryDeliveryArgs) -> anyhow::Result<()> {
         bail!("delivery {event} is being attempted; check the result with `deliveries show` first");
     }
     let attempt = delivery.attempt_count + 1;
-    let mut out = std::io::stdout();
     if args.json {
         let due = json!({
             "webhook_id": webhook.get(),
             "event_id": event.as_str(),
             "attempt": attempt,
         });
-        writeln!(out, "{due}")?;
+        print_json(&due)?;
     } else {
         writeln!(
-            out,
+            std::io::stdout(),
             "Attempt {attempt} of {event} to webhook {webhook} is due. The next sweep sends it, \
              usually within a minute."
         )?;

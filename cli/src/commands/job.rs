@@ -8,7 +8,7 @@ use nano_webhooks_core::event::JobOutcome;
 use serde_json::json;
 
 use super::tables::{dynamodb_client, load_jobs_table};
-use crate::args::JobArgs;
+use crate::{args::JobArgs, json_line::print_json};
 
 /// Writes a finished job with one PutItem.
 pub async fn put(args: JobArgs, outcome: JobOutcome) -> anyhow::Result<()> {
@@ -33,17 +33,16 @@ pub async fn put(args: JobArgs, outcome: JobOutcome) -> anyhow::Result<()> {
         .await
         .map_err(store::Error::from)?;
     let status = outcome.as_str();
-    let mut out = std::io::stdout();
     if args.json {
         let written = json!({
             "task_id": task_id,
             "account": account.as_str(),
             "status": status,
         });
-        writeln!(out, "{written}")?;
+        print_json(&written)?;
     } else {
         writeln!(
-            out,
+            std::io::stdout(),
             "Wrote job {task_id} of account {account} with status {status}."
         )?;
     }

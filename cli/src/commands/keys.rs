@@ -10,6 +10,7 @@ use serde_json::json;
 use super::tables::open_store;
 use crate::{
     args::{CreateKeyArgs, ListKeysArgs, RevokeKeyArgs},
+    json_line::print_json,
     table::Table,
     terminal::{format_relative, print_remark},
 };
@@ -22,12 +23,11 @@ pub async fn create(args: CreateKeyArgs) -> anyhow::Result<()> {
         .api_keys()
         .insert(&account, &key, Clock::system().now())
         .await?;
-    let mut out = std::io::stdout();
     if args.json {
         let created = json!({ "account": account.as_str(), "api_key": key.expose() });
-        writeln!(out, "{created}")?;
+        print_json(&created)?;
     } else {
-        writeln!(out, "{}", key.expose())?;
+        writeln!(std::io::stdout(), "{}", key.expose())?;
         print_remark("Save this key. Only its hash is stored, so it cannot be shown again.");
     }
     Ok(())
@@ -39,7 +39,7 @@ pub async fn list(args: ListKeysArgs) -> anyhow::Result<()> {
     // The store sorts by prefix, and a stable sort keeps that order for equal times.
     keys.sort_by_key(|key| Reverse(key.created_at));
     if args.json {
-        return print_json(keys);
+        return print_lines(keys);
     }
     if keys.is_empty() {
         print_remark(format_args!("Account {} has no API keys.", args.account));
@@ -56,15 +56,14 @@ pub async fn list(args: ListKeysArgs) -> anyhow::Result<()> {
     Ok(table.print()?)
 }
 
-fn print_json(keys: Vec<ApiKeySummary>) -> anyhow::Result<()> {
-    let mut out = std::io::stdout();
+fn print_lines(keys: Vec<ApiKeySummary>) -> anyhow::Result<()> {
     for key in keys {
         let row = json!({
             "prefix": key.prefix,
             "created_at": key.created_at.to_rfc3339(),
             "last_used_on": key.last_used_on,
         });
-        writeln!(out, "{row}")?;
+        print_json(&row)?;
     }
     Ok(())
 }
@@ -81,12 +80,11 @@ pub async fn revoke(args: RevokeKeyArgs) -> anyhow::Result<()> {
     if !outcome.is_applied() {
         bail!("account {account} has no key {prefix}…; list its keys with `keys list`");
     }
-    let mut out = std::io::stdout();
     if args.json {
         let revoked = json!({ "account": account.as_str(), "prefix": prefix });
-        writeln!(out, "{revoked}")?;
+        print_json(&revoked)?;
     } else {
-        writeln!(out, "Revoked {prefix}…")?;
+        writeln!(std::io::stdout(), "Revoked {prefix}…")?;
     }
     Ok(())
 }

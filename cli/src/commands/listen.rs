@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     args::ListenArgs,
     http_server::{bind, shutdown_signal},
+    json_line::print_json,
     received_request::ReceivedRequest,
     request_json,
 };
@@ -55,7 +56,7 @@ pub async fn run(args: ListenArgs) -> anyhow::Result<()> {
 fn print_ready(address: SocketAddr, state: &ListenState) -> io::Result<()> {
     let url = format!("http://{address}/");
     if state.as_json {
-        return writeln!(io::stdout(), "{}", json!({ "url": url }));
+        return print_json(&json!({ "url": url }));
     }
     let signatures = match state.secret {
         Some(_) => "Signatures are verified.",
@@ -71,7 +72,7 @@ fn print_ready(address: SocketAddr, state: &ListenState) -> io::Result<()> {
 async fn receive(State(state): State<ListenState>, request: ReceivedRequest) -> StatusCode {
     let report = request.verify(state.secret.as_ref(), state.clock.now());
     let printed = if state.as_json {
-        io::stdout().write_all(request_json::format_line(&request, &report).as_bytes())
+        print_json(&request_json::to_json(&request, &report))
     } else {
         write!(anstream::stdout(), "\n{}", request.format(&report))
     };

@@ -23,6 +23,7 @@ use super::{
 use crate::{
     args::ReEncryptArgs,
     dev_server::load_secrets_key,
+    json_line::print_json,
     terminal::{pluralize, print_remark},
 };
 
@@ -46,16 +47,15 @@ pub async fn re_encrypt(args: ReEncryptArgs) -> anyhow::Result<()> {
             pluralize_webhooks(total.conflicted)
         );
     }
-    let mut out = std::io::stdout();
     if args.json {
         let counts = json!({
             "re_encrypted": total.reencrypted,
             "unchanged": total.unchanged,
         });
-        writeln!(out, "{counts}")?;
+        print_json(&counts)?;
     } else {
         writeln!(
-            out,
+            std::io::stdout(),
             "Re-encrypted the secrets of {re_encrypted}; {} needed no change.",
             total.unchanged
         )?;

@@ -9,6 +9,7 @@ use crate::{
     dev_server::{DEMO_ACCOUNT, DevServer},
     http_server::shutdown_signal,
     invocation::command_prefix,
+    json_line::print_json,
 };
 
 /// Runs the service until Ctrl-C or SIGTERM.
@@ -17,7 +18,7 @@ pub async fn run(args: ServeArgs) -> anyhow::Result<()> {
     let data_dir = (!args.in_memory).then(|| args.data_dir.clone());
     let mut server = DevServer::start(args).await?;
     if json {
-        print_json(&server)?;
+        print_ready(&server)?;
     } else {
         print_welcome(&server, data_dir.as_deref())?;
     }
@@ -29,7 +30,7 @@ pub async fn run(args: ServeArgs) -> anyhow::Result<()> {
     result
 }
 
-fn print_json(server: &DevServer) -> std::io::Result<()> {
+fn print_ready(server: &DevServer) -> std::io::Result<()> {
     let ready = json!({
         "api": format!("http://{}", server.api),
         "dynamodb": server.dynamodb_endpoint,
@@ -41,7 +42,7 @@ fn print_json(server: &DevServer) -> std::io::Result<()> {
             "deliveries": server.tables.deliveries,
         },
     });
-    writeln!(std::io::stdout(), "{ready}")
+    print_json(&ready)
 }
 
 fn print_welcome(server: &DevServer, data_dir: Option<&Path>) -> std::io::Result<()> {

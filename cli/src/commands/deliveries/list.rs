@@ -1,6 +1,6 @@
 //! `deliveries list`: the newest deliveries of an account.
 
-use std::{cmp::Reverse, io::Write, sync::Arc};
+use std::{cmp::Reverse, sync::Arc};
 
 use anyhow::ensure;
 use nano_webhooks::{
@@ -19,7 +19,10 @@ use nano_webhooks_core::{
 use serde::Serialize;
 
 use super::table::{ListedDelivery, print_table};
-use crate::{args::ListDeliveriesArgs, commands::tables::open_store, terminal::print_remark};
+use crate::{
+    args::ListDeliveriesArgs, commands::tables::open_store, json_line::print_json,
+    terminal::print_remark,
+};
 
 /// How many pages of a webhook's log are read at most. A page reads 500 items, and filters may
 /// leave few of them.
@@ -81,7 +84,7 @@ pub async fn list(args: ListDeliveriesArgs) -> anyhow::Result<()> {
     });
     deliveries.truncate(args.limit);
     if args.json {
-        print_json(deliveries)?;
+        print_lines(deliveries)?;
     } else {
         print_table(&deliveries, Clock::system().now())?;
     }
@@ -91,14 +94,13 @@ pub async fn list(args: ListDeliveriesArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn print_json(deliveries: Vec<ListedDelivery>) -> anyhow::Result<()> {
-    let mut out = std::io::stdout();
+fn print_lines(deliveries: Vec<ListedDelivery>) -> anyhow::Result<()> {
     for delivery in deliveries {
         let json = ListedDeliveryJson {
             webhook_id: delivery.webhook.get(),
             summary: DeliverySummaryResponse::new(delivery.summary, delivery.record.as_deref()),
         };
-        writeln!(out, "{}", serde_json::to_string(&json)?)?;
+        print_json(&json)?;
     }
     Ok(())
 }

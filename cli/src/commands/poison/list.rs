@@ -1,7 +1,5 @@
 //! `poison list`: prints poison records.
 
-use std::io::Write;
-
 use nano_webhooks::{clock::Clock, store::poison::PoisonRecord};
 use nano_webhooks_core::timestamp::Timestamp;
 use serde_json::{Map, Value, json};
@@ -10,6 +8,7 @@ use super::paging::{PAGE_SIZE, days_to_list};
 use crate::{
     args::ListPoisonArgs,
     commands::tables::{load_config, open_store},
+    json_line::print_json,
     table::Table,
     terminal::{format_relative, print_remark},
 };
@@ -18,7 +17,6 @@ pub async fn list(args: ListPoisonArgs) -> anyhow::Result<()> {
     let store = open_store(&args.tables).await?;
     let retention = load_config(&args.tables)?.retention;
     let now = Clock::system().now();
-    let mut out = std::io::stdout();
     let mut table = Table::new(["ID", "STORED", "SUBJECT", "REASON"]);
     let mut is_empty = true;
     for day in days_to_list(args.day, now, retention) {
@@ -28,7 +26,7 @@ pub async fn list(args: ListPoisonArgs) -> anyhow::Result<()> {
             for record in &page.records {
                 is_empty = false;
                 if args.json {
-                    writeln!(out, "{}", to_json(record))?;
+                    print_json(&to_json(record))?;
                 } else {
                     table.add_row(format_row(record, now));
                 }

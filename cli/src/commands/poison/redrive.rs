@@ -27,6 +27,7 @@ use crate::{
         progress::{start_progress, start_unbounded_progress},
         tables::{find_jobs_table, load_config, open_store},
     },
+    json_line::print_json,
     terminal::{escape_for_terminal, pluralize, print_remark},
 };
 
@@ -132,8 +133,8 @@ impl RedriveRun {
             match result {
                 Ok(outcome) => {
                     self.counts.add(&outcome);
-                    let line = self.format_outcome(&records[index].id(), &outcome);
-                    progress.suspend(|| writeln!(std::io::stdout(), "{line}"))?;
+                    let id = records[index].id();
+                    progress.suspend(|| self.print_outcome(&id, &outcome))?;
                 }
                 Err(error) => last_error = Some(error),
             }
@@ -144,12 +145,12 @@ impl RedriveRun {
         }
     }
 
-    fn format_outcome(&self, id: &PoisonId, outcome: &RedriveOutcome) -> String {
+    fn print_outcome(&self, id: &PoisonId, outcome: &RedriveOutcome) -> io::Result<()> {
         if self.as_json {
-            outcome_to_json(id, outcome).to_string()
-        } else {
-            escape_for_terminal(&format!("{id}: {}", describe_outcome(outcome)))
+            return print_json(&outcome_to_json(id, outcome));
         }
+        let line = format!("{id}: {}", describe_outcome(outcome));
+        writeln!(io::stdout(), "{}", escape_for_terminal(&line))
     }
 
     /// Prints the sums, which the lines of JSON already contain.

@@ -1,6 +1,6 @@
 //! `stats --account`: the webhooks of an account.
 
-use std::io::{self, Write};
+use std::io;
 
 use anstyle::{AnsiColor, Style};
 use anyhow::ensure;
@@ -22,6 +22,7 @@ use super::count::Count;
 use crate::{
     args::TablesArgs,
     commands::{progress::start_progress, tables::open_store},
+    json_line::print_json,
     table::Table,
     terminal::{format_relative, pluralize, print_remark},
 };
@@ -48,9 +49,8 @@ pub async fn print(account: &AccountId, tables: &TablesArgs, as_json: bool) -> a
     let webhooks = readable.into_iter().flatten().collect();
     let stats = load_stats(&store, account, webhooks, now).await?;
     if as_json {
-        let mut out = std::io::stdout();
         for webhook_stats in stats {
-            writeln!(out, "{}", webhook_stats.to_json())?;
+            print_json(&webhook_stats.to_json())?;
         }
     } else {
         print_table(&stats, now)?;

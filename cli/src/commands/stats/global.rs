@@ -30,6 +30,7 @@ use crate::{
         progress::start_progress,
         tables::{load_config, open_store},
     },
+    json_line::print_json,
     terminal::{escape_for_terminal, format_relative},
 };
 
@@ -76,11 +77,10 @@ pub async fn print(tables: &TablesArgs, as_json: bool) -> anyhow::Result<()> {
     let now = Clock::system().now();
     let retention = load_config(tables)?.retention;
     let stats = GlobalStats::load(&store, now, retention).await?;
-    let mut out = std::io::stdout();
     if as_json {
-        writeln!(out, "{}", stats.to_json())?;
+        print_json(&stats.to_json())?;
     } else {
-        stats.write(&mut out, now)?;
+        stats.write(&mut std::io::stdout(), now)?;
     }
     Ok(())
 }
