@@ -490,7 +490,7 @@ mod tests {
             ("there.example.", Address("192.0.2.2"), EMPTY),
         ])
         .await;
-        let hosts = b"# caf\xe9\n127.0.0.2 here.example here\n::1 Six\n127.0.0.3 here.example\n";
+        let hosts = b"# \xe9\n127.0.0.2 here.example here\n::1 Six\n127.0.0.3 here.example\n";
         let resolver = configuration(hosts, &[], &[&server]);
         for (name, expected) in [
             ("here.example", found(&["127.0.0.2", "127.0.0.3"])),
