@@ -68,7 +68,7 @@ impl Future for RunningLookup {
 
 impl Resolver {
     /// Makes a resolver that looks names up as the system does, at most `max_lookups` at the same
-    /// time and at most [`MAX_LOOKUPS`].
+    /// time and at most 32.
     pub fn system(max_lookups: usize) -> Self {
         let system = Arc::new(SystemResolver::new());
         let lookup: Lookup = Arc::new(move |name| {
