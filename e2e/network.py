@@ -96,7 +96,7 @@ class Dns:
             family = socket.AF_INET6 if ":" in address else socket.AF_INET
             if DNS_TYPES.get(record_type) == family:
                 data = socket.inet_pton(family, address)
-                # The name of the record is that of the question.
+                # A record points to the name of the question.
                 records += b"\xc0\x0c" + DNS_RECORD.pack(record_type, 1, 300, len(data)) + data
                 count += 1
         flags = DNS_FOUND if addresses else DNS_MISSING

@@ -29,7 +29,7 @@ use crate::{
 /// The embedded engine of a `serve` with default options.
 pub const DEFAULT_DYNAMODB_ENDPOINT: &str = "http://127.0.0.1:8000";
 
-/// The help is wrapped at this width, or at that of the terminal if it is narrower.
+/// The help is wrapped at this width, or at the width of a narrower terminal.
 const HELP_WIDTH: usize = 100;
 
 /// Webhooks for finished jobs: local service and operator commands

@@ -277,7 +277,7 @@ fn add_forms(parts: &mut Vec<String>, text: &str) {
     parts.push(text.to_owned());
 }
 
-/// Escapes what is not unreserved in URLs (RFC 3986, section 2.3).
+/// Percent-encodes all but the unreserved characters of URLs (RFC 3986, section 2.3).
 fn percent_encode(text: &str) -> String {
     let mut encoded = String::new();
     for byte in text.bytes() {

@@ -268,7 +268,7 @@ fn classify(error: &NetError) -> ExchangeError {
     }
 }
 
-/// The domains in which a name is searched: those of the configuration, or else that of the
+/// The domains in which a name is searched: the configured ones, or else the domain of this
 /// machine.
 fn search_domains(config: &ResolverConfig) -> Vec<Name> {
     match config.search() {

@@ -230,7 +230,7 @@ async fn assert_hidden(tables: &TestTables, texts: &[&str]) {
     }
 }
 
-/// A webhook whose endpoint rejects and repeats its headers, another one that hears of it, and the
+/// A webhook whose endpoint rejects and repeats its headers, one that is notified of it, and the
 /// responses of the API.
 struct Scenario {
     app: TestApp,
